@@ -1,0 +1,1 @@
+"""From files to batches of uint8 images on the training device."""
