@@ -1,0 +1,169 @@
+"""Backbones and projectors. Parameter names are torchvision's, so weights load there unchanged.
+
+The ResNet is torchvision's with three choices it does not offer: a small-image stem, a width factor and any number
+of stages. N images (views times batch), C channels, H W pixels, F features, D embedding dimensions.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+def conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut (He et al. 2015, ResNet-18 and -34)."""
+
+    expansion = 1
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = conv3x3(inputs, width, stride)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = conv3x3(width, width)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = shortcut(inputs, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        out: Tensor = self.relu(y + (x if self.downsample is None else self.downsample(x)))
+        return out
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 convolutions and a shortcut; the stride sits on the 3x3 (torchvision's ResNet-50 v1.5)."""
+
+    expansion = 4
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = conv3x3(width, width, stride)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, width * 4, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(width * 4)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = shortcut(inputs, width * 4, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        out: Tensor = self.relu(y + (x if self.downsample is None else self.downsample(x)))
+        return out
+
+
+def shortcut(inputs: int, outputs: int, stride: int) -> nn.Module | None:
+    if stride == 1 and inputs == outputs:
+        return None
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs))
+
+
+class ResNet(nn.Module):
+    """A ResNet without its classifier: images (N, C, H, W) to pooled features (N, F).
+
+    Args:
+        block: BasicBlock or Bottleneck.
+        depths: blocks in each stage.
+        widths: channels of each stage before the block's expansion; the stem has the first of them.
+        stem: "imagenet" (7x7 stride 2, then max-pool), "cifar" (3x3 stride 1, no pool) or "patch2" (2x2 stride 2).
+        in_channels: C.
+    """
+
+    def __init__(
+        self,
+        block: type[BasicBlock] | type[Bottleneck],
+        *,
+        depths: Sequence[int],
+        widths: Sequence[int],
+        stem: str,
+        in_channels: int,
+    ) -> None:
+        super().__init__()
+        kernel, stride, padding = {"imagenet": (7, 2, 3), "cifar": (3, 1, 1), "patch2": (2, 2, 0)}[stem]
+        self.conv1 = nn.Conv2d(in_channels, widths[0], kernel, stride=stride, padding=padding, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if stem == "imagenet" else nn.Identity()
+        inputs = widths[0]
+        self.stages = [f"layer{i + 1}" for i in range(len(depths))]
+        for i, (name, depth, width) in enumerate(zip(self.stages, depths, widths, strict=True)):
+            blocks = []
+            for j in range(depth):
+                blocks.append(block(inputs, width, stride=2 if i > 0 and j == 0 else 1))
+                inputs = width * block.expansion
+            self.add_module(name, nn.Sequential(*blocks))
+        self.features_dim = inputs
+        self.apply(initialise)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        for name in self.stages:
+            x = getattr(self, name)(x)
+        return x.mean(dim=(2, 3))
+
+
+def initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+RESNETS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...], tuple[int, ...]]] = {
+    "resnet_tiny": (BasicBlock, (1, 1, 1), (32, 64, 128)),
+    "resnet_small": (BasicBlock, (1, 1, 1), (64, 128, 256)),
+    "resnet18": (BasicBlock, (2, 2, 2, 2), (64, 128, 256, 512)),
+    "resnet34": (BasicBlock, (3, 4, 6, 3), (64, 128, 256, 512)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3), (64, 128, 256, 512)),
+}
+
+
+def backbone(name: str, *, stem: str, width: float = 1.0, in_channels: int = 3) -> ResNet:
+    """A randomly initialised backbone by name.
+
+    Args:
+        name: a key of RESNETS.
+        stem: see ResNet.
+        width: factor on every stage's channels, rounded to multiples of 8.
+        in_channels: C of the images.
+    """
+    block, depths, widths = RESNETS[name]
+    scaled = [max(8, round(channels * width / 8) * 8) for channels in widths]
+    return ResNet(block, depths=depths, widths=scaled, stem=stem, in_channels=in_channels)
+
+
+def projector(features_dim: int, *, widths: Sequence[int]) -> nn.Module:
+    """Features (N, F) to embeddings (N, D): Linear - BatchNorm - ReLU for each hidden width, then Linear.
+
+    Linear layers before a norm carry no bias (the norm would remove it). Empty `widths` gives the identity.
+
+    Args:
+        features_dim: F.
+        widths: output width of each linear layer; the last is D.
+    """
+    layers: list[nn.Module] = []
+    inputs = features_dim
+    for hidden in widths[:-1]:
+        layers += [nn.Linear(inputs, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True)]
+        inputs = hidden
+    layers += [nn.Linear(inputs, width) for width in widths[-1:]]
+    return nn.Sequential(*layers) if layers else nn.Identity()
+
+
+def parameter_count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@torch.no_grad()
+def feature_shape(module: nn.Module, *, side_px: int, in_channels: int) -> tuple[int, ...]:
+    """Shape of the features of one image, found by running it; leaves batch statistics alone."""
+    training = module.training
+    module.eval()
+    shape = tuple(module(torch.zeros(1, in_channels, side_px, side_px)).shape[1:])
+    module.train(training)
+    return shape

@@ -1,0 +1,200 @@
+"""Recipes from YAML, dictionaries and `-s section.key=value`; every problem told at once, in words."""
+
+import difflib
+import importlib.resources
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from fastssl.errors import UserError
+from fastssl.recipe.presets import ViewTableError, view_table
+from fastssl.recipe.schema import BarlowTwins, Recipe, VicReg, ViewSpec
+
+MAX_BYTES = 1 << 20
+MAX_DEPTH = 16
+
+
+def load(recipe: "Recipe | Mapping[str, Any] | str | Path", overrides: Iterable[str] = ()) -> Recipe:
+    """A validated recipe.
+
+    Args:
+        recipe: a Recipe, a mapping, or the path of a YAML file (a shipped recipe's name works from any folder).
+        overrides: texts of the form "section.key=value", the value being YAML.
+
+    Raises:
+        UserError: naming every problem at once.
+    """
+    origin = "the recipe"
+    if isinstance(recipe, Recipe):
+        tree: Any = recipe.model_dump(mode="json")
+    elif isinstance(recipe, Mapping):
+        tree = {**recipe}
+    else:
+        path = find(Path(recipe))
+        origin, tree = str(recipe), parse(path)
+        if isinstance(tree, dict):
+            tree.setdefault("name", path.stem)
+    if not isinstance(tree, dict):
+        raise UserError(
+            f"{origin} is not a recipe: its top level is not a mapping of sections.",
+            "Start from `fastssl recipes`.",
+        )
+    for override in overrides:
+        tree = apply_override(tree, override)
+    return validate(tree, origin)
+
+
+def find(path: Path) -> Path:
+    """The file itself, else the shipped recipe of that name."""
+    if path.is_file():
+        return path
+    named = {p.name: p for p in shipped()}
+    found = named.get(path.name) or named.get(path.name + ".yaml")
+    if found is None:
+        near = difflib.get_close_matches(path.stem, [p.removesuffix(".yaml") for p in named], n=1)
+        hint = (
+            f"Did you mean recipes/{near[0]}.yaml?"
+            if near
+            else "Give a YAML file, or one of: " + ", ".join(sorted(named)) + "."
+        )
+        raise UserError(f"There is no recipe {path}.", hint)
+    return found
+
+
+def shipped() -> list[Path]:
+    """The recipes that come with fastssl, from the installed package or from the repository."""
+    package = Path(str(importlib.resources.files("fastssl")))
+    for folder in (package / "recipes", package.parent / "recipes"):
+        if folder.is_dir():
+            return sorted(folder.glob("*.yaml"))
+    return []
+
+
+def parse(path: Path) -> Any:
+    """YAML to plain Python, with limits: size, depth, and no aliases (a small file must not grow into a large tree)."""
+    fix = "Write `section:` lines with indented `key: value` lines; `fastssl recipes` lists examples."
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise UserError(f"{path} is larger than {MAX_BYTES} bytes, too large for a recipe.", fix)
+        text = path.read_text(encoding="utf-8")
+        depth = 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH or isinstance(event, yaml.AliasEvent):
+                raise UserError(f"{path} is nested more than {MAX_DEPTH} deep or uses YAML aliases.", fix)
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" (line {where.line + 1})" if where else ""
+        raise UserError(f"{path} is not YAML{line}.", fix) from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.", "Give a readable recipe file.") from error
+
+
+def apply_override(tree: dict[str, Any], override: str) -> dict[str, Any]:
+    """A copy of the tree with one "section.key=value" set."""
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise UserError(
+            f"-s {override!r} is not of the form section.key=value.",
+            "Write for example -s data.batch_size=128.",
+        )
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(
+            f"-s {override!r}: the value is not YAML.", "Quote it, for example -s 'augment.all={hflip_p: 0}'."
+        ) from error
+    *sections, last = key.strip().split(".")
+    result = node = dict(tree)
+    for section in sections:
+        child = node.get(section)
+        node[section] = dict(child) if isinstance(child, dict) else {}
+        node = node[section]
+    node[last] = value
+    return result
+
+
+def validate(tree: dict[str, Any], origin: str) -> Recipe:
+    problems: list[str] = []
+    recipe: Recipe | None = None
+    try:
+        recipe = Recipe.model_validate(tree)
+        view_table(recipe.augment)
+        problems = disagreements(recipe)
+    except ValidationError as error:
+        problems = [sentence(e["loc"], e) for e in error.errors()]
+    except ViewTableError as error:
+        problems = sorted({sentence(place, e) for place, e in error.problems})
+    except RecursionError:
+        problems = ["nested too deep"]
+    if problems:
+        count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise UserError(
+            f"{origin} has {count}: " + "; ".join(problems) + ".",
+            "Correct the fields named, in the file or with -s section.key=value.",
+        )
+    assert recipe is not None
+    return recipe
+
+
+def disagreements(recipe: Recipe) -> list[str]:
+    """Problems that need more than one field to see."""
+    found = []
+    data, augment, optim = recipe.data, recipe.augment, recipe.optim
+    if augment.rows is not None and len(augment.rows) < 2:
+        found.append("augment.rows has fewer than 2 views; the losses compare views, so write at least two")
+    part, rest = divmod(data.batch_size, optim.accumulate_steps)
+    if rest or part < 2:
+        found.append(
+            f"data.batch_size {data.batch_size} does not divide into optim.accumulate_steps {optim.accumulate_steps} "
+            "parts of 2 or more images"
+        )
+    if optim.warmup_epochs > recipe.train.epochs:
+        found.append(f"optim.warmup_epochs {optim.warmup_epochs:g} is longer than train.epochs {recipe.train.epochs}")
+    if not recipe.model.projector and recipe.loss.orthogonality == "auto":
+        found.append("model.projector is empty, so D is not known and loss.orthogonality must be a number")
+    return found
+
+
+def sentence(place: tuple[Any, ...], error: Any) -> str:
+    """One problem in words: the field's name first."""
+    tags = {"barlow_twins", "vicreg"}
+    parts = [str(p) for i, p in enumerate(place) if not (i == 1 and place[0] == "loss" and p in tags)]
+    field = ".".join(parts) or "the recipe"
+    match error["type"]:
+        case "extra_forbidden":
+            near = difflib.get_close_matches(parts[-1], known_keys(parts[:-1]), n=1, cutoff=0.5)
+            return f"{field} is unknown" + (f", did you mean {near[0]}?" if near else "")
+        case "missing":
+            return f"{field} is missing"
+        case "value_error":
+            return f"{field}: {error['msg'].removeprefix('Value error, ')}"
+        case _:
+            return f"{field} is {short(error.get('input'))}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def known_keys(sections: list[str]) -> list[str]:
+    """The keys allowed at a place of the recipe."""
+    if sections and sections[0] == "augment" and len(sections) > 1:
+        return list(ViewSpec.model_fields)
+    if sections == ["loss"]:
+        return sorted({*BarlowTwins.model_fields, *VicReg.model_fields})
+    model: Any = Recipe
+    for section in sections:
+        field = model.model_fields.get(section) if isinstance(model, type) and issubclass(model, BaseModel) else None
+        model = field.annotation if field else None
+    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+
+
+def dump(recipe: Recipe) -> str:
+    """The recipe as YAML that loads to an equal recipe."""
+    return str(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120))

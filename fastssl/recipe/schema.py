@@ -1,0 +1,194 @@
+"""The recipe's schema: the only home of defaults. Units are in the names: _px pixels, _p probability, _pct percent."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+MAX_SIDE_PX = 1024
+MAX_VIEWS = 32
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
+
+
+class Data(Section):
+    """Where images come from. Three files: pretraining, labelled images for the probes, and the test set."""
+
+    source: str | None = Field(
+        None,
+        description="What to convert when `path` is absent: shapes, cifar10, ... or a folder or archive.",
+    )
+    path: Path = Field(description="The .beton file to pretrain on.")
+    split: Literal["train", "test", "unlabelled"] = "train"
+    test_path: Path | None = Field(None, description="The .beton file that the final evaluation uses, once.")
+    test_split: Literal["train", "test"] = "test"
+    probe_path: Path | None = Field(None, description="Labelled images for the probes; `path` itself when absent.")
+    probe_split: Literal["train", "test"] = "train"
+    side_px: Annotated[int, Field(ge=4, le=MAX_SIDE_PX)] | None = Field(
+        None, description="Side to convert to; None keeps sizes."
+    )
+    count: Count | None = Field(None, description="How many images to generate (shapes only).")
+    test_count: Count | None = Field(None, description="How many test images to generate (shapes only).")
+    download: bool = Field(True, description="May the data set be downloaded when it is absent?")
+    val_count: Annotated[int, Field(ge=0)] = Field(
+        0, description="Labelled images held out of training for evaluation."
+    )
+    fraction: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Share of the pretraining images to use.")
+    batch_size: Annotated[int, Field(ge=2)] = Field(256, description="Images (not views) of one step over all ranks.")
+    loader: Literal["auto", "resident", "ffcv", "dali"] = "auto"
+    workers: Annotated[int, Field(ge=0)] = Field(0, description="Threads that convert and decode; 0 is one per core.")
+
+
+class ViewSpec(Section):
+    """One row of the view table. The defaults change nothing but the side length: presets say what to add."""
+
+    side_px: Annotated[int, Field(ge=1, le=MAX_SIDE_PX)] = 32
+    crop: Literal["random_resized", "resize", "pad", "none"] = "resize"
+    area_min: Annotated[float, Field(gt=0, le=1)] = 0.08
+    area_max: Annotated[float, Field(gt=0, le=1)] = 1.0
+    aspect_min: Positive = 3 / 4
+    aspect_max: Positive = 4 / 3
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    pad_px: Annotated[int, Field(ge=0, le=MAX_SIDE_PX)] = 0
+    hflip_p: Probability = 0.0
+    vflip_p: Probability = 0.0
+    quarter_turn_p: Probability = 0.0
+    rotate_p: Probability = 0.0
+    rotate_max_deg: Annotated[float, Field(ge=0, le=180)] = 0.0
+    jitter_p: Probability = 0.0
+    brightness: NonNegative = 0.0
+    contrast: NonNegative = 0.0
+    saturation: NonNegative = 0.0
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    hue_mode: Literal["hsv", "linear"] = "hsv"
+    jitter_order: Literal["fixed", "random"] = "random"
+    gray_p: Probability = 0.0
+    blur_p: Probability = 0.0
+    blur_sigma_min_px: Positive = 0.1
+    blur_sigma_max_px: Annotated[float, Field(gt=0, le=16)] = 2.0
+    solarize_p: Probability = 0.0
+    solarize_threshold: Probability = 0.5
+    posterize_p: Probability = 0.0
+    posterize_bits: Annotated[int, Field(ge=1, le=8)] = 4
+    cutout_p: Probability = 0.0
+    cutout_fraction: Probability = 0.25
+
+    @model_validator(mode="after")
+    def ranges(self) -> Self:
+        for low, high in (
+            ("area_min", "area_max"),
+            ("aspect_min", "aspect_max"),
+            ("blur_sigma_min_px", "blur_sigma_max_px"),
+        ):
+            if getattr(self, low) > getattr(self, high):
+                raise ValueError(
+                    f"{low} {getattr(self, low)} is above {high} {getattr(self, high)}, so the range is empty"
+                )
+        return self
+
+
+class Augment(Section):
+    """The view table: `views` rows of a preset, `all` changed in every row, or `rows` written out."""
+
+    preset: Literal["cifar", "stl", "imagenet", "imagenet_asymmetric", "multicrop", "none"] = "cifar"
+    views: Annotated[int, Field(ge=2, le=MAX_VIEWS)] = Field(
+        2, description="V, views cut from each image in each step."
+    )
+    side_px: Annotated[int, Field(ge=4, le=MAX_SIDE_PX)] = 32
+    small_side_px: Annotated[int, Field(ge=4, le=MAX_SIDE_PX)] | None = Field(
+        None, description="Side of multicrop's small views."
+    )
+    all: dict[str, Any] = Field(default_factory=dict, description="Fields of a row to change in every view.")
+    rows: tuple[dict[str, Any], ...] | None = Field(
+        None, description="One entry a view, each changing fields of the preset's row."
+    )
+    applier: Literal["auto", "torch", "cpu", "cuda"] = "auto"
+
+
+class Model(Section):
+    backbone: str = Field("resnet18", description="resnet_tiny, resnet_small, resnet18, resnet34 or resnet50.")
+    stem: Literal["cifar", "imagenet", "patch2"] = "cifar"
+    width: Annotated[float, Field(gt=0, le=8)] = 1.0
+    projector: tuple[Count, ...] = Field(
+        (256, 256), description="Widths of the projector's linear layers; the last is D."
+    )
+
+
+class BarlowTwins(Section):
+    """Barlow Twins over any number of views (Zbontar et al. 2021; arXiv 2312.10725)."""
+
+    name: Literal["barlow_twins"] = "barlow_twins"
+    orthogonality: Literal["auto"] | Positive = Field(
+        "auto", description="Weight of the off-diagonal terms; auto scales it as c / D."
+    )
+    form: Literal["leave_one_out", "authors"] = "leave_one_out"
+    standardise: Literal["per_view", "joint"] = "per_view"
+    l2_normalise: bool = False
+
+
+class VicReg(Section):
+    """VICReg over any number of views (Bardes et al. 2022)."""
+
+    name: Literal["vicreg"]
+    orthogonality: Literal["auto"] | Positive = Field(
+        "auto", description="Weight of invariance and variance against a covariance weight of 1."
+    )
+
+
+class Optim(Section):
+    name: Literal["adam", "adamw", "sgd", "lars"] = "adamw"
+    lr: Positive = 1e-3
+    weight_decay: NonNegative = 1e-6
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    trust: Positive = 1e-3
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_epochs: NonNegative = 0.0
+    final_fraction: Probability = 0.0
+    clip_norm: Positive | None = None
+    accumulate_steps: Count = 1
+
+
+class Train(Section):
+    epochs: Count
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    channels_last: bool = True
+    compile: bool = False
+    log_every_steps: Count = 10
+    checkpoint_every_epochs: Count = 1
+
+
+class Evaluate(Section):
+    """Probes on frozen features: kNN and ridge while training, and a linear probe on the test set at the end."""
+
+    every_epochs: Annotated[int, Field(ge=0)] = Field(1, description="0 evaluates at the end only.")
+    knn_k: tuple[Count, ...] = (20, 200)
+    max_train: Count | None = Field(
+        None, description="Labelled images the probes learn from while training; None is all."
+    )
+    side_px: Annotated[int, Field(ge=4, le=MAX_SIDE_PX)] | None = Field(
+        None, description="Side of the clean image; None is its own side."
+    )
+    batch_size: Count = 512
+    linear_epochs: Annotated[int, Field(ge=0)] = Field(200, description="0 skips the linear probe.")
+
+
+class Recipe(Section):
+    """Everything that decides a run. Equal recipes, data and machine give equal losses."""
+
+    name: str = "run"
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    data: Data
+    augment: Augment = Augment()
+    model: Model = Model()
+    loss: Annotated[BarlowTwins | VicReg, Field(discriminator="name")] = BarlowTwins()
+    optim: Optim = Optim()
+    train: Train
+    evaluate: Evaluate = Evaluate()
