@@ -58,10 +58,8 @@ def barlow_twins(
     """
     _check(z_VBD)
     with torch.autocast(z_VBD.device.type, enabled=False):
-        z_VBD, count = (
-            _full_precision(z_VBD),
-            all_sum(z_VBD.new_full((), z_VBD.shape[1], dtype=torch.float32)),
-        )
+        z_VBD = _full_precision(z_VBD)
+        count = all_sum(z_VBD.new_full((), z_VBD.shape[1]))
         if l2_normalise:
             z_VBD = _to_sphere(z_VBD)
         z_VBD = _standardise(z_VBD, count, (1,) if standardise == "per_view" else (0, 1), all_sum)
@@ -97,10 +95,8 @@ def vicreg(
     _check(z_VBD)
     V, _, D = z_VBD.shape
     with torch.autocast(z_VBD.device.type, enabled=False):
-        z_VBD, count = (
-            _full_precision(z_VBD),
-            all_sum(z_VBD.new_full((), z_VBD.shape[1], dtype=torch.float32)),
-        )
+        z_VBD = _full_precision(z_VBD)
+        count = all_sum(z_VBD.new_full((), z_VBD.shape[1]))
         free = (count - 1).clamp_min(1)
         near = all_sum((z_VBD - mean_of_others(z_VBD)).square().sum()) / (V * count * D)
         centred_VBD = z_VBD - all_sum(z_VBD.sum(1, keepdim=True)) / count

@@ -1,0 +1,294 @@
+"""How good frozen features are: kNN, ridge in closed form, the linear probe, few labels, intervals.
+
+Pure functions of features already extracted, deterministic; accuracies are top-1 in percent. Whatever has
+to be chosen (ridge's strength, the probe's learning rate) is chosen on a held-out part of train, never on
+test. Formulas and protocol: arXiv 2312.10725 and the kNN of arXiv 1805.01978.
+
+N training images, M test images, F features, C classes, L learning rates, K neighbours.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor
+
+from fastssl.errors import UserError
+
+HELD_OUT_SHARE = 0.1
+# Relative to the mean eigenvalue of the features' second moments, so they suit any scale of features.
+RIDGE_STRENGTHS = tuple(10.0**p for p in range(-6, 3))
+CHUNK_ROWS = 256
+
+
+def extract(
+    embed: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """Features and labels of every image, the last short batch included.
+
+    Args:
+        embed: images to features (B, F); puts the network into evaluation mode itself.
+        batches: pairs of images and int64 labels (B,).
+
+    Returns:
+        features_NF float32 and labels_N int64, on the device the batches came on.
+    """
+    with torch.inference_mode():
+        pairs = [(embed(images).float(), labels) for images, labels in batches]
+    return torch.cat([f for f, _ in pairs]).clone(), torch.cat([y for _, y in pairs]).clone()
+
+
+def knn(
+    train_NF: Tensor,
+    train_labels_N: Tensor,
+    test_MF: Tensor,
+    test_labels_M: Tensor,
+    *,
+    ks: Sequence[int] = (20, 200),
+    temperature: float = 0.07,
+) -> dict[str, float]:
+    """Accuracy of the weighted vote of the k nearest training images, {"knn20_pct": ..., "knn200_pct": ...}.
+
+    Args:
+        train_NF, test_MF: features, any float dtype, one device.
+        train_labels_N, test_labels_M: int64 classes, none missing.
+        ks: neighbours that vote; more than N means all N.
+        temperature: a neighbour at cosine s weighs exp(s / temperature), > 0.
+    """
+    check(train_NF, train_labels_N, test_MF, test_labels_M)
+    predicted = knn_predict(train_NF, train_labels_N, test_MF, ks=ks, temperature=temperature)
+    return {f"knn{k}_pct": top1_pct(predicted_M, test_labels_M) for k, predicted_M in predicted.items()}
+
+
+def knn_predict(
+    train_NF: Tensor, train_labels_N: Tensor, test_MF: Tensor, *, ks: Sequence[int], temperature: float
+) -> dict[int, Tensor]:
+    """Each k's predicted classes (M,), by cosine of features centred on the training mean."""
+    mean_F = train_NF.float().mean(0)
+    train_FN = nnf.normalize(train_NF.float() - mean_F, dim=1).T
+    test_MF = nnf.normalize(test_MF.float() - mean_F, dim=1)
+    most, classes = min(max(ks), len(train_NF)), int(train_labels_N.max()) + 1
+    predicted: dict[int, list[Tensor]] = {k: [] for k in ks}
+    for chunk_BF in torch.split(test_MF, CHUNK_ROWS):
+        cosine_BK, nearest_BK = (chunk_BF @ train_FN).topk(most, dim=1)
+        weight_BK, class_BK = (cosine_BK / temperature).exp(), train_labels_N[nearest_BK]
+        for k in ks:
+            votes_BC = weight_BK.new_zeros(len(chunk_BF), classes)
+            votes_BC.scatter_add_(1, class_BK[:, :k], weight_BK[:, :k])
+            predicted[k].append(votes_BC.argmax(1))
+    return {k: torch.cat(parts) for k, parts in predicted.items()}
+
+
+def ridge(
+    train_NF: Tensor,
+    train_labels_N: Tensor,
+    test_MF: Tensor,
+    test_labels_M: Tensor,
+    *,
+    strengths: Sequence[float] = RIDGE_STRENGTHS,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Accuracy of least squares on one-hot classes, {"ridge_pct": ..., "ridge_strength": the one chosen}.
+
+    Args:
+        train_NF, train_labels_N, test_MF, test_labels_M: as for `knn`.
+        strengths: candidates, relative to the mean eigenvalue of the features' second moments.
+        seed: of the part of train held out for the choice.
+    """
+    check(train_NF, train_labels_N, test_MF, test_labels_M)
+    predicted_M, strength = ridge_predict(train_NF, train_labels_N, test_MF, strengths=strengths, seed=seed)
+    return {"ridge_pct": top1_pct(predicted_M, test_labels_M), "ridge_strength": strength}
+
+
+def ridge_predict(
+    train_NF: Tensor, train_labels_N: Tensor, test_MF: Tensor, *, strengths: Sequence[float], seed: int
+) -> tuple[Tensor, float]:
+    """Predicted classes (M,) and the strength chosen: float64, one eigendecomposition for all strengths."""
+    device = train_NF.device
+    work = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
+    x_NF, y_N, x_MF = train_NF.to(work), train_labels_N.to(work), test_MF.to(work)
+    fit, held = hold_out(y_N, HELD_OUT_SHARE, seed=seed)
+    mean_F = x_NF.double().mean(0)
+    onehot_NC = nnf.one_hot(y_N, int(y_N.max()) + 1).double()
+    mean_C = onehot_NC.mean(0)
+    # Moments add up: the whole train is the fitted part plus the part held out, so each row is used once.
+    fit_FF, fit_FC = _moments(x_NF[fit] - mean_F.to(x_NF.dtype), onehot_NC[fit] - mean_C)
+    held_FF, held_FC = _moments(x_NF[held] - mean_F.to(x_NF.dtype), onehot_NC[held] - mean_C)
+    value_F, vector_FF = torch.linalg.eigh(fit_FF)
+    scale = float(value_F.mean().clamp_min(torch.finfo(torch.float64).tiny))
+    seen_BF, goal_FC = (x_NF[held] - mean_F) @ vector_FF, vector_FF.T @ fit_FC
+    accuracies = []
+    for strength in strengths:
+        score_BC = seen_BF @ (goal_FC / (value_F.clamp_min(0) + strength * scale)[:, None]) + mean_C
+        accuracies.append(top1_pct(score_BC.argmax(1), y_N[held]))
+    best = strengths[int(np.argmax(accuracies))]
+    all_FF = fit_FF + held_FF
+    all_FF.diagonal().add_(best * float(all_FF.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)))
+    weight_FC = torch.linalg.solve(all_FF, fit_FC + held_FC)
+    return ((x_MF - mean_F) @ weight_FC + mean_C).argmax(1).to(device), best
+
+
+def linear_probe(
+    train_NF: Tensor,
+    train_labels_N: Tensor,
+    test_MF: Tensor,
+    test_labels_M: Tensor,
+    *,
+    learning_rates: Sequence[float] = (1e-3,),
+    epochs: int = 200,
+    batch_size: int = 512,
+    label_smoothing: float = 0.1,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Accuracy of a linear classifier trained with Adam, {"linear_pct": ..., "linear_lr": the one chosen}.
+
+    The paper's protocol is the default; the last epoch counts. With several learning rates all classifiers
+    train in one pass on nine tenths of train, and the tenth held out chooses among them.
+
+    Args:
+        train_NF, train_labels_N, test_MF, test_labels_M: as for `knn`.
+        learning_rates: Adam's, > 0.
+        epochs, batch_size: passes over train, images per step.
+        label_smoothing: share of the target spread evenly over classes, [0, 1).
+        seed: of initial weights, order and the part held out.
+    """
+    check(train_NF, train_labels_N, test_MF, test_labels_M)
+    x_NF, y_N = train_NF.float(), train_labels_N
+    held = fit = torch.arange(len(y_N), device=y_N.device)
+    if len(learning_rates) > 1:
+        fit, held = hold_out(y_N, HELD_OUT_SHARE, seed=seed)
+    weight_LFC, bias_LC = fit_linear(
+        x_NF[fit],
+        y_N[fit],
+        learning_rates=learning_rates,
+        classes=int(y_N.max()) + 1,
+        epochs=epochs,
+        batch_size=batch_size,
+        label_smoothing=label_smoothing,
+        seed=seed,
+    )
+    chosen = 0
+    if len(learning_rates) > 1:
+        guesses = [(x_NF[held] @ w + b).argmax(1) for w, b in zip(weight_LFC, bias_LC, strict=True)]
+        chosen = int(np.argmax([top1_pct(g, y_N[held]) for g in guesses]))
+    predicted_M = (test_MF.float() @ weight_LFC[chosen] + bias_LC[chosen]).argmax(1)
+    return {"linear_pct": top1_pct(predicted_M, test_labels_M), "linear_lr": float(learning_rates[chosen])}
+
+
+def fit_linear(
+    x_NF: Tensor,
+    y_N: Tensor,
+    *,
+    learning_rates: Sequence[float],
+    classes: int,
+    epochs: int,
+    batch_size: int,
+    label_smoothing: float,
+    seed: int,
+) -> tuple[Tensor, Tensor]:
+    """Weights (L, F, C) and biases (L, C), one classifier per learning rate, sharing every batch and matmul."""
+    generator = torch.Generator().manual_seed(seed)
+    F, L = x_NF.shape[1], len(learning_rates)
+    start_FC = (torch.rand(F + 1, classes, generator=generator) * 2 - 1) / F**0.5  # as nn.Linear, bias last
+    heads = [start_FC.to(x_NF.device, copy=True).requires_grad_() for _ in learning_rates]
+    groups = [{"params": [h], "lr": lr} for h, lr in zip(heads, learning_rates, strict=True)]
+    adam = torch.optim.Adam(groups)
+    for _ in range(epochs):
+        order_N = torch.randperm(len(x_NF), generator=generator).to(x_NF.device)
+        for rows in torch.split(order_N, batch_size):
+            table = torch.cat(heads, 1)
+            score_BLC = (x_NF[rows] @ table[:F] + table[F]).view(-1, L, classes)
+            goal_BL = y_N[rows, None].expand(-1, L)
+            # Summed over L, so that each classifier's gradient is its own.
+            loss = L * nnf.cross_entropy(score_BLC.transpose(1, 2), goal_BL, label_smoothing=label_smoothing)
+            adam.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            adam.step()
+    table_LFC = torch.stack(heads).detach()
+    return table_LFC[:, :F], table_LFC[:, F]
+
+
+def few_labels(labels_N: Tensor, share: float, *, seed: int = 0) -> Tensor:
+    """Sorted positions of a share of the labels, each class in proportion and with at least one.
+
+    Args:
+        labels_N: int64 classes.
+        share: (0, 1], such as 0.01 or 0.1.
+        seed: of the choice.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    kept = []
+    for label in torch.unique(labels_N):
+        rows = (labels_N == label).nonzero()[:, 0]
+        count = max(1, round(share * len(rows)))
+        kept.append(rows[torch.randperm(len(rows), generator=generator)[:count].to(rows.device)])
+    return torch.cat(kept).sort().values
+
+
+def hold_out(labels_N: Tensor, share: float, *, seed: int) -> tuple[Tensor, Tensor]:
+    """Positions to fit on and positions held out; a class with one image stays in the fitted part."""
+    generator = torch.Generator().manual_seed(seed)
+    held = torch.zeros(len(labels_N), dtype=torch.bool, device=labels_N.device)
+    for label in torch.unique(labels_N):
+        rows = (labels_N == label).nonzero()[:, 0]
+        count = min(len(rows) - 1, max(1, round(share * len(rows))))
+        held[rows[torch.randperm(len(rows), generator=generator)[:count].to(rows.device)]] = True
+    return (~held).nonzero()[:, 0], held.nonzero()[:, 0]
+
+
+def top1_pct(predicted_M: Tensor, labels_M: Tensor) -> float:
+    """Share of right predictions in percent; 0 for none at all."""
+    return 100.0 * float((predicted_M == labels_M).double().mean()) if len(labels_M) else 0.0
+
+
+def interval_pct(
+    accuracy_pct: float, count: int, *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """Bootstrap confidence interval of a top-1 accuracy over the test images, in percent.
+
+    Args:
+        accuracy_pct: measured on `count` images.
+        level: share of resamples inside.
+        resamples, seed: of the bootstrap.
+    """
+    # Resampling right-or-wrong with replacement is exactly a binomial draw, so no image need be touched.
+    draws = np.random.default_rng(seed).binomial(count, accuracy_pct / 100, resamples) * (100 / count)
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def check(train_NF: Tensor, train_labels_N: Tensor, test_MF: Tensor, test_labels_M: Tensor) -> None:
+    """Refuse what cannot be evaluated: nothing there, labels missing, classes unseen, features not finite."""
+    for name, rows, labels in (("train", train_NF, train_labels_N), ("test", test_MF, test_labels_M)):
+        if len(rows) == 0 or len(rows) != len(labels):
+            raise UserError(
+                f"The {name} part has {len(rows)} feature rows and {len(labels)} labels.",
+                "Give as many labels as images, and at least one.",
+            )
+        if missing := int((labels < 0).sum()):
+            raise UserError(
+                f"{missing} of {len(labels)} {name} images have no label (-1).",
+                "Evaluate on a labelled set: name one in eval.train_path and eval.test_path.",
+            )
+        if not bool(rows.isfinite().all()):
+            raise UserError(
+                f"The {name} features are not all finite.",
+                "Evaluate an earlier checkpoint; this one diverged.",
+            )
+    unseen = sorted(set(test_labels_M.tolist()) - set(train_labels_N.tolist()))
+    if unseen:
+        raise UserError(
+            f"The test set has classes that train lacks: {', '.join(map(str, unseen[:10]))}.",
+            "Evaluate with a train split that holds every class of the test split.",
+        )
+
+
+def _moments(x_NF: Tensor, y_NC: Tensor) -> tuple[Tensor, Tensor]:
+    """x'x and x'y in float64, in chunks so that only a part of x is ever held in float64."""
+    F, C, rows = x_NF.shape[1], y_NC.shape[1], 16 * CHUNK_ROWS
+    xx, xy = x_NF.new_zeros(F, F, dtype=torch.float64), x_NF.new_zeros(F, C, dtype=torch.float64)
+    for x, y in zip(torch.split(x_NF, rows), torch.split(y_NC, rows), strict=True):
+        xx.addmm_(x.double().T, x.double())
+        xy.addmm_(x.double().T, y)
+    return xx, xy
