@@ -80,26 +80,29 @@ def _polygon(x: float, y: float, corners: float, inner: float) -> float:
 @numba.njit(cache=True)
 def _distance(kind: int, x: float, y: float) -> float:
     """Signed distance to the outline of class `kind` in its own frame (circumscribed radius 1), < 0 inside."""
-    r = math.sqrt(x * x + y * y)
+    radius = math.sqrt(x * x + y * y)
+    distance: float
     if kind == 0:  # bars
-        return _box(abs(abs(x) - 0.31) - 0.31, y, 0.14, 0.77) if abs(x) > 0.31 else _box(x, y, 0.14, 0.77)
-    if kind == 1:  # circle
-        return r - 0.92
-    if kind == 2:  # crescent
-        return max(r - 0.98, 0.78 - math.hypot(x - 0.5, y))
-    if kind == 3:  # cross
-        return min(_box(x, y, 0.95, 0.25), _box(x, y, 0.25, 0.95))
-    if kind == 4:  # dots: four discs
-        return math.hypot(abs(x) - 0.55, abs(y) - 0.55) - 0.36
-    if kind == 5:  # frame
-        return max(_box(x, y, 0.72, 0.72), -_box(x, y, 0.44, 0.44))
-    if kind == 6:  # ring
-        return abs(r - 0.77) - 0.19
-    if kind == 7:  # square
-        return _box(x, y, 0.71, 0.71)
-    if kind == 8:  # star
-        return _polygon(x, y, 5.0, 0.42)
-    return _polygon(x, y, 3.0, 0.5)
+        distance = min(_box(x, y, 0.14, 0.77), _box(abs(x) - 0.62, y, 0.14, 0.77))
+    elif kind == 1:  # circle
+        distance = radius - 0.92
+    elif kind == 2:  # crescent
+        distance = max(radius - 0.98, 0.78 - math.sqrt((x - 0.5) ** 2 + y * y))
+    elif kind == 3:  # cross
+        distance = min(_box(x, y, 0.95, 0.25), _box(x, y, 0.25, 0.95))
+    elif kind == 4:  # dots: four discs
+        distance = math.sqrt((abs(x) - 0.55) ** 2 + (abs(y) - 0.55) ** 2) - 0.36
+    elif kind == 5:  # frame
+        distance = max(_box(x, y, 0.72, 0.72), -_box(x, y, 0.44, 0.44))
+    elif kind == 6:  # ring
+        distance = abs(radius - 0.77) - 0.19
+    elif kind == 7:  # square
+        distance = _box(x, y, 0.71, 0.71)
+    elif kind == 8:  # star
+        distance = _polygon(x, y, 5.0, 0.42)
+    else:  # triangle
+        distance = _polygon(x, y, 3.0, 0.5)
+    return distance
 
 
 @numba.njit(cache=True)
