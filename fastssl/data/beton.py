@@ -198,25 +198,29 @@ class Beton:
 
         Only for files where `is_raw` and `is_uniform`.
         """
-        assert self.is_raw
         assert self.is_uniform
         shape = (self._count, int(self.sizes[0, 0]), int(self.sizes[0, 1]), self.channels)
-        length, first = int(self._lengths[0]), int(self._offsets[0])
-        if (self._offsets == np.uint64(first) + np.arange(self._count, dtype=np.uint64) * length).all():
-            flat = self._bytes[first : first + self._count * length]
-            return np.frombuffer(flat, self.dtype).reshape(shape)
+        runs = list(self._runs(0, self._count))
+        if len(runs) == 1:
+            return np.frombuffer(self._bytes[runs[0][0] : runs[0][1]], self.dtype).reshape(shape)
         images = np.empty(shape, self.dtype)
-        for start, stop, position in self._runs(length):
-            flat = self._bytes[position : position + (stop - start) * length]
-            images[start:stop] = np.frombuffer(flat, self.dtype).reshape(-1, *shape[1:])
+        self.read_raw(images.reshape(-1), 0, self._count)
         return images
 
-    def _runs(self, length: int) -> Iterator[tuple[int, int, int]]:
-        """(start, stop, offset) of maximal runs of samples that follow each other in the file."""
-        breaks = np.flatnonzero(np.diff(self._offsets.astype(np.int64)) != length) + 1
-        edges = [0, *breaks.tolist(), self._count]
-        for start, stop in itertools.pairwise(edges):
-            yield start, stop, int(self._offsets[start])
+    def read_raw(self, target: np.ndarray, start: int, stop: int) -> None:
+        """Copy the pixels of samples start..stop-1, one after another, into `target` (total,) of the file's dtype."""
+        assert self.is_raw
+        target_bytes, position = target.view(np.uint8), 0
+        for first, last in self._runs(start, stop):
+            target_bytes[position : position + last - first] = self._bytes[first:last]
+            position += last - first
+
+    def _runs(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """(first, last + 1) bytes of the longest stretches in which samples start..stop-1 follow each other."""
+        first, last = self._offsets[start:stop], (self._offsets + self._lengths)[start:stop]
+        breaks = np.flatnonzero(first[1:] != last[:-1]) + 1
+        for a, b in itertools.pairwise([0, *breaks.tolist(), stop - start]):
+            yield int(first[a]), int(last[b - 1])
 
 
 def _choose(kinds: list[int], names: list[str], wanted: tuple[int, ...], name: str) -> int | None:

@@ -1,0 +1,278 @@
+"""The whole data set as uint8 in memory, so that loading a batch costs one index.
+
+Each JPEG is decoded once, when the set is opened. Images of one size are rows of one tensor; images that differ in
+size lie one after another in a flat buffer, and a batch is offsets into it, nothing copied.
+
+N stored samples, B batch of one rank, H W height and width in pixels, C channels.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from .batch import Batch
+from .beton import Beton
+from .choose import free_host_bytes
+from .plan import Order, Plan
+from .threads import ahead, cpu_count, spread
+
+Memory = Literal["device", "host", "mmap"]
+CHUNK_BYTES = 1 << 26  # staged per copy to an accelerator while loading
+TORCH_TYPES = {"uint8": torch.uint8, "uint16": torch.uint16}
+
+
+class Resident:
+    """Loader of a `.beton` from memory; `Resident.open` makes one.
+
+    Attributes:
+        labels: int64 (N,) of the whole file, on the device.
+        image_shape: (H, W, C), or None when sizes differ.
+    """
+
+    def __init__(self, plan: Plan, store: "_Store", labels_N: Tensor, device: torch.device) -> None:
+        self.plan, self.labels, self.device = plan, labels_N, device
+        self._store = store
+        self.image_shape = store.image_shape
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        *,
+        device: torch.device | str,
+        batch_size: int,
+        order: Order,
+        indices: Tensor | None = None,
+        drop_last: bool = True,
+        rank: int = 0,
+        world: int = 1,
+        memory: Memory = "device",
+        threads: int | None = None,
+    ) -> Self:
+        """Load a file.
+
+        Args:
+            path: a `.beton`.
+            device: where batches arrive.
+            batch_size: images of one global batch; each rank gets its contiguous part.
+            order: epoch -> permutation of range(len(indices)), int64; a pure function.
+            indices: positions in the file to use; None for all.
+            drop_last: leave out the last short batch of an epoch.
+            rank, world: this process and how many there are.
+            memory: "device" holds the pixels there; "host" in pinned host memory, one batch copied ahead; "mmap" in
+                the file, decoded at each use, one batch ahead.
+            threads: that decode JPEGs; None for one per core.
+        """
+        device = torch.device(device)
+        beton = Beton(path)
+        plan = Plan.make(
+            len(beton),
+            batch_size=batch_size,
+            order=order,
+            indices=indices,
+            drop_last=drop_last,
+            rank=rank,
+            world=world,
+        )
+        threads = threads or cpu_count()
+        store: _Store
+        if memory == "mmap":
+            store = _Mapped(beton, device, threads)
+        elif memory == "host" and device.type != "cpu":
+            store = _Host(beton, device, threads)
+        else:
+            store = _Device(beton, device, threads)
+        return cls(plan, store, torch.from_numpy(beton.labels).to(device), device)
+
+    def __len__(self) -> int:
+        """Steps per epoch."""
+        return len(self.plan)
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """Batches of an epoch from `start_step` on."""
+        return self._batches(self.plan, epoch, start_step)
+
+    def all(self) -> Iterator[Batch]:
+        """Every chosen sample once, first to last, the last batch as short as it comes."""
+        return self._batches(self.plan.in_order(), 0, 0)
+
+    def _batches(self, plan: Plan, epoch: int, start_step: int) -> Iterator[Batch]:
+        index_M = plan.epoch(epoch).to(self._store.index_device)
+        yield from self._store.batches((index_M[part] for part in plan.slices(start_step)), self.labels)
+
+
+class _Device:
+    """Pixels on the device: a batch is one index, or offsets into the flat buffer when sizes differ."""
+
+    def __init__(self, beton: Beton, device: torch.device, threads: int) -> None:
+        self.index_device, self.image_shape = device, _image_shape(beton)
+        _require_memory(_decoded_bytes(beton), device)
+        self._flat = torch.empty(int(_ends(beton)[-1]), dtype=TORCH_TYPES[beton.dtype.name], device=device)
+        _fill(self._flat, beton, threads)
+        self._offsets_N = torch.from_numpy(_ends(beton)[:-1]).to(device)
+        self._sizes_N2 = torch.from_numpy(np.ascontiguousarray(beton.sizes)).to(device)
+
+    def batches(self, indices: Iterator[Tensor], labels_N: Tensor) -> Iterator[Batch]:
+        if self.image_shape is None:
+            for index_B in indices:
+                sizes_B2, offsets_B = self._sizes_N2[index_B], self._offsets_N[index_B]
+                yield Batch(self._flat, labels_N[index_B], index_B, sizes_B2, offsets_B)
+            return
+        images_NHWC = _selectable(self._flat).view(-1, *self.image_shape)
+        for index_B in indices:
+            images = images_NHWC.index_select(0, index_B).view(self._flat.dtype)
+            yield Batch(images, labels_N[index_B], index_B)
+
+
+class _Host:
+    """Pixels in pinned host memory, gathered and copied one batch ahead."""
+
+    def __init__(self, beton: Beton, device: torch.device, threads: int) -> None:
+        self.index_device, self.image_shape = torch.device("cpu"), _image_shape(beton)
+        _require_memory(_decoded_bytes(beton), self.index_device)
+        self._device, self._beton, self._ends = device, beton, _ends(beton)
+        dtype = TORCH_TYPES[beton.dtype.name]
+        self._flat = torch.empty(int(self._ends[-1]), dtype=dtype, pin_memory=device.type == "cuda")
+        _fill(self._flat, beton, threads)
+
+    def batches(self, indices: Iterator[Tensor], labels_N: Tensor) -> Iterator[Batch]:
+        return _copied_ahead(self._gather, self._beton, indices, labels_N, self._device)
+
+    def _gather(self, index_B: Tensor, flat: Tensor, ends: np.ndarray) -> None:
+        if self.image_shape is not None:
+            rows = _selectable(self._flat).view(len(self._beton), -1)
+            torch.index_select(rows, 0, index_B, out=_selectable(flat).view(len(index_B), -1))
+            return
+        for k, i in enumerate(index_B.tolist()):
+            flat[ends[k] : ends[k + 1]] = self._flat[self._ends[i] : self._ends[i + 1]]
+
+
+class _Mapped:
+    """Pixels in the mapped file, decoded at each use, one batch ahead."""
+
+    def __init__(self, beton: Beton, device: torch.device, threads: int) -> None:
+        self.index_device, self.image_shape = torch.device("cpu"), _image_shape(beton)
+        self._device, self._beton, self._threads = device, beton, 1 if beton.is_raw else threads
+
+    def batches(self, indices: Iterator[Tensor], labels_N: Tensor) -> Iterator[Batch]:
+        return _copied_ahead(self._gather, self._beton, indices, labels_N, self._device)
+
+    def _gather(self, index_B: Tensor, flat: Tensor, ends: np.ndarray) -> None:
+        index, target = index_B.tolist(), flat.numpy()
+
+        def decode(k: int) -> None:
+            target[ends[k] : ends[k + 1]] = self._beton.image(index[k]).reshape(-1)
+
+        spread(decode, len(index), self._threads)
+
+
+_Store = _Device | _Host | _Mapped
+_Gather = Callable[[Tensor, Tensor, np.ndarray], None]
+
+
+def _copied_ahead(
+    gather: _Gather, beton: Beton, indices: Iterator[Tensor], labels_N: Tensor, device: torch.device
+) -> Iterator[Batch]:
+    """Batches gathered in host memory by a thread and copied to the device, one ahead of the one in use."""
+    stream: torch.cuda.Stream | None = None
+    if device.type == "cuda":
+        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    batches = (_to_device(_gathered(gather, beton, index_B, stream), device, stream) for index_B in indices)
+    for batch in ahead(batches):
+        if stream is not None:
+            now = torch.cuda.current_stream(device)
+            now.wait_stream(stream)
+            for tensor in (batch.images, batch.index_B, batch.sizes_B2, batch.offsets_B):
+                if tensor is not None:
+                    tensor.record_stream(now)  # the allocator must not hand it out while this stream reads it
+        yield replace(batch, labels_B=labels_N[batch.index_B])
+
+
+def _gathered(gather: _Gather, beton: Beton, index_B: Tensor, stream: "torch.cuda.Stream | None") -> Batch:
+    """One batch in host memory, without its labels; pinned when a stream will copy it."""
+    sizes_B2 = beton.sizes[index_B.numpy()]
+    ends = np.concatenate([[0], np.cumsum(sizes_B2.prod(axis=1) * beton.channels)])
+    dtype = TORCH_TYPES[beton.dtype.name]
+    flat = torch.empty(int(ends[-1]), dtype=dtype, pin_memory=stream is not None)
+    gather(index_B, flat, ends)
+    shape = _image_shape(beton)
+    if shape is not None:
+        return Batch(flat.view(-1, *shape), index_B, index_B)
+    return Batch(flat, index_B, index_B, torch.from_numpy(sizes_B2), torch.from_numpy(ends[:-1]))
+
+
+def _to_device(batch: Batch, device: torch.device, stream: "torch.cuda.Stream | None") -> Batch:
+    def move(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.to(device, non_blocking=stream is not None)
+
+    with torch.cuda.stream(stream) if stream is not None else nullcontext():
+        return Batch(*(move(getattr(batch, field.name)) for field in fields(batch)))  # type: ignore[arg-type]
+
+
+def _selectable(tensor: Tensor) -> Tensor:
+    """The same bytes as a type that torch can index: it cannot index uint16."""
+    return tensor.view(torch.int16) if tensor.dtype == torch.uint16 else tensor
+
+
+def _image_shape(beton: Beton) -> tuple[int, int, int] | None:
+    if not beton.is_uniform:
+        return None
+    return int(beton.sizes[0, 0]), int(beton.sizes[0, 1]), beton.channels
+
+
+def _ends(beton: Beton) -> np.ndarray:
+    """First sample of each image in the flat buffer, and its length last: int64 (N + 1,), in samples."""
+    return np.concatenate([[0], np.cumsum(beton.sizes.prod(axis=1) * beton.channels)])
+
+
+def _decoded_bytes(beton: Beton) -> int:
+    return int(_ends(beton)[-1]) * beton.dtype.itemsize
+
+
+def _require_memory(wanted: int, device: torch.device) -> None:
+    """UserError before an allocation that cannot succeed (a file's records may state anything)."""
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        free = free_host_bytes()
+    if wanted > free:
+        raise UserError(
+            f"the decoded images take {wanted / 1e9:.3g} GB and {device.type} has {free / 1e9:.3g} GB free",
+            "Set data.loader to ffcv or dali, or data.memory to mmap.",
+        )
+
+
+def _fill(flat: Tensor, beton: Beton, threads: int) -> None:
+    """Decode the whole file into `flat`, through a chunk of host memory when that lies on an accelerator."""
+    ends = _ends(beton)
+    if flat.device.type == "cpu":
+        _decode_range(flat.numpy(), beton, 0, ends, threads)
+        return
+    start = 0
+    while start < len(beton):
+        limit = ends[start] + CHUNK_BYTES // beton.dtype.itemsize
+        stop = max(start + 1, int(np.searchsorted(ends, limit, side="right")) - 1)
+        chunk = np.empty(int(ends[stop] - ends[start]), beton.dtype)
+        _decode_range(chunk, beton, start, ends[start : stop + 1] - ends[start], threads)
+        flat[ends[start] : ends[stop]] = torch.from_numpy(chunk).to(flat.device)
+        start = stop
+
+
+def _decode_range(target: np.ndarray, beton: Beton, start: int, ends: np.ndarray, threads: int) -> None:
+    """Pixels of the samples from `start` on, the k-th into target[ends[k] : ends[k + 1]]."""
+    count = len(ends) - 1
+    if beton.is_raw:
+        beton.read_raw(target, start, start + count)
+        return
+
+    def decode(k: int) -> None:
+        target[ends[k] : ends[k + 1]] = beton.image(start + k).reshape(-1)
+
+    spread(decode, count, threads)
