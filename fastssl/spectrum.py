@@ -14,6 +14,7 @@ from torch import Tensor
 
 ALPHA_FIRST_RANK, ALPHA_LAST_RANK = 4, 50
 DEAD_BELOW = 1e-3
+ROUNDING = 1e-6
 CHUNK_ROWS = 4096
 
 
@@ -136,6 +137,9 @@ def _covariance(features_NF: Tensor) -> Tensor:
     for rows in torch.split(features_NF, CHUNK_ROWS):
         centred = rows.double() - mean_F
         total_FF.addmm_(centred.T, centred)
+    # A constant of 0.3 has a variance of 1e-17 or so by rounding: that is no spread.
+    constant_F = total_FF.diagonal() / N <= (ROUNDING * mean_F).square()
+    total_FF[constant_F], total_FF[:, constant_F] = 0, 0
     return total_FF / N
 
 

@@ -1,0 +1,115 @@
+"""Slow, obviously right formulas: loops over views, images and dimensions, as the papers write them.
+
+z_VBD is a float64 tensor of V views, B images, D dimensions; results are 0-dim tensors autograd can follow.
+"""
+
+import torch
+from torch import Tensor
+
+
+def standardise_per_view(z_VBD: Tensor) -> list[list[Tensor]]:
+    """[v][i] -> column of B values with mean 0 and biased variance 1 (eps 1e-5 under the root)."""
+    return [[_standard(z[:, i], z[:, i]) for i in range(z.shape[1])] for z in z_VBD]
+
+
+def standardise_joint(z_VBD: Tensor) -> list[list[Tensor]]:
+    """As above with one mean and variance for all views."""
+    return [[_standard(z[:, i], z_VBD[:, :, i].flatten()) for i in range(z.shape[1])] for z in z_VBD]
+
+
+def _standard(column: Tensor, population: Tensor) -> Tensor:
+    mean = sum(population) / len(population)
+    variance = sum((x - mean) ** 2 for x in population) / len(population)
+    return (column - mean) / (variance + 1e-5) ** 0.5
+
+
+def to_sphere(z_VBD: Tensor) -> Tensor:
+    """Each embedding scaled to length sqrt(D), eps 1e-12 under the root."""
+    D = z_VBD.shape[2]
+    return torch.stack(
+        [torch.stack([z / ((z * z).sum() / D + 1e-12) ** 0.5 for z in view]) for view in z_VBD]
+    )
+
+
+def correlation(a: list[Tensor], b: list[Tensor], i: int, j: int) -> Tensor:
+    """C_ij of two views given as lists of columns."""
+    return sum(x * y for x, y in zip(a[i], b[j], strict=True)) / len(a[i])
+
+
+def barlow_two_views(z_VBD: Tensor, weight: float) -> Tensor:
+    """The first paper's loss for exactly two views."""
+    one, two = standardise_per_view(z_VBD)
+    D, total = len(one), torch.zeros((), dtype=z_VBD.dtype)
+    for i in range(D):
+        for j in range(D):
+            c = correlation(one, two, i, j)
+            total = total + ((c - 1) ** 2 if i == j else weight * c**2)
+    return total
+
+
+def barlow_leave_one_out(columns: list[list[Tensor]], weight: float) -> Tensor:
+    """All ordered pairs: C^v is the mean over w != v of the pairwise correlations; the loss their mean."""
+    V, D = len(columns), len(columns[0])
+    total = torch.zeros((), dtype=torch.float64)
+    for v in range(V):
+        for i in range(D):
+            for j in range(D):
+                c = sum(correlation(columns[v], columns[w], i, j) for w in range(V) if w != v) / (V - 1)
+                total = total + ((c - 1) ** 2 if i == j else weight * c**2) / V
+    return total
+
+
+def barlow_authors(columns: list[list[Tensor]], weight: float) -> Tensor:
+    """All V^2 pairs: redundancy of their mean correlation, invariance against the mean of all views."""
+    V, D = len(columns), len(columns[0])
+    total = torch.zeros((), dtype=torch.float64)
+    for i in range(D):
+        for v in range(V):
+            c = sum(correlation(columns[v], columns[w], i, i) for w in range(V)) / V
+            total = total + (c - 1) ** 2 / V
+        for j in range(D):
+            if i != j:
+                pairs = [correlation(columns[v], columns[w], i, j) for v in range(V) for w in range(V)]
+                total = total + weight * (sum(pairs) / V**2) ** 2
+    return total
+
+
+def vicreg(z_VBD: Tensor, invariance: float, variance: float, covariance: float) -> Tensor:
+    """The paper's loss, each view against the mean of the others, covariance as two views' worth."""
+    V, B, D = z_VBD.shape
+    near, hinge, off = (torch.zeros((), dtype=z_VBD.dtype) for _ in range(3))
+    for v in range(V):
+        others = sum(z_VBD[w] for w in range(V) if w != v) / (V - 1)
+        centred = [z_VBD[v][:, i] - sum(z_VBD[v][:, i]) / B for i in range(D)]
+        for i in range(D):
+            near = near + sum((z_VBD[v][b, i] - others[b, i]) ** 2 for b in range(B)) / (V * B * D)
+            spread = (sum(x * x for x in centred[i]) / (B - 1) + 1e-4) ** 0.5
+            hinge = hinge + max(1 - spread, 0 * spread) / (V * D)
+            for j in range(D):
+                if i != j:
+                    cov = sum(x * y for x, y in zip(centred[i], centred[j], strict=True)) / (B - 1)
+                    off = off + 2 / V * cov**2 / D
+    return invariance * near + variance * hinge + covariance * off
+
+
+def knn(train, labels, test, k: int, temperature: float) -> list[int]:
+    """Weighted vote of the k nearest by cosine of centred rows, one test row at a time, with lists."""
+    mean = [sum(column) / len(train) for column in zip(*train, strict=True)]
+    unit = [_unit(row, mean) for row in train]
+    answers = []
+    for row in test:
+        seen = _unit(row, mean)
+        near = sorted(
+            ((sum(a * b for a, b in zip(seen, u, strict=True)), y) for u, y in zip(unit, labels, strict=True))
+        )
+        votes: dict[int, float] = {}
+        for cosine, label in near[-k:]:
+            votes[label] = votes.get(label, 0.0) + torch.tensor(cosine / temperature).exp().item()
+        answers.append(max(votes, key=lambda y: votes[y]))
+    return answers
+
+
+def _unit(row, mean) -> list[float]:
+    centred = [x - m for x, m in zip(row, mean, strict=True)]
+    length = sum(x * x for x in centred) ** 0.5
+    return [x / length for x in centred]

@@ -1,0 +1,267 @@
+"""Both losses against loops, the papers' code and each other's identities; cost by counting, not timing."""
+
+import math
+from functools import partial
+
+import pytest
+import reference
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from fastssl import losses
+from fastssl.errors import UserError
+from fastssl.losses import barlow_twins, collapse_risk, orthogonality_rule, vicreg
+
+SHAPES = [(2, 7, 5), (3, 5, 9), (4, 9, 3), (5, 2, 4), (2, 3, 1)]
+reference_barlow = partial(barlow_twins, form="leave_one_out", standardise="per_view", l2_normalise=False)
+authors_barlow = partial(barlow_twins, form="authors", standardise="joint", l2_normalise=True)
+paper_vicreg = partial(vicreg, invariance=25.0, variance=25.0, covariance=1.0)
+LOSSES = {
+    "reference": partial(reference_barlow, orthogonality=0.1),
+    "authors": partial(authors_barlow, orthogonality=0.1),
+    "vicreg": paper_vicreg,
+}
+
+
+@pytest.fixture(params=LOSSES.values(), ids=LOSSES.keys())
+def loss(request):
+    return request.param
+
+
+def embeddings(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    z = torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    return (z * 0.7 + 0.3).requires_grad_()
+
+
+def value_and_gradient(loss: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    return loss.detach(), torch.autograd.grad(loss, z)[0]
+
+
+def assert_same(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], tolerance: float = 1e-10) -> None:
+    for x, y in zip(a, b, strict=True):
+        torch.testing.assert_close(x, y, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("standardise", ["per_view", "joint"])
+@pytest.mark.parametrize("form", ["leave_one_out", "authors"])
+@pytest.mark.parametrize("l2_normalise", [False, True])
+def test_barlow_equals_the_loops_in_value_and_gradient(shape, standardise, form, l2_normalise):
+    z = embeddings(*shape)
+    fast = barlow_twins(z, orthogonality=0.3, form=form, standardise=standardise, l2_normalise=l2_normalise)[
+        "loss"
+    ]
+    columns = getattr(reference, f"standardise_{standardise}")(reference.to_sphere(z) if l2_normalise else z)
+    slow = getattr(reference, f"barlow_{form}")(columns, 0.3)
+    assert_same(value_and_gradient(fast, z), value_and_gradient(slow, z))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_vicreg_equals_the_loops_in_value_and_gradient(shape):
+    z = embeddings(*shape)
+    fast = vicreg(z, invariance=3.0, variance=5.0, covariance=0.7)["loss"]
+    slow = reference.vicreg(z, 3.0, 5.0, 0.7)
+    assert_same(value_and_gradient(fast, z), value_and_gradient(slow, z))
+
+
+@pytest.mark.parametrize(("B", "D"), [(7, 5), (5, 13)])
+def test_two_views_are_the_reference_exactly(B, D):
+    z = embeddings(2, B, D)
+    assert_same(
+        value_and_gradient(reference_barlow(z, orthogonality=0.0051)["loss"], z),
+        value_and_gradient(reference.barlow_two_views(z, 0.0051), z),
+    )
+    # The published module: batch norm without affine parameters, C = bn(z1)' bn(z2) / N.
+    bn = torch.nn.BatchNorm1d(D, affine=False, dtype=torch.float64)
+    C = bn(z[0]).T @ bn(z[1]) / B
+    off = C - C.diagonal().diag()
+    published = (C.diagonal() - 1).pow(2).sum() + 0.0051 * off.pow(2).sum()
+    assert_same(
+        value_and_gradient(reference_barlow(z, orthogonality=0.0051)["loss"], z),
+        value_and_gradient(published, z),
+    )
+
+
+def test_two_view_vicreg_is_the_published_code():
+    z = embeddings(2, 9, 6)
+    x, y = z
+    repr_loss = torch.nn.functional.mse_loss(x, y)
+    x, y = x - x.mean(0), y - y.mean(0)
+    spread = [torch.relu(1 - torch.sqrt(a.var(dim=0) + 1e-4)).mean() / 2 for a in (x, y)]
+    covs = [a.T @ a / (len(a) - 1) for a in (x, y)]
+    cov_loss = sum((c - c.diagonal().diag()).pow(2).sum() / 6 for c in covs)
+    published = 25 * repr_loss + 25 * sum(spread) + cov_loss
+    assert_same(value_and_gradient(paper_vicreg(z)["loss"], z), value_and_gradient(published, z))
+
+
+def test_order_of_views_images_and_dimensions_changes_nothing(loss):
+    z = embeddings(4, 9, 6)
+    plain, gradient = value_and_gradient(loss(z)["loss"], z)
+    for axis, order in ((0, [2, 0, 3, 1]), (1, [8, 1, 5, 0, 3, 2, 7, 6, 4]), (2, [5, 3, 0, 1, 2, 4])):
+        index = torch.tensor(order)
+        moved, moved_gradient = value_and_gradient(loss(z.index_select(axis, index))["loss"], z)
+        assert_same((plain, gradient), (moved, moved_gradient))
+
+
+def test_mean_view_correlation_is_the_mean_of_all_pairs():
+    V, B, D = 5, 8, 3
+    columns = reference.standardise_per_view(embeddings(V, B, D))
+    m = [sum(columns[v][i] for v in range(V)) / V for i in range(D)]
+    for i in range(D):
+        for j in range(D):
+            pairs = [reference.correlation(columns[v], columns[w], i, j) for v in range(V) for w in range(V)]
+            torch.testing.assert_close(reference.correlation(m, m, i, j), sum(pairs) / V**2)
+
+
+@pytest.mark.parametrize("V", [2, 3, 8])
+def test_a_mean_with_the_view_itself_shrinks_invariance(V):
+    z = embeddings(V, 9, 4) * 1e6  # so that eps is nothing beside the variance
+    per_view = {"standardise": "per_view", "l2_normalise": False, "orthogonality": 0.0}
+    with_self = barlow_twins(z, form="authors", **per_view)["invariance"]
+    without = barlow_twins(z, form="leave_one_out", **per_view)["invariance"]
+    torch.testing.assert_close(with_self, ((V - 1) / V) ** 2 * without, rtol=1e-10, atol=0)
+
+
+def test_wide_embeddings_take_the_cheap_product_to_the_same_result(loss):
+    z = embeddings(3, 4, 17)
+    cheap = value_and_gradient(loss(z)["loss"], z)
+    full = value_and_gradient(loss(z, all_sum=lambda x: x)["loss"], z)
+    assert_same(cheap, full)
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-30, 1e-8])
+@pytest.mark.parametrize("level", [0.0, 3.0])
+@pytest.mark.parametrize("B", [1, 2, 6])
+def test_collapse_gives_finite_value_and_gradient(loss, spread, level, B):
+    z = (level + spread * embeddings(3, B, 4, dtype=torch.float32)).detach().requires_grad_()
+    value, gradient = value_and_gradient(loss(z)["loss"], z)
+    assert value.isfinite()
+    assert gradient.isfinite().all()
+    assert value > 0
+
+
+def test_one_dead_dimension_leaves_the_gradient_finite(loss):
+    z = embeddings(2, 6, 5).detach()
+    z[..., 2] = 0.5
+    _, gradient = value_and_gradient(loss(z.requires_grad_())["loss"], z)
+    assert gradient.isfinite().all()
+    assert gradient[..., 0].abs().sum() > 0
+
+
+def test_autocast_changes_nothing(loss):
+    z = embeddings(3, 16, 8, dtype=torch.float32)
+    plain = value_and_gradient(loss(z)["loss"], z)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = loss(z)["loss"]
+    inside = value_and_gradient(inside, z)  # backward belongs outside autocast, as PyTorch says
+    assert torch.equal(plain[0], inside[0])
+    assert torch.equal(plain[1], inside[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_terms_are_float32(loss, dtype):
+    z = embeddings(2, 8, 4, dtype=torch.float32).detach().to(dtype).requires_grad_()
+    terms = loss(z)
+    assert {t.dtype for t in terms.values()} == {torch.float32}
+    assert value_and_gradient(terms["loss"], z)[1].dtype == dtype
+
+
+def test_only_the_loss_carries_a_gradient(loss):
+    terms = loss(embeddings(2, 8, 4))
+    assert {name for name, t in terms.items() if t.requires_grad} == {"loss"}
+
+
+def test_the_terms_add_up():
+    z = embeddings(3, 8, 4)
+    b = reference_barlow(z, orthogonality=0.2)
+    torch.testing.assert_close(b["loss"].detach(), b["invariance"] + 0.2 * b["redundancy"])
+    v = paper_vicreg(z)
+    torch.testing.assert_close(
+        v["loss"].detach(), 25 * v["invariance"] + 25 * v["variance"] + v["covariance"]
+    )
+
+
+def test_the_batch_size_is_the_tensors(loss):
+    z = embeddings(2, 12, 4).detach()
+    twice = torch.cat([z, z], 1)
+    if loss is not paper_vicreg:  # VICReg divides by N - 1
+        torch.testing.assert_close(loss(z)["loss"], loss(twice)["loss"])
+    assert loss(z[:, :5])["loss"].isfinite()
+
+
+@pytest.mark.parametrize(("B", "D"), [(64, 16), (16, 64)])
+def test_cost_is_linear_in_views(loss, B, D):
+    def cost(V: int) -> tuple[int, int]:
+        saved: dict[int, int] = {}
+
+        def note(t: Tensor) -> Tensor:
+            saved[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+            return t
+
+        z = embeddings(V, B, D)
+        with (
+            FlopCounterMode(display=False) as flops,
+            torch.autograd.graph.saved_tensors_hooks(note, lambda t: t),
+        ):
+            loss(z)["loss"].backward()
+        return flops.get_total_flops(), sum(saved.values())
+
+    (flops_2, bytes_2), (flops_16, bytes_16) = cost(2), cost(16)
+    assert 0 < flops_16 <= 8 * flops_2
+    assert bytes_2 < bytes_16 <= 8 * bytes_2
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 3), (4, 3)])
+def test_a_single_view_is_refused(loss, shape):
+    with pytest.raises(UserError, match="compares views"):
+        loss(embeddings(*shape))
+
+
+# The authors' best weights for D = 64 ... 8192, two views (arXiv 2312.10725 and its code).
+DIMS = [64, 128, 256, 512, 1024, 2048, 4096, 8192]
+BARLOW_BEST = [0.04, 0.04, 0.02, 0.01, 0.002, 0.001, 0.0004, 0.0008]
+VICREG_BEST = [20, 20, 25, 25, 25, 75, 200, 800]
+
+
+def geometric_mean(values: list[float]) -> float:
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def test_the_barlow_rule_is_a_fit_to_the_authors_table():
+    c = geometric_mean([d * w for d, w in zip(DIMS, BARLOW_BEST, strict=True)])
+    assert pytest.approx(c, rel=1e-3) == losses.BARLOW_C
+    x, y = torch.tensor(DIMS).log(), torch.tensor(BARLOW_BEST).log()
+    slope = ((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()
+    assert float(slope) == pytest.approx(-1.05, abs=0.005)
+    for d, w in zip(DIMS, BARLOW_BEST, strict=True):
+        assert 1 / 2.1 < orthogonality_rule("barlow_twins", d, 2) / w < 2.1
+        assert collapse_risk("barlow_twins", w, d, 2) is None
+
+
+def test_the_vicreg_rule_is_a_fit_to_the_authors_table():
+    assert pytest.approx(geometric_mean(VICREG_BEST[:4]), rel=2e-3) == losses.VICREG_FLOOR
+    ratios = [d / w for d, w in zip(DIMS[4:], VICREG_BEST[4:], strict=True)]
+    assert pytest.approx(geometric_mean(ratios), rel=3e-3) == losses.VICREG_C
+    for d, w in zip(DIMS, VICREG_BEST, strict=True):
+        assert 1 / 2.25 < orthogonality_rule("vicreg", d, 2) / w < 2.25
+        assert collapse_risk("vicreg", w, d, 2) is None
+
+
+def test_the_rule_knows_views_and_form():
+    assert orthogonality_rule("barlow_twins", 256, 8) == orthogonality_rule("barlow_twins", 256, 2)
+    authors = orthogonality_rule("barlow_twins", 256, 4, form="authors")
+    assert authors == pytest.approx(orthogonality_rule("barlow_twins", 256, 4) * 9 / 16)
+    # Their own choices with several views, D = 256: 0.01 for V = 4 and V = 8.
+    for V in (4, 8):
+        assert orthogonality_rule("barlow_twins", 256, V, form="authors") == pytest.approx(0.01, rel=0.3)
+
+
+def test_a_weight_far_above_the_rule_is_a_risk():
+    sentence = collapse_risk("barlow_twins", 1.0, 256, 2)
+    assert sentence is not None
+    assert "77 times above" in sentence
+    assert "orthogonality to auto" in sentence
+    assert collapse_risk("barlow_twins", 0.0004, 8192, 2) is None
+    assert collapse_risk("vicreg", 1.0, 256, 2) is not None
+    assert collapse_risk("vicreg", 750.0, 64, 2) is None
