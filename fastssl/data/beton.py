@@ -46,6 +46,8 @@ class Beton:
         sizes: int64 (N, 2) height and width in pixels.
         channels, dtype: of every image.
         fields: name -> FFCV's type number, in the file's order.
+        image_field: name of the field that holds the images.
+        is_rgb: that field is FFCV's RGB image, else its array.
     """
 
     def __init__(self, path: Path) -> None:
@@ -100,13 +102,16 @@ class Beton:
             np.full(self._count, -1, np.int64) if labels is None else records[f"f{labels}"].astype(np.int64)
         )
         image = _choose(kinds, names, (RGB,), "image")
-        if image is not None:
-            self._read_rgb(records[f"f{image}"])
-            return
-        image = _choose(kinds, names, (NDARRAY, TENSOR), "image")
+        self.is_rgb = image is not None
+        if image is None:
+            image = _choose(kinds, names, (NDARRAY, TENSOR), "image")
         if image is None:
             raise self._fail("it has no image field")
-        self._read_arrays(records[f"f{image}"], bytes(self._fields[image]["arguments"]))
+        self.image_field = names[image]
+        if self.is_rgb:
+            self._read_rgb(records[f"f{image}"])
+        else:
+            self._read_arrays(records[f"f{image}"], bytes(self._fields[image]["arguments"]))
 
     def _read_rgb(self, records: np.ndarray) -> None:
         self.channels, self.dtype = 3, np.dtype(np.uint8)
@@ -159,6 +164,11 @@ class Beton:
 
     def __len__(self) -> int:
         return self._count
+
+    @property
+    def extents(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Storage mode (0 JPEG, 1 raw; uint8), first byte and length in the file (uint64) of each sample: (N,)."""
+        return self._modes, self._offsets, self._lengths
 
     @property
     def is_uniform(self) -> bool:
