@@ -7,8 +7,6 @@ N stored samples, B batch of one rank, H W height and width in pixels, C channel
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Literal, Self
 
@@ -17,15 +15,16 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from . import layout
 from .batch import Batch
 from .beton import Beton
 from .choose import free_host_bytes
 from .plan import Order, Plan
-from .threads import ahead, cpu_count, spread
+from .threads import cpu_count, spread
+from .transfer import delivered
 
 Memory = Literal["device", "host", "mmap"]
 CHUNK_BYTES = 1 << 26  # staged per copy to an accelerator while loading
-TORCH_TYPES = {"uint8": torch.uint8, "uint16": torch.uint16}
 
 
 class Resident:
@@ -112,11 +111,12 @@ class _Device:
     """Pixels on the device: a batch is one index, or offsets into the flat buffer when sizes differ."""
 
     def __init__(self, beton: Beton, device: torch.device, threads: int) -> None:
-        self.index_device, self.image_shape = device, _image_shape(beton)
+        self.index_device, self.image_shape = device, layout.image_shape(beton)
         _require_memory(_decoded_bytes(beton), device)
-        self._flat = torch.empty(int(_ends(beton)[-1]), dtype=TORCH_TYPES[beton.dtype.name], device=device)
+        ends = layout.ends_of(beton.sizes, beton.channels)
+        self._flat = layout.empty(int(ends[-1]), beton.dtype, device=device)
         _fill(self._flat, beton, threads)
-        self._offsets_N = torch.from_numpy(_ends(beton)[:-1]).to(device)
+        self._offsets_N = torch.from_numpy(ends[:-1]).to(device)
         self._sizes_N2 = torch.from_numpy(np.ascontiguousarray(beton.sizes)).to(device)
 
     def batches(self, indices: Iterator[Tensor], labels_N: Tensor) -> Iterator[Batch]:
@@ -135,15 +135,16 @@ class _Host:
     """Pixels in pinned host memory, gathered and copied one batch ahead."""
 
     def __init__(self, beton: Beton, device: torch.device, threads: int) -> None:
-        self.index_device, self.image_shape = torch.device("cpu"), _image_shape(beton)
+        self.index_device, self.image_shape = torch.device("cpu"), layout.image_shape(beton)
         _require_memory(_decoded_bytes(beton), self.index_device)
-        self._device, self._beton, self._ends = device, beton, _ends(beton)
-        dtype = TORCH_TYPES[beton.dtype.name]
-        self._flat = torch.empty(int(self._ends[-1]), dtype=dtype, pin_memory=device.type == "cuda")
+        self._device, self._beton, self._ends = device, beton, layout.ends_of(beton.sizes, beton.channels)
+        self._flat = layout.empty(int(self._ends[-1]), beton.dtype, pin=device.type == "cuda")
         _fill(self._flat, beton, threads)
 
     def batches(self, indices: Iterator[Tensor], labels_N: Tensor) -> Iterator[Batch]:
-        return _copied_ahead(self._gather, self._beton, indices, labels_N, self._device)
+        pin = self._device.type == "cuda"
+        batches = (_gathered(self._gather, self._beton, index_B, pin=pin) for index_B in indices)
+        return delivered(batches, labels_N, self._device)
 
     def _gather(self, index_B: Tensor, flat: Tensor, ends: np.ndarray) -> None:
         if self.image_shape is not None:
@@ -158,11 +159,13 @@ class _Mapped:
     """Pixels in the mapped file, decoded at each use, one batch ahead."""
 
     def __init__(self, beton: Beton, device: torch.device, threads: int) -> None:
-        self.index_device, self.image_shape = torch.device("cpu"), _image_shape(beton)
+        self.index_device, self.image_shape = torch.device("cpu"), layout.image_shape(beton)
         self._device, self._beton, self._threads = device, beton, 1 if beton.is_raw else threads
 
     def batches(self, indices: Iterator[Tensor], labels_N: Tensor) -> Iterator[Batch]:
-        return _copied_ahead(self._gather, self._beton, indices, labels_N, self._device)
+        pin = self._device.type == "cuda"
+        batches = (_gathered(self._gather, self._beton, index_B, pin=pin) for index_B in indices)
+        return delivered(batches, labels_N, self._device)
 
     def _gather(self, index_B: Tensor, flat: Tensor, ends: np.ndarray) -> None:
         index, target = index_B.tolist(), flat.numpy()
@@ -177,43 +180,13 @@ _Store = _Device | _Host | _Mapped
 _Gather = Callable[[Tensor, Tensor, np.ndarray], None]
 
 
-def _copied_ahead(
-    gather: _Gather, beton: Beton, indices: Iterator[Tensor], labels_N: Tensor, device: torch.device
-) -> Iterator[Batch]:
-    """Batches gathered in host memory by a thread and copied to the device, one ahead of the one in use."""
-    stream: torch.cuda.Stream | None = None
-    if device.type == "cuda":
-        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    batches = (_to_device(_gathered(gather, beton, index_B, stream), device, stream) for index_B in indices)
-    for batch in ahead(batches):
-        if stream is not None:
-            now = torch.cuda.current_stream(device)
-            now.wait_stream(stream)
-            for tensor in (batch.images, batch.index_B, batch.sizes_B2, batch.offsets_B):
-                if tensor is not None:
-                    tensor.record_stream(now)  # the allocator must not hand it out while this stream reads it
-        yield replace(batch, labels_B=labels_N[batch.index_B])
-
-
-def _gathered(gather: _Gather, beton: Beton, index_B: Tensor, stream: "torch.cuda.Stream | None") -> Batch:
-    """One batch in host memory, without its labels; pinned when a stream will copy it."""
+def _gathered(gather: _Gather, beton: Beton, index_B: Tensor, *, pin: bool) -> Batch:
+    """One batch in host memory, without its labels."""
     sizes_B2 = beton.sizes[index_B.numpy()]
-    ends = np.concatenate([[0], np.cumsum(sizes_B2.prod(axis=1) * beton.channels)])
-    dtype = TORCH_TYPES[beton.dtype.name]
-    flat = torch.empty(int(ends[-1]), dtype=dtype, pin_memory=stream is not None)
+    ends = layout.ends_of(sizes_B2, beton.channels)
+    flat = layout.empty(int(ends[-1]), beton.dtype, pin=pin)
     gather(index_B, flat, ends)
-    shape = _image_shape(beton)
-    if shape is not None:
-        return Batch(flat.view(-1, *shape), index_B, index_B)
-    return Batch(flat, index_B, index_B, torch.from_numpy(sizes_B2), torch.from_numpy(ends[:-1]))
-
-
-def _to_device(batch: Batch, device: torch.device, stream: "torch.cuda.Stream | None") -> Batch:
-    def move(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.to(device, non_blocking=stream is not None)
-
-    with torch.cuda.stream(stream) if stream is not None else nullcontext():
-        return Batch(*(move(getattr(batch, field.name)) for field in fields(batch)))  # type: ignore[arg-type]
+    return layout.as_batch(flat, index_B, sizes_B2, beton.channels, layout.image_shape(beton))
 
 
 def _selectable(tensor: Tensor) -> Tensor:
@@ -221,19 +194,8 @@ def _selectable(tensor: Tensor) -> Tensor:
     return tensor.view(torch.int16) if tensor.dtype == torch.uint16 else tensor
 
 
-def _image_shape(beton: Beton) -> tuple[int, int, int] | None:
-    if not beton.is_uniform:
-        return None
-    return int(beton.sizes[0, 0]), int(beton.sizes[0, 1]), beton.channels
-
-
-def _ends(beton: Beton) -> np.ndarray:
-    """First sample of each image in the flat buffer, and its length last: int64 (N + 1,), in samples."""
-    return np.concatenate([[0], np.cumsum(beton.sizes.prod(axis=1) * beton.channels)])
-
-
 def _decoded_bytes(beton: Beton) -> int:
-    return int(_ends(beton)[-1]) * beton.dtype.itemsize
+    return int(layout.ends_of(beton.sizes, beton.channels)[-1]) * beton.dtype.itemsize
 
 
 def _require_memory(wanted: int, device: torch.device) -> None:
@@ -251,7 +213,7 @@ def _require_memory(wanted: int, device: torch.device) -> None:
 
 def _fill(flat: Tensor, beton: Beton, threads: int) -> None:
     """Decode the whole file into `flat`, through a chunk of host memory when that lies on an accelerator."""
-    ends = _ends(beton)
+    ends = layout.ends_of(beton.sizes, beton.channels)
     if flat.device.type == "cpu":
         _decode_range(flat.numpy(), beton, 0, ends, threads)
         return

@@ -1,7 +1,7 @@
 """Threads that end: work done one step ahead, loops over many images, and a limit that turns a hang into an error."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -32,6 +32,8 @@ def ahead(items: Iterator[T], *, limit_s: float = WATCHDOG_S) -> Iterator[T]:
                 made.put((next(items, None), None))
             except BaseException as error:
                 made.put((None, error))
+        if isinstance(items, Generator):
+            items.close()  # here, where it ran: what it holds open may belong to this thread
 
     # a daemon: one that hangs must not keep the process from ending
     thread = Thread(target=make, name="fastssl-ahead", daemon=True)

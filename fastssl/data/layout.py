@@ -1,0 +1,41 @@
+"""How the images of a batch or of a whole file lie one after another in a flat buffer.
+
+N stored samples, B batch of one rank, H W height and width in pixels, C channels.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .batch import Batch
+from .beton import Beton
+
+TORCH_TYPES = {"uint8": torch.uint8, "uint16": torch.uint16}
+
+
+def image_shape(beton: Beton) -> tuple[int, int, int] | None:
+    """(H, W, C) of every image, None when they differ."""
+    if not beton.is_uniform:
+        return None
+    return int(beton.sizes[0, 0]), int(beton.sizes[0, 1]), beton.channels
+
+
+def ends_of(sizes_B2: np.ndarray, channels: int) -> np.ndarray:
+    """First element of each image in the flat buffer, then the buffer's length: int64 (B + 1,)."""
+    return np.concatenate([[0], np.cumsum(sizes_B2.prod(axis=1) * channels)])
+
+
+def empty(elements: int, dtype: np.dtype, *, pin: bool = False, device: torch.device | str = "cpu") -> Tensor:
+    """A flat buffer for pixels of this numpy type."""
+    return torch.empty(elements, dtype=TORCH_TYPES[dtype.name], device=device, pin_memory=pin)
+
+
+def as_batch(
+    flat: Tensor, index_B: Tensor, sizes_B2: np.ndarray, channels: int, shape: tuple[int, int, int] | None
+) -> Batch:
+    """A batch of the images packed in `flat`, its labels still to be filled in."""
+    unlabelled_B = torch.full_like(index_B, -1)
+    if shape is not None:
+        return Batch(flat.view(-1, *shape), unlabelled_B, index_B)
+    offsets_B = torch.from_numpy(ends_of(sizes_B2, channels)[:-1])
+    return Batch(flat, unlabelled_B, index_B, torch.from_numpy(sizes_B2), offsets_B)
