@@ -14,7 +14,10 @@ import numba
 import numpy as np
 import numpy.typing as npt
 import torch
-from numba import njit, prange
+from llvmlite import ir
+from numba import njit, prange, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 from torch import Tensor
 
 from fastssl.augment.draws import FIRST, GOLDEN, SECOND, UNIT
@@ -24,6 +27,7 @@ from fastssl.augment.policy import JITTER_ORDERS, Column, Parameters, View, blur
 ZERO, HALF, ONE, TWO, THREE, FOUR, SIX = (np.float32(x) for x in (0, 0.5, 1, 2, 3, 4, 6))
 RED, GREEN, BLUE = np.float32(0.2989), np.float32(0.587), np.float32(0.114)
 TINY = np.float32(1e-12)
+TILE = 8
 ORDERS = np.array(JITTER_ORDERS, dtype=np.int64)
 TOP, LEFT, HEIGHT, WIDTH = (int(c) for c in (Column.TOP, Column.LEFT, Column.HEIGHT, Column.WIDTH))
 HFLIP, VFLIP, TURNS, ROTATE_DEG = (
@@ -65,12 +69,8 @@ def apply(
     """
     batch, side, channels = len(sizes_B2), views[0].side_px, len(mean_C)
     narrow = dtype == torch.bfloat16
-    views_VBSSC = torch.empty(
-        len(views), batch, side, side, channels, dtype=dtype if narrow else torch.float32
-    )
-    out_VBX = (
-        views_VBSSC.view(torch.int16 if narrow else torch.float32).numpy().reshape(len(views), batch, -1)
-    )
+    # numpy's large arrays ask for huge pages, torch's do not: touching fresh memory is then twice as fast or more
+    out_VBX = np.empty((len(views), batch, side * side * channels), dtype=np.uint16 if narrow else np.float32)
     nothing = np.empty((len(views), batch, 0))
     sizes = sizes_B2.numpy()
     _render(
@@ -83,10 +83,12 @@ def apply(
         np.array(mean_C, dtype=np.float32),
         (1 / np.array(std_C)).astype(np.float32),
         nothing.astype(np.float32) if narrow else out_VBX,
-        out_VBX.view(np.uint16) if narrow else nothing.astype(np.uint16),
+        out_VBX if narrow else nothing.astype(np.uint16),
         *_scratch(numba.get_num_threads(), channels, side, views, *sizes.max(axis=0).tolist()),
     )
-    return views_VBSSC.permute(0, 1, 4, 2, 3).to(dtype)
+    views_VBX = torch.from_numpy(out_VBX)
+    views_VBX = views_VBX.view(torch.bfloat16) if narrow else views_VBX.to(dtype)
+    return views_VBX.view(len(views), batch, side, side, channels).permute(0, 1, 4, 2, 3)
 
 
 def _places(
@@ -107,14 +109,16 @@ def _scratch(
     reach = 2 if any(view.interpolation == "bicubic" for view in views) else 1
     longest = max(height, width, side) + 2 * max(view.pad_px for view in views)
     taps = 2 * math.ceil(reach * max(1.0, longest / side)) + 2
-    border = max(blur_radius_px(view.blur_sigma_max_px, side) for view in views)
+    radius = max(blur_radius_px(view.blur_sigma_max_px, side) if view.blur_p > 0 else 0 for view in views)
+    border = 3 * ((radius + 2) // 3)
+    pitch = side + 2 * border
     key = (threads, channels, side, taps, border, width)
     if getattr(_local, "key", None) != key:
         _local.key = key
         _local.buffers = (
             np.empty((threads, 2, side * channels * width), dtype=np.float32),
-            np.empty((threads, 3, channels * side * side), dtype=np.float32),
-            np.empty((threads, side + 3 * border + 1), dtype=np.float32),
+            np.empty((threads, 2, channels * side * side), dtype=np.float32),
+            np.empty((threads, pitch * (pitch + side) + 3 * border + 1 if border else 0), dtype=np.float32),
             np.empty((threads, 2, 2, side), dtype=np.int64),
             np.empty((threads, 2, side, taps), dtype=np.float32),
         )
@@ -143,30 +147,28 @@ def _draw(seed, epoch, index_B, out_BVS):
 @_parallel_jit
 def _render(
     source, offset_B, pitch_B, size_B2, drawn_BVP, cubic_V, linear_V, mean_C, scale_C, wide_out_VBX, narrow_out_VBX,
-    mixed_T2X, planes_T3X, line_TX, spans_T22S, weights_T2SK,
+    mixed_T2X, planes_T2X, blur_TX, spans_T22S, weights_T2SK,
 ):  # fmt: skip
     for b in prange(drawn_BVP.shape[0]):
         t = numba.get_thread_id()
         for v in range(drawn_BVP.shape[1]):
-            drawn_P, planes_3X = drawn_BVP[b, v], planes_T3X[t]
+            drawn_P, planes_2X = drawn_BVP[b, v], planes_T2X[t]
             _resample(
                 source, offset_B[b], pitch_B[b], size_B2[b], drawn_P, cubic_V[v], len(mean_C),
-                mixed_T2X[t], planes_3X, spans_T22S[t], weights_T2SK[t],
+                mixed_T2X[t], planes_2X, spans_T22S[t], weights_T2SK[t],
             )  # fmt: skip
-            _transform(planes_3X[0], planes_3X[1], line_TX[t], drawn_P, linear_V[v], mean_C)
+            _transform(planes_2X[0], planes_2X[1], blur_TX[t], drawn_P, linear_V[v], mean_C)
             if narrow_out_VBX.shape[2] > 0:
-                _normalise(planes_3X[0], mean_C, scale_C)
-                _interleave_narrow(planes_3X[0], narrow_out_VBX[v, b], len(mean_C))
+                _interleave_narrow(planes_2X[0], mean_C, scale_C, narrow_out_VBX[v, b])
             else:
-                _normalise(planes_3X[0], mean_C, scale_C)
-                _interleave(planes_3X[0], wide_out_VBX[v, b], len(mean_C))
+                _interleave(planes_2X[0], mean_C, scale_C, wide_out_VBX[v, b])
 
 
 @_jit
 def _resample(
-    source, offset, pitch, size_2, drawn_P, cubic, channels, mixed_2X, planes_3X, spans_22S, weights_2SK
+    source, offset, pitch, size_2, drawn_P, cubic, channels, mixed_2X, planes_2X, spans_22S, weights_2SK
 ):  # fmt: skip
-    """Crop, resize, flip and turn into planes_3X[0], as planes (C, S, S)."""
+    """Crop, resize, flip and turn into planes_2X[0], as planes (C, S, S)."""
     side = weights_2SK.shape[1]
     turns = int(drawn_P[TURNS])
     vflip = (drawn_P[VFLIP] > ZERO) != (turns >= 2)
@@ -181,13 +183,13 @@ def _resample(
     _mix(source, offset + first * channels, pitch, width, spans_22S[0], weights_2SK[0], rows_X)
     _transpose(rows_X, side, width, columns_X)
     across = side * channels
-    _mix(columns_X, -first * across, across, across, spans_22S[1], weights_2SK[1], planes_3X[1])
+    _mix(columns_X, -first * across, across, across, spans_22S[1], weights_2SK[1], planes_2X[1])
     if turns % 2 == 1:
-        _transpose_pixels(planes_3X[1], side, channels, planes_3X[0])
+        _transpose_pixels(planes_2X[1], side, channels, planes_2X[0])
     else:
-        _transpose(planes_3X[1], side, across, planes_3X[0])
+        _transpose(planes_2X[1], side, across, planes_2X[0])
     if cubic:
-        _scale(planes_3X[0], ONE)
+        _scale(planes_2X[0], ONE)
 
 
 @_jit
@@ -247,13 +249,52 @@ def _mix(source, offset, pitch, width, span_2S, weight_SK, out):
                 line[j] += weight * np.float32(one[j])
 
 
+@intrinsic
+def _transpose_tile(typing, source, place, pitch, out, out_place, out_pitch):
+    """Transpose 8 x 8 floats in registers: LLVM finds no shuffles in the scalar loop, which costs three times more."""
+
+    def generate(context, builder, signature, arguments):
+        data = [
+            cgutils.create_struct_proxy(signature.args[i])(context, builder, value=arguments[i]).data for i in (0, 3)
+        ]
+        eight = ir.VectorType(ir.FloatType(), TILE)
+
+        def line(which, k):
+            step = builder.mul(arguments[3 * which + 2], ir.Constant(ir.IntType(64), k))
+            address = builder.gep(data[which], [builder.add(arguments[3 * which + 1], step)])
+            return builder.bitcast(address, eight.as_pointer())
+
+        lines = [builder.load(line(0, k), align=4) for k in range(TILE)]
+        for step in (1, 2, 4):
+            low = [j - step + TILE if j & step else j for j in range(TILE)]
+            high = [j + TILE if j & step else j + step for j in range(TILE)]
+            for k in (k for k in range(TILE) if not k & step):
+                pair = lines[k], lines[k + step]
+                lines[k], lines[k + step] = (builder.shuffle_vector(*pair, _mask(m)) for m in (low, high))
+        for k in range(TILE):
+            builder.store(lines[k], line(1, k), align=4)
+        return context.get_dummy_value()
+
+    return types.void(source, types.intp, types.intp, out, types.intp, types.intp), generate
+
+
+def _mask(lanes):
+    return ir.Constant(ir.VectorType(ir.IntType(32), TILE), lanes)
+
+
 @_jit
 def _transpose(source, rows, columns, out):
-    for first in range(0, rows, 16):
-        last = min(first + 16, rows)
-        for j in range(columns):
-            for i in range(first, last):
+    """(rows, columns) to (columns, rows); the last tiles overlap the ones before."""
+    if rows < TILE or columns < TILE:
+        for i in range(rows):
+            for j in range(columns):
                 out[j * rows + i] = source[i * columns + j]
+        return
+    for tile_j in range(0, columns, TILE):
+        j = min(tile_j, columns - TILE)
+        for tile_i in range(0, rows, TILE):
+            i = min(tile_i, rows - TILE)
+            _transpose_tile(source, i * columns + j, columns, out, j * rows + i, rows)
 
 
 @_jit
@@ -266,7 +307,7 @@ def _transpose_pixels(source, side, channels, out):
 
 
 @_jit
-def _transform(planes_X, spare_X, line_X, drawn_P, linear, mean_C):
+def _transform(planes_X, spare_X, blur_X, drawn_P, linear, mean_C):
     """Everything after the geometry of the crop, in place, in the policy's order."""
     channels = len(mean_C)
     n = len(planes_X) // channels
@@ -277,7 +318,7 @@ def _transform(planes_X, spare_X, line_X, drawn_P, linear, mean_C):
     if channels == 3:
         _colour(planes_X, planes_X[:n], planes_X[n : 2 * n], planes_X[2 * n :], drawn_P, linear)
     if drawn_P[BLUR_RADIUS] > ZERO:
-        _blur(planes_X, spare_X, line_X, channels, side, int(drawn_P[BLUR_RADIUS]), drawn_P[BLUR_SIGMA])
+        _blur(planes_X, blur_X, channels, side, int(drawn_P[BLUR_RADIUS]), drawn_P[BLUR_SIGMA])
     if drawn_P[SOLARIZE] <= ONE:
         threshold = drawn_P[SOLARIZE]
         for i in range(len(planes_X)):
@@ -401,74 +442,118 @@ def _turn_yiq(red_N, green_N, blue_N, turns):
 
 
 @_jit
-def _blur(planes_X, spare_X, line_X, channels, side, radius, sigma):
-    """Separable and symmetric, the border reflected; `line_X` holds the kernel, then one padded row."""
-    kernel, row = line_X[: radius + 1], line_X[radius + 1 : 3 * radius + 1 + side]
+def _blur(planes_X, work_X, channels, side, radius, sigma):
+    """Separable and symmetric, the border reflected.
+
+    A padded plane is one long line: a shift of one row is a shift by the pitch, so both passes run over all of it
+    and what they make of the padding is dropped. Taps go by threes, the last filled up with zeros.
+    """
+    threes = (radius + 2) // 3
+    border = 3 * threes
+    pitch = side + 2 * border
+    padded, mixed = work_X[: pitch * pitch], work_X[pitch * pitch : pitch * (pitch + side) + 2 * border]
+    kernel = work_X[len(work_X) - border - 1 :]
+    _gaussian(kernel, radius, sigma)
+    mixed[:border] = ZERO
+    mixed[border + pitch * side :] = ZERO
+    for c in range(channels):
+        plane = planes_X[c * side * side : (c + 1) * side * side]
+        _pad(plane, side, border, radius, padded)
+        out = mixed[border : border + pitch * side]
+        _convolve(padded, border * pitch, pitch, kernel, out)
+        _convolve(mixed, border, 1, kernel, padded[: pitch * side])
+        for y in range(side):
+            plane[y * side : (y + 1) * side] = padded[y * pitch + border : y * pitch + border + side]
+
+
+@_jit
+def _gaussian(kernel, radius, sigma):
+    kernel[:] = ZERO
     total = ZERO
     for k in range(radius + 1):
         kernel[k] = np.float32(math.exp(-0.5 * (k / sigma) ** 2))
         total += kernel[k] if k == 0 else TWO * kernel[k]
     for k in range(radius + 1):
         kernel[k] /= total
-    for c in range(channels):
-        plane, spare = planes_X[c * side * side : (c + 1) * side * side], spare_X[: side * side]
-        for y in range(side):
-            out, line = spare[y * side : (y + 1) * side], plane[y * side : (y + 1) * side]
-            for x in range(side):
-                out[x] = kernel[0] * line[x]
-            for k in range(1, radius + 1):
-                up, down = abs(y - k), side - 1 - abs(side - 1 - y - k)
-                _add_pair(
-                    out, plane[up * side : (up + 1) * side], plane[down * side : (down + 1) * side], kernel[k]
-                )
-        for y in range(side):
-            line, out = spare[y * side : (y + 1) * side], plane[y * side : (y + 1) * side]
-            row[radius : radius + side] = line
-            for k in range(1, radius + 1):
-                row[radius - k], row[radius + side - 1 + k] = line[k], line[side - 1 - k]
-            for x in range(side):
-                out[x] = kernel[0] * line[x]
-            for k in range(1, radius + 1):
-                _add_pair(
-                    out, row[radius - k : radius - k + side], row[radius + k : radius + k + side], kernel[k]
-                )
 
 
 @_jit
-def _add_pair(out, one, other, weight):
-    for i in range(len(out)):
-        out[i] += weight * (one[i] + other[i])
+def _pad(plane, side, border, radius, padded):
+    """Reflect `radius` lines on each side; the rest of the border only has to be finite."""
+    pitch = side + 2 * border
+    padded[:] = ZERO
+    for y in range(-radius, side + radius):
+        source = abs(y) if y < side else 2 * (side - 1) - y
+        row = padded[(y + border) * pitch : (y + border + 1) * pitch]
+        row[border : border + side] = plane[source * side : (source + 1) * side]
+        for k in range(1, radius + 1):
+            row[border - k], row[border + side - 1 + k] = row[border + k], row[border + side - 1 - k]
 
 
 @_jit
-def _normalise(planes_X, mean_C, scale_C):
-    n = len(planes_X) // len(mean_C)
-    for c in range(len(mean_C)):
-        plane, mean, scale = planes_X[c * n : (c + 1) * n], mean_C[c], scale_C[c]
+def _convolve(source, place, pitch, kernel, out):
+    """out[i] is the kernel about source[place + i], with `pitch` elements between taps."""
+    n = len(out)
+    middle, weight = source[place : place + n], kernel[0]
+    for i in range(n):
+        out[i] = weight * middle[i]
+    for k in range(1, len(kernel), 3):
+        near, mid, far = k * pitch, (k + 1) * pitch, (k + 2) * pitch
+        up_1, down_1 = source[place - near : place - near + n], source[place + near : place + near + n]
+        up_2, down_2 = source[place - mid : place - mid + n], source[place + mid : place + mid + n]
+        up_3, down_3 = source[place - far : place - far + n], source[place + far : place + far + n]
+        weight_1, weight_2, weight_3 = kernel[k], kernel[k + 1], kernel[k + 2]
         for i in range(n):
-            plane[i] = (plane[i] - mean) * scale
+            out[i] += (
+                weight_1 * (up_1[i] + down_1[i]) + weight_2 * (up_2[i] + down_2[i]) + weight_3 * (up_3[i] + down_3[i])
+            )
 
 
 @_jit
-def _interleave(planes_X, out_X, channels):
+def _interleave(planes_X, mean_C, scale_C, out_X):
+    """Normalise into pixels."""
+    channels = len(mean_C)
     n = len(planes_X) // channels
     if channels == 3:
         red, green, blue = planes_X[:n], planes_X[n : 2 * n], planes_X[2 * n :]
+        mean_0, mean_1, mean_2 = mean_C
+        scale_0, scale_1, scale_2 = scale_C
         for i in range(n):
-            out_X[3 * i], out_X[3 * i + 1], out_X[3 * i + 2] = red[i], green[i], blue[i]
-    else:
-        for c in range(channels):
-            for i in range(n):
-                out_X[i * channels + c] = planes_X[c * n + i]
+            out_X[3 * i] = (red[i] - mean_0) * scale_0
+            out_X[3 * i + 1] = (green[i] - mean_1) * scale_1
+            out_X[3 * i + 2] = (blue[i] - mean_2) * scale_2
+        return
+    for c in range(channels):
+        plane, mean, scale = planes_X[c * n : (c + 1) * n], mean_C[c], scale_C[c]
+        for i in range(n):
+            out_X[i * channels + c] = (plane[i] - mean) * scale
 
 
 @_jit
-def _interleave_narrow(planes_X, out_X, channels):
-    """As bfloat16 bit patterns, rounded to nearest, ties to even."""
+def _interleave_narrow(planes_X, mean_C, scale_C, out_X):
+    """Normalise into pixels of bfloat16 bit patterns."""
+    channels = len(mean_C)
     n = len(planes_X) // channels
+    for c in range(channels):
+        plane, mean, scale = planes_X[c * n : (c + 1) * n], mean_C[c], scale_C[c]
+        for i in range(n):
+            plane[i] = (plane[i] - mean) * scale
     bits_X = planes_X.view(np.uint32)
+    if channels == 3:
+        red, green, blue = bits_X[:n], bits_X[n : 2 * n], bits_X[2 * n :]
+        for i in range(n):
+            out_X[3 * i] = _narrow(red[i])
+            out_X[3 * i + 1] = _narrow(green[i])
+            out_X[3 * i + 2] = _narrow(blue[i])
+        return
     for c in range(channels):
         bits = bits_X[c * n : (c + 1) * n]
         for i in range(n):
-            odd = (bits[i] >> np.uint32(16)) & np.uint32(1)
-            out_X[i * channels + c] = np.uint16((bits[i] + np.uint32(0x7FFF) + odd) >> np.uint32(16))
+            out_X[i * channels + c] = _narrow(bits[i])
+
+
+@_jit
+def _narrow(bits):
+    """float32 bits to bfloat16 bits, to nearest, ties to even."""
+    odd = (bits >> np.uint32(16)) & np.uint32(1)
+    return np.uint16((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
