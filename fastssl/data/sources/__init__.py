@@ -1,0 +1,69 @@
+"""Where images come from: one function opens them all, by name or by what lies at the path."""
+
+from pathlib import Path
+
+from ...errors import UserError
+from .base import SPLITS, Indexed, Item, Source, Stream
+
+__all__ = ["SPLITS", "Indexed", "Item", "Source", "Stream", "open_source"]
+
+NAMES = ("shapes", "cifar10", "cifar100", "stl10")
+_SHAPES_COUNT = {"train": 20_000, "test": 2_000, "val": 2_000, "unlabelled": 20_000}
+
+
+def open_source(
+    spec: str | Path,
+    *,
+    split: str = "train",
+    root: Path | None = None,
+    download: bool = False,
+    seed: int = 0,
+    count: int | None = None,
+    side_px: int | None = None,
+) -> Source:
+    """Open a source of images; nothing is decoded yet.
+
+    Args:
+        spec: shapes, cifar10, cifar100 or stl10; or the path of a folder (class sub-folders or flat), an archive
+            of one (.tar, .tar.gz, .tar.xz, .tar.bz2, .zip), WebDataset shards (a folder of .tar, or a
+            `name-{000..012}.tar` pattern), .parquet, a Hugging Face data set saved to disk, .npz, .npy, .csv or
+            .beton.
+        split: train, test, val or unlabelled.
+        root: folder with torchvision's files; ~/.cache/fastssl when None.
+        download: allowed to fetch torchvision's files when they are absent.
+        seed, count, side_px: of the shapes, and of nothing else.
+    """
+    if split not in SPLITS:
+        raise UserError(f"There is no split {split!r}", f"Set split to one of: {', '.join(SPLITS)}.")
+    if str(spec) == "shapes":
+        from .tables import shapes_source
+
+        return shapes_source(
+            split, seed=seed, count=_SHAPES_COUNT[split] if count is None else count, side_px=side_px or 32
+        )
+    if str(spec) in NAMES:
+        from .torchvision_files import torchvision_source
+
+        return torchvision_source(str(spec), split, root=root, download=download)
+    return _open_path(Path(spec).expanduser(), split)
+
+
+def _open_path(path: Path, split: str) -> Source:
+    from . import archives, folders
+
+    if path.is_dir():
+        return folders.folder_source(path, split)
+    if not path.exists():
+        raise UserError(
+            f"There is no file, folder or known source {str(path)!r}",
+            f"Give an existing path or one of: {', '.join(NAMES)}.",
+        )
+    name = path.name.lower()
+    if name.endswith(archives.TAR_SUFFIXES):
+        return archives.tar_source(path, split)
+    if name.endswith(".zip"):
+        return archives.zip_source(path, split)
+    raise UserError(
+        f"{path} is of no kind that can be read",
+        "Give a folder, .tar, .tar.gz, .tar.xz, .zip, .parquet, .npz, .npy, .csv or .beton.",
+    )

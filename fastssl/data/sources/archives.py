@@ -1,0 +1,100 @@
+"""Archives of image folders, read where they lie: tar as a stream, zip by its table of contents."""
+
+import threading
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from ...errors import UserError
+from ..tar import leaves, read_tar
+from .base import (
+    MAX_ITEM_BYTES,
+    Indexed,
+    Item,
+    Stream,
+    choose_split,
+    is_image_name,
+    missing_split,
+    split_of,
+)
+
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
+
+
+def tar_source(path: Path, split: str) -> Stream:
+    """A tar archive of a folder. Its classes are known at its end, so labels arrive as directories."""
+    directories: set[str] = set()
+    return Stream(str(path), None, None, lambda: _tar_items(path, split, directories), directories)
+
+
+def _tar_items(path: Path, split: str, directories: set[str]) -> Iterator[Item]:
+    places: dict[str, tuple[str | None, str]] = {}
+    found: set[str | None] = set()
+    count = 0
+    for name, data in read_tar(path, max_bytes=MAX_ITEM_BYTES, wanted=is_image_name):
+        if isinstance(data, Exception) and leaves(name):
+            yield Item(name, data)
+            continue
+        directory = name.rpartition("/")[0]
+        place = places.get(directory)
+        if place is None:
+            place = places[directory] = split_of(directory)
+            if place[0] != "unlabelled":
+                directories.add(place[1])
+            found.add(place[0])
+            if None in found and len(found) > 1 and count and split in ("train", "unlabelled"):
+                raise UserError(
+                    f"{path} has images both inside and outside of its split folders (see {name!r})",
+                    "Make an archive with train/ and test/, or with neither.",
+                )
+        if place[0] == split or (found == {None} and split in ("train", "unlabelled")):
+            count += 1
+            yield Item(name, data, -1 if split == "unlabelled" else place[1])
+    if not found:
+        raise UserError(
+            f"{path} holds no image files", "Give an archive with .jpg, .png, .webp, .bmp, .tif or .gif."
+        )
+    if not count:
+        raise missing_split(str(path), split, (s for s in found if s is not None))
+
+
+def zip_source(path: Path, split: str) -> Indexed:
+    """A zip archive of a folder; members are inflated one at a time, never beyond the stated and allowed size."""
+    try:
+        archive = zipfile.ZipFile(path)
+        members = [
+            m
+            for m in archive.infolist()
+            if not m.is_dir() and (is_image_name(m.filename) or leaves(m.filename))
+        ]
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise UserError(
+            f"{path} cannot be read as a zip archive: {error}", "Fetch or make it again."
+        ) from error
+    names = [member.filename for member in members]
+    chosen, classes, labels_N = choose_split(str(path), names, split)
+    lock = threading.Lock()
+
+    def read(index: int) -> Item:
+        member = members[chosen[index]]
+        return Item(member.filename, _inflate(archive, member, lock), int(labels_N[index]))
+
+    return Indexed(str(path), classes, labels_N, read)
+
+
+def _inflate(archive: zipfile.ZipFile, member: zipfile.ZipInfo, lock: threading.Lock) -> bytes | Exception:
+    name = member.filename
+    if leaves(name):
+        return ValueError(f"{name!r} leaves the archive's folder")
+    if member.external_attr >> 28 == 0o12:
+        return ValueError(f"{name!r} is a symbolic link")
+    if member.flag_bits & 1:
+        return ValueError(f"{name!r} is encrypted")
+    if member.file_size > MAX_ITEM_BYTES:
+        return ValueError(f"{name!r} has {member.file_size} bytes, the limit is {MAX_ITEM_BYTES}")
+    try:
+        with lock, archive.open(member) as file:  # zipfile moves one shared file position
+            return file.read(member.file_size)
+    except (zipfile.BadZipFile, OSError, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:
+        return ValueError(f"{name!r} cannot be read: {error}")

@@ -1,0 +1,172 @@
+"""What every source of images is: items by position, or items in a stream; each names itself and its class.
+
+Two shapes and no third: `Indexed` knows all its labels and reads any item from any thread; `Stream` can only be
+read from its beginning. Whoever needs order or a choice out of a stream spools it first (`data/spool`).
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import UserError
+
+IMAGE_SUFFIXES = frozenset(
+    (
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".webp",
+        ".bmp",
+        ".tif",
+        ".tiff",
+        ".gif",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+    )
+)
+MAX_ITEM_BYTES = 1 << 28  # 256 MiB encoded: larger is no picture that training can use
+SPLITS = {
+    "train": ("train", "training"),
+    "test": ("test", "testing"),
+    "val": ("val", "valid", "validation"),
+    "unlabelled": ("unlabelled", "unlabeled"),
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Item:
+    """One image as the source holds it.
+
+    Attributes:
+        key: its name there, unique or nearly so, for messages and the list of skipped items.
+        data: encoded file, or uint8 / uint16 pixels (H, W, C), or the reason why there is neither.
+        label: class index, -1 for none; in a stream that has yet to meet its classes, its directory.
+    """
+
+    key: str
+    data: bytes | np.ndarray | Exception
+    label: int | str = -1
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Indexed:
+    """Items by position 0 .. N-1.
+
+    Attributes:
+        name: what a person calls it, for messages.
+        classes: class names by label, () when nothing is labelled.
+        labels_N: int64, -1 where there is no label.
+        read: item at a position; safe to call from several threads at once.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    labels_N: NDArray[np.int64]
+    read: Callable[[int], Item]
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Stream:
+    """Items one after the other; `items` starts again from the first at each call.
+
+    Attributes:
+        name: what a person calls it, for messages.
+        classes: class names by label; None when labels arrive as directories (`Item.label` is a str).
+        count: number of items, None when only the end tells.
+        items: makes the iterator.
+        directories: with classes None, every directory of every split met so far, whichever split is yielded.
+    """
+
+    name: str
+    classes: tuple[str, ...] | None
+    count: int | None
+    items: Callable[[], Iterator[Item]]
+    directories: set[str] = dataclasses.field(default_factory=set)
+
+
+Source = Indexed | Stream
+
+
+def is_image_name(name: str) -> bool:
+    """True for a picture's suffix, unless a component is hidden or one of macOS's shadows."""
+    _, dot, suffix = name.rpartition(".")
+    if "." + suffix.lower() not in IMAGE_SUFFIXES or not dot:
+        return False
+    return not any((p.startswith(".") and p not in (".", "..")) or p == "__MACOSX" for p in name.split("/"))
+
+
+def split_of(directory: str) -> tuple[str | None, str]:
+    """Split that a directory belongs to (by its first or second component) and the rest of its path."""
+    parts = PurePosixPath(directory).parts
+    for depth, part in enumerate(parts[:2]):
+        for split, names in SPLITS.items():
+            if part.lower() in names:
+                return split, "/".join(parts[depth + 1 :])
+    return None, "/".join(parts)
+
+
+def class_labels(directories: Iterable[str]) -> tuple[tuple[str, ...], dict[str, int]]:
+    """Class names, sorted, and the label of each directory.
+
+    What all directories have in common is a wrapper; the component after it is the class, and deeper ones are
+    the class's own affair. Images right in the wrapper have no class: -1.
+    """
+    parts = {directory: PurePosixPath(directory).parts for directory in directories}
+    common = 0
+    while parts and all(len(p) > common for p in parts.values()):
+        if len({p[common] for p in parts.values()}) > 1:
+            break
+        common += 1
+    class_of = {directory: p[common] if len(p) > common else None for directory, p in parts.items()}
+    classes = tuple(sorted({name for name in class_of.values() if name is not None}))
+    index = {name: i for i, name in enumerate(classes)}
+    return classes, {directory: -1 if name is None else index[name] for directory, name in class_of.items()}
+
+
+def choose_split(
+    source: str, names: Sequence[str], split: str
+) -> tuple[list[int], tuple[str, ...], NDArray[np.int64]]:
+    """Positions in `names` (sorted by name) of one split's images, the class names, and the chosen labels_N.
+
+    Where train/, test/ and so on exist, images outside of them belong to none of them; where they do not, all
+    images are the train split. The classes are those of all labelled splits together, so that a class missing
+    from one does not renumber the others.
+    """
+    places = {directory: split_of(directory) for directory in {name.rpartition("/")[0] for name in names}}
+    found = {place[0] for place in places.values()}
+    if not names:
+        raise UserError(
+            f"{source} holds no image files", "Give one with .jpg, .png, .webp, .bmp, .tif or .gif."
+        )
+    key = split if found != {None} else None
+    if key is None and split not in ("train", "unlabelled"):
+        raise missing_split(source, split, ())
+    chosen = [i for i, name in enumerate(names) if places[name.rpartition("/")[0]][0] == key]
+    if not chosen:
+        raise missing_split(source, split, (s for s in found if s is not None))
+    chosen.sort(key=names.__getitem__)
+    if split == "unlabelled":
+        return chosen, (), np.full(len(chosen), -1, np.int64)
+    labelled = (
+        rest for where, rest in places.values() if where == key or (key and where not in (None, "unlabelled"))
+    )
+    classes, label_of = class_labels(labelled)
+    labels = [label_of[places[names[i].rpartition("/")[0]][1]] for i in chosen]
+    return chosen, classes, np.array(labels, np.int64)
+
+
+def missing_split(name: str, split: str, found: Iterable[str]) -> UserError:
+    """The error for a split that a source does not have."""
+    others = ", ".join(sorted(found))
+    return UserError(
+        f"{name} has no images for split {split!r}", f"Set split to one of: {others or 'train'}."
+    )

@@ -1,0 +1,279 @@
+"""Every source yields the same pictures under the same labels, in a stated order."""
+
+import io
+import pickle
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastssl.data.sources import Indexed, Stream, base, open_source
+from fastssl.errors import UserError
+
+
+def png(value: int, side_px: int = 4) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.full((side_px, side_px, 3), value, np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def tree(folder, files):
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return folder
+
+
+def pack_tar(path, files, mode="w"):
+    with tarfile.open(path, mode) as archive:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return path
+
+
+def pack_zip(path, files):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return path
+
+
+def contents(source):
+    """{key: (data, class name or None)} and the class names, whatever the kind of source."""
+    if isinstance(source, Indexed):
+        items, classes, label_of = [source.read(i) for i in range(len(source))], source.classes, {}
+        assert [item.label for item in items] == source.labels_N.tolist()
+    else:
+        items = list(source.items())
+        classes, label_of = source.classes, {}
+        if classes is None:
+            classes, label_of = base.class_labels(source.directories)
+    found = {}
+    for item in items:
+        label = label_of[item.label] if isinstance(item.label, str) else item.label
+        assert item.key not in found
+        found[item.key] = (item.data, None if label < 0 else classes[label])
+    return found, classes
+
+
+LAYOUT = {
+    "train/dog/0.png": png(1),
+    "train/cat/0.png": png(2),
+    "train/cat/deep/er/1.PNG": png(3),
+    "test/dog/0.png": png(4),
+    "test/ant/0.png": png(5),
+    "unlabelled/0.png": png(6),
+    "train/cat/notes.txt": b"no picture",
+    "train/cat/.hidden.png": b"no picture",
+    "__MACOSX/train/cat/._0.png": b"no picture",
+}
+EXPECTED = {
+    "train": {"train/cat/0.png": "cat", "train/cat/deep/er/1.PNG": "cat", "train/dog/0.png": "dog"},
+    "test": {"test/ant/0.png": "ant", "test/dog/0.png": "dog"},
+    "unlabelled": {"unlabelled/0.png": None},
+}
+PACKERS = {
+    "folder": lambda path, files: tree(path / "folder", files),
+    "tar": lambda path, files: pack_tar(path / "x.tar", files),
+    "tar.gz": lambda path, files: pack_tar(path / "x.tar.gz", files, "w:gz"),
+    "tar.xz": lambda path, files: pack_tar(path / "x.tar.xz", files, "w:xz"),
+    "tar.bz2": lambda path, files: pack_tar(path / "x.tar.bz2", files, "w:bz2"),
+    "zip": lambda path, files: pack_zip(path / "x.zip", files),
+}
+kinds = pytest.mark.parametrize("kind", PACKERS)
+
+
+@kinds
+@pytest.mark.parametrize("wrapper", ["", "wrapper/"])
+@pytest.mark.parametrize("split", ["train", "test", "unlabelled"])
+def test_splits_and_class_folders(tmp_path, kind, wrapper, split):
+    path = PACKERS[kind](tmp_path, {wrapper + name: data for name, data in LAYOUT.items()})
+    found, classes = contents(open_source(path, split=split))
+    expected = {wrapper + name: (LAYOUT[name], label) for name, label in EXPECTED[split].items()}
+    assert found == expected
+    if split != "unlabelled":  # a class that one split lacks does not renumber the others
+        assert classes == ("ant", "cat", "dog")
+
+
+@kinds
+def test_without_split_folders_all_is_train(tmp_path, kind):
+    path = PACKERS[kind](tmp_path, {"b/0.png": png(0), "a/0.png": png(1), "a/sub/2.png": png(2)})
+    found, classes = contents(open_source(path))
+    assert {key: label for key, (_, label) in found.items()} == {
+        "b/0.png": "b",
+        "a/0.png": "a",
+        "a/sub/2.png": "a",
+    }
+    assert classes == ("a", "b")
+    with pytest.raises(UserError, match="no images for split 'test'"):
+        contents(open_source(path, split="test"))
+
+
+@kinds
+@pytest.mark.parametrize("prefix", ["", "only/", "train/", "wrapper/train/"])
+def test_flat_pictures_have_no_label(tmp_path, kind, prefix):
+    path = PACKERS[kind](tmp_path, {f"{prefix}{i}.png": png(i) for i in range(3)})
+    found, classes = contents(open_source(path))
+    assert {label for _, label in found.values()} == {None}
+    assert classes == ()
+
+
+@kinds
+def test_a_missing_split_names_those_that_exist(tmp_path, kind):
+    path = PACKERS[kind](tmp_path, LAYOUT)
+    with pytest.raises(UserError, match="test, train, unlabelled"):
+        contents(open_source(path, split="val"))
+
+
+@kinds
+def test_no_pictures_at_all(tmp_path, kind):
+    path = PACKERS[kind](tmp_path, {"readme.txt": b"hello"})
+    with pytest.raises(UserError, match="holds no image files"):
+        contents(open_source(path))
+
+
+def test_folder_order_is_by_name_and_links_are_followed_once(tmp_path):
+    folder = tree(tmp_path / "set", {"b/1.png": png(1), "a/2.png": png(2), "a/10.png": png(10)})
+    (folder / "a" / "loop").symlink_to(folder, target_is_directory=True)
+    (folder / "c").mkdir()
+    (folder / "c" / "link.png").symlink_to(folder / "b" / "1.png")
+    source = open_source(folder)
+    assert [source.read(i).key for i in range(len(source))] == [
+        "a/10.png",
+        "a/2.png",
+        "b/1.png",
+        "c/link.png",
+    ]
+
+
+def test_long_names_and_every_tar_dialect(tmp_path):
+    name = "train/" + "ü" * 90 + "/" + "x" * 150 + "\n.png"
+    for dialect in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT):
+        long = name if dialect != tarfile.USTAR_FORMAT else "train/" + "d" * 120 + "/" + "x" * 80 + ".png"
+        path = tmp_path / f"{dialect}.tar"
+        with tarfile.open(path, "w", format=dialect) as archive:
+            member = tarfile.TarInfo(long)
+            member.size = len(png(1))
+            archive.addfile(member, io.BytesIO(png(1)))
+        found, _ = contents(open_source(path))
+        assert list(found) == [long]
+
+
+def test_shapes_splits_differ_and_repeat():
+    train, again, test = (open_source("shapes", split=s, count=20) for s in ("train", "train", "test"))
+    np.testing.assert_array_equal(train.read(7).data, again.read(7).data)
+    assert not np.array_equal(train.read(7).data, test.read(7).data)
+    assert (open_source("shapes", split="unlabelled", count=5).labels_N == -1).all()
+
+
+def fake_cifar(root, monkeypatch, kind, batches, label_key):
+    from torchvision import datasets
+    from torchvision.datasets.utils import calculate_md5
+
+    cls = getattr(datasets, kind)
+    folder = root / cls.base_folder
+    folder.mkdir(parents=True)
+    images = {}
+    for attribute, names in batches.items():
+        entries = []
+        for seed, name in enumerate(names):
+            planes = np.random.default_rng(seed).integers(0, 256, (4, 3, 32, 32), np.uint8)
+            with open(folder / name, "wb") as file:
+                pickle.dump({"data": planes.reshape(4, -1), label_key: [3, 1, 2, 0]}, file)
+            images.setdefault(attribute, []).append(planes.transpose(0, 2, 3, 1))
+            entries.append([name, calculate_md5(folder / name)])
+        monkeypatch.setattr(cls, attribute, entries)
+    with open(folder / cls.meta["filename"], "wb") as file:
+        pickle.dump({cls.meta["key"]: ["zebra", "ant", "cow", "bee"]}, file)
+    monkeypatch.setattr(cls, "meta", {**cls.meta, "md5": calculate_md5(folder / cls.meta["filename"])})
+    return {attribute: np.concatenate(parts) for attribute, parts in images.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "key"), [("cifar10", "CIFAR10", "labels"), ("cifar100", "CIFAR100", "fine_labels")]
+)
+def test_cifar_files_of_torchvision(tmp_path, monkeypatch, name, kind, key):
+    batches = {"train_list": ["data_batch_1", "data_batch_2"], "test_list": ["test_batch"]}
+    images = fake_cifar(tmp_path, monkeypatch, kind, batches, key)
+    for split, count in (("train", 8), ("test", 4)):
+        source = open_source(name, split=split, root=tmp_path)
+        assert len(source) == count
+        for i in range(count):
+            np.testing.assert_array_equal(source.read(i).data, images[f"{split}_list"][i])
+        assert source.labels_N.tolist() == [3, 1, 2, 0] * (count // 4)
+        assert source.classes == (
+            "zebra",
+            "ant",
+            "cow",
+            "bee",
+        )  # the publisher's order is the label's meaning
+
+
+def test_stl10_files_of_torchvision(tmp_path, monkeypatch):
+    from torchvision import datasets
+    from torchvision.datasets.utils import calculate_md5
+
+    folder = tmp_path / "stl10_binary"
+    folder.mkdir()
+    (folder / "class_names.txt").write_text("airplane\nbird\n")
+    truth = {}
+    for stem in ("train", "test", "unlabeled"):
+        truth[stem] = np.random.default_rng(len(stem)).integers(0, 256, (3, 96, 96, 3), np.uint8)
+        truth[stem].transpose(0, 3, 2, 1).tofile(folder / f"{stem}_X.bin")
+        np.array([1, 2, 1], np.uint8).tofile(folder / f"{stem}_y.bin")
+    for attribute in ("train_list", "test_list"):
+        names = [entry[0] for entry in getattr(datasets.STL10, attribute)]
+        monkeypatch.setattr(datasets.STL10, attribute, [[n, calculate_md5(folder / n)] for n in names])
+    for split, stem, labels in (("train", "train", [0, 1, 0]), ("unlabelled", "unlabeled", [-1] * 3)):
+        source = open_source("stl10", split=split, root=tmp_path)
+        assert source.labels_N.tolist() == labels
+        np.testing.assert_array_equal(np.stack([source.read(i).data for i in range(3)]), truth[stem])
+    (folder / "train_X.bin").write_bytes(b"damaged")
+    with pytest.raises(UserError, match="is not in"):
+        open_source("stl10", root=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "stl10"])
+def test_absent_files_say_what_to_fetch_and_where_to_put_it(tmp_path, name):
+    with pytest.raises(UserError) as caught:
+        open_source(name, root=tmp_path / "none")
+    assert "http" in caught.value.fix
+    assert str(tmp_path) in caught.value.fix
+    assert "\n" not in caught.value.what + caught.value.fix
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("name", ["cifar10", "stl10"])
+def test_a_download_without_network_is_two_lines(tmp_path, monkeypatch, name):
+    import urllib.error
+    import urllib.request
+
+    def refuse(*args, **kwargs):
+        raise urllib.error.URLError("no network\nhere")
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    with pytest.raises(UserError) as caught:
+        open_source(name, root=tmp_path, download=True)
+    assert len(str(caught.value).splitlines()) == 2
+    assert "no network here" in caught.value.what
+
+
+def test_unknown_names_and_kinds(tmp_path):
+    with pytest.raises(UserError, match="no file, folder or known source 'cifar11'"):
+        open_source("cifar11")
+    (tmp_path / "x.doc").write_bytes(b"?")
+    with pytest.raises(UserError, match="of no kind"):
+        open_source(tmp_path / "x.doc")
+    with pytest.raises(UserError, match="no split 'trian'"):
+        open_source("shapes", split="trian")
+
+
+def test_tar_is_streamed_and_says_so(tmp_path):
+    source = open_source(pack_tar(tmp_path / "x.tar", LAYOUT))
+    assert isinstance(source, Stream)
+    assert [item.key for item in source.items()] == [item.key for item in source.items()]
