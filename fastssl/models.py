@@ -167,3 +167,38 @@ def feature_shape(module: nn.Module, *, side_px: int, in_channels: int) -> tuple
     shape = tuple(module(torch.zeros(1, in_channels, side_px, side_px)).shape[1:])
     module.train(training)
     return shape
+
+
+class Pretrainer(nn.Module):
+    """Backbone and projector: groups of views to features h_NF and embeddings z_VBD.
+
+    Views of one group share a side length; a group is (V_g, B, C, H, W). V is the sum over groups, N = V * B.
+    """
+
+    def __init__(self, backbone: ResNet, projector: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.projector = projector
+
+    def forward(self, groups: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        h_NF = torch.cat([self.backbone(views_VBCHW.flatten(0, 1)) for views_VBCHW in groups])
+        z_ND = self.projector(h_NF)
+        views = sum(len(views_VBCHW) for views_VBCHW in groups)
+        return h_NF, z_ND.view(views, -1, z_ND.shape[-1])
+
+
+@torch.inference_mode()
+def embed(backbone: nn.Module, images_BCHW: Tensor, *, autocast: torch.dtype | None) -> Tensor:
+    """Pooled features (B, F), float32, in evaluation mode; the module's mode is put back.
+
+    Args:
+        images_BCHW: normalised images on the module's device.
+        autocast: dtype of matrix products, or None for float32.
+    """
+    training = backbone.training
+    backbone.eval()
+    with torch.autocast(images_BCHW.device.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
+        h_BF = backbone(images_BCHW)
+    backbone.train(training)
+    features_BF: Tensor = h_BF.float()
+    return features_BF

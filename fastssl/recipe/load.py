@@ -198,3 +198,10 @@ def known_keys(sections: list[str]) -> list[str]:
 def dump(recipe: Recipe) -> str:
     """The recipe as YAML that loads to an equal recipe."""
     return str(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120))
+
+
+def header(path: Path) -> str:
+    """The comment lines at the top of a recipe, without their marks."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    top = lines[: next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))]
+    return "\n".join(line.removeprefix("#").removeprefix(" ") for line in top)

@@ -35,6 +35,7 @@ class Data(Section):
     )
     count: Count | None = Field(None, description="How many images to generate (shapes only).")
     test_count: Count | None = Field(None, description="How many test images to generate (shapes only).")
+    root: Path | None = Field(None, description="Folder with torchvision's files; its own cache when absent.")
     download: bool = Field(True, description="May the data set be downloaded when it is absent?")
     val_count: Annotated[int, Field(ge=0)] = Field(
         0, description="Labelled images held out of training for evaluation."
@@ -177,6 +178,7 @@ class Evaluate(Section):
     )
     batch_size: Count = 512
     linear_epochs: Annotated[int, Field(ge=0)] = Field(200, description="0 skips the linear probe.")
+    baselines: bool = Field(False, description="Also kNN of raw pixels and of the untrained network, at the end.")
 
 
 class Recipe(Section):

@@ -1,0 +1,218 @@
+"""Checkpoints: a folder of safetensors and one JSON, written aside, synced and renamed; nothing is ever unpickled.
+
+`checkpoints/step-00001234/` holds weights.safetensors, optimizer.safetensors and state.json. The JSON carries a
+sha256 of both files and of itself, so a damaged checkpoint is noticed and the one before it is used.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from fastssl.errors import UserError
+
+FORMAT = 1
+WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
+
+
+class DamagedError(Exception):
+    """A checkpoint that is not whole; the message names the file and what is wrong with it."""
+
+
+def snapshot(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of all parameters and buffers in host memory, contiguous."""
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in module.state_dict().items()}
+
+
+def optimizer_snapshot(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's tensors as `<parameter's position>.<name>`; its numbers are the recipe's."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{position}.{name}": value.detach().to("cpu", copy=True).contiguous()
+        for position, values in state.items()
+        for name, value in values.items()
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Puts `optimizer_snapshot`'s tensors back; groups and rates stay as the recipe built them."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        position, _, name = key.partition(".")
+        state.setdefault(int(position), {})[name] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def save(
+    folder: Path, *, step: int, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], state: Mapping[str, Any]
+) -> Path:
+    """Writes `folder/step-<step>`, complete or not at all.
+
+    Args:
+        folder: the run's checkpoint folder; made when absent.
+        step: steps done.
+        weights, optimizer: host tensors.
+        state: JSON values that a resume needs.
+
+    Raises:
+        OSError: for example when the disk is full; earlier checkpoints stay as they are.
+    """
+    final = folder / f"step-{step:08d}"
+    aside = folder / f".step-{step:08d}.{os.getpid()}.tmp"
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir()
+        files = {WEIGHTS: save_tensors(dict(weights)), OPTIMIZER: save_tensors(dict(optimizer))}
+        sums = {name: digest(data) for name, data in files.items()}
+        record = {"format": FORMAT, "step": step, **state, "sha256": sums}
+        record["self"] = digest(canonical(record))
+        for name, data in {**files, STATE: json.dumps(record, indent=1).encode()}.items():
+            write_synced(aside / name, data)
+        shutil.rmtree(final, ignore_errors=True)
+        aside.rename(final)
+        sync_folder(folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    return final
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
+    """Weights, optimiser tensors and state of one checkpoint, after checking every byte.
+
+    Raises:
+        DamagedError: when anything is missing, cut short or changed.
+    """
+    try:
+        record = json.loads((path / STATE).read_bytes())
+        claimed = record.pop("self")
+        if digest(canonical(record)) != claimed:
+            raise DamagedError(f"{path / STATE} does not match its checksum")
+        if record["format"] != FORMAT:
+            raise DamagedError(f"{path} has checkpoint format {record['format']}, this version reads {FORMAT}")
+        files = {}
+        for name, expected in record["sha256"].items():
+            files[name] = (path / Path(name).name).read_bytes()
+            if digest(files[name]) != expected:
+                raise DamagedError(f"{path / name} does not match its checksum")
+        return load_tensors(files[WEIGHTS]), load_tensors(files[OPTIMIZER]), record
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedError(f"{path} is damaged ({type(error).__name__})") from error
+
+
+def existing(folder: Path) -> list[Path]:
+    """Checkpoints of a run, newest first."""
+    return sorted(folder.glob("step-[0-9]*"), reverse=True)
+
+
+def latest(folder: Path, *, warn: Any) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]] | None:
+    """The newest whole checkpoint, or None when there is none; `warn(sentence)` is told of each damaged one."""
+    for path in existing(folder):
+        try:
+            return read(path)
+        except DamagedError as error:
+            warn(f"{error}; trying the checkpoint before it.")
+    return None
+
+
+def prune(folder: Path, *, keep: int, protect: Path | None = None) -> None:
+    """Removes all but the newest `keep` checkpoints and the protected one, and what killed runs left half-written."""
+    for path in existing(folder)[keep:]:
+        if path != protect:
+            shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob(".step-*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Weights from a run folder, a checkpoint folder or a .safetensors file.
+
+    Raises:
+        UserError: when there are none or they are damaged.
+    """
+    problems: list[str] = []
+    if path.is_dir():
+        inside = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+        if (inside / STATE).exists():
+            with contextlib.suppress(DamagedError):
+                return read(inside)[0]
+            raise UserError(f"{inside} is damaged.", "Use another checkpoint of the run.")
+        found = latest(inside, warn=problems.append)
+        if found:
+            return found[0]
+        raise UserError(
+            f"{path} holds no whole checkpoint{': ' + problems[0] if problems else ''}.",
+            "Give the folder of a run that saved at least once.",
+        )
+    fix = "Give a run folder, a checkpoint folder or a .safetensors file."
+    try:
+        tensors: dict[str, Tensor] = load_tensors(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.", fix) from error
+    except Exception as error:
+        raise UserError(f"{path} is not a safetensors file.", fix) from error
+    return tensors
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def canonical(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(record, sort_keys=True).encode()
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes a rename durable where the system can (not on Windows)."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextlib.contextmanager
+def lock(run_dir: Path) -> Iterator[None]:
+    """Keeps two runs from one folder: an advisory lock that the system drops when the process dies.
+
+    Raises:
+        UserError: when another process holds it.
+    """
+    path = run_dir / ".lock"
+    with open(path, "a+") as file:
+        try:
+            take_lock(file.fileno())
+        except OSError as error:
+            raise UserError(
+                f"Another process is training in {run_dir}.", "Wait for it, or choose another --run-dir."
+            ) from error
+        yield
+
+
+def take_lock(handle: int) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+    else:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,0 +1,125 @@
+"""The command `fastssl`: verbs that parse, call and print. Heavy imports happen inside a verb, so --help is instant.
+
+Standard output carries results (with --json exactly one record, on the last line); progress and messages go to
+standard error. Exit codes: 0 done, 2 a mistake a person can mend, 75 stopped by a signal after saving.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from fastssl.errors import UserError
+
+app = typer.Typer(
+    add_completion=True,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Pretrain a vision backbone on unlabelled images as fast as the hardware allows.",
+)
+
+Split = Literal["train", "test", "val", "unlabelled"]
+FileFormat = Literal["beton", "webdataset"]
+OnError = Literal["fail", "skip"]
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or a shipped recipe's name.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("-s", "--set", metavar="SECTION.KEY=VALUE", help="Change the recipe; repeatable.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON record as the last line.")]
+
+
+def main() -> None:
+    """Runs a verb; turns a UserError into two lines and exit code 2."""
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        if os.environ.get("FASTSSL_TRACEBACK") == "1":
+            raise
+        print(f"Error: {error.what}\n{error.fix}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        sys.exit(130)
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="shapes, cifar10, cifar100, stl10, or a folder or archive of images.")],
+    out: Annotated[Path, typer.Argument(help="The file to write, for example data/train.beton.")],
+    split: Annotated[Split, typer.Option(help="train, test or unlabelled.")] = "train",
+    file_format: Annotated[FileFormat, typer.Option("--format", help="beton or webdataset.")] = "beton",
+    side_px: Annotated[
+        int | None, typer.Option(help="Resize to this side; the shorter side, then a centre crop.")
+    ] = None,
+    count: Annotated[int | None, typer.Option(help="How many images to generate (shapes only).")] = None,
+    seed: Annotated[int, typer.Option(help="Of generated images and chosen subsets.")] = 0,
+    workers: Annotated[int | None, typer.Option(help="Threads that decode; one per core when absent.")] = None,
+    on_error: Annotated[OnError, typer.Option(help="fail or skip, at an image that cannot be read.")] = "fail",
+    download: Annotated[bool, typer.Option(help="Download a known data set that is absent.")] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Convert images into one file that loads at memory speed."""
+    from fastssl.console import conversion_progress
+    from fastssl.data.convert import convert as run
+
+    with conversion_progress() as progress:
+        manifest = run(
+            source, out, split=split, format=file_format, side_px=side_px, count=count, seed=seed, workers=workers,
+            on_error=on_error, download=download, progress=lambda done, total: progress(str(out), done, total),
+        )  # fmt: skip
+    skipped = f", {len(manifest['skipped'])} skipped" if manifest.get("skipped") else ""
+    print_result(
+        dict(manifest), f"{out}: {manifest['count']} images{skipped}, {len(manifest['classes'])} classes", as_json
+    )
+
+
+@app.command()
+def train(
+    recipe: RecipeArgument,
+    changes: SetOption = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Where results go; runs/<name> when absent.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue from the newest checkpoint; safe to give always.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the resolved recipe, shapes, steps and an estimate.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Pretrain a backbone as a recipe says."""
+    from fastssl.recipe import load
+
+    resolved = load(recipe, changes or ())
+    if dry_run:
+        from fastssl.dryrun import describe
+
+        described = describe(resolved)
+        print_result(described, described["text"], as_json)
+        return
+    from fastssl import interrupts
+    from fastssl.console import TrainingProgress, conversion_progress, summary_text
+    from fastssl.train import train as run
+
+    try:
+        with conversion_progress() as converting, TrainingProgress() as progress:
+            summary = run(resolved, run_dir=run_dir, resume=resume, observe=progress, convert_progress=converting)
+    except interrupts.Interrupted as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(interrupts.EXIT_CODE)
+    print_result(summary, summary_text(summary), as_json)
+
+
+@app.command()
+def recipes(as_json: JsonOption = False) -> None:
+    """List the shipped recipes with the first lines of their headers."""
+    from fastssl.recipe import header, shipped
+
+    found = {path.name: header(path) for path in shipped()}
+    print_result({"recipes": found}, "\n\n".join(f"{name}\n{text}" for name, text in found.items()), as_json)
+
+
+def print_result(record: dict[str, Any], text: str, as_json: bool) -> None:
+    print(json.dumps(record) if as_json else text)

@@ -1,0 +1,118 @@
+"""What a person sees while work goes on: rich progress on standard error, plain lines when it is not a terminal."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+console = Console(stderr=True, highlight=False)
+ConversionProgress = Callable[[str, int, int | None], None]
+
+
+def bar(*columns: Any) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        *columns,
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+@contextlib.contextmanager
+def conversion_progress() -> Iterator[ConversionProgress]:
+    """A function of (file, images done, images in all) that draws one bar per file."""
+    with bar(TextColumn("{task.fields[rate]}")) as progress:
+        tasks: dict[str, Any] = {}
+
+        def show(name: str, done: int, total: int | None) -> None:
+            if name not in tasks:
+                tasks[name] = progress.add_task(f"convert {name}", total=total, rate="")
+                if not console.is_terminal:
+                    print(f"Converting {name}", file=sys.stderr)
+            speed = progress.tasks[tasks[name]].speed
+            progress.update(tasks[name], completed=done, total=total, rate=f"{speed:,.0f} img/s" if speed else "")
+
+        yield show
+
+
+class TrainingProgress:
+    """Draws the records of a run: rates, loss and its terms, kNN, share of time waiting for data, time left."""
+
+    def __init__(self) -> None:
+        self.progress = bar(TextColumn("{task.fields[status]}"))
+        self.task: Any = None
+        self.evaluation = ""
+
+    def __enter__(self) -> Self:
+        self.progress.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.__exit__(kind, error, trace)
+
+    def __call__(self, record: dict[str, Any]) -> None:
+        match record["event"]:
+            case "start":
+                self.start(record)
+            case "step":
+                self.progress.update(self.task, completed=record["step"], status=step_text(record) + self.evaluation)
+            case "evaluation":
+                self.evaluation = "  " + evaluation_text(record)
+                console.print(
+                    f"epoch {record['epoch']:g}: {evaluation_text(record)}, {record['train_s']:.0f} s of training"
+                )
+            case "warning":
+                console.print(f"Warning: {record['message']}")
+
+    def start(self, record: dict[str, Any]) -> None:
+        self.task = self.progress.add_task("train", total=record["total_steps"], completed=record["step"], status="")
+        console.print(
+            f"{record['total_steps']} steps of {record['batch_size']} images and {record['views']} views"
+            f" on {record['device']}" + (f", continuing after step {record['step']}" if record["step"] else "")
+        )
+        if not record["evaluated"]:
+            console.print("No labelled images are held out (data.val_count), so there is no evaluation while training.")
+
+
+def step_text(record: dict[str, Any]) -> str:
+    terms = "  ".join(
+        f"{k} {record[k]:.4g}" for k in ("invariance", "redundancy", "variance", "covariance") if k in record
+    )
+    return (
+        f"{record['images_per_s']:,.0f} img/s  {record['views_per_s']:,.0f} views/s  loss {record['loss']:.4g} ({terms})"
+        f"  data {record['load_pct'] + record['views_pct']:.0f} %"
+    )
+
+
+def evaluation_text(record: dict[str, Any]) -> str:
+    names = {"knn20_pct": "kNN", "ridge_pct": "ridge", "linear_pct": "linear"}
+    return ", ".join(f"{name} {record[key]:.1f} %" for key, name in names.items() if key in record)
+
+
+def summary_text(summary: dict[str, Any]) -> str:
+    """A few lines for the end of a run: test accuracies, their baselines, and where everything is."""
+    lines = [
+        f"{summary['name']}: {summary['views']:,} views in {summary['train_s']:.0f} s of training"
+        f" ({summary['views_per_s']:,.0f} views/s)"
+    ]
+    names = {
+        "test_knn20_pct": "kNN (k = 20) on test",
+        "test_ridge_pct": "ridge probe on test",
+        "test_linear_pct": "linear probe on test",
+        "raw_pixel_knn20_pct": "kNN of raw pixels",
+        "untrained_knn20_pct": "kNN of the untrained network",
+    }
+    lines += [f"  {name:30s} {summary[key]:5.1f} %" for key, name in names.items() if key in summary]
+    lines.append(f"Results: {summary['run_dir']}/summary.json, metrics.jsonl, checkpoints/")
+    return "\n".join(lines)

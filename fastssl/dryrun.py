@@ -1,0 +1,92 @@
+"""What a recipe would do, without writing anything: shapes, steps, sizes and a measured estimate of the time."""
+
+import time
+from typing import Any
+
+import torch
+
+from fastssl import build, models
+from fastssl.recipe import Recipe, dump, view_table
+from fastssl.step import train_step
+
+ESTIMATE_IMAGES = 16
+
+
+def describe(recipe: Recipe) -> dict[str, Any]:
+    """The resolved recipe, the shapes along the data's path, steps, parameters, and an estimate from three real steps.
+
+    The estimate runs random images in a batch of at most ESTIMATE_IMAGES, so it leaves out loading and says little
+    about a GPU's full batch; it is a rough guide.
+    """
+    where = build.device(recipe)
+    rows = view_table(recipe.augment)
+    network = build.network(recipe, in_channels=3, where=where)
+    images = images_of(recipe)
+    steps = images // recipe.data.batch_size if images else None
+    seconds = seconds_per_image(recipe, network, where)
+    total_s = seconds * recipe.data.batch_size * steps * recipe.train.epochs if steps else None
+    dim = recipe.model.projector[-1] if recipe.model.projector else network.backbone.features_dim
+    record = {
+        "recipe": recipe.model_dump(mode="json"),
+        "device": str(where),
+        "images": images,
+        "steps_per_epoch": steps,
+        "steps": steps * recipe.train.epochs if steps else None,
+        "views": len(rows),
+        "view_sides_px": [row.side_px for row in rows],
+        "features_dim": network.backbone.features_dim,
+        "embedding_dim": dim,
+        "orthogonality": build.orthogonality(recipe),
+        "backbone_parameters": models.parameter_count(network.backbone),
+        "projector_parameters": models.parameter_count(network.projector),
+        "estimated_train_s": round(total_s, 1) if total_s else None,
+    }
+    return record | {"text": dump(recipe) + "\n" + text_of(record, recipe)}
+
+
+def images_of(recipe: Recipe) -> int | None:
+    """Images to pretrain on, when the file or the generator can tell."""
+    if recipe.data.path.exists():
+        labels = build.labels_of(recipe.data.path)
+        probe = build.labels_of(recipe.data.probe_path) if recipe.data.probe_path else labels
+        return len(build.sets(recipe, labels, probe).train)
+    if recipe.data.count is None:
+        return None
+    return round((recipe.data.count - recipe.data.val_count) * recipe.data.fraction)
+
+
+def seconds_per_image(recipe: Recipe, network: models.Pretrainer, where: torch.device) -> float:
+    """Seconds of forward, backward and update for one image's views: the fastest of three steps after one unmeasured."""
+    batch = min(ESTIMATE_IMAGES, recipe.data.batch_size)
+    rows = view_table(recipe.augment)
+    groups = tuple(
+        torch.rand(1, batch, row.side_px, row.side_px, 3, device=where).permute(0, 1, 4, 2, 3) for row in rows
+    )
+    optimizer = build.optimizer(recipe, network, where=where)
+    times = []
+    for _ in range(4):
+        start = time.perf_counter()
+        terms = train_step(network, build.loss(recipe), optimizer, groups, lr=0.0, autocast=build.autocast(recipe))
+        float(terms["loss"])
+        times.append(time.perf_counter() - start)
+    return min(times[1:]) / batch
+
+
+def text_of(record: dict[str, Any], recipe: Recipe) -> str:
+    estimate = record["estimated_train_s"]
+    lines = {
+        "device": record["device"],
+        "images": record["images"] if record["images"] else "known once the data is converted",
+        "views": f"{record['views']} of {sorted(set(record['view_sides_px']), reverse=True)} px",
+        "shapes": f"images ({recipe.data.batch_size}, H, W, C) uint8 -> features ({record['views']} x "
+        f"{recipe.data.batch_size}, {record['features_dim']}) -> embeddings (..., {record['embedding_dim']})",
+        "parameters": f"backbone {record['backbone_parameters']:,}, projector {record['projector_parameters']:,}",
+        "orthogonality": f"{record['orthogonality']:.4g}",
+        "steps": f"{record['steps']} ({record['steps_per_epoch']} in each of {recipe.train.epochs} epochs)"
+        if record["steps"]
+        else "known once the data is converted",
+        "estimate": f"about {estimate / 60:.0f} min of training (rough: from a batch of at most {ESTIMATE_IMAGES})"
+        if estimate
+        else "known once the data is converted",
+    }
+    return "\n".join(f"{name + ':':15s} {value}" for name, value in lines.items())

@@ -1,0 +1,66 @@
+"""The machine and the versions that a result was measured with."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("torch", "torchvision", "numpy", "numba", "ffcv", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "triton")
+
+
+def environment() -> dict[str, Any]:
+    """Hardware, versions, commit and command, as JSON values."""
+    return {
+        "hardware": hardware(),
+        "versions": versions(),
+        "commit": commit(),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+def hardware() -> dict[str, Any]:
+    gpus = (
+        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"cpu": cpu_name(), "cores": cores, "torch_threads": torch.get_num_threads(), "gpus": gpus}
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "fastssl-vision": "", "system": platform.platform()}
+    for name in ("fastssl-vision", *PACKAGES):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found.pop(name, None)
+    return found
+
+
+def commit() -> str | None:
+    """The repository's commit when the package runs from one, with + when files differ from it."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        name, changes = (
+            subprocess.run(
+                ["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10, check=True
+            ).stdout
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return name.strip() + ("+" if changes.strip() else "")
