@@ -23,6 +23,7 @@ from numba import njit, prange, types
 from torch import Tensor
 
 from ..errors import UserError
+from . import layout
 from .batch import Batch
 from .beton import Beton
 from .plan import Order, Plan
@@ -65,8 +66,7 @@ class Ffcv:
         self.plan, self.device, self._beton = plan, device, beton
         self._source, self._limit_s = source, limit_s
         self.labels = torch.from_numpy(beton.labels).to(device)
-        height, width = (int(n) for n in beton.sizes[0])
-        self.image_shape = (height, width, beton.channels) if beton.is_uniform else None
+        self.image_shape = layout.image_shape(beton)
         self._sizes_N2 = torch.from_numpy(np.ascontiguousarray(beton.sizes)).to(device)
 
     @classmethod
@@ -175,7 +175,9 @@ class _Epoch(EpochIterator):  # type: ignore[misc]
 def _source(beton: Beton, batch_size: int, threads: int, *, pin: bool) -> Any:
     """What FFCV's epoch thread asks of a Loader: the mapped file, and one stage that decodes a batch."""
     length = int(beton.sizes.prod(axis=1).max()) * beton.channels
-    dtype = torch.from_numpy(np.empty(0, beton.dtype)).dtype
+    queued = 5  # batches that FFCV's thread may be ahead, and the one it is at
+    layout.require_memory(queued * batch_size * length * beton.dtype.itemsize, torch.device("cpu"))
+    dtype = layout.TORCH_TYPES[beton.dtype.name]
 
     def decode(batch_indices: np.ndarray, storage_state: tuple, **_: Any) -> tuple[Any]:
         pixels = torch.empty((len(batch_indices), length), dtype=dtype, pin_memory=pin)
@@ -189,7 +191,7 @@ def _source(beton: Beton, batch_size: int, threads: int, *, pin: bool) -> Any:
     )
     return SimpleNamespace(
         batch_size=batch_size,
-        batches_ahead=3,
+        batches_ahead=queued - 2,
         num_workers=threads,
         reader=SimpleNamespace(metadata=None),
         memory_manager=SimpleNamespace(schedule_epoch=lambda batches: context),
@@ -208,6 +210,9 @@ def _decode(index_B, file, modes_N, offsets_N, lengths_N, sizes_N2, pixels_BL, f
         data = file[offsets_N[i] : offsets_N[i] + lengths_N[i]]
         height, width = sizes_N2[i, 0], sizes_N2[i, 1]
         if modes_N[i] == 0:
+            if not _states_size(data, height, width):
+                failed_B[k] = True  # FFCV would scale the image to whatever fits
+                continue
             target = pixels_BL[k].ctypes.data
             result = _imdecode(
                 data.ctypes.data, data.size, height, width, target, height, width, 0, 0, 1, 1, 0, 0
@@ -215,3 +220,19 @@ def _decode(index_B, file, modes_N, offsets_N, lengths_N, sizes_N2, pixels_BL, f
             failed_B[k] = result != 0
         else:
             _copy(data.ctypes.data, pixels_BL[k].ctypes.data, data.size)
+
+
+@njit(nogil=True, cache=True)  # type: ignore[misc]
+def _states_size(data, height, width):  # type: ignore[no-untyped-def]
+    """True when the JPEG's frame header states this size; False for another, or when there is none."""
+    at = 2
+    while at + 9 < len(data):
+        if data[at] != 0xFF:
+            return False
+        marker = data[at + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            stated_height = data[at + 5] * 256 + data[at + 6]
+            stated_width = data[at + 7] * 256 + data[at + 8]
+            return stated_height == height and stated_width == width
+        at += 1 if marker == 0xFF else 2 + data[at + 2] * 256 + data[at + 3]
+    return False

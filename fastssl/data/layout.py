@@ -7,8 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from .batch import Batch
 from .beton import Beton
+from .choose import free_host_bytes
 
 TORCH_TYPES = {"uint8": torch.uint8, "uint16": torch.uint16}
 
@@ -39,3 +41,16 @@ def as_batch(
         return Batch(flat.view(-1, *shape), unlabelled_B, index_B)
     offsets_B = torch.from_numpy(ends_of(sizes_B2, channels)[:-1])
     return Batch(flat, unlabelled_B, index_B, torch.from_numpy(sizes_B2), offsets_B)
+
+
+def require_memory(wanted: int, device: torch.device) -> None:
+    """UserError before an allocation that cannot succeed (a file's records may state anything)."""
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        free = free_host_bytes()
+    if wanted > free:
+        raise UserError(
+            f"the images would take {wanted / 1e9:.3g} GB and {device.type} has {free / 1e9:.3g} GB free",
+            "Set data.memory to mmap or data.loader to dali, a smaller batch, or a side_px at conversion.",
+        )

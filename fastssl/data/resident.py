@@ -14,11 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import UserError
 from . import layout
 from .batch import Batch
 from .beton import Beton
-from .choose import free_host_bytes
 from .plan import Order, Plan
 from .threads import cpu_count, spread
 from .transfer import delivered
@@ -112,7 +110,7 @@ class _Device:
 
     def __init__(self, beton: Beton, device: torch.device, threads: int) -> None:
         self.index_device, self.image_shape = device, layout.image_shape(beton)
-        _require_memory(_decoded_bytes(beton), device)
+        layout.require_memory(_decoded_bytes(beton), device)
         ends = layout.ends_of(beton.sizes, beton.channels)
         self._flat = layout.empty(int(ends[-1]), beton.dtype, device=device)
         _fill(self._flat, beton, threads)
@@ -136,7 +134,7 @@ class _Host:
 
     def __init__(self, beton: Beton, device: torch.device, threads: int) -> None:
         self.index_device, self.image_shape = torch.device("cpu"), layout.image_shape(beton)
-        _require_memory(_decoded_bytes(beton), self.index_device)
+        layout.require_memory(_decoded_bytes(beton), self.index_device)
         self._device, self._beton, self._ends = device, beton, layout.ends_of(beton.sizes, beton.channels)
         self._flat = layout.empty(int(self._ends[-1]), beton.dtype, pin=device.type == "cuda")
         _fill(self._flat, beton, threads)
@@ -196,19 +194,6 @@ def _selectable(tensor: Tensor) -> Tensor:
 
 def _decoded_bytes(beton: Beton) -> int:
     return int(layout.ends_of(beton.sizes, beton.channels)[-1]) * beton.dtype.itemsize
-
-
-def _require_memory(wanted: int, device: torch.device) -> None:
-    """UserError before an allocation that cannot succeed (a file's records may state anything)."""
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-    else:
-        free = free_host_bytes()
-    if wanted > free:
-        raise UserError(
-            f"the decoded images take {wanted / 1e9:.3g} GB and {device.type} has {free / 1e9:.3g} GB free",
-            "Set data.loader to ffcv or dali, or data.memory to mmap.",
-        )
 
 
 def _fill(flat: Tensor, beton: Beton, threads: int) -> None:
