@@ -28,6 +28,7 @@ ZERO, HALF, ONE, TWO, THREE, FOUR, SIX = (np.float32(x) for x in (0, 0.5, 1, 2, 
 RED, GREEN, BLUE = np.float32(0.2989), np.float32(0.587), np.float32(0.114)
 TINY = np.float32(1e-12)
 TILE = 8
+LINE = 16  # floats of a 64-byte cache line
 ORDERS = np.array(JITTER_ORDERS, dtype=np.int64)
 TOP, LEFT, HEIGHT, WIDTH = (int(c) for c in (Column.TOP, Column.LEFT, Column.HEIGHT, Column.WIDTH))
 HFLIP, VFLIP, TURNS, ROTATE_DEG = (
@@ -111,18 +112,27 @@ def _scratch(
     taps = 2 * math.ceil(reach * max(1.0, longest / side)) + 2
     radius = max(blur_radius_px(view.blur_sigma_max_px, side) if view.blur_p > 0 else 0 for view in views)
     border = 3 * ((radius + 2) // 3)
-    pitch = side + 2 * border
-    key = (threads, channels, side, taps, border, width)
+    blur = side * (2 * side + 2 * border) + border + 1 if radius else 0
+    key = (threads, channels, side, taps, blur, width)
     if getattr(_local, "key", None) != key:
         _local.key = key
         _local.buffers = (
-            np.empty((threads, 2, side * channels * width), dtype=np.float32),
-            np.empty((threads, 2, channels * side * side), dtype=np.float32),
-            np.empty((threads, pitch * (pitch + side) + 3 * border + 1 if border else 0), dtype=np.float32),
+            _aligned(threads, 2, side * channels * width),
+            _aligned(threads, 2, channels * side * side),
+            _aligned(threads, blur),
             np.empty((threads, 2, 2, side), dtype=np.int64),
             np.empty((threads, 2, side, taps), dtype=np.float32),
         )
     return _local.buffers
+
+
+def _aligned(*shape: int) -> npt.NDArray:
+    """float32 whose rows start on cache lines when views are whole lines wide: a split load takes twice as long."""
+    *rows, wanted = shape
+    pitch = -(-wanted // LINE) * LINE
+    buffer = np.empty(math.prod(rows) * pitch + LINE, dtype=np.float32)
+    first = -buffer.ctypes.data // buffer.itemsize % LINE
+    return buffer[first : first + math.prod(rows) * pitch].reshape(*rows, pitch)
 
 
 @_jit
@@ -149,26 +159,28 @@ def _render(
     source, offset_B, pitch_B, size_B2, drawn_BVP, cubic_V, linear_V, mean_C, scale_C, wide_out_VBX, narrow_out_VBX,
     mixed_T2X, planes_T2X, blur_TX, spans_T22S, weights_T2SK,
 ):  # fmt: skip
+    size = max(wide_out_VBX.shape[2], narrow_out_VBX.shape[2])
     for b in prange(drawn_BVP.shape[0]):
         t = numba.get_thread_id()
+        planes_X, spare_X = planes_T2X[t, 0, :size], planes_T2X[t, 1, :size]
         for v in range(drawn_BVP.shape[1]):
-            drawn_P, planes_2X = drawn_BVP[b, v], planes_T2X[t]
+            drawn_P = drawn_BVP[b, v]
             _resample(
                 source, offset_B[b], pitch_B[b], size_B2[b], drawn_P, cubic_V[v], len(mean_C),
-                mixed_T2X[t], planes_2X, spans_T22S[t], weights_T2SK[t],
+                mixed_T2X[t], planes_X, spare_X, spans_T22S[t], weights_T2SK[t],
             )  # fmt: skip
-            _transform(planes_2X[0], planes_2X[1], blur_TX[t], drawn_P, linear_V[v], mean_C)
+            _transform(planes_X, spare_X, blur_TX[t], drawn_P, linear_V[v], mean_C)
             if narrow_out_VBX.shape[2] > 0:
-                _interleave_narrow(planes_2X[0], mean_C, scale_C, narrow_out_VBX[v, b])
+                _interleave_narrow(planes_X, mean_C, scale_C, narrow_out_VBX[v, b])
             else:
-                _interleave(planes_2X[0], mean_C, scale_C, wide_out_VBX[v, b])
+                _interleave(planes_X, mean_C, scale_C, wide_out_VBX[v, b])
 
 
 @_jit
 def _resample(
-    source, offset, pitch, size_2, drawn_P, cubic, channels, mixed_2X, planes_2X, spans_22S, weights_2SK
+    source, offset, pitch, size_2, drawn_P, cubic, channels, mixed_2X, planes_X, spare_X, spans_22S, weights_2SK
 ):  # fmt: skip
-    """Crop, resize, flip and turn into planes_2X[0], as planes (C, S, S)."""
+    """Crop, resize, flip and turn into planes_X, as planes (C, S, S)."""
     side = weights_2SK.shape[1]
     turns = int(drawn_P[TURNS])
     vflip = (drawn_P[VFLIP] > ZERO) != (turns >= 2)
@@ -183,13 +195,13 @@ def _resample(
     _mix(source, offset + first * channels, pitch, width, spans_22S[0], weights_2SK[0], rows_X)
     _transpose(rows_X, side, width, columns_X)
     across = side * channels
-    _mix(columns_X, -first * across, across, across, spans_22S[1], weights_2SK[1], planes_2X[1])
+    _mix(columns_X, -first * across, across, across, spans_22S[1], weights_2SK[1], spare_X)
     if turns % 2 == 1:
-        _transpose_pixels(planes_2X[1], side, channels, planes_2X[0])
+        _transpose_pixels(spare_X, side, channels, planes_X)
     else:
-        _transpose(planes_2X[1], side, across, planes_2X[0])
+        _transpose(spare_X, side, across, planes_X)
     if cubic:
-        _scale(planes_2X[0], ONE)
+        _scale(planes_X, ONE)
 
 
 @_jit
@@ -443,27 +455,17 @@ def _turn_yiq(red_N, green_N, blue_N, turns):
 
 @_jit
 def _blur(planes_X, work_X, channels, side, radius, sigma):
-    """Separable and symmetric, the border reflected.
-
-    A padded plane is one long line: a shift of one row is a shift by the pitch, so both passes run over all of it
-    and what they make of the padding is dropped. Taps go by threes, the last filled up with zeros.
-    """
-    threes = (radius + 2) // 3
-    border = 3 * threes
-    pitch = side + 2 * border
-    padded, mixed = work_X[: pitch * pitch], work_X[pitch * pitch : pitch * (pitch + side) + 2 * border]
-    kernel = work_X[len(work_X) - border - 1 :]
+    """Separable: blur along columns and transpose, twice. Taps go by threes, the last filled up with zeros."""
+    border = 3 * ((radius + 2) // 3)
+    n, padded_n = side * side, (side + 2 * border) * side
+    mixed_N, padded_X, kernel = work_X[:n], work_X[n : n + padded_n], work_X[n + padded_n :][: border + 1]
     _gaussian(kernel, radius, sigma)
-    mixed[:border] = ZERO
-    mixed[border + pitch * side :] = ZERO
     for c in range(channels):
-        plane = planes_X[c * side * side : (c + 1) * side * side]
-        _pad(plane, side, border, radius, padded)
-        out = mixed[border : border + pitch * side]
-        _convolve(padded, border * pitch, pitch, kernel, out)
-        _convolve(mixed, border, 1, kernel, padded[: pitch * side])
-        for y in range(side):
-            plane[y * side : (y + 1) * side] = padded[y * pitch + border : y * pitch + border + side]
+        plane_N = planes_X[c * n : (c + 1) * n]
+        for _ in range(2):
+            _pad(plane_N, side, border, radius, padded_X)
+            _convolve(padded_X, border * side, side, kernel, mixed_N)
+            _transpose(mixed_N, side, side, plane_N)
 
 
 @_jit
@@ -478,16 +480,15 @@ def _gaussian(kernel, radius, sigma):
 
 
 @_jit
-def _pad(plane, side, border, radius, padded):
-    """Reflect `radius` lines on each side; the rest of the border only has to be finite."""
-    pitch = side + 2 * border
-    padded[:] = ZERO
-    for y in range(-radius, side + radius):
-        source = abs(y) if y < side else 2 * (side - 1) - y
-        row = padded[(y + border) * pitch : (y + border + 1) * pitch]
-        row[border : border + side] = plane[source * side : (source + 1) * side]
-        for k in range(1, radius + 1):
-            row[border - k], row[border + side - 1 + k] = row[border + k], row[border + side - 1 - k]
+def _pad(plane_N, side, border, radius, padded_X):
+    """Reflect `radius` rows above and below; the rest of the border meets zero weights and must be finite."""
+    padded_X[border * side : (border + side) * side] = plane_N
+    padded_X[: (border - radius) * side] = ZERO
+    padded_X[(border + side + radius) * side :] = ZERO
+    for k in range(1, radius + 1):
+        top, bottom = border - k, border + side - 1 + k
+        padded_X[top * side : (top + 1) * side] = plane_N[k * side : (k + 1) * side]
+        padded_X[bottom * side : (bottom + 1) * side] = plane_N[(side - 1 - k) * side : (side - k) * side]
 
 
 @_jit
