@@ -169,6 +169,8 @@ def sentence(place: tuple[Any, ...], error: Any) -> str:
         case "extra_forbidden":
             near = difflib.get_close_matches(parts[-1], known_keys(parts[:-1]), n=1, cutoff=0.5)
             return f"{field} is unknown" + (f", did you mean {near[0]}?" if near else "")
+        case "union_tag_invalid":
+            return f"{field}.name is unknown: choose barlow_twins or vicreg"
         case "missing":
             return f"{field} is missing"
         case "value_error":

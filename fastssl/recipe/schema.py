@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -136,10 +136,15 @@ class BarlowTwins(Section):
 class VicReg(Section):
     """VICReg over any number of views (Bardes et al. 2022)."""
 
-    name: Literal["vicreg"]
+    name: Literal["vicreg"] = "vicreg"
     orthogonality: Literal["auto"] | Positive = Field(
         "auto", description="Weight of invariance and variance against a covariance weight of 1."
     )
+
+
+def loss_name(value: Any) -> Any:
+    """Which loss a mapping or section describes; Barlow Twins when it does not say."""
+    return value.get("name", "barlow_twins") if isinstance(value, dict) else getattr(value, "name", "barlow_twins")
 
 
 class Optim(Section):
@@ -190,7 +195,9 @@ class Recipe(Section):
     data: Data
     augment: Augment = Augment()
     model: Model = Model()
-    loss: Annotated[BarlowTwins | VicReg, Field(discriminator="name")] = BarlowTwins()
+    loss: Annotated[
+        Annotated[BarlowTwins, Tag("barlow_twins")] | Annotated[VicReg, Tag("vicreg")], Discriminator(loss_name)
+    ] = BarlowTwins()
     optim: Optim = Optim()
     train: Train
     evaluate: Evaluate = Evaluate()

@@ -1,0 +1,62 @@
+"""Backbones against torchvision with the same weights, projectors' shapes, and the Pretrainer's order of views."""
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from fastssl.models import RESNETS, Pretrainer, backbone, embed, projector
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
+def test_features_equal_torchvisions_with_the_same_weights(name: str) -> None:
+    ours = backbone(name, stem="imagenet").eval()
+    theirs = getattr(torchvision.models, name)()
+    theirs.fc = nn.Identity()
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    for module in theirs.modules():  # non-trivial statistics, so that a missing norm would show
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.1, 0.1)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    images = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(ours(images), theirs.eval()(images), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", RESNETS)
+@pytest.mark.parametrize("stem", ["cifar", "imagenet", "patch2"])
+def test_every_backbone_says_its_features_dim(name: str, stem: str) -> None:
+    network = backbone(name, stem=stem, width=0.25, in_channels=4).eval()
+    assert network(torch.zeros(2, 4, 32, 32)).shape == (2, network.features_dim)
+
+
+def test_small_image_stem_keeps_the_resolution() -> None:
+    network = backbone("resnet18", stem="cifar", width=0.25)
+    assert network.conv1(torch.zeros(1, 3, 32, 32)).shape[-1] == 32
+    assert isinstance(network.maxpool, nn.Identity)
+
+
+def test_projector_is_linear_norm_relu_without_biases_before_norms() -> None:
+    layers = list(projector(8, widths=(16, 32, 4)).children())
+    kinds = [type(layer).__name__ for layer in layers]
+    assert kinds == ["Linear", "BatchNorm1d", "ReLU", "Linear", "BatchNorm1d", "ReLU", "Linear"]
+    assert [layer.bias is None for layer in layers if isinstance(layer, nn.Linear)] == [True, True, False]
+    assert isinstance(projector(8, widths=()), nn.Identity)
+
+
+def test_pretrainer_keeps_views_and_images_in_order_over_groups() -> None:
+    both = Pretrainer(backbone("resnet_tiny", stem="patch2", width=0.25), projector(32, widths=(6,))).eval()
+    large, small = torch.randn(2, 3, 3, 16, 16), torch.randn(1, 3, 3, 8, 8)
+    h_NF, z_VBD = both((large, small))
+    assert z_VBD.shape == (3, 3, 6)
+    one = both.backbone(large[1, 2][None])
+    torch.testing.assert_close(h_NF[1 * 3 + 2][None], one)
+    torch.testing.assert_close(z_VBD[2, 1], both.projector(both.backbone(small[0, 1][None]))[0])
+
+
+def test_embed_uses_running_statistics_and_restores_the_mode() -> None:
+    network = backbone("resnet_tiny", stem="patch2", width=0.25).train()
+    images = torch.randn(4, 3, 16, 16)
+    together = embed(network, images, autocast=None)
+    torch.testing.assert_close(together[:1], embed(network, images[:1], autocast=None), rtol=1e-4, atol=1e-5)
+    assert network.training

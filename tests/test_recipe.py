@@ -1,0 +1,134 @@
+"""Recipes: round trips, all problems at once, suggestions, limits, and every shipped recipe."""
+
+import pytest
+import yaml
+
+from fastssl.errors import UserError
+from fastssl.recipe import Recipe, dump, header, load, shipped, view_table
+
+MINIMAL = {"data": {"path": "x.beton"}, "train": {"epochs": 2}}
+
+
+def test_dump_loads_to_an_equal_recipe() -> None:
+    recipe = load(MINIMAL, ["augment.views=4", "loss.name=vicreg", "optim.clip_norm=1.5"])
+    assert load(yaml.safe_load(dump(recipe))) == recipe
+    assert load(recipe) == recipe
+
+
+def test_defaults_do_not_depend_on_order_or_override_style() -> None:
+    assert load(MINIMAL, ["data.batch_size=64"]) == load({**MINIMAL, "data": {"path": "x.beton", "batch_size": 64}})
+
+
+def test_every_problem_is_told_at_once() -> None:
+    tree = {
+        "data": {"path": "x", "bacth_size": 3},
+        "augment": {"views": 1},
+        "model": {"projector": [0]},
+        "loss": {"name": "barlow_twins", "orthogonalty": 1},
+        "train": {"epochs": "two"},
+        "optimizer": {},
+    }
+    with pytest.raises(UserError) as error:
+        load(tree)
+    for part in (
+        "data.bacth_size is unknown, did you mean batch_size?",
+        "augment.views is 1",
+        "model.projector.0 is 0",
+        "loss.orthogonalty is unknown, did you mean orthogonality?",
+        "train.epochs is 'two'",
+        "optimizer is unknown, did you mean optim?",
+        "6 problems",
+    ):
+        assert part in error.value.what
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("augment.all={hflip_p: 1.5}", "augment.all.hflip_p is 1.5"),
+        ("augment.all={hue: 0.6}", "augment.all.hue is 0.6"),
+        ("augment.all={area_min: 0.9, area_max: 0.1}", "area_min 0.9 is above area_max 0.1"),
+        ("augment.all={hflp_p: 1}", "did you mean hflip_p?"),
+        ("augment.side_px=100000", "augment.side_px"),
+        ("augment.views=33", "augment.views"),
+        ("augment.rows=[{}]", "augment.rows has fewer than 2 views"),
+        ("optim.accumulate_steps=3", "does not divide"),
+        ("optim.warmup_epochs=3", "longer than train.epochs"),
+        ("loss.name=simclr", "loss.name is unknown"),
+        ("loss.orthogonality=-1", "loss.orthogonality"),
+        ("optim.lr=.nan", "optim.lr"),
+        ("model.projector=[]", "loss.orthogonality must be a number"),
+        ("data.batch_size=1", "data.batch_size"),
+        ("device=tpu", "device"),
+    ],
+)
+def test_bad_values_name_their_field(change: str, named: str) -> None:
+    with pytest.raises(UserError) as error:
+        load(MINIMAL, [change])
+    assert named in error.value.what
+    assert "\n" not in error.value.what
+    assert "\n" not in error.value.fix
+
+
+@pytest.mark.parametrize("override", ["novalue", "=3", "data.batch_size=[1", "data.batch_size={a: b: c}"])
+def test_bad_overrides_are_explained(override: str) -> None:
+    with pytest.raises(UserError):
+        load(MINIMAL, [override])
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a: [1", "- 1\n- 2", "just words", "\x00", "a: &x [1]\nb: *x", "[" * 100 + "]" * 100, "a: !!python/object:os.system {}", ""],
+)
+def test_what_is_not_a_recipe_is_refused(tmp_path, text: str) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError):
+        load(path)
+
+
+def test_large_and_binary_files_are_refused(tmp_path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_bytes(b"a: " + b"x" * (1 << 20))
+    with pytest.raises(UserError, match="larger"):
+        load(path)
+    path.write_bytes(bytes(range(256)))
+    with pytest.raises(UserError, match="not YAML"):
+        load(path)
+
+
+def test_a_misspelt_recipe_name_gets_a_suggestion() -> None:
+    with pytest.raises(UserError) as error:
+        load("quickstrat.yaml")
+    assert "quickstart" in error.value.fix
+
+
+@pytest.mark.parametrize("path", shipped(), ids=lambda path: path.stem)
+def test_shipped_recipes_are_valid_and_have_headers(path) -> None:
+    recipe = load(path)
+    assert recipe.name == path.stem
+    assert load(path.name) == recipe
+    assert len(view_table(recipe.augment)) >= 2
+    words = header(path)
+    for part in ("Source:", "Hardware:", "Score:", "Command:"):
+        assert part in words, f"{path.name}'s header lacks {part}"
+
+
+def test_asymmetric_rows_alternate_and_multicrop_has_two_large_views() -> None:
+    rows = view_table(load(MINIMAL, ["augment.preset=imagenet_asymmetric", "augment.views=4"]).augment)
+    assert [row.blur_p for row in rows] == [1.0, 0.1, 1.0, 0.1]
+    assert [row.solarize_p for row in rows] == [0.0, 0.2, 0.0, 0.2]
+    rows = view_table(load(MINIMAL, ["augment.preset=multicrop", "augment.views=6", "augment.side_px=224"]).augment)
+    assert [row.side_px for row in rows] == [224, 224, 96, 96, 96, 96]
+
+
+def test_rows_change_fields_one_view_at_a_time() -> None:
+    rows = view_table(load(MINIMAL, ["augment.rows=[{gray_p: 1}, {side_px: 16}]", "augment.all={hflip_p: 0}"]).augment)
+    assert [(row.gray_p, row.side_px, row.hflip_p) for row in rows] == [(1, 32, 0), (0.2, 16, 0)]
+
+
+def test_recipes_cannot_be_changed() -> None:
+    recipe = load(MINIMAL)
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.seed = 3  # type: ignore[misc]
+    assert isinstance(recipe, Recipe)
