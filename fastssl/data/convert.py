@@ -1,35 +1,38 @@
 """From any source of images to a `.beton` or to WebDataset shards, in one pass, in parallel, in order.
 
-Choice made: threads, because the decoders let go of the interpreter; runs of items go out to them and come back in
-order, and never more than a few are under way, so memory does not grow with the set.
+Choice made: a stream whose order is kept is read, decoded and written at once; one that is to be chosen from or
+shuffled goes through an unnamed file on disk first. Memory does not grow with the set.
 """
 
 import contextlib
 import dataclasses
-import functools
+import json
 import os
-from array import array
-from collections import deque
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from .. import __version__
 from ..errors import UserError
 from .beton import BetonWriter
+from .journal import Journal
 from .manifest import Manifest, Tally, make_manifest, manifest_path, write_manifest
-from .prepare import Mode, Run, Shape, prepare
+from .numbering import Numbering
+from .prepare import Mode, Run, Shape
 from .relabel import relabel
+from .runs import in_order, item_runs, position_runs
+from .shards import ShardWriter, check_replaceable, replace_folder
 from .sources import SPLITS, open_source
-from .sources.base import Indexed, Item, Source, Stream, class_labels
+from .sources.base import Indexed, Item, Source, Stream
 from .spool import spool
+from .storage import writing
 from .subset import choose
 
 Progress = Callable[[int, int | None], None]
-_STREAM_RUN, _INDEXED_RUN, _RUN_BYTES = 256, 64, 4 << 20
+_NOT_RECORDED = ("out", "progress", "workers", "download", "resume")  # options that do not change the result
 
 
 def convert(
@@ -44,6 +47,7 @@ def convert(
     dtype: Literal["uint8", "uint16"] = "uint8",
     mode: Mode = "raw",
     quality: int = 90,
+    shard_mb: float = 256.0,
     val_count: int = 0,
     fraction: float = 1.0,
     limit: int | None = None,
@@ -52,6 +56,7 @@ def convert(
     count: int | None = None,
     classes: Sequence[str] | None = None,
     on_error: Literal["fail", "skip"] = "fail",
+    resume: bool = False,
     workers: int | None = None,
     root: Path | None = None,
     download: bool = False,
@@ -73,6 +78,7 @@ def convert(
         mode: "raw" pixels, "jpg", or "smart": JPEG for images of more than 64 KiB. JPEG files that need no change
             keep their bytes.
         quality: 1..100, of JPEGs encoded here.
+        shard_mb: size of a WebDataset shard at most, in 10^6 bytes.
         val_count: so many images, stratified, go to `<out>` with `.val` before its suffix instead.
         fraction: stratified share to keep, in (0, 1].
         limit: the most images to keep, stratified.
@@ -81,6 +87,8 @@ def convert(
         count: number of shapes.
         classes: class names by label, where they must match another set's; a folder of no such class is an error.
         on_error: "fail" at the first image that cannot be read, or "skip", count and list it.
+        resume: keep finished work when interrupted, in a hidden file beside `out`, and go on from it when called
+            again in the same way.
         workers: threads; None takes one per core.
         root, download: of torchvision's files, see `open_source`.
         progress: called with the number of images done and, where known, of all.
@@ -88,23 +96,25 @@ def convert(
     Returns:
         The manifest: count, classes, side_px, channels, mean, std (in [0, 1]), digest, version, options, skipped.
     """
-    options = {
-        key: value for key, value in locals().items() if key not in ("progress", "workers", "download")
-    }
+    options = {key: value for key, value in locals().items() if key not in _NOT_RECORDED}
     options = {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
+    out = Path(out)
     _check(split=split, format=format, mode=mode, on_error=on_error)
     _check_least(side_px=side_px, max_side_px=max_side_px, channels=channels, count=count, workers=workers)
+    _check_target(out, format, dtype, channels)
     shape = Shape(side_px, max_side_px, channels, dtype, mode, quality, encoded=format == "webdataset")
     opened = open_source(
         source, split=split, root=root, download=download, seed=seed, count=count, side_px=side_px
     )
-    out = Path(out)
-    job = _Job(shape, on_error, workers or os.cpu_count() or 1, progress or _silent, options)
+    shard_bytes = int(shard_mb * 1e6) if format == "webdataset" else None
+    job = _Job(
+        shape, on_error, workers or os.cpu_count() or 1, progress or _silent, options, shard_bytes, resume
+    )
     with _parents(out.parent):
         chosen = bool(val_count or fraction != 1 or limit is not None or shuffle or classes is not None)
         if isinstance(opened, Stream):
             if not chosen and format == "beton":
-                return _write(job, out, opened, _item_runs(opened.items(), shape), opened.count)
+                return _write(job, out, opened, item_runs(opened.items(), shape), opened.count)
             opened = spool(opened, out.parent, tick=lambda done: job.progress(done, None))
         if classes is not None:
             opened = _renumber(opened, tuple(classes))
@@ -113,8 +123,9 @@ def convert(
         )
         if val_count:
             val_out = out.with_name(f"{out.stem}.val{out.suffix}")
-            _write(job, val_out, opened, _position_runs(opened, val_N, shape), len(val_N))
-        return _write(job, out, opened, _position_runs(opened, kept_N, shape), len(kept_N))
+            _check_target(val_out, format, dtype, channels)
+            _write(job, val_out, opened, position_runs(opened, val_N, shape), len(val_N))
+        return _write(job, out, opened, position_runs(opened, kept_N, shape), len(kept_N))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -126,6 +137,8 @@ class _Job:
     workers: int
     progress: Progress
     options: dict[str, Any]
+    shard_bytes: int | None  # None: a .beton
+    resume: bool
 
 
 def _write(
@@ -133,101 +146,67 @@ def _write(
 ) -> Manifest:
     """Carry out `runs`, store what they return in order, rename the result to `out`, return its manifest."""
     tally = Tally(job.shape.channels, np.iinfo(job.shape.dtype).max)
-    labels: array[int] = array("q")
-    numbers: dict[
-        str, int
-    ] = {}  # directories of a stream in order of appearance, until all classes are known
+    numbering = Numbering()
     temporary = out.with_name(f".{out.name}.{os.getpid()}.part")
+    journal = Journal(out, _fingerprint(source, job.options)) if job.resume else None
     try:
-        with _writer(job.shape, temporary, total) as writer:
-            for run in _in_order(runs, job.workers):
+        with _writer(job, temporary, total) as writer:
+            for run in in_order(runs, job.workers) if journal is None else journal.runs(runs, job.workers):
                 if run.refused and job.on_error == "fail":
                     raise UserError(run.refused[0][1], "Mend or remove it, or set on_error to skip.")
                 tally.add(run)
                 for data, label in zip(run.data, run.labels, strict=True):
-                    number = label if isinstance(label, int) else numbers.setdefault(label, len(numbers))
-                    writer.add(data, number)
-                    labels.append(number)
+                    writer.add(data, numbering.number(label))
                 job.progress(tally.count + tally.skipped_count, total)
             if not tally.count:
                 raise UserError(
                     f"{source.name}: no image could be read", "See whether it holds images at all."
                 )
-        labels_N = np.frombuffer(labels, np.int64)
-        classes = source.classes
-        if classes is None:
-            assert isinstance(source, Stream)
-            classes, label_of = class_labels(source.directories)
-            labels_N = _relabel(temporary, labels_N, np.array([label_of[d] for d in numbers], np.int64))
-        os.replace(temporary, out)
+        classes, labels_N = numbering.finish(source)
+        if numbering.changed:
+            relabel(temporary, labels_N)
+        with writing(out):
+            if job.shard_bytes is None:
+                os.replace(temporary, out)
+            else:
+                replace_folder(temporary, out)
+            manifest = make_manifest(
+                tally,
+                file_format="beton" if job.shard_bytes is None else "webdataset",
+                classes=classes,
+                labels_N=labels_N,
+                options=job.options,
+                **({"shards": writer.shards} if isinstance(writer, ShardWriter) else {}),
+            )
+            write_manifest(manifest, manifest_path(out))
     finally:
-        temporary.unlink(missing_ok=True)
-    manifest = make_manifest(
-        tally, file_format="beton", classes=classes, labels_N=labels_N, options=job.options
-    )
-    write_manifest(manifest, manifest_path(out))
+        temporary.unlink(missing_ok=True) if job.shard_bytes is None else shutil.rmtree(temporary, True)
+    if journal is not None:
+        journal.remove()
     return manifest
 
 
-def _writer(shape: Shape, path: Path, total: int | None) -> BetonWriter:
+def _writer(job: _Job, path: Path, total: int | None) -> BetonWriter | ShardWriter:
+    if job.shard_bytes is not None:
+        return ShardWriter(path, shard_bytes=job.shard_bytes)
     return BetonWriter(
         path,
         count_hint=total,
-        mode=shape.mode,
-        channels=shape.channels,
-        dtype=shape.dtype,
-        quality=shape.quality,
-        smart_bytes=shape.smart_bytes,
+        mode=job.shape.mode,
+        channels=job.shape.channels,
+        dtype=job.shape.dtype,
+        quality=job.shape.quality,
+        smart_bytes=job.shape.smart_bytes,
     )
 
 
-def _relabel(path: Path, labels_N: NDArray[np.int64], final: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Give the samples of a finished .beton their final labels: `final` by provisional number."""
-    renumbered_N = final[labels_N]
-    if not np.array_equal(renumbered_N, labels_N):
-        relabel(path, renumbered_N)
-    return renumbered_N
-
-
-def _in_order(runs: Iterable[Callable[[], Run]], workers: int) -> Iterator[Run]:
-    """Results of `runs` in their order, `workers` at a time, no more than two each under way."""
-    pending: deque[Future[Run]] = deque()
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="convert")
-    try:
-        for run in runs:
-            pending.append(pool.submit(run))
-            if len(pending) > 2 * workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _position_runs(
-    source: Indexed, positions_N: NDArray[np.int64], shape: Shape
-) -> Iterator[Callable[[], Run]]:
-    """Runs of items that the workers read themselves."""
-    for start in range(0, len(positions_N), _INDEXED_RUN):
-        part = positions_N[start : start + _INDEXED_RUN].tolist()
-        yield functools.partial(_prepare_at, source, part, shape)
-
-
-def _prepare_at(source: Indexed, positions: list[int], shape: Shape) -> Run:
-    return prepare([source.read(i) for i in positions], shape)
-
-
-def _item_runs(items: Iterator[Item], shape: Shape) -> Iterator[Callable[[], Run]]:
-    """Runs of items read from a stream, by the one thread that reads it."""
-    run: list[Item] = []
-    size = 0
-    for item in items:
-        run.append(item)
-        size += len(item.data) if isinstance(item.data, bytes) else 0
-        if len(run) == _STREAM_RUN or size > _RUN_BYTES:
-            yield functools.partial(prepare, run, shape)
-            run, size = [], 0
-    yield functools.partial(prepare, run, shape)
+def _fingerprint(source: Source, options: dict[str, Any]) -> str:
+    """What has to be the same for finished work to be of use: options, version, and the source's size and date."""
+    path = Path(source.name)
+    status = path.stat() if path.exists() else None
+    seen = (status.st_size, status.st_mtime_ns) if status else ()
+    count = len(source) if isinstance(source, Indexed) else source.count
+    return json.dumps([__version__, options, seen, count], sort_keys=True)
 
 
 def _renumber(source: Indexed, classes: tuple[str, ...]) -> Indexed:
@@ -263,6 +242,19 @@ def _check_least(**numbers: int | None) -> None:
     for name, value in numbers.items():
         if value is not None and value < 1:
             raise UserError(f"{name} is {value}", f"Set {name} to 1 or more.")
+
+
+def _check_target(out: Path, file_format: str, dtype: str, channels: int) -> None:
+    """What would fail at the end, found at the start."""
+    if file_format == "webdataset":
+        check_replaceable(out)
+        if dtype != "uint8" or channels not in (1, 3):
+            raise UserError(
+                f"webdataset shards hold PNG or JPEG, not {channels} channels of {dtype}",
+                "Set format to beton, or channels to 1 or 3 and dtype to uint8.",
+            )
+    elif out.is_dir():
+        raise UserError(f"{out} is a folder", "Give the name of a file, such as train.beton.")
 
 
 def _silent(done: int, total: int | None) -> None:

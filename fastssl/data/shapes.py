@@ -23,6 +23,9 @@ _RADIUS, _X, _Y, _ANGLE, _GAP, _POLARITY, _LUMA, _COLOURS, _WAVES, _NOISE = 0, 1
 _RADIUS_MIN, _RADIUS_MAX = 0.24, 0.40  # of the side: a shape spans 48 to 80 % of it
 _GAP_MIN, _GAP_MAX = 0.30, 0.40  # luma of the shape against the background right beside it, of the full range
 _NOISE_AMPLITUDE = 0.04
+_SATURATION = (
+    0.15  # at most, of what the luma leaves room for: colour must not be the easy way to tell images apart
+)
 _PART = 256  # images one thread draws at a time
 
 
@@ -137,19 +140,24 @@ def _palette(key: np.uint64, colours_223: NDArray[np.float64]) -> None:
     for part in range(2):
         for end in range(2):
             slot = _COLOURS + 3 * (2 * part + end)
-            luma = 0.05 + (0.15 * _uniform(key, _LUMA + end)) + end * (0.75 - gap) + (part ^ flip) * gap
-            _colour(luma, 2 * math.pi * _uniform(key, slot), _uniform(key, slot + 1), colours_223[part, end])
+            luma = 0.05 + 0.15 * _uniform(key, _LUMA + end) + end * (0.78 - gap) + (part ^ flip) * gap
+            _colour(
+                luma,
+                2 * math.pi * _uniform(key, slot),
+                _SATURATION * _uniform(key, slot + 1),
+                colours_223[part, end],
+            )
 
 
 @numba.njit(cache=True)
-def _waves(key: np.uint64, waves_33: NDArray[np.float64]) -> None:
-    """Draw the texture's plane waves, two slow and one fast: radians over the side along x and y, phase."""
-    for i in range(3):
-        cycles = (0.3 + 1.2 * _uniform(key, _WAVES + 3 * i)) * (4.0 if i == 2 else 1.0)
+def _waves(key: np.uint64, waves_23: NDArray[np.float64]) -> None:
+    """Draw the texture's two slow plane waves: radians over the side along x and along y, phase."""
+    for i in range(2):
+        cycles = 0.3 + _uniform(key, _WAVES + 3 * i)
         bearing = 2 * math.pi * _uniform(key, _WAVES + 3 * i + 1)
-        waves_33[i, 0] = 2 * math.pi * cycles * math.cos(bearing)
-        waves_33[i, 1] = 2 * math.pi * cycles * math.sin(bearing)
-        waves_33[i, 2] = 2 * math.pi * _uniform(key, _WAVES + 3 * i + 2)
+        waves_23[i, 0] = 2 * math.pi * cycles * math.cos(bearing)
+        waves_23[i, 1] = 2 * math.pi * cycles * math.sin(bearing)
+        waves_23[i, 2] = 2 * math.pi * _uniform(key, _WAVES + 3 * i + 2)
 
 
 @numba.njit(cache=True)
@@ -160,25 +168,24 @@ def _render_one(image_HWC: NDArray[np.uint8], kind: int, key: np.uint64) -> None
     centre_y = radius + (1 - 2 * radius) * _uniform(key, _Y)
     turn = 2 * math.pi * _uniform(key, _ANGLE)
     cos, sin = math.cos(turn) / radius, math.sin(turn) / radius
-    colours_223, waves_33, phasors_34 = np.empty((2, 2, 3)), np.empty((3, 3)), np.empty((3, 4))
+    colours_223, waves_23, phasors_24 = np.empty((2, 2, 3)), np.empty((2, 3)), np.empty((2, 4))
     _palette(key, colours_223)
-    _waves(key, waves_33)
+    _waves(key, waves_23)
     for row in range(side_px):
         y = (row + 0.5) / side_px
-        for i in range(3):  # a wave along a row is a rotation: four multiplications a pixel, not a sine
-            angle, step = waves_33[i, 1] * y + waves_33[i, 2], waves_33[i, 0] / side_px
-            phasors_34[i, 0], phasors_34[i, 1] = math.cos(angle), math.sin(angle)
-            phasors_34[i, 2], phasors_34[i, 3] = math.cos(step), math.sin(step)
+        for i in range(2):  # a wave along a row is a rotation: four multiplications a pixel, not a sine
+            angle, step = waves_23[i, 1] * y + waves_23[i, 2], waves_23[i, 0] / side_px
+            phasors_24[i, 0], phasors_24[i, 1] = math.cos(angle), math.sin(angle)
+            phasors_24[i, 2], phasors_24[i, 3] = math.cos(step), math.sin(step)
         for column in range(side_px):
-            for i in range(3):
-                c, s = phasors_34[i, 0], phasors_34[i, 1]
-                phasors_34[i, 0] = c * phasors_34[i, 2] - s * phasors_34[i, 3]
-                phasors_34[i, 1] = s * phasors_34[i, 2] + c * phasors_34[i, 3]
+            for i in range(2):
+                c, s = phasors_24[i, 0], phasors_24[i, 1]
+                phasors_24[i, 0] = c * phasors_24[i, 2] - s * phasors_24[i, 3]
+                phasors_24[i, 1] = s * phasors_24[i, 2] + c * phasors_24[i, 3]
             dx, dy = (column + 0.5) / side_px - centre_x, y - centre_y
             distance_px = _distance(kind, cos * dx + sin * dy, cos * dy - sin * dx) * radius * side_px
             cover = min(max(0.5 - distance_px, 0.0), 1.0)
-            wave = phasors_34[0, 1] + phasors_34[1, 1] + 0.25 * phasors_34[2, 1]
-            blend = min(max(0.5 + 0.4 * wave, 0.0), 1.0)
+            blend = min(max(0.5 + 0.4 * (phasors_24[0, 1] + phasors_24[1, 1]), 0.0), 1.0)
             noise = _NOISE_AMPLITUDE * (2 * _uniform(key, _NOISE + row * side_px + column) - 1)
             for c in range(3):
                 behind = colours_223[0, 0, c] + (colours_223[0, 1, c] - colours_223[0, 0, c]) * blend

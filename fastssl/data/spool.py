@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .sources.base import Indexed, Item, Stream, class_labels
+from .numbering import Numbering
+from .sources.base import Indexed, Item, Stream
+from .storage import writing
 
 
 def spool(stream: Stream, folder: Path, *, tick: Callable[[int], None]) -> Indexed:
@@ -19,7 +21,7 @@ def spool(stream: Stream, folder: Path, *, tick: Callable[[int], None]) -> Index
     """
     file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
     keys: list[str] = []
-    labels: list[int | str] = []
+    numbering = Numbering()
     places: list[tuple[int, int, tuple[int, ...], str]] = []  # offset, bytes, shape, dtype; no dtype: encoded
     refused: dict[int, Exception] = {}
     end = 0
@@ -29,19 +31,16 @@ def spool(stream: Stream, folder: Path, *, tick: Callable[[int], None]) -> Index
             refused[index], data = data, b""
         elif isinstance(data, np.ndarray):
             shape, dtype, data = data.shape, data.dtype.str, data.tobytes()
-        file.write(data)
+        with writing(folder):
+            file.write(data)
         keys.append(item.key)
-        labels.append(item.label)
+        numbering.number(item.label)
         places.append((end, len(data), shape, dtype))
         end += len(data)
         tick(index + 1)
-    file.flush()
-    classes, label_of = (
-        (stream.classes, {}) if stream.classes is not None else class_labels(stream.directories)
-    )
-    labels_N = np.array(
-        [label_of.get(label, -1) if isinstance(label, str) else label for label in labels], np.int64
-    )
+    with writing(folder):
+        file.flush()
+    classes, labels_N = numbering.finish(stream)
 
     def read(index: int) -> Item:
         offset, size, shape, dtype = places[index]

@@ -49,20 +49,41 @@ def open_source(
 
 
 def _open_path(path: Path, split: str) -> Source:
-    from . import archives, folders
+    """Choose the reader by what lies at the path."""
+    from . import archives, arrays, columns, folders, lists, tables, webdataset
 
+    shards = webdataset.shard_paths(path)
     if path.is_dir():
+        if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+            return columns.arrow_source(path, split)
+        if parquet := sorted(path.glob("**/*.parquet")):
+            return columns.parquet_source(parquet, split, name=str(path))
+        if shards:
+            return webdataset.webdataset_source(shards, split, name=str(path))
         return folders.folder_source(path, split)
-    if not path.exists():
+    if not shards[0].exists():
         raise UserError(
             f"There is no file, folder or known source {str(path)!r}",
             f"Give an existing path or one of: {', '.join(NAMES)}.",
         )
     name = path.name.lower()
+    if len(shards) > 1 or (name.endswith(archives.TAR_SUFFIXES) and webdataset.is_webdataset(path)):
+        return webdataset.webdataset_source(shards, split, name=str(path))
     if name.endswith(archives.TAR_SUFFIXES):
         return archives.tar_source(path, split)
-    if name.endswith(".zip"):
-        return archives.zip_source(path, split)
+    match path.suffix.lower():
+        case ".zip":
+            return archives.zip_source(path, split)
+        case ".parquet":
+            return columns.parquet_source([path], split, name=str(path))
+        case ".npz":
+            return arrays.npz_source(path, split)
+        case ".npy":
+            return arrays.npy_source(path)
+        case ".csv" | ".tsv":
+            return lists.csv_source(path, split)
+        case ".beton":
+            return tables.beton_source(path, split)
     raise UserError(
         f"{path} is of no kind that can be read",
         "Give a folder, .tar, .tar.gz, .tar.xz, .zip, .parquet, .npz, .npy, .csv or .beton.",

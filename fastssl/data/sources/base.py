@@ -5,8 +5,10 @@ read from its beginning. Whoever needs order or a choice out of a stream spools 
 """
 
 import dataclasses
+import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -170,3 +172,39 @@ def missing_split(name: str, split: str, found: Iterable[str]) -> UserError:
     return UserError(
         f"{name} has no images for split {split!r}", f"Set split to one of: {others or 'train'}."
     )
+
+
+def files_of_split(paths: Sequence[Path], split: str, name: str) -> list[Path]:
+    """Of several files of one data set those of one split, sorted; told by a word in their or their folder's name.
+
+    Where no name holds such a word, all are the train split.
+    """
+    words: dict[Path, str | None] = {}
+    for path in paths:
+        parts = set(re.split(r"[^a-z]+", "/".join(path.parts[-2:]).lower()))
+        words[path] = next((s for s, names in SPLITS.items() if parts & set(names)), None)
+    if set(words.values()) <= {None} and split in ("train", "unlabelled"):
+        return sorted(paths)
+    chosen = sorted(path for path in paths if words[path] == split)
+    if not chosen:
+        raise missing_split(name, split, {word for word in words.values() if word})
+    return chosen
+
+
+def names_beside(path: Path) -> tuple[str, ...] | None:
+    """Class names in the manifest of a converted file or folder, None when there is no such manifest."""
+    try:
+        names = json.loads(path.with_name(path.name + ".json").read_text())["classes"]
+        return tuple(str(name) for name in names)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def no_labels(count: int) -> NDArray[np.int64]:
+    """int64 (count,) of -1."""
+    return np.full(count, -1, np.int64)
+
+
+def numbered(labels_N: NDArray[np.int64]) -> tuple[str, ...]:
+    """Classes that have no names but their numbers."""
+    return tuple(str(i) for i in range(int(labels_N.max(initial=-1)) + 1))

@@ -1,11 +1,13 @@
-"""Sources that are arrays already: the embedded shapes, .npz and .npy, an existing .beton."""
+"""Sources that hold their samples by position already: the embedded shapes and an existing .beton."""
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 
 from .. import shapes
-from .base import Indexed, Item
+from ..beton import Beton
+from .base import Indexed, Item, names_beside, no_labels, numbered
 
 
 def shapes_source(split: str, *, seed: int, count: int, side_px: int) -> Indexed:
@@ -13,12 +15,28 @@ def shapes_source(split: str, *, seed: int, count: int, side_px: int) -> Indexed
     name = f"shapes/{split}/{seed}".encode()
     set_seed = int.from_bytes(hashlib.sha256(name).digest()[:8], "little")
     labelled = split != "unlabelled"
-    labels_N = (
-        np.arange(count, dtype=np.int64) % len(shapes.CLASSES) if labelled else np.full(count, -1, np.int64)
-    )
+    labels_N = np.arange(count, dtype=np.int64) % len(shapes.CLASSES) if labelled else no_labels(count)
 
     def read(index: int) -> Item:
         images_1HWC, _ = shapes.images(1, side_px, seed=set_seed, start=index)
         return Item(f"shapes[{index}]", images_1HWC[0], int(labels_N[index]))
 
     return Indexed("shapes", shapes.CLASSES if labelled else (), labels_N, read)
+
+
+def beton_source(path: Path, split: str) -> Indexed:
+    """The samples of an existing .beton, as they are stored; it is one split already, whatever `split` says."""
+    beton = Beton(path)
+    labels_N = no_labels(len(beton)) if split == "unlabelled" else beton.labels
+    names = names_beside(path)
+    classes = names if names is not None else numbered(labels_N)
+
+    def read(index: int) -> Item:
+        mode, data = beton.encoded(index)
+        return Item(
+            f"{path.name}[{index}]",
+            bytes(data) if mode == "jpg" else beton.image(index),
+            int(labels_N[index]),
+        )
+
+    return Indexed(str(path), classes if split != "unlabelled" else (), labels_N, read)

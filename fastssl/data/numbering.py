@@ -1,0 +1,46 @@
+"""Numbers for the classes of a stream, which are names until its end, when their sorted order is known."""
+
+from array import array
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import UserError
+from .sources.base import Source, Stream, class_labels
+
+
+class Numbering:
+    """Keeps the label of every stored sample, eight bytes each.
+
+    Attributes:
+        changed: after `finish`: some labels differ from the numbers that were given out on the way.
+    """
+
+    def __init__(self) -> None:
+        self._labels = array("q")
+        self._numbers: dict[str, int] = {}  # names in order of appearance
+        self.changed = False
+
+    def number(self, label: int | str) -> int:
+        """The label itself where it is a number, else a number for the time being."""
+        number = label if isinstance(label, int) else self._numbers.setdefault(label, len(self._numbers))
+        self._labels.append(number)
+        return number
+
+    def finish(self, source: Source) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+        """Class names and final labels, int64 (N,)."""
+        labels_N = np.frombuffer(self._labels, np.int64)
+        if self._numbers:
+            assert isinstance(source, Stream)
+            if labels_N.max() >= len(self._numbers):
+                raise UserError(
+                    f"{source.name} labels some images by number and some by name", "Use one way for all."
+                )
+            classes, label_of = class_labels(source.directories)
+            table = np.array([*(label_of[name] for name in self._numbers), -1], np.int64)
+            renumbered_N = table[labels_N]  # -1 picks the last entry, -1
+            self.changed = not np.array_equal(renumbered_N, labels_N)
+            return classes, renumbered_N
+        names = tuple(source.classes or ())
+        more = range(len(names), int(labels_N.max(initial=-1)) + 1)  # numbers that no name was given for
+        return (*names, *(str(i) for i in more)), labels_N
