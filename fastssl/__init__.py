@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from fastssl.pretrained import Pretrained as Pretrained
     from fastssl.pretrained import load as load
     from fastssl.recipe import Recipe as Recipe
-    from fastssl.train import train as train
+    from fastssl.training import train as train
 
 # Imported on first use, so that `fastssl --help` does not wait for torch.
 _HOMES = {
@@ -21,7 +21,7 @@ _HOMES = {
     "Pretrained": "fastssl.pretrained",
     "load": "fastssl.pretrained",
     "Recipe": "fastssl.recipe",
-    "train": "fastssl.train",
+    "train": "fastssl.training",
 }
 __all__ = ["Pretrained", "Recipe", "convert", "load", "train"]
 

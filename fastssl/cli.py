@@ -101,7 +101,7 @@ def train(
         return
     from fastssl import interrupts
     from fastssl.console import TrainingProgress, conversion_progress, summary_text
-    from fastssl.train import train as run
+    from fastssl.training import train as run
 
     try:
         with conversion_progress() as converting, TrainingProgress() as progress:
