@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ...errors import UserError
+from . import base
 from .base import SPLITS, Indexed, Item, Source, Stream
 
 __all__ = ["SPLITS", "Indexed", "Item", "Source", "Stream", "open_source"]
@@ -57,9 +58,11 @@ def _open_path(path: Path, split: str) -> Source:
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
             return columns.arrow_source(path, split)
         if parquet := sorted(path.glob("**/*.parquet")):
-            return columns.parquet_source(parquet, split, name=str(path))
+            chosen = base.files_of_split(parquet, split, path)
+            return columns.parquet_source(chosen, split, name=str(path))
         if shards:
-            return webdataset.webdataset_source(shards, split, name=str(path))
+            chosen = base.files_of_split(shards, split, path)
+            return webdataset.webdataset_source(chosen, split, name=str(path))
         return folders.folder_source(path, split)
     if not shards[0].exists():
         raise UserError(

@@ -174,20 +174,20 @@ def missing_split(name: str, split: str, found: Iterable[str]) -> UserError:
     )
 
 
-def files_of_split(paths: Sequence[Path], split: str, name: str) -> list[Path]:
-    """Of several files of one data set those of one split, sorted; told by a word in their or their folder's name.
+def files_of_split(paths: Sequence[Path], split: str, folder: Path) -> list[Path]:
+    """Of a folder's files those of one split, sorted; told by a word in their path below the folder.
 
-    Where no name holds such a word, all are the train split.
+    Where none holds such a word, all are the train split.
     """
     words: dict[Path, str | None] = {}
     for path in paths:
-        parts = set(re.split(r"[^a-z]+", "/".join(path.parts[-2:]).lower()))
+        parts = set(re.split(r"[^a-z]+", str(path.relative_to(folder)).lower()))
         words[path] = next((s for s, names in SPLITS.items() if parts & set(names)), None)
     if set(words.values()) <= {None} and split in ("train", "unlabelled"):
         return sorted(paths)
     chosen = sorted(path for path in paths if words[path] == split)
     if not chosen:
-        raise missing_split(name, split, {word for word in words.values() if word})
+        raise missing_split(str(folder), split, {word for word in words.values() if word})
     return chosen
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
-from .base import MAX_ITEM_BYTES, SPLITS, Item, Stream, files_of_split, missing_split
+from .base import MAX_ITEM_BYTES, SPLITS, Item, Stream, missing_split
 
 _ROWS = 64
 _LABEL_NAMES = ("label", "labels", "fine_label", "class", "cls", "target", "category")
@@ -21,18 +21,17 @@ Batches = Callable[[list[str]], Iterator[tuple[Path, Any]]]  # columns -> (file,
 
 
 def parquet_source(paths: list[Path], split: str, *, name: str) -> Stream:
-    """Rows of Parquet files; files whose names or folders hold the word of a split belong to that split.
+    """Rows of Parquet files, one after the other.
 
     Labels are integers (with Hugging Face's class names where the schema holds them) or names.
     """
     parquet = _pyarrow("pyarrow.parquet")
-    chosen = files_of_split(paths, split, name)
-    with _reading(chosen[0]):
-        schema = parquet.read_schema(chosen[0])
-        count = sum(parquet.read_metadata(path).num_rows for path in chosen)
+    with _reading(paths[0]):
+        schema = parquet.read_schema(paths[0])
+        count = sum(parquet.read_metadata(path).num_rows for path in paths)
 
     def batches(columns: list[str]) -> Iterator[tuple[Path, Any]]:
-        for path in chosen:
+        for path in paths:
             with _reading(path), parquet.ParquetFile(path) as file:
                 for batch in file.iter_batches(_ROWS, columns=columns):
                     yield path, batch

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ...errors import UserError
 from ..tar import leaves, read_tar
-from .base import MAX_ITEM_BYTES, Item, Stream, files_of_split, is_image_name, names_beside
+from .base import MAX_ITEM_BYTES, Item, Stream, is_image_name, names_beside
 
 _LABELS = ("cls", "json")
 _LABEL_KEYS = ("label", "cls", "class", "target")
@@ -29,10 +29,10 @@ def webdataset_source(paths: list[Path], split: str, *, name: str) -> Stream:
     """The samples of `paths`, shard after shard.
 
     Args:
-        paths: shards; where some file names hold the word of a split, only those of `split` are read.
+        paths: shards.
+        split: "unlabelled" leaves the labels out.
         name: what a person calls them.
     """
-    paths = files_of_split(paths, split, name)
     labels_wanted = split != "unlabelled"
     directories: set[str] = set()
     classes = names_beside(paths[0].parent) if labels_wanted else ()
