@@ -1,5 +1,7 @@
 """The slow, obvious augmentation: torchvision one image and one view at a time, and the hash in Python."""
 
+from dataclasses import replace
+
 import torch
 import torchvision.transforms.v2.functional as TF
 from torch import Tensor
@@ -40,6 +42,15 @@ CIFAR = View(
     cutout_fraction=0.5,
 )
 
+EVERYTHING = replace(
+    CIFAR,
+    hue=0.1,
+    jitter_order="random",
+    **{name: 0.5 for name in View.__slots__ if name.endswith("_p")},
+    rotate_max_deg=30.0,
+    solarize_threshold=0.437,
+)
+
 
 def splitmix64(seed: int, count: int) -> list[int]:
     """The published generator (Steele, Lea, Flood 2014) in unbounded integers."""
@@ -56,7 +67,7 @@ def uniform(seed: int, epoch: int, index: int, view: int, slot: int) -> float:
     """One draw: each level takes the word-th output of the generator seeded by the level above."""
     key = 0
     for word in (seed, epoch, index, view, slot):
-        key = splitmix64(key, word + 1)[word]
+        key = splitmix64(key + word * 0x9E3779B97F4A7C15, 1)[0]
     return (key >> 40) / 2**24
 
 
@@ -102,3 +113,28 @@ def coloured(x: Tensor, p: dict[Column, float]) -> Tensor:
         adjust, amount = steps[operation]
         x = adjust(x, amount)
     return TF.rgb_to_grayscale(x, num_output_channels=3) if p[Column.GRAY] else x
+
+
+def pictures(
+    count: int, height: int, width: int, channels: int = 3, dtype: torch.dtype = torch.uint8
+) -> Tensor:
+    """Random images (count, H, W, C) over the whole range: smooth, noisy, flat and saturated in turn."""
+    generator = torch.Generator().manual_seed(height * 1000 + width)
+    noise = torch.rand(count, channels, height, width, generator=generator)
+    coarse = torch.rand(count, channels, 3, 3, generator=generator)
+    smooth = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bilinear")
+    x = torch.where(torch.arange(count)[:, None, None, None] % 2 == 0, smooth, noise)
+    x[2::8] = x[2::8].mean(dim=(1, 2, 3), keepdim=True)
+    x[3::8] = (x[3::8] > 0.5).float()
+    return (x * torch.iinfo(dtype).max).round().to(torch.int32).to(dtype).permute(0, 2, 3, 1).contiguous()
+
+
+def knife_edges(view: View, before: Tensor) -> Tensor:
+    """Where solarize or posterize turn a difference in the last bit into a jump; `before` is the view without them."""
+    edges = torch.zeros_like(before, dtype=torch.bool)
+    if view.solarize_p:
+        edges |= (before - view.solarize_threshold).abs() < 1e-5
+    if view.posterize_p:
+        levels = before * 2**view.posterize_bits
+        edges |= (levels - levels.round()).abs() < 1e-3
+    return edges
