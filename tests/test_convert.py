@@ -186,3 +186,234 @@ def test_cifar_jpegs_from_their_archive(tmp_path, split, per_class):
                     break
             assert np.abs(beton.image(index).astype(int) - expected).max() <= 4  # libjpeg's own builds differ
     assert manifest["classes"][beton.labels[per_class * 3]] == "cat"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """60 PNGs of 8 px in three classes of 30, 20 and 10."""
+    path = tmp_path_factory.mktemp("folder")
+    rng = np.random.default_rng(1)
+    for i in range(60):
+        name = path / "aaabbc"[i % 6] / f"{i:03d}.png"
+        name.parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(name)
+    return path
+
+
+def converted(source, out, **options):
+    """The stored images as bytes, their labels, and the manifest."""
+    manifest = convert(source, out, **options)
+    beton = Beton(out)
+    return [beton.image(i).tobytes() for i in range(len(beton))], beton.labels.tolist(), manifest
+
+
+def test_fractions_and_limits_keep_every_class_in_its_share(folder, tmp_path):
+    whole, _, manifest = converted(folder, tmp_path / "whole.beton")
+    assert manifest["class_counts"] == [30, 20, 10]
+    half, _, manifest = converted(folder, tmp_path / "half.beton", fraction=0.5, seed=3)
+    assert manifest["class_counts"] == [15, 10, 5]
+    assert half == [image for image in whole if image in set(half)]  # in the source's own order
+    tenth, _, manifest = converted(folder, tmp_path / "tenth.beton", limit=6, seed=3)
+    assert manifest["class_counts"] == [3, 2, 1]
+    assert set(tenth) < set(half)
+    other, _, _ = converted(folder, tmp_path / "other.beton", limit=6, seed=4)
+    assert set(tenth) != set(other)
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar"])
+def test_a_validation_split_is_held_out_and_the_rest_is_whole(folder, tmp_path, kind):
+    source = folder if kind == "folder" else as_tar(folder, tmp_path / "x.tar.xz", "w:xz")
+    whole, _, _ = converted(folder, tmp_path / "whole.beton")
+    train, _, manifest = converted(source, tmp_path / "train.beton", val_count=12)
+    val = Beton(tmp_path / "train.val.beton")
+    held_out = {val.image(i).tobytes() for i in range(len(val))}
+    assert np.bincount(val.labels).tolist() == [6, 4, 2]
+    assert manifest["class_counts"] == [24, 16, 8]
+    assert not held_out & set(train)
+    assert held_out | set(train) == set(whole)
+    assert json.loads((tmp_path / "train.val.beton.json").read_text())["count"] == 12
+    with pytest.raises(UserError, match="val_count"):
+        convert(source, tmp_path / "no.beton", val_count=60)
+
+
+def as_tar(folder, path, mode="w"):
+    files = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*.png"))}
+    return pack_tar(path, files, mode)
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar"])
+def test_shuffled_storing_permutes_images_with_their_labels(folder, tmp_path, kind):
+    source = folder if kind == "folder" else as_tar(folder, tmp_path / "x.tar")
+    whole, labels, _ = converted(folder, tmp_path / "whole.beton")
+    mixed, mixed_labels, _ = converted(source, tmp_path / "mixed.beton", shuffle=True, seed=1)
+    assert mixed != whole
+    assert dict(zip(mixed, mixed_labels, strict=True)) == dict(zip(whole, labels, strict=True))
+    assert converted(folder, tmp_path / "again.beton", shuffle=True, seed=1)[0] == mixed
+    assert converted(folder, tmp_path / "other.beton", shuffle=True, seed=2)[0] != mixed
+
+
+def test_classes_may_be_given_to_match_another_set(folder, tmp_path):
+    _, labels, _ = converted(folder, tmp_path / "x.beton")
+    _, moved, manifest = converted(folder, tmp_path / "y.beton", classes=["z", "c", "b", "a"])
+    assert manifest["classes"] == ["z", "c", "b", "a"]
+    assert [3 - label for label in labels] == moved
+    with pytest.raises(UserError, match="not in the given list: b, c"):
+        convert(folder, tmp_path / "z.beton", classes=["a"])
+
+
+def photographs(folder, count=4, quality=80):
+    """Smooth JPEGs of 60x40; one of them turned by EXIF, one CMYK. Returns {name: file}."""
+    from PIL import Image
+
+    folder.mkdir()
+    y, x = np.mgrid[:40, :60]
+    for i in range(count):
+        pixels = np.stack([127 + 100 * np.sin(x / (5 + i)), 4.0 * x, 6.0 * y], -1).astype(np.uint8)
+        picture = Image.fromarray(pixels)
+        exif = Image.Exif()
+        if i == 1:
+            exif[0x0112] = 6
+        picture = picture.convert("CMYK") if i == 2 else picture
+        picture.save(folder / f"{i}.jpg", quality=quality, exif=exif)
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_jpegs_that_need_no_change_keep_their_bytes(tmp_path):
+    files = list(photographs(tmp_path / "in").values())
+    convert(tmp_path / "in", tmp_path / "out.beton", mode="jpg")
+    beton = Beton(tmp_path / "out.beton")
+    stored = [bytes(beton.encoded(i)[1]) for i in range(4)]
+    assert [a == b for a, b in zip(stored, files, strict=True)] == [True, False, False, True]
+    assert beton.sizes.tolist() == [[40, 60], [60, 40], [40, 60], [40, 60]]
+    raw = tmp_path / "raw.beton"
+    convert(tmp_path / "in", raw)
+    for i in range(4):
+        assert np.abs(beton.image(i).astype(int) - Beton(raw).image(i)).mean() < 4
+    manifest = convert(tmp_path / "in", tmp_path / "small.beton", mode="jpg", max_side_px=30, quality=95)
+    assert manifest["size_max_px"] == [30, 30]
+    convert(tmp_path / "in", tmp_path / "smart.beton", mode="smart")
+    assert Beton(tmp_path / "smart.beton").is_raw  # 7,200 bytes of pixels are below the threshold
+
+
+def test_stored_jpegs_have_the_statistics_of_their_pixels(tmp_path):
+    photographs(tmp_path / "in")
+    jpg = convert(tmp_path / "in", tmp_path / "jpg.beton", mode="jpg")
+    raw = convert(tmp_path / "in", tmp_path / "raw.beton")
+    assert jpg["mean"] == raw["mean"]
+    assert jpg["std"] == raw["std"]
+
+
+KINDS = {
+    "gray.png": ("L", np.uint8),
+    "palette.png": ("P", np.uint8),
+    "alpha.png": ("RGBA", np.uint8),
+    "deep.png": ("I;16", np.uint16),
+    "deep.tif": ("I;16", np.uint16),
+    "colour.webp": ("RGB", np.uint8),
+    "colour.bmp": ("RGB", np.uint8),
+    "first.gif": ("P", np.uint8),
+    "progressive.jpg": ("RGB", np.uint8),
+}
+
+
+@pytest.mark.parametrize(("dtype", "full"), [("uint8", 255), ("uint16", 65535)])
+def test_every_kind_of_image_becomes_the_same_colour(tmp_path, dtype, full):
+    (tmp_path / "in").mkdir()
+    for name, (mode, kind) in KINDS.items():
+        if kind == np.uint16:
+            picture = Image.fromarray(np.full((9, 9), 0x8080, np.uint16))
+        else:
+            picture = Image.new("RGB", (9, 9), (128, 128, 128))
+            picture = picture.quantize() if mode == "P" else picture.convert(mode)
+        options = {"progressive": True, "quality": 95} if name.endswith("jpg") else {}
+        picture.save(tmp_path / "in" / name, **({"lossless": True} if name.endswith("webp") else options))
+    manifest = convert(tmp_path / "in", tmp_path / "out.beton", dtype=dtype)
+    beton = Beton(tmp_path / "out.beton")
+    assert manifest["count"] == len(KINDS)
+    for i, name in enumerate(sorted(KINDS)):
+        image_HWC = beton.image(i)
+        assert image_HWC.shape == (9, 9, 3)
+        assert image_HWC.dtype == dtype
+        assert np.abs(image_HWC / full - 128 / 255).max() < 0.01, name
+
+
+def test_gray_and_many_channels(tmp_path):
+    convert("shapes", tmp_path / "gray.beton", channels=1, count=10)
+    assert Beton(tmp_path / "gray.beton").image(0).shape == (32, 32, 1)
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(0, 65536, (4, 6, 6, 5), np.uint16))
+    convert(tmp_path / "x.npy", tmp_path / "five.beton", channels=5, dtype="uint16")
+    np.testing.assert_array_equal(Beton(tmp_path / "five.beton").raw_images(), np.load(tmp_path / "x.npy"))
+    with pytest.raises(UserError, match="has 5 channels"):
+        convert(tmp_path / "x.npy", tmp_path / "three.beton", dtype="uint16")
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "shapes"])
+@pytest.mark.parametrize("when", [1, 3])
+def test_resume_goes_on_where_it_stopped_and_ends_with_the_same_file(tmp_path, kind, when):
+    noise(tmp_path / "in", count=300, low=8, high=8)
+    source = {"folder": tmp_path / "in", "tar": tmp_path / "x.tar", "shapes": "shapes"}[kind]
+    if kind == "tar":
+        as_tar(tmp_path / "in", source)
+    options = {"count": 300, "limit": None if kind == "tar" else 299}
+    reference = convert(source, tmp_path / "whole.beton", **options)
+    calls = []
+
+    def interrupt(done, total):
+        calls.append(done)
+        if len(calls) == when and done < (total or 300):
+            raise KeyboardInterrupt
+
+    out = tmp_path / "out.beton"
+    if kind != "tar" or when == 1:
+        with pytest.raises(KeyboardInterrupt):
+            convert(source, out, resume=True, progress=interrupt, workers=1, **options)
+        assert sorted(p.name for p in tmp_path.glob("*out*")) == [".out.beton.resume"]
+        with open(tmp_path / ".out.beton.resume", "ab") as file:
+            file.write(b"a torn record")
+    prepared = count_prepared(tmp_path, source, out, options)
+    assert out.read_bytes() == (tmp_path / "whole.beton").read_bytes()
+    assert json.loads((tmp_path / "out.beton.json").read_text()) == reference
+    assert not (tmp_path / ".out.beton.resume").exists()
+    if kind != "tar":
+        assert prepared < 299
+
+
+def count_prepared(tmp_path, source, out, options):
+    """Resume, and say how many items had still to be prepared."""
+    from unittest import mock
+
+    from fastssl.data import prepare, runs
+
+    counts = []
+
+    def counting(items, shape):
+        counts.append(len(items))
+        return prepare.prepare(items, shape)
+
+    with mock.patch.object(runs, "prepare", counting):
+        convert(source, out, resume=True, **options)
+    return sum(counts)
+
+
+def test_a_journal_of_other_options_is_not_believed(tmp_path):
+    def interrupt(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert("shapes", tmp_path / "o.beton", count=200, seed=1, resume=True, progress=interrupt)
+    convert("shapes", tmp_path / "o.beton", count=200, seed=2, resume=True)
+    convert("shapes", tmp_path / "fresh.beton", count=200, seed=2)
+    assert (tmp_path / "o.beton").read_bytes() == (tmp_path / "fresh.beton").read_bytes()
+
+
+def test_memory_does_not_grow_with_the_set(tmp_path):
+    """Peak of Python's own allocations over sets of one size and of four times that."""
+    import tracemalloc
+
+    peaks = []
+    for count in (500, 2000):
+        tracemalloc.start()
+        convert("shapes", tmp_path / "x.beton", count=count, side_px=64, workers=1)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0] + 1_000_000  # the difference in pixels is 18 MB

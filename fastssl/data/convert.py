@@ -110,12 +110,13 @@ def convert(
     job = _Job(
         shape, on_error, workers or os.cpu_count() or 1, progress or _silent, options, shard_bytes, resume
     )
-    with _parents(out.parent):
+    with _parents(out.parent), contextlib.ExitStack() as stack:
         chosen = bool(val_count or fraction != 1 or limit is not None or shuffle or classes is not None)
         if isinstance(opened, Stream):
             if not chosen and format == "beton":
                 return _write(job, out, opened, item_runs(opened.items(), shape), opened.count)
-            opened = spool(opened, out.parent, tick=lambda done: job.progress(done, None))
+            spooled = spool(opened, out.parent, tick=lambda done: job.progress(done, None))
+            opened = stack.enter_context(spooled)
         if classes is not None:
             opened = _renumber(opened, tuple(classes))
         kept_N, val_N = choose(

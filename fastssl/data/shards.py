@@ -132,7 +132,7 @@ def tar_header(name: str, size: int) -> bytes:
     header = b"".join(
         (
             name.encode("ascii").ljust(100, b"\0"),
-            b"0000644\00000000\00000000\0",
+            b"0000644\x00" + 2 * b"0000000\x00",
             b"%011o\0" % size,
             b"00000000000\0",
             b" " * 8,
