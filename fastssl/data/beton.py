@@ -81,6 +81,8 @@ class Beton:
         if header["version"] != VERSION:
             raise self._fail(f"its version is {header['version']}, this reads {VERSION}")
         self._count, self._table_at = int(header["samples"]), int(header["table"])
+        if header["fields"] == 0:
+            raise self._fail("it has no fields")
         self._fields = self._view(HEADER.itemsize, int(header["fields"]), FIELD, "the list of fields")
         unknown = sorted({int(kind) for kind in self._fields["type"]} - set(RECORDS))
         if unknown:

@@ -19,6 +19,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from llvmlite import binding  # type: ignore[import-untyped]
+from numba import config as numba_config
 from numba import njit, prange, types
 from torch import Tensor
 
@@ -192,7 +193,7 @@ def _source(beton: Beton, batch_size: int, threads: int, *, pin: bool) -> Any:
     return SimpleNamespace(
         batch_size=batch_size,
         batches_ahead=queued - 2,
-        num_workers=threads,
+        num_workers=min(threads, numba_config.NUMBA_NUM_THREADS),
         reader=SimpleNamespace(metadata=None),
         memory_manager=SimpleNamespace(schedule_epoch=lambda batches: context),
         graph=SimpleNamespace(allocate_memory=lambda batch_size, slots: {"operation": {}, "shared": {}}),
