@@ -28,7 +28,7 @@ from .shards import ShardWriter, check_replaceable, replace_folder
 from .sources import SPLITS, open_source
 from .sources.base import Indexed, Item, Source, Stream
 from .spool import spool
-from .storage import writing
+from .storage import temporary_name, writing
 from .subset import choose
 
 Progress = Callable[[int, int | None], None]
@@ -148,7 +148,7 @@ def _write(
     """Carry out `runs`, store what they return in order, rename the result to `out`, return its manifest."""
     tally = Tally(job.shape.channels, np.iinfo(job.shape.dtype).max)
     numbering = Numbering()
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.part")
+    temporary = temporary_name(out, "part")
     journal = Journal(out, _fingerprint(source, job.options)) if job.resume else None
     try:
         with _writer(job, temporary, total) as writer:

@@ -13,6 +13,7 @@ import numpy as np
 
 from .. import __version__
 from .prepare import Run
+from .storage import temporary_name
 
 Manifest = dict[str, Any]
 MAX_LISTED = 10_000  # skipped items named one by one; beyond, they are only counted
@@ -109,7 +110,7 @@ def make_manifest(
 
 def write_manifest(manifest: Manifest, path: Path) -> None:
     """Write under a temporary name, then rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path, "tmp")
     try:
         temporary.write_text(json.dumps(manifest, indent=2) + "\n")
         os.replace(temporary, path)

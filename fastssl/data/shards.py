@@ -4,6 +4,7 @@ Choice made: headers are packed here and every time stamp is zero, so the same d
 costs nothing, because the writer knows each offset.
 """
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import IO, Self
 import numpy as np
 
 from ..errors import UserError
-from .storage import writing
+from .storage import temporary_name, writing
 
 INDEX_VERSION = "v1.2"  # of DALI's wds2idx
 _BLOCK = 512
@@ -33,13 +34,12 @@ class ShardWriter:
 
     def __init__(self, folder: Path, *, shard_bytes: int, name: str = "shard") -> None:
         self.folder, self._shard_bytes, self._name = Path(folder), shard_bytes, name
-        self._temporary = self.folder.with_name(f".{self.folder.name}.{os.getpid()}.tmp")
+        self._temporary = temporary_name(self.folder, "tmp")
         self.count, self.shards = 0, 0
         self._file: IO[bytes] | None = None
         self._index: list[str] = []
         self._at = 0
         with writing(self.folder):
-            shutil.rmtree(self._temporary, ignore_errors=True)
             self._temporary.mkdir()
 
     def add(self, data: np.ndarray | bytes, label: int = -1) -> None:
@@ -101,7 +101,8 @@ class ShardWriter:
                     replace_folder(self._temporary, self.folder)
         finally:
             if self._file is not None:
-                self._file.close()
+                with contextlib.suppress(OSError):  # a full disk refuses the last bytes once more
+                    self._file.close()
             shutil.rmtree(self._temporary, ignore_errors=True)
 
 
@@ -110,7 +111,7 @@ def replace_folder(new: Path, target: Path) -> None:
 
     UserError when `target` holds anything but shards: it is somebody's, and not ours to remove.
     """
-    old = target.with_name(f".{target.name}.{os.getpid()}.old")
+    old = temporary_name(target, "old")
     if target.exists():
         check_replaceable(target)
         os.replace(target, old)

@@ -1,6 +1,8 @@
-"""What a file system refuses, as a sentence."""
+"""Writing files: names to write under until all is well, and what a file system refuses, as a sentence."""
 
 import errno
+import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,3 +21,8 @@ def writing(path: Path) -> Iterator[None]:
         reason = error.strerror or str(error)
         fix = "Free some space." if error.errno in _FULL else "Choose another target."
         raise UserError(f"{path} cannot be written: {reason}", fix) from error
+
+
+def temporary_name(path: Path, suffix: str) -> Path:
+    """A hidden name beside `path` that no other process or thread uses."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.{suffix}")

@@ -82,7 +82,7 @@ def _members(
                 longer["path"] = text.rstrip(b"\0")
             continue
         name = _name(header, longer)
-        size = int(longer.get("size", size))
+        size = _possible(int(longer["size"])) if "size" in longer else size
         sparse = any(key.startswith("GNU.sparse") for key in longer)
         longer = {}
         if kind in _REGULAR and not sparse:
@@ -132,9 +132,13 @@ def _number(field: bytes) -> int:
         value = int.from_bytes(field[1:], "big") if field[0] == 0x80 else -1
     else:
         value = int(field.strip(b"\0 ") or b"0", 8)
-    if not 0 <= value < 1 << 56:
+    return _possible(value)
+
+
+def _possible(size: int) -> int:
+    if not 0 <= size < 1 << 56:
         raise ValueError("a header states an impossible size")
-    return value
+    return size
 
 
 def _name(header: bytes, longer: dict[str, bytes]) -> str:

@@ -6,6 +6,8 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from ...errors import UserError
 from ..tar import leaves, read_tar
 from .base import (
@@ -16,6 +18,7 @@ from .base import (
     choose_split,
     is_image_name,
     missing_split,
+    no_labels,
     split_of,
 )
 
@@ -72,13 +75,15 @@ def zip_source(path: Path, split: str) -> Indexed:
         raise UserError(
             f"{path} cannot be read as a zip archive: {error}", "Fetch or make it again."
         ) from error
-    names = [member.filename for member in members]
-    chosen, classes, labels_N = choose_split(str(path), names, split)
+    sound = [member for member in members if not leaves(member.filename)]
+    chosen, classes, labels_N = choose_split(str(path), [member.filename for member in sound], split)
+    # names that leave the archive belong to no split: whoever reads any of them hears of all
+    taken = [sound[i] for i in chosen] + [member for member in members if leaves(member.filename)]
+    labels_N = np.concatenate([labels_N, no_labels(len(taken) - len(chosen))])
     lock = threading.Lock()
 
     def read(index: int) -> Item:
-        member = members[chosen[index]]
-        return Item(member.filename, _inflate(archive, member, lock), int(labels_N[index]))
+        return Item(taken[index].filename, _inflate(archive, taken[index], lock), int(labels_N[index]))
 
     return Indexed(str(path), classes, labels_N, read)
 
