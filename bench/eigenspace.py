@@ -137,10 +137,11 @@ def draw(path: Path, curves: dict[str, dict], errors: dict[int, float], exact: f
     for axis, (name, found) in zip((axes[0, 1], axes[0, 2]), (list(curves.items())[i] for i in (0, -1)), strict=True):
         for feature in found["table"]:
             row_n = torch.tensor(feature) - torch.tensor(feature).mean()
-            axis.plot(row_n / row_n.norm(), color=colours[name], alpha=0.8, lw=1.6)
+            row_n = row_n * torch.sign(row_n @ functions_nn[:, 1].to(row_n)) / row_n.norm()  # a sign means nothing
+            axis.plot(row_n, color=colours[name], alpha=0.8, lw=1.6)
         axis.set_title(f"features learned, {name}")
     for axis in axes[0]:
-        axis.set(xlabel="image along the line", ylabel="value", ylim=(-0.72, 0.72))
+        axis.set(xlabel="image along the line", ylabel="value", ylim=(-0.72, 0.72), xticks=range(0, IMAGES, 5))
     for axis, key, title in (
         (axes[1, 0], "angle_deg", "largest principal angle to them, degrees"),
         (axes[1, 1], "similarity", "mean |correlation| of two features"),
@@ -159,7 +160,7 @@ def draw(path: Path, curves: dict[str, dict], errors: dict[int, float], exact: f
     axes[1, 2].loglog(views, [errors[v] for v in views], "o", color="#1f6f8b", label="measured")
     axes[1, 2].set_xticks(views, [str(v) for v in views], minor=False)
     axes[1, 2].minorticks_off()
-    axes[1, 2].set(title="error of the V-view mean", xlabel="views V")
+    axes[1, 2].set(title="error of the V-view mean", xlabel="views V", ylabel="mean square distance to T f")
     axes[1, 2].legend(frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(path, dpi=150)
@@ -176,7 +177,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)  # tensors of a few hundred rows: a second thread only waits
     rule = orthogonality_rule("barlow_twins", args.dim, 2)
-    weights = {"weight 0.0051": 0.0051, "weight 0.1": 0.1, f"weight by the rule, {rule:.2f}": rule}
+    weights = {"weight 0.0051": 0.0051, "weight 0.1": 0.1, f"weight {rule:.2g}, the rule's": rule}
     curves = {n: trajectories(args.dim, w, steps=args.steps, seeds=args.seeds) for n, w in weights.items()}
     state_nm = line_graph()
     function_n = eigenfunctions(state_nm)[1][:, 1]

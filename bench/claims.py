@@ -1,0 +1,181 @@
+"""The paper's four claims, measured from one base recipe: python bench/claims.py RECIPE --budget-min 240
+
+Every run forwards the same number of views with the same number of views a step, so cells cost about the
+same time: more views or fewer images mean fewer or more epochs. The learning rate is constant, as the paper's,
+so each point of a curve is what a run of that length reaches. Cells run one seed after another,
+the most telling first; a cell already done is not run again, so the command may be repeated until done.
+Writes bench/results/claims.json and four figures; the verdicts are computed in claims_verdicts.py.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
+
+from claims_figures import draw  # noqa: E402
+from claims_verdicts import Cell, Run, verdicts  # noqa: E402
+from record import record, row  # noqa: E402
+
+import fastssl  # noqa: E402
+from fastssl.losses import orthogonality_rule  # noqa: E402
+from fastssl.recipe import Recipe, load  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is varied; `dim` is the projector of the multi-view cells, the largest of `dims` the reference's."""
+
+    dims: tuple[int, ...]
+    views: tuple[int, ...]
+    fractions: tuple[float, ...]
+    dim: int
+
+    @property
+    def reference(self) -> Cell:
+        return Cell(2, max(self.dims), "fixed", 1.0)
+
+
+def cells(grid: Grid) -> list[Cell]:
+    """Each cell once, the most telling first: the reference against small D with more views and less data."""
+    ends = (min(grid.views, key=lambda v: abs(v - 4)), min(grid.views, key=lambda v: abs(v - 8)))
+    telling = [grid.reference, *(Cell(v, grid.dim, "scaled", 1.0) for v in ends)]
+    telling.append(Cell(ends[1], grid.dim, "scaled", 2 / ends[1]))
+    by_dim = [Cell(2, d, weight, 1.0) for d in sorted(grid.dims) for weight in ("scaled", "fixed")]
+    by_views = [Cell(v, grid.dim, "scaled", 1.0) for v in grid.views]
+    paired = [Cell(v, grid.dim, "scaled", 2 / v) for v in grid.views if 2 / v in grid.fractions]
+    by_fraction = [Cell(2, grid.dim, "scaled", f) for f in grid.fractions]
+    wanted = telling + by_views + paired + by_fraction + by_dim
+    # With the weight for the largest D held fixed, fixed and scaled are one cell there.
+    same = Cell(2, max(grid.dims), "scaled", 1.0)
+    return list(dict.fromkeys(grid.reference if cell == same else cell for cell in wanted))
+
+
+def recipe_of(base: Recipe, cell: Cell, seed: int, grid: Grid, schedule: str) -> Recipe:
+    """The base with the cell's views, projector, weight and fraction, at the base's number of views in all."""
+    form = getattr(base.loss, "form", "leave_one_out")
+    fixed = orthogonality_rule(base.loss.name, max(grid.dims), 2, form=form)
+    epochs = max(1, round(base.train.epochs * base.augment.views / (cell.views * cell.fraction)))
+    every = max(1, epochs // 12)
+    widths = [cell.dim] * len(base.model.projector)
+    return load(
+        base,
+        [
+            f"name={cell.name}-s{seed}",
+            f"seed={seed}",
+            f"augment.views={cell.views}",
+            f"data.fraction={cell.fraction * base.data.fraction}",
+            f"data.batch_size={max(2, round(base.data.batch_size * base.augment.views / cell.views))}",
+            f"model.projector={widths}",
+            f"loss.orthogonality={'auto' if cell.weight == 'scaled' else fixed}",
+            f"train.epochs={epochs}",
+            f"train.checkpoint_every_epochs={every}",
+            f"evaluate.every_epochs={every}",
+            f"optim.schedule={schedule}",
+        ],
+    )
+
+
+def run_of(folder: Path, seed: int, metric: str) -> Run | None:
+    """What a finished run directory says, or None when it is not finished."""
+    summary = folder / "summary.json"
+    if not summary.exists():
+        return None
+    done = json.loads(summary.read_text(encoding="utf-8"))
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    per_image = done["views"] / done["images"]
+    curve = [
+        (e["epoch"], e["images"] * per_image, e["train_s"], e[metric]) for e in lines if e["event"] == "evaluation"
+    ]
+    return Run(seed, float(done[f"test_{metric}"]), float(done["train_s"]), curve)
+
+
+def measure(
+    base: Recipe, grid: Grid, seeds: int, out: Path, *, budget_s: float, metric: str, schedule: str
+) -> dict[Cell, list[Run]]:
+    """Runs what is missing until done or until the next run would not fit; all finished runs, old and new."""
+    found: dict[Cell, list[Run]] = {}
+    start, longest, skipped = time.monotonic(), 0.0, 0
+    todo = [(seed, cell) for seed in range(seeds) for cell in cells(grid)]
+    for at, (seed, cell) in enumerate(todo):
+        folder = out / f"{cell.name}-s{seed}"
+        run = run_of(folder, seed, metric)
+        if run is None and time.monotonic() - start + longest > budget_s:
+            skipped += 1
+        elif run is None:
+            begun = time.monotonic()
+            fastssl.train(recipe_of(base, cell, seed, grid, schedule), run_dir=folder, resume=True)
+            longest = max(longest, time.monotonic() - begun)
+            run = run_of(folder, seed, metric)
+            assert run is not None
+            print(f"[{at + 1}/{len(todo)}] {folder.name}: {run.final:.2f} %, {run.train_s:.0f} s", file=sys.stderr)
+        if run is not None:
+            found.setdefault(cell, []).append(run)
+    if skipped:
+        print(f"The budget is spent with {skipped} of {len(todo)} runs left; repeat the command.", file=sys.stderr)
+    return found
+
+
+def report(
+    base: Recipe, grid: Grid, found: dict[Cell, list[Run]], *, path: Path, figures: Path, metric: str
+) -> list[dict[str, str]]:
+    """The JSON record with rows, curves and verdicts, and the four figures."""
+    rows: list[dict[str, Any]] = []
+    for cell, runs in found.items():
+        rows.append(row(cell.name, asdict(cell), f"test_{metric}", [run.final for run in runs]))
+        rows.append(row(cell.name, asdict(cell), "train_s", [run.train_s for run in runs]))
+    said = verdicts(found, grid.reference, grid.dim)
+    written = record("claims", rows, base.model_dump(mode="json"))
+    written["curves"] = {cell.name: [asdict(run) for run in runs] for cell, runs in found.items()}
+    written["verdicts"] = said
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+    draw(figures, found, grid.reference, grid.dim, metric)
+    return said
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("recipe", help="the base: its epochs and views set how many views every run forwards")
+    parser.add_argument("--budget-min", type=float, default=60.0)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--dims", type=int, nargs="+", default=[64, 256, 1024, 2048])
+    parser.add_argument("--views", type=int, nargs="+", default=[2, 4, 8, 16])
+    parser.add_argument("--fractions", type=float, nargs="+", default=[1.0, 0.5, 0.25, 0.125])
+    parser.add_argument("--dim", type=int, default=256, help="projector of the multi-view cells")
+    parser.add_argument("--metric", default="ridge_pct", help="of evaluations and, with test_, of summaries")
+    parser.add_argument("--schedule", default="constant", choices=["constant", "cosine"])
+    parser.add_argument("-s", dest="changes", action="append", default=[], metavar="SECTION.KEY=VALUE")
+    parser.add_argument("--out", type=Path, default=Path("runs/claims"))
+    parser.add_argument("--json", type=Path, default=ROOT / "bench/results/claims.json")
+    parser.add_argument("--figures", type=Path, default=ROOT / "docs/figures")
+    parser.add_argument("--plan", action="store_true", help="print the runs and stop")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parse(arguments)
+    base = load(args.recipe, args.changes)
+    grid = Grid(tuple(args.dims), tuple(args.views), tuple(args.fractions), args.dim)
+    if args.plan:
+        for cell in cells(grid):
+            one = recipe_of(base, cell, 0, grid, args.schedule)
+            print(f"{cell.name:28} {one.train.epochs:4} epochs of batch {one.data.batch_size}, x {args.seeds} seeds")
+        return
+    found = measure(
+        base, grid, args.seeds, args.out, budget_s=60 * args.budget_min, metric=args.metric, schedule=args.schedule
+    )
+    if not found:
+        return
+    for said in report(base, grid, found, path=args.json, figures=args.figures, metric=args.metric):
+        print(f"{said['claim']}\n  {said['outcome']}: {said['text']}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""What the measured runs say about each of the paper's claims, in numbers with their spread.
+
+"As good as" allows one point, or twice the standard error of the difference when that is more; "better"
+asks for half a point or twice that error. Accuracies are top-1 in percent; intervals are +- one standard
+deviation over seeds.
+"""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+HOLDS, PART, NOT, OPEN = "holds", "holds in part", "does not hold at this scale", "not measured yet"
+CLAIMS = {
+    "dims": "1. Small projectors suffice when the orthogonality weight is scaled up as D goes down.",
+    "views": "2. More views per image give better and earlier features.",
+    "data": "3. With more views a quarter of the images gives the same accuracy.",
+    "time": "4. The same accuracy in half the wall-clock time.",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One configuration: views, projector width, whether the weight follows D, share of the images."""
+
+    views: int
+    dim: int
+    weight: str
+    fraction: float
+
+    @property
+    def name(self) -> str:
+        return f"V{self.views}-D{self.dim}-{self.weight}-f{self.fraction:g}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One seed of a cell: test accuracy, seconds of training, and (epoch, views, train_s, val accuracy) points."""
+
+    seed: int
+    final: float
+    train_s: float
+    curve: list[tuple[float, float, float, float]]
+
+
+Found = Mapping[Cell, Sequence[Run]]
+
+
+def finals(runs: Sequence[Run]) -> list[float]:
+    return [run.final for run in runs]
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean, standard deviation and count, for people."""
+    mean = f"{statistics.mean(values):.1f}"
+    return f"{mean} ± {statistics.stdev(values):.1f} % (n = {len(values)})" if len(values) > 1 else f"{mean} % (n = 1)"
+
+
+def standard_error(a: Sequence[float], b: Sequence[float]) -> float:
+    """Of the difference of two means; 0 when neither was repeated."""
+    return math.sqrt(sum(statistics.variance(x) / len(x) for x in (a, b) if len(x) > 1))
+
+
+def as_good(a: Sequence[float], b: Sequence[float]) -> bool:
+    return statistics.mean(a) - statistics.mean(b) >= -max(1.0, 2 * standard_error(a, b))
+
+
+def better(a: Sequence[float], b: Sequence[float]) -> bool:
+    return statistics.mean(a) - statistics.mean(b) > max(0.5, 2 * standard_error(a, b))
+
+
+def at_epoch(runs: Sequence[Run], epoch: float) -> list[float]:
+    """Validation accuracy of each seed at an epoch, between evaluations on a straight line."""
+    return [float(np.interp(epoch, [p[0] for p in r.curve], [p[3] for p in r.curve])) for r in runs]
+
+
+def mean_run(runs: Sequence[Run]) -> Run:
+    """The seeds' mean, point by point of their curves."""
+    curve = [
+        tuple(map(statistics.mean, zip(*points, strict=True))) for points in zip(*(r.curve for r in runs), strict=False)
+    ]
+    return Run(-1, statistics.mean(finals(runs)), statistics.mean(r.train_s for r in runs), curve)
+
+
+def seconds_to(run: Run, target: float) -> float | None:
+    """When the curve first reaches the target, between evaluations on a straight line; None when never."""
+    before = (0.0, 0.0, 0.0, 0.0)
+    for point in run.curve:
+        if point[3] >= target:
+            part = (target - before[3]) / (point[3] - before[3]) if before[2] else 1.0
+            return before[2] + max(part, 0.0) * (point[2] - before[2])
+        before = point
+    return None
+
+
+def verdicts(found: Found, reference: Cell, dim: int) -> list[dict[str, str]]:
+    """One {"claim", "outcome", "text"} per claim, in order."""
+    judges = {"dims": dims_verdict, "views": views_verdict, "data": data_verdict, "time": time_verdict}
+    said = []
+    for name, claim in CLAIMS.items():
+        outcome, text = judges[name](found, reference, dim)
+        said.append({"claim": claim, "outcome": outcome, "text": text})
+    return said
+
+
+def dims_verdict(found: Found, reference: Cell, dim: int) -> tuple[str, str]:
+    scaled = {c.dim: finals(r) for c, r in found.items() if (c.views, c.fraction, c.weight) == (2, 1.0, "scaled")}
+    fixed = {c.dim: finals(r) for c, r in found.items() if (c.views, c.fraction, c.weight) == (2, 1.0, "fixed")}
+    small = sorted(d for d in scaled if d in fixed and d < reference.dim)
+    if reference not in found or not small:
+        return OPEN, "it needs the reference and one smaller D with both weights."
+    goal = fixed[reference.dim]
+    told = [f"D = {d}: {spread(scaled[d])} scaled, {spread(fixed[d])} fixed" for d in small]
+    text = f"Two views; D = {reference.dim} with its own weight gives {spread(goal)}. {'; '.join(told)}."
+    good = [d for d in small if as_good(scaled[d], goal)]
+    helped = [d for d in small if better(scaled[d], fixed[d])]
+    if good == small and helped:
+        return HOLDS, text
+    if good == small:
+        return PART, f"{text} Small projectors suffice, but the fixed weight is no worse here."
+    return (PART, f"{text} As good as the reference only at D = {good}.") if good else (NOT, text)
+
+
+def views_verdict(found: Found, reference: Cell, dim: int) -> tuple[str, str]:
+    by_views = {c.views: r for c, r in found.items() if (c.dim, c.fraction, c.weight) == (dim, 1.0, "scaled")}
+    if 2 not in by_views or len(by_views) < 2:
+        return OPEN, f"it needs D = {dim} with two views and with more."
+    told, earlier, best = [], [], []
+    for views in sorted(v for v in by_views if v > 2):
+        epoch = min(run.curve[-1][0] for v in (2, views) for run in by_views[v])
+        many, two = at_epoch(by_views[views], epoch), at_epoch(by_views[2], epoch)
+        earlier += [views] if better(many, two) else []
+        best += [views] if better(finals(by_views[views]), finals(by_views[2])) else []
+        told.append(
+            f"V = {views}: {spread(many)} against {spread(two)} on validation after {epoch:g} epochs, "
+            f"{spread(finals(by_views[views]))} on test after the same views in all"
+        )
+    text = f"V = 2 gives {spread(finals(by_views[2]))} on test. {'; '.join(told)}."
+    if set(earlier) & set(best):
+        return HOLDS, text
+    if earlier:
+        return PART, f"{text} Better at equal epochs, not at equal views and time."
+    return (PART, f"{text} Better at equal views, not at equal epochs.") if best else (NOT, text)
+
+
+def data_verdict(found: Found, reference: Cell, dim: int) -> tuple[str, str]:
+    mine = {(c.views, c.fraction): finals(r) for c, r in found.items() if (c.dim, c.weight) == (dim, "scaled")}
+    pairs = sorted((v, f) for v, f in mine if v > 2 and math.isclose(v * f, 2))
+    if (2, 1.0) not in mine or not pairs:
+        return OPEN, f"it needs D = {dim}, two views of all images and more views of fewer."
+    whole = mine[2, 1.0]
+    told = [f"V = {v} on {100 * f:g} % {spread(mine[v, f])}" for v, f in pairs]
+    few = [f"V = 2 on {100 * f:g} % {spread(mine[v, f])}" for v, f in sorted(mine) if v == 2 and f < 1]
+    text = f"In equal time: V = 2 on all images {spread(whole)}; {'; '.join(told + few)}."
+    good = {f for v, f in pairs if as_good(mine[v, f], whole)}
+    lonely = {f for v, f in mine if v == 2 and f < 1 and as_good(mine[v, f], whole)}
+    if not good:
+        return NOT, text
+    if good & lonely and not good - lonely:
+        return PART, f"{text} Fewer images cost nothing even with two views here, so views are not what saves them."
+    return (HOLDS, text) if min(good) <= 0.25 else (PART, f"{text} Down to {100 * min(good):g} % of the images.")
+
+
+def time_verdict(found: Found, reference: Cell, dim: int) -> tuple[str, str]:
+    rivals = {c: r for c, r in found.items() if c.weight == "scaled" and c.dim < reference.dim}
+    if reference not in found or not rivals:
+        return OPEN, "it needs the reference and one scaled cell."
+    base = found[reference]
+    target = statistics.mean(run.curve[-1][3] for run in base)
+    whole = statistics.mean(run.train_s for run in base)
+    ratios: dict[Cell, float] = {}
+    for cell, runs in rivals.items():
+        reached_s = seconds_to(mean_run(runs), target - 1e-9)
+        if reached_s is not None:
+            ratios[cell] = whole / reached_s
+    text = f"{reference.name} ends at {target:.1f} % on validation after {whole:.0f} s."
+    if not ratios:
+        return NOT, f"{text} No scaled cell reaches that on average over seeds."
+    cell = max(ratios, key=lambda c: ratios[c])
+    text += f" {cell.name} reaches it in {whole / ratios[cell]:.0f} s, {ratios[cell]:.1f} times sooner"
+    text += f" ({len(ratios)} of {len(rivals)} scaled cells reach it)."
+    return (HOLDS if ratios[cell] >= 2 else PART if ratios[cell] > 1.1 else NOT), text
