@@ -1,5 +1,6 @@
 """From a recipe to the objects of a run: the only place that chooses which part does what."""
 
+import difflib
 import json
 import math
 from collections.abc import Callable
@@ -58,6 +59,31 @@ def autocast(recipe: Recipe) -> torch.dtype | None:
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}[recipe.train.precision]
 
 
+def check(recipe: Recipe) -> None:
+    """What can be refused before any data is read or converted: the device, the backbone, a set known to be too small.
+
+    Raises:
+        UserError: naming the field.
+    """
+    device(recipe)
+    if recipe.model.backbone not in models.RESNETS:
+        near = difflib.get_close_matches(recipe.model.backbone, models.RESNETS, n=1)
+        raise UserError(
+            f"model.backbone {recipe.model.backbone!r} is unknown" + (f", did you mean {near[0]}?" if near else "."),
+            "Set model.backbone to one of " + ", ".join(models.RESNETS) + ".",
+        )
+    if recipe.data.count and not recipe.data.path.exists():
+        check_batch(recipe, round((recipe.data.count - recipe.data.val_count) * recipe.data.fraction))
+
+
+def check_batch(recipe: Recipe, images: int) -> None:
+    if images < recipe.data.batch_size:
+        raise UserError(
+            f"data.batch_size {recipe.data.batch_size} is larger than the {max(0, images)} images to train on.",
+            f"Set data.batch_size to {max(2, images)} or lower, or add images.",
+        )
+
+
 def ensure_data(recipe: Recipe, *, progress: Callable[[str, int, int | None], None] | None = None) -> list[Path]:
     """Converts each of the recipe's files that is absent and whose source is known; returns the files made.
 
@@ -109,11 +135,7 @@ def sets(recipe: Recipe, labels_N: Tensor, probe_labels_N: Tensor) -> Sets:
         pool = pool[~torch.isin(pool, val)]
     chosen = draws.permutation(SPLIT_SEED, 1, len(pool))[: max(1, round(len(pool) * data.fraction))]
     train = pool[chosen].sort().values
-    if len(train) < data.batch_size:
-        raise UserError(
-            f"data.batch_size {data.batch_size} is larger than the {len(train)} images to train on.",
-            f"Set data.batch_size to {max(2, len(train))} or lower, or add images.",
-        )
+    check_batch(recipe, len(train))
     return Sets(train=train, probe=probe, val=val)
 
 
@@ -188,11 +210,6 @@ def make_augment(recipe: Recipe, rows: tuple[View, ...], manifest: dict[str, Any
 
 def network(recipe: Recipe, *, in_channels: int, where: torch.device) -> models.Pretrainer:
     """Backbone and projector with weights drawn from the recipe's seed."""
-    if recipe.model.backbone not in models.RESNETS:
-        raise UserError(
-            f"model.backbone {recipe.model.backbone!r} is unknown.",
-            "Set model.backbone to one of " + ", ".join(models.RESNETS) + ".",
-        )
     torch.manual_seed(recipe.seed)
     backbone = models.backbone(
         recipe.model.backbone, stem=recipe.model.stem, width=recipe.model.width, in_channels=in_channels

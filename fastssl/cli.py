@@ -24,6 +24,8 @@ app = typer.Typer(
 Split = Literal["train", "test", "val", "unlabelled"]
 FileFormat = Literal["beton", "webdataset"]
 OnError = Literal["fail", "skip"]
+Mode = Literal["raw", "jpg", "smart"]
+Dtype = Literal["uint8", "uint16"]
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or a shipped recipe's name.")]
 SetOption = Annotated[
     list[str] | None, typer.Option("-s", "--set", metavar="SECTION.KEY=VALUE", help="Change the recipe; repeatable.")
@@ -40,6 +42,12 @@ def main() -> None:
             raise
         print(f"Error: {error.what}\n{error.fix}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if os.environ.get("FASTSSL_TRACEBACK") == "1":
+            raise
+        print(f"Error: {error.filename or 'a file'}: {error.strerror or error}.", file=sys.stderr)
+        print("Check the path, its permissions and the space left; FASTSSL_TRACEBACK=1 shows where.", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         sys.exit(130)
@@ -47,17 +55,33 @@ def main() -> None:
 
 @app.command()
 def convert(
-    source: Annotated[str, typer.Argument(help="shapes, cifar10, cifar100, stl10, or a folder or archive of images.")],
+    source: Annotated[str, typer.Argument(help="shapes, cifar10, cifar100, stl10, or a folder, archive or data file.")],
     out: Annotated[Path, typer.Argument(help="The file to write, for example data/train.beton.")],
-    split: Annotated[Split, typer.Option(help="train, test or unlabelled.")] = "train",
-    file_format: Annotated[FileFormat, typer.Option("--format", help="beton or webdataset.")] = "beton",
+    split: Annotated[Split, typer.Option(help="Which part of the source.")] = "train",
+    format: Annotated[FileFormat, typer.Option(help="One .beton file, or a folder of tar shards.")] = "beton",
     side_px: Annotated[
-        int | None, typer.Option(help="Resize to this side; the shorter side, then a centre crop.")
+        int | None, typer.Option(help="Resize to this side: the shorter side, then a centre crop.")
     ] = None,
+    max_side_px: Annotated[int | None, typer.Option(help="Shrink longer images to this, keeping their aspect.")] = None,
+    mode: Annotated[Mode, typer.Option(help="Store pixels, JPEG, or JPEG for large images only.")] = "raw",
+    quality: Annotated[int, typer.Option(min=1, max=100, help="Of JPEGs encoded here.")] = 90,
+    channels: Annotated[int, typer.Option(min=1, help="Channels to store.")] = 3,
+    dtype: Annotated[Dtype, typer.Option(help="Sample type to store.")] = "uint8",
+    shard_mb: Annotated[float, typer.Option(help="Size of one shard (webdataset only).")] = 256.0,
+    fraction: Annotated[float, typer.Option(help="Stratified share to keep, in (0, 1].")] = 1.0,
+    limit: Annotated[int | None, typer.Option(help="The most images to keep, stratified.")] = None,
+    val_count: Annotated[
+        int, typer.Option(help="Images to hold out into a second file, OUT with .val in its name.")
+    ] = 0,
+    shuffle: Annotated[bool, typer.Option("--shuffle", help="Store in random order.")] = False,
+    seed: Annotated[int, typer.Option(help="Of subsets, of the random order and of the shapes.")] = 0,
     count: Annotated[int | None, typer.Option(help="How many images to generate (shapes only).")] = None,
-    seed: Annotated[int, typer.Option(help="Of generated images and chosen subsets.")] = 0,
+    on_error: Annotated[OnError, typer.Option(help="What to do at an image that cannot be read.")] = "fail",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an earlier call was stopped.")] = False,
     workers: Annotated[int | None, typer.Option(help="Threads that decode; one per core when absent.")] = None,
-    on_error: Annotated[OnError, typer.Option(help="fail or skip, at an image that cannot be read.")] = "fail",
+    root: Annotated[
+        Path | None, typer.Option(help="Folder with torchvision's files of cifar10, cifar100, stl10.")
+    ] = None,
     download: Annotated[bool, typer.Option(help="Download a known data set that is absent.")] = True,
     as_json: JsonOption = False,
 ) -> None:
@@ -65,15 +89,12 @@ def convert(
     from fastssl.console import conversion_progress
     from fastssl.data.convert import convert as run
 
+    options = {k: v for k, v in locals().items() if k not in ("source", "out", "as_json", "run", "conversion_progress")}
     with conversion_progress() as progress:
-        manifest = run(
-            source, out, split=split, format=file_format, side_px=side_px, count=count, seed=seed, workers=workers,
-            on_error=on_error, download=download, progress=lambda done, total: progress(str(out), done, total),
-        )  # fmt: skip
-    skipped = f", {len(manifest['skipped'])} skipped" if manifest.get("skipped") else ""
-    print_result(
-        dict(manifest), f"{out}: {manifest['count']} images{skipped}, {len(manifest['classes'])} classes", as_json
-    )
+        manifest = run(source, out, **options, progress=lambda done, total: progress(str(out), done, total))
+    skipped = f", {manifest['skipped_count']} skipped" if manifest["skipped_count"] else ""
+    text = f"{out}: {manifest['count']} images, {len(manifest['classes'])} classes{skipped}"
+    print_result(dict(manifest), text, as_json)
 
 
 @app.command()

@@ -86,13 +86,10 @@ class TrainingProgress:
 
 
 def step_text(record: dict[str, Any]) -> str:
-    terms = "  ".join(
-        f"{k} {record[k]:.4g}" for k in ("invariance", "redundancy", "variance", "covariance") if k in record
-    )
-    return (
-        f"{record['images_per_s']:,.0f} img/s  {record['views_per_s']:,.0f} views/s  loss {record['loss']:.4g} ({terms})"
-        f"  data {record['load_pct'] + record['views_pct']:.0f} %"
-    )
+    names = ("invariance", "redundancy", "variance", "covariance")
+    terms = "  ".join(f"{name} {record[name]:.4g}" for name in names if name in record)
+    rates = f"{record['images_per_s']:,.0f} img/s  {record['views_per_s']:,.0f} views/s"
+    return f"{rates}  loss {record['loss']:.4g} ({terms})  data {record['load_pct'] + record['views_pct']:.0f} %"
 
 
 def evaluation_text(record: dict[str, Any]) -> str:

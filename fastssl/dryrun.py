@@ -18,6 +18,7 @@ def describe(recipe: Recipe) -> dict[str, Any]:
     The estimate runs random images in a batch of at most ESTIMATE_IMAGES, so it leaves out loading and says little
     about a GPU's full batch; it is a rough guide.
     """
+    build.check(recipe)
     where = build.device(recipe)
     rows = view_table(recipe.augment)
     network = build.network(recipe, in_channels=3, where=where)
@@ -56,7 +57,7 @@ def images_of(recipe: Recipe) -> int | None:
 
 
 def seconds_per_image(recipe: Recipe, network: models.Pretrainer, where: torch.device) -> float:
-    """Seconds of forward, backward and update for one image's views: the fastest of three steps after one unmeasured."""
+    """Seconds of a step (not loading) for one image's views: the fastest of three steps after one unmeasured."""
     batch = min(ESTIMATE_IMAGES, recipe.data.batch_size)
     rows = view_table(recipe.augment)
     groups = tuple(

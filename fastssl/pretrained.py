@@ -93,7 +93,8 @@ def load(run_dir: str | Path, *, device: str = "auto") -> Pretrained:
     try:
         network.load_state_dict(checkpoint.load_weights(folder))
     except RuntimeError as error:
-        raise UserError(f"The weights in {folder} do not fit its recipe.", "Give a run folder nobody edited.") from error
+        fix = "Give a run folder nobody edited."
+        raise UserError(f"The weights in {folder} do not fit its recipe.", fix) from error
     clean = build.clean_view(recipe, manifest, where=where)
     return Pretrained(backbone=network.backbone.eval(), recipe=recipe, device=where, clean=clean)
 

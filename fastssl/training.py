@@ -101,7 +101,7 @@ def train(
     """
     recipe = load(recipe)
     folder = Path(run_dir) if run_dir is not None else Path("runs") / recipe.name
-    build.device(recipe)
+    build.check(recipe)
     build.ensure_data(recipe, progress=convert_progress)
     check_run_dir(folder, recipe, resume=resume)
     run = assemble(recipe, folder, observe or (lambda record: None))

@@ -78,7 +78,16 @@ def test_bad_overrides_are_explained(override: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["a: [1", "- 1\n- 2", "just words", "\x00", "a: &x [1]\nb: *x", "[" * 100 + "]" * 100, "a: !!python/object:os.system {}", ""],
+    [
+        "a: [1",
+        "- 1\n- 2",
+        "just words",
+        "\x00",
+        "a: &x [1]\nb: *x",
+        "[" * 100 + "]" * 100,
+        "a: !!python/object:os.system {}",
+        "",
+    ],
 )
 def test_what_is_not_a_recipe_is_refused(tmp_path, text: str) -> None:
     path = tmp_path / "r.yaml"

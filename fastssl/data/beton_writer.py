@@ -8,7 +8,7 @@ import os
 import struct
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Literal, Self
@@ -172,7 +172,8 @@ class BetonWriter:
                     self._finish()
         finally:
             for file in (self._file, self._records, self._table):
-                file.close()
+                with suppress(OSError):  # a full disk refuses the last flush too; its first refusal is on its way
+                    file.close()
             self._temporary.unlink(missing_ok=True)
 
     def _finish(self) -> None:
