@@ -53,8 +53,7 @@ class Run:
         sizes: (height, width) of each.
         labels, keys: of each.
         refused: (key, reason) of items that could not be read.
-        sums_2C: int64 sum of pixel values and of their squares, by channel; object dtype never needed, because a
-            run holds fewer than 2^31 pixels.
+        sums_2C: int64 sum of pixel values and of their squares, by channel; a run is far too short to overflow.
         pixels: number of pixels summed.
     """
 
@@ -77,7 +76,7 @@ def prepare(items: Sequence[Item], shape: Shape) -> Run:
         except ValueError as error:
             run.refused.append((item.key, str(error)))
             continue
-        _add_moments(image_HWC.reshape(-1, shape.channels), run.sums_2C)
+        _add_moments(image_HWC.reshape(len(image_HWC), -1), run.sums_2C)
         run.pixels += image_HWC.shape[0] * image_HWC.shape[1]
         run.data.append(stored)
         run.sizes.append((image_HWC.shape[0], image_HWC.shape[1]))
@@ -145,13 +144,16 @@ def _scale_range(image_HWC: np.ndarray, dtype: str) -> np.ndarray:
 
 
 @numba.njit(cache=True, nogil=True)
-def _add_moments(pixels_PC: np.ndarray, sums_2C: np.ndarray) -> None:
-    """Add the sum and the sum of squares of each channel, exactly, in int64."""
-    for c in range(pixels_PC.shape[1]):
-        total, squares = np.int64(0), np.int64(0)
-        for p in range(pixels_PC.shape[0]):
-            value = np.int64(pixels_PC[p, c])
-            total += value
-            squares += value * value
-        sums_2C[0, c] += total
-        sums_2C[1, c] += squares
+def _add_moments(rows_HX: np.ndarray, sums_2C: np.ndarray) -> None:
+    """Add the sum and the sum of squares of each channel, exactly; X = W*C, channels innermost."""
+    columns_2X = np.zeros(
+        (2, rows_HX.shape[1]), np.uint64
+    )  # whole rows at a time: the compiler makes vectors of it
+    for row in range(rows_HX.shape[0]):
+        for x in range(rows_HX.shape[1]):
+            value = np.uint64(rows_HX[row, x])
+            columns_2X[0, x] += value
+            columns_2X[1, x] += value * value
+    for x in range(rows_HX.shape[1]):
+        sums_2C[0, x % sums_2C.shape[1]] += np.int64(columns_2X[0, x])
+        sums_2C[1, x % sums_2C.shape[1]] += np.int64(columns_2X[1, x])
