@@ -2,8 +2,8 @@
 
 CIFAR: 50,000 JPEGs of 32 px out of a .tar.xz, and out of a folder, to raw pixels. FFCV's own writer cannot read an
 archive: it is handed the files from memory, unpacked beforehand and untimed, to be decoded by Pillow as torchvision
-would. Memory is that of the calling process, FFCV's workers not counted. Photographs: JPEGs of 340x256 px out of a folder, kept as JPEG, to FFCV's format and to shards.
-Writes bench/results/convert.json.
+would. Photographs: JPEGs of 340x256 px out of a folder, kept as JPEG, to FFCV's format and to shards. Memory is
+that of the calling process, FFCV's workers not counted. Writes bench/results/convert.json.
 """
 
 import argparse
@@ -142,7 +142,8 @@ def measure_here(name: str, data: Path, workers: int) -> dict[str, float]:
         count = call()
         seconds = time.perf_counter() - start
     # not ru_maxrss, which a child inherits from whoever started it
-    peak_kb = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    status = Path("/proc/self/status").read_text()
+    peak_kb = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
     return {"images_per_s": count / seconds, "peak_mb": peak_kb / 1024}
 
 
