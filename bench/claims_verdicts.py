@@ -101,6 +101,8 @@ def verdicts(found: Found, reference: Cell, dim: int) -> list[dict[str, str]]:
     said = []
     for name, claim in CLAIMS.items():
         outcome, text = judges[name](found, reference, dim)
+        if outcome != OPEN and min(map(len, found.values())) == 1:
+            outcome += " (some cells have one seed only)"
         said.append({"claim": claim, "outcome": outcome, "text": text})
     return said
 

@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 
 sys.path.append(str(Path(__file__).parent.parent / "bench"))
 import claims
@@ -15,6 +17,14 @@ from fastssl.recipe import load
 
 GRID = claims.Grid((64, 256, 1024), (2, 4, 8, 16), (1.0, 0.5, 0.25, 0.125), 256)
 REFERENCE = GRID.reference
+
+
+@pytest.fixture
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def runs(final: float, *, epochs: float = 8, seconds: float = 100, start: float = 20) -> list[Run]:
@@ -122,9 +132,7 @@ def test_seconds_lie_on_the_line_between_evaluations():
     assert spread([49.0, 51.0]) == "50.0 ± 1.4 % (n = 2)"
 
 
-def test_the_command_runs_resumes_and_reports(tiny_data, tiny_recipe, tmp_path, capsys):
-    import yaml
-
+def test_the_command_runs_resumes_and_reports(tiny_recipe, tmp_path, capsys, one_thread):
     path = tmp_path / "base.yaml"
     path.write_text(yaml.safe_dump(tiny_recipe))
     words = [str(path), "--dims", "8", "16", "--views", "2", "4", "--fractions", "1", "0.5", "--dim", "8"]
@@ -141,6 +149,7 @@ def test_the_command_runs_resumes_and_reports(tiny_data, tiny_recipe, tmp_path, 
     }
     assert [v["claim"][0] for v in first["verdicts"]] == ["1", "2", "3", "4"]
     assert OPEN not in {v["outcome"] for v in first["verdicts"]}
+    assert all(v["outcome"].endswith("(some cells have one seed only)") for v in first["verdicts"])
     assert len(list((tmp_path / "figures").glob("claims_*.png"))) == 4
     times = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("summary.json")}
     claims.main(words)  # nothing is run again
