@@ -6,7 +6,6 @@ mutated file is a UserError, never a crash or an allocation larger than the file
 N samples, H W height and width in pixels, C channels.
 """
 
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -210,29 +209,33 @@ class Beton:
 
         Only for files where `is_raw` and `is_uniform`.
         """
+        assert self.is_raw
         assert self.is_uniform
         shape = (self._count, int(self.sizes[0, 0]), int(self.sizes[0, 1]), self.channels)
-        runs = list(self._runs(0, self._count))
+        everything = np.arange(self._count)
+        runs = list(self._runs(everything))
         if len(runs) == 1:
             return np.frombuffer(self._bytes[runs[0][0] : runs[0][1]], self.dtype).reshape(shape)
         images = np.empty(shape, self.dtype)
-        self.read_raw(images.reshape(-1), 0, self._count)
+        self.read_raw(images.reshape(-1), everything)
         return images
 
-    def read_raw(self, target: np.ndarray, start: int, stop: int) -> None:
-        """Copy the pixels of samples start..stop-1, one after another, into `target` (total,) of the file's dtype."""
-        assert self.is_raw
-        target_bytes, position = target.view(np.uint8), 0
-        for first, last in self._runs(start, stop):
-            target_bytes[position : position + last - first] = self._bytes[first:last]
+    def read_raw(self, target: np.ndarray, index_B: np.ndarray) -> None:
+        """Copy the pixels of these samples, one after another, into `target` (total,) of the file's dtype."""
+        target_bytes, position, data = target.view(np.uint8), 0, np.asarray(self._bytes)
+        for first, last in self._runs(index_B):
+            target_bytes[position : position + last - first] = data[first:last]
             position += last - first
 
-    def _runs(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """(first, last + 1) bytes of the longest stretches in which samples start..stop-1 follow each other."""
-        first, last = self._offsets[start:stop], (self._offsets + self._lengths)[start:stop]
-        breaks = np.flatnonzero(first[1:] != last[:-1]) + 1
-        for a, b in itertools.pairwise([0, *breaks.tolist(), stop - start]):
-            yield int(first[a]), int(last[b - 1])
+    def _runs(self, index_B: np.ndarray) -> Iterator[tuple[int, int]]:
+        """(first, last + 1) bytes of the longest stretches in which these samples follow each other in the file."""
+        if len(index_B) == 0:
+            return
+        first_B = self._offsets[index_B]
+        last_B = first_B + self._lengths[index_B]
+        is_end_B = np.append(first_B[1:] != last_B[:-1], True)
+        is_start_B = np.roll(is_end_B, 1)
+        yield from zip(first_B[is_start_B].tolist(), last_B[is_end_B].tolist(), strict=True)
 
 
 def _choose(kinds: list[int], names: list[str], wanted: tuple[int, ...], name: str) -> int | None:

@@ -158,7 +158,7 @@ class _Mapped:
 
     def __init__(self, beton: Beton, device: torch.device, threads: int) -> None:
         self.index_device, self.image_shape = torch.device("cpu"), layout.image_shape(beton)
-        self._device, self._beton, self._threads = device, beton, 1 if beton.is_raw else threads
+        self._device, self._beton, self._threads, self._is_raw = device, beton, threads, beton.is_raw
 
     def batches(self, indices: Iterator[Tensor], labels_N: Tensor) -> Iterator[Batch]:
         pin = self._device.type == "cuda"
@@ -166,7 +166,11 @@ class _Mapped:
         return delivered(batches, labels_N, self._device)
 
     def _gather(self, index_B: Tensor, flat: Tensor, ends: np.ndarray) -> None:
-        index, target = index_B.tolist(), flat.numpy()
+        target = flat.numpy()
+        if self._is_raw:
+            self._beton.read_raw(target, index_B.numpy())
+            return
+        index = index_B.tolist()
 
         def decode(k: int) -> None:
             target[ends[k] : ends[k + 1]] = self._beton.image(index[k]).reshape(-1)
@@ -216,7 +220,7 @@ def _decode_range(target: np.ndarray, beton: Beton, start: int, ends: np.ndarray
     """Pixels of the samples from `start` on, the k-th into target[ends[k] : ends[k + 1]]."""
     count = len(ends) - 1
     if beton.is_raw:
-        beton.read_raw(target, start, start + count)
+        beton.read_raw(target, np.arange(start, start + count))
         return
 
     def decode(k: int) -> None:

@@ -1,0 +1,303 @@
+"""Loaders beside their peers, each measurement in a process of its own: python bench/loaders.py [--quick]
+
+"batches": decoded uint8 batches in shuffled order. "views": V random resized crops with flips, float tensors in ours
+(normalised), uint8 in FFCV (one pipeline per view, as it has to be) and torchvision. CIFAR: 50,000 images of 32 px;
+photographs: JPEGs of 340x256 px, views of 224 px. All files lie in the page cache. Writes bench/results/loaders.json.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
+from convert import CIFAR, make_photographs, unpack_train  # noqa: E402
+
+Epoch = Callable[[int], Iterator[int]]  # epoch -> how many images each step delivered
+BATCH = {"cifar": 512, "photographs": 64}
+SIDE_PX = {"cifar": 32, "photographs": 224}
+
+
+def ours(kind: str, data: Path, images: str, views: int, workers: int) -> Epoch:
+    """One of our loaders; with views > 0 the fused CPU applier cuts them from each batch."""
+    from fastssl.augment.draws import permutation
+    from fastssl.data.beton import Beton
+
+    path = data / f"{images}.beton"
+    options: dict[str, Any] = {"threads": workers, "device": "cpu", "batch_size": BATCH[images]}
+    options["order"] = partial(permutation, 0, count=len(Beton(path)))
+    loader: Any
+    if kind == "ffcv":
+        from fastssl.data.ffcv import Ffcv
+
+        loader = Ffcv.open(path, **options)
+    elif kind == "dali":
+        from fastssl.data.dali import Dali
+
+        loader = Dali.open(path, **options)
+    else:
+        from fastssl.data.resident import Resident
+
+        loader = Resident.open(path, memory="mmap" if kind == "mmap" else "device", **options)
+    augment = cutter(SIDE_PX[images], views) if views else None
+
+    def epoch(number: int) -> Iterator[int]:
+        for batch in loader.epoch(number):
+            if augment is not None:
+                sizes, offsets = batch.sizes_B2, batch.offsets_B
+                augment(batch.images, batch.index_B, number, sizes_B2=sizes, offsets_B=offsets)
+            yield len(batch)
+
+    return epoch
+
+
+def cutter(side_px: int, views: int) -> Any:
+    """Random resized crops and flips, nothing else: what the peers do here."""
+    import torch
+
+    from fastssl.augment.engine import Augment
+    from fastssl.augment.policy import View
+    from fastssl.recipe.schema import ViewSpec
+
+    spec = ViewSpec(side_px=side_px, crop="random_resized", area_min=0.08, area_max=1.0, hflip_p=0.5)
+    rows = (View(**spec.model_dump(include=set(View.__slots__))),) * views
+    return Augment(rows, (0.5,) * 3, (0.25,) * 3, 0, torch.float32, "cpu")
+
+
+def plain_ffcv(data: Path, images: str, views: int, workers: int) -> Epoch:
+    """FFCV as its documentation sets it up; several views are several pipelines from one field."""
+    import numba
+    from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder, SimpleRGBImageDecoder
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.pipeline import PipelineSpec
+    from ffcv.transforms import RandomHorizontalFlip, ToTensor
+
+    pipelines: dict[str, Any] = {"image": [SimpleRGBImageDecoder(), ToTensor()]}
+    for view in range(views):
+        decoder = RandomResizedCropRGBImageDecoder((SIDE_PX[images],) * 2)
+        name = "image" if view == 0 else f"view{view}"
+        pipelines[name] = PipelineSpec(
+            "image", decoder=decoder, transforms=[RandomHorizontalFlip(), ToTensor()]
+        )
+    loader = Loader(
+        str(data / f"{images}.beton"),
+        batch_size=BATCH[images],
+        num_workers=min(workers, numba.config.NUMBA_NUM_THREADS),
+        order=OrderOption.RANDOM,
+        pipelines=pipelines,
+    )
+    return lambda _: (len(batch[0]) for batch in loader)
+
+
+def plain_dali(data: Path, images: str, views: int, workers: int) -> Epoch:
+    """DALI as its documentation sets it up: a file reader that shuffles, a decoder, its PyTorch iterator."""
+    from nvidia.dali import fn, pipeline_def, types
+    from nvidia.dali.plugin.base_iterator import LastBatchPolicy
+    from nvidia.dali.plugin.pytorch import DALIGenericIterator
+
+    @pipeline_def(batch_size=BATCH[images], num_threads=workers, device_id=None)
+    def pipeline() -> Any:
+        jpegs, labels = fn.readers.file(
+            file_root=str(data / images), random_shuffle=True, initial_fill=4096, name="reader"
+        )
+        decoded = fn.decoders.image(jpegs, device="cpu", output_type=types.RGB)
+        side = SIDE_PX[images]
+        cut = [
+            fn.flip(fn.random_resized_crop(decoded, size=(side, side)), horizontal=fn.random.coin_flip())
+            for _ in range(views)
+        ]
+        return (*(cut or [decoded]), labels)
+
+    names = [f"view{view}" for view in range(max(1, views))] + ["labels"]
+    iterator = DALIGenericIterator(
+        [pipeline()], names, reader_name="reader", auto_reset=True, last_batch_policy=LastBatchPolicy.DROP
+    )
+    return lambda _: (len(step[0]["labels"]) for step in iterator)
+
+
+def torchvision_folder(data: Path, images: str, views: int, workers: int) -> Epoch:
+    """ImageFolder and DataLoader; each image is decoded once and cut `views` times."""
+    import torch
+    from torchvision import datasets
+    from torchvision.transforms import v2
+
+    cut = v2.Compose([v2.RandomResizedCrop(SIDE_PX[images], antialias=True), v2.RandomHorizontalFlip()])
+
+    def transform(image: Any) -> Any:
+        tensor = v2.functional.pil_to_tensor(image)
+        return torch.stack([cut(tensor) for _ in range(views)]) if views else tensor
+
+    folder = datasets.ImageFolder(str(data / images), transform)
+    loader = torch.utils.data.DataLoader(
+        folder, BATCH[images], shuffle=True, num_workers=workers, drop_last=True, persistent_workers=True
+    )
+    return lambda _: (len(batch) for batch, _ in loader)
+
+
+def webdataset_shards(data: Path, images: str, views: int, workers: int) -> Epoch:
+    """The webdataset package over our shards, shuffled through a buffer."""
+    import webdataset
+    from torchvision.transforms import v2
+
+    assert views == 0, views
+    shards = sorted(str(path) for path in (data / f"{images}_shards").glob("*.tar"))
+    dataset = (
+        webdataset.WebDataset(shards, shardshuffle=len(shards), nodesplitter=None, empty_check=False)
+        .shuffle(1000)
+        .decode("pil")
+        .to_tuple("jpg;png", "cls")
+        .map_tuple(v2.functional.pil_to_tensor, int)
+        .batched(BATCH[images], partial=False)
+    )
+    loader = webdataset.WebLoader(dataset, batch_size=None, num_workers=min(workers, len(shards)))
+    return lambda _: (len(batch) for batch, _ in loader)
+
+
+IMPLS: dict[str, Callable[..., Epoch]] = {
+    "fastssl-resident": partial(ours, "resident"),
+    "fastssl-mmap": partial(ours, "mmap"),
+    "fastssl-ffcv": partial(ours, "ffcv"),
+    "fastssl-dali": partial(ours, "dali"),
+    "ffcv": plain_ffcv,
+    "dali": plain_dali,
+    "torchvision": torchvision_folder,
+    "webdataset": webdataset_shards,
+}
+
+
+def jobs(views: list[int]) -> list[tuple[str, str, int]]:
+    """(implementation, images, views); resident photographs have been decoded before, so they are no row of it."""
+    made = [(impl, images, 0) for images in BATCH for impl in IMPLS]
+    cut = ("fastssl-resident", "fastssl-ffcv", "fastssl-dali", "ffcv", "dali", "torchvision")
+    made += [(impl, images, v) for images in BATCH for v in views for impl in cut]
+    return [
+        (impl, images, v) for impl, images, v in made if (impl, images) != ("fastssl-resident", "photographs")
+    ]
+
+
+def measure_here(
+    impl: str, images: str, views: int, data: Path, workers: int, seconds: float
+) -> dict[str, float]:
+    """Rates after an untimed warm-up of half the time, seconds from construction to the first batch, peak memory."""
+    import torch
+
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(workers)
+    start = time.perf_counter()
+    epoch = IMPLS[impl](data, images, views, workers)
+    steps = (step for number in count() for step in epoch(number))
+    next(steps)
+    first_s = time.perf_counter() - start
+    rates = []
+    for limit_s in (seconds / 2, seconds):
+        start, delivered = time.perf_counter(), 0
+        while (passed := time.perf_counter() - start) < limit_s:
+            delivered += next(steps)
+        rates.append(delivered / passed)
+    found = {"images_per_s": rates[1], "first_batch_s": first_s, "peak_mb": peak_mb()}
+    return {**found, "views_per_s": rates[1] * views} if views else found
+
+
+def peak_mb() -> float:
+    """This process's highest resident memory, and what its workers hold for themselves; shared pages count once."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    own_kib = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+    children = psutil.Process().children(recursive=True)
+    return own_kib / 1024 + sum(child.memory_full_info().uss for child in children) / 2**20
+
+
+def measure(
+    impl: str, images: str, views: int, data: Path, workers: int, seconds: float
+) -> dict[str, float] | None:
+    """`measure_here` in a fresh process; None, with a word why, where a peer is missing or fails."""
+    job = json.dumps([impl, images, views])
+    command = [sys.executable, __file__, "--one", job, "--data", str(data)]
+    command += ["--workers", str(workers), "--seconds", str(seconds)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    if run.returncode:
+        print(job, "failed:", (run.stderr.strip().splitlines() or ["?"])[-1], file=sys.stderr)
+        return None
+    found: dict[str, float] = json.loads(run.stdout.strip().splitlines()[-1])
+    print(job, found, file=sys.stderr)
+    return found
+
+
+def prepare(data: Path, photographs: int) -> None:
+    """Folders of JPEGs, and the same images as a `.beton` (raw CIFAR, JPEG photographs) and as shards."""
+    from fastssl.data.convert import convert
+
+    if CIFAR.exists():
+        unpack_train(data / "unpacked", 50_000)
+        (data / "unpacked" / "train").rename(data / "cifar")
+        convert(data / "cifar", data / "cifar.beton", mode="raw")
+    make_photographs(data / "photographs", photographs)
+    convert(data / "photographs", data / "photographs.beton", mode="jpg")
+    for images in BATCH:
+        if (data / images).exists():
+            convert(data / images, data / f"{images}_shards", format="webdataset", shard_mb=16)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--seconds", type=float, default=4.0, help="of each measurement, after half of that unmeasured"
+    )
+    parser.add_argument("--photographs", type=int, default=3000)
+    parser.add_argument("--views", type=int, nargs="*", default=[1, 2, 4, 8])
+    parser.add_argument("--only", nargs="*", default=list(IMPLS), choices=list(IMPLS))
+    parser.add_argument("--images", nargs="*", default=list(BATCH), choices=list(BATCH))
+    parser.add_argument(
+        "--quick", action="store_true", help="one short repeat, few photographs, nothing written"
+    )
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    workers = arguments.workers
+    if arguments.one:
+        impl, images, views = json.loads(arguments.one)
+        print(json.dumps(measure_here(impl, images, views, arguments.data, workers, arguments.seconds)))
+        return
+    from record import row, write
+
+    if arguments.quick:
+        arguments.repeats, arguments.seconds, arguments.photographs = 1, 1.0, 300
+    results: dict[tuple[str, str, int], list[dict[str, float]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        prepare(Path(folder), arguments.photographs)
+        wanted = [
+            job
+            for job in jobs(arguments.views)
+            if job[0] in arguments.only
+            and job[1] in arguments.images
+            and (Path(folder) / f"{job[1]}.beton").exists()
+        ]
+        for _ in range(arguments.repeats):  # in turn, so that a slow spell of the machine touches all alike
+            for job in wanted:
+                found = measure(*job, Path(folder), workers, arguments.seconds)
+                if found is not None:
+                    results.setdefault(job, []).append(found)
+    rows = []
+    for (impl, images, views), repeats in results.items():
+        work = {"images": images, "views": views, "batch": BATCH[images], "workers": workers}
+        rows += [row(impl, work, metric, [one[metric] for one in repeats]) for metric in repeats[0]]
+    print(json.dumps(rows, indent=1))
+    if not arguments.quick:
+        write(ROOT / "bench" / "results" / "loaders.json", "loaders", rows)
+
+
+if __name__ == "__main__":
+    main()
