@@ -96,7 +96,10 @@ def augmented(
 
 
 def cropped(x: Tensor, p: dict[Column, float], view: View) -> Tensor:
-    box = [int(p[c]) for c in (Column.TOP, Column.LEFT, Column.HEIGHT, Column.WIDTH)]
+    margin = view.side_px + view.pad_px  # torchvision's own crop goes wrong when the box misses the image
+    x = TF.pad(x, [margin] * 4)
+    top, left, height, width = (int(p[c]) for c in (Column.TOP, Column.LEFT, Column.HEIGHT, Column.WIDTH))
+    box = (top + margin, left + margin, height, width)
     mode = InterpolationMode(view.interpolation)
     side = [view.side_px, view.side_px]
     return TF.resized_crop(x, *box, side, interpolation=mode, antialias=True).clamp(0, 1)
@@ -130,7 +133,7 @@ def pictures(
 
 
 def knife_edges(view: View, before: Tensor) -> Tensor:
-    """Where solarize or posterize turn a difference in the last bit into a jump; `before` is the view without them."""
+    """Where solarize or posterize make a last-bit difference a jump; `before` is the view without them."""
     edges = torch.zeros_like(before, dtype=torch.bool)
     if view.solarize_p:
         edges |= (before - view.solarize_threshold).abs() < 1e-5

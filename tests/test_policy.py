@@ -1,4 +1,4 @@
-"""Parameters obey the policy: probabilities, ranges, boxes as torchvision draws them, and mistakes that are named."""
+"""Parameters obey the policy: probabilities, ranges, boxes as torchvision draws them, mistakes by name."""
 
 from dataclasses import replace
 

@@ -1,7 +1,7 @@
 """The CPU applier: one fused numba kernel, parallel over images, that writes the network's layout once.
 
-A view's bits depend on its image and its parameters alone, not on the batch or the threads. The compiled kernel is
-kept on disk, so that only the first process on a machine waits for it.
+A view's bits depend on its image and its parameters alone, not on the batch or the threads. The compiled
+kernel is kept on disk, so that only the first process on a machine waits for it.
 
 B batch, V views, C channels, S side of a view, K taps, T threads. Places in the source are in elements.
 """
@@ -35,8 +35,8 @@ _local = threading.local()
 
 
 def _stamp() -> Array:
-    """An empty array whose type names a digest: numba's disk cache watches one file, not those it takes functions and
-    constants from, but it does look at the types of the arguments."""
+    """An empty array whose type names a digest: numba's disk cache watches this file, not those it takes
+    functions and constants from, but it does look at the types of the arguments."""
     texts = b"".join(Path(__file__).with_name(name).read_bytes() for name in INLINED)
     return np.empty(0, dtype=[("sha_" + hashlib.sha256(texts).hexdigest()[:16], np.uint8)])
 
@@ -46,6 +46,7 @@ STAMP = _stamp()
 
 def draws(seed: int, epoch: int | Tensor, index_B: Tensor, *, views: int, slots: int) -> Tensor:
     """`fastssl.augment.draws.draws`: the same bits, in one pass."""
+    _threads()
     out_BVS = np.empty((len(index_B), views, slots), dtype=np.float32)
     index = index_B.contiguous().numpy().view(np.uint64)
     _draw(np.uint64(seed % 2**64), np.uint64(int(epoch) % 2**64), index, out_BVS)
@@ -68,10 +69,10 @@ def apply(
     """
     batch, side, channels = len(sizes_B2), views[0].side_px, len(mean_C)
     sizes, narrow = sizes_B2.contiguous().numpy(), dtype == torch.bfloat16
-    # numpy's large arrays ask for huge pages, torch's do not: touching fresh memory is then twice as fast or more
+    # numpy asks for huge pages for its large arrays, torch does not: fresh memory is then four times as fast
     out_VBX = np.empty((len(views), batch, side * side * channels), dtype=np.uint16 if narrow else np.float32)
     nothing = np.empty((len(views), batch, 0))
-    threads = numba.get_num_threads()
+    threads = _threads()
     with numba.parallel_chunksize(max(1, batch // (8 * threads))):
         _render(
             STAMP,
@@ -90,6 +91,13 @@ def apply(
     views_VBX = torch.from_numpy(out_VBX)
     views_VBX = views_VBX.view(torch.bfloat16) if narrow else views_VBX.to(dtype)
     return views_VBX.view(len(views), batch, side, side, channels).permute(0, 1, 4, 2, 3)
+
+
+def _threads() -> int:
+    """As many as torch uses, so that one setting rules both and ranks of one machine do not crowd it."""
+    threads: int = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+    numba.set_num_threads(threads)
+    return threads
 
 
 def _places(images: Tensor, sizes_B2: Array, offsets_B: Tensor | None, channels: int) -> tuple[Array, Array]:

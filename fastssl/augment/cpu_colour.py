@@ -229,7 +229,7 @@ def blur_scratch(side: int, radius: int) -> int:
 
 @jit
 def _blur(planes_X: Array, work_X: Array, side: int, radius: int, sigma: float) -> None:
-    """Separable: blur along columns and transpose, twice. Taps go by threes, the last filled up with zeros."""
+    """Separable: blur along columns and transpose, twice. Taps go by threes, filled up with zeros."""
     border = 3 * ((radius + 2) // 3)
     n, padded_n = side * side, (side + 2 * border) * side
     mixed_N, padded_X, kernel = work_X[:n], work_X[n : n + padded_n], work_X[n + padded_n :][: border + 1]

@@ -1,7 +1,7 @@
-"""Uniform numbers as a pure function of (seed, epoch, sample index, view, slot): no state, no order, no device.
+"""Uniform numbers as a pure function of (seed, epoch, sample index, view, slot): no state, order or device.
 
-The hash is a tree of SplitMix64 generators: each level takes the word-th output of the generator seeded by the level
-above it. Two 64-bit multiplies per level, so torch (int64), numba (uint64) and Triton give the same bits.
+The hash is a tree of SplitMix64 generators: each level takes the word-th output of the generator seeded by
+the level above it. Plain 64-bit multiplies, so torch (int64), numba (uint64) and Triton give the same bits.
 
 B batch, V views, S slots.
 """

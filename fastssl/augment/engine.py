@@ -1,4 +1,4 @@
-"""uint8 images in, normalised views out: draw, turn the draws into parameters, apply them. The one door to augment/.
+"""uint8 images in, normalised views out: draw, turn the draws into parameters, apply them.
 
 B batch, V views, S side of a view, C channels.
 """

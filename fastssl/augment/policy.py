@@ -1,10 +1,11 @@
 """A policy is a table, one row per view; this file turns it and the draws into numbers the appliers obey.
 
-Drawing is apart from applying: a crop box, a hue shift or a blur width is settled here once, in float64 so that
-every device rounds alike, and packed as one float32 tensor. An operation that was not drawn holds the value that
-changes nothing, so an applier needs no second flag.
+Drawing is apart from applying: a crop box, a hue shift or a blur width is settled here once, in float64 so
+that every device rounds alike, and packed as one float32 tensor. An operation that was not drawn holds the
+value that changes nothing, so an applier needs no second flag.
 
-B batch, V views, S slots, P columns, T tries of a random crop. Boxes are (top, left, height, width) in source pixels.
+B batch, V views, S slots, P columns, T tries of a random crop. Boxes are (top, left, height, width) in
+pixels.
 """
 
 import math
@@ -12,7 +13,7 @@ from dataclasses import dataclass, fields
 from enum import IntEnum
 from functools import lru_cache
 from itertools import permutations
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -35,12 +36,12 @@ class View:
 
     Attributes:
         side_px: height and width of the finished view.
-        crop: "random_resized" (a box of drawn area and shape), "resize" (the whole image, its shape not kept),
-            "center" (the largest centred square, its side times sqrt(area_max)), "pad" (the image shifted by up to
-            `pad_px`, black outside), "none" (the central side_px x side_px pixels, never scaled).
+        crop: "random_resized" (a box of drawn area and shape), "resize" (the whole image, its shape not
+            kept), "center" (the largest centred square, its side times sqrt(area_max)), "pad" (the image
+            shifted by up to `pad_px`, black outside), "none" (the central side_px x side_px, never scaled).
         area_min, area_max: share of the image's area, in (0, 1].
         aspect_min, aspect_max: width over height of the box, drawn log-uniformly.
-        interpolation: both forms weigh all the pixels they cover when they shrink (torchvision's antialias=True).
+        interpolation: when shrinking, both weigh all the pixels they cover (torchvision's antialias=True).
         pad_px: largest shift of "pad".
         quarter_turn_p: chance of a turn by 90, 180 or 270 degrees, equally likely.
         rotate_p, rotate_max_deg: chance of a turn by an angle in [-max, max], bilinear, black outside.
@@ -160,7 +161,7 @@ class Parameters:
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """The policy as tensors. A slot's value is low + span * draw; a chance holds p - draw: positive, it happens."""
+    """A slot's value is low + span * draw. A chance holds p - draw: positive, it happens."""
 
     low_VS: Tensor
     span_VS: Tensor
@@ -194,7 +195,7 @@ def problems(view: View) -> list[tuple[str, str]]:
     checks += [
         ("side_px", 1 <= view.side_px <= LARGEST_SIDE_PX, f"must be from 1 to {LARGEST_SIDE_PX} pixels"),
         ("area_min", 0 < view.area_min <= 1, "must be a share of the image's area, above 0 and at most 1"),
-        ("area_max", view.area_min <= view.area_max <= 1, "must be from area_min to 1: the crop range is empty"),
+        ("area_max", view.area_min <= view.area_max <= 1, "must be from area_min to 1: no crop is left"),
         ("aspect_min", 0 < view.aspect_min < math.inf, "must be above 0"),
         ("aspect_max", view.aspect_min <= view.aspect_max < math.inf, "must be at least aspect_min"),
         ("hue", 0 <= view.hue <= 0.5, "must be in [0, 0.5]: half a turn reaches every hue"),
@@ -208,6 +209,17 @@ def problems(view: View) -> list[tuple[str, str]]:
     return [(name, message) for name, sound, message in checks if not sound]
 
 
+@torch.compiler.assume_constant_result
+def constant(values: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers as a tensor, copied to the device once: a copy in every step would wait for the device."""
+    return _cached_constant(values, dtype, device)
+
+
+@lru_cache(maxsize=1024)
+def _cached_constant(values: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=dtype, device=device)
+
+
 def blur_radius_px(sigma_px: float, side_px: int) -> int:
     """Taps on each side of the centre; a reflected border is never wider than the view."""
     return min(math.ceil(3 * sigma_px), side_px - 1)
@@ -218,46 +230,41 @@ def cutout_side_px(view: View) -> int:
     return round(view.cutout_fraction * view.side_px)
 
 
-def _spans(view: View) -> dict[Slot, tuple[float, float]]:
-    """(low, span) of each slot that is not a plain uniform."""
-    free = view.side_px - cutout_side_px(view) + 1
-    spans = {
-        Slot.TURNS: (1.0, 3.0),
-        Slot.ROTATE_DEG: (-view.rotate_max_deg, 2 * view.rotate_max_deg),
-        Slot.HUE: (-view.hue, 2 * view.hue),
-        Slot.ORDER: (0.0, float(len(JITTER_ORDERS)) if view.jitter_order == "random" else 0.0),
-        Slot.BLUR_SIGMA: (view.blur_sigma_min_px, view.blur_sigma_max_px - view.blur_sigma_min_px),
-        Slot.CUTOUT_TOP: (0.0, float(free)),
-        Slot.CUTOUT_LEFT: (0.0, float(free)),
-    }
-    for slot in (Slot.BRIGHTNESS, Slot.CONTRAST, Slot.SATURATION):
-        strength = getattr(view, slot.name.lower())
-        spans[slot] = (max(0.0, 1 - strength), 1 + strength - max(0.0, 1 - strength))
-    chances = {Slot.TURN: view.quarter_turn_p}
-    for slot in (Slot.HFLIP, Slot.VFLIP, Slot.ROTATE, Slot.JITTER, Slot.GRAY, Slot.BLUR, Slot.SOLARIZE):
-        chances[slot] = getattr(view, f"{slot.name.lower()}_p")
-    chances |= {Slot.POSTERIZE: view.posterize_p, Slot.CUTOUT: view.cutout_p}
-    return spans | {slot: (p, -1.0) for slot, p in chances.items()}
+def _ranges(view: View) -> list[tuple[float, float]]:
+    """(low, span) of each slot, in the slots' order."""
+    area = (view.area_min, view.area_max - view.area_min)
+    aspect = (math.log(view.aspect_min), math.log(view.aspect_max) - math.log(view.aspect_min))
+    weakest = [max(0.0, 1 - strength) for strength in (view.brightness, view.contrast, view.saturation)]
+    uniform, cutout = (0.0, 1.0), (0.0, float(view.side_px - cutout_side_px(view) + 1))
+    return [
+        *([area] * TRIES + [aspect] * TRIES + [uniform, uniform]),
+        *(_chance(view.hflip_p), _chance(view.vflip_p), _chance(view.quarter_turn_p), (1.0, 3.0)),
+        *(_chance(view.rotate_p), (-view.rotate_max_deg, 2 * view.rotate_max_deg)),
+        _chance(view.jitter_p),
+        (weakest[0], 1 + view.brightness - weakest[0]),
+        (weakest[1], 1 + view.contrast - weakest[1]),
+        (weakest[2], 1 + view.saturation - weakest[2]),
+        (-view.hue, 2 * view.hue),
+        (0.0, float(len(JITTER_ORDERS)) if view.jitter_order == "random" else 0.0),
+        *(_chance(view.gray_p), _chance(view.blur_p)),
+        (view.blur_sigma_min_px, view.blur_sigma_max_px - view.blur_sigma_min_px),
+        *(_chance(view.solarize_p), _chance(view.posterize_p), _chance(view.cutout_p), cutout, cutout),
+    ]
+
+
+def _chance(p: float) -> tuple[float, float]:
+    return p, -1.0
 
 
 def _table(views: tuple[View, ...], device: torch.device) -> _Table:
     if torch.compiler.is_compiling():
-        return _build_table(views, device)  # the constants become part of the graph
+        return _build_table(views, device)
     return _cached_table(views, device)
 
 
 def _build_table(views: tuple[View, ...], device: torch.device) -> _Table:
-    rows = []
-    for view in views:
-        row = [(0.0, 1.0)] * SLOTS
-        logs = math.log(view.aspect_min), math.log(view.aspect_max)
-        row[Slot.AREA : Slot.ASPECT] = [(view.area_min, view.area_max - view.area_min)] * TRIES
-        row[Slot.ASPECT : Slot.TOP] = [(logs[0], logs[1] - logs[0])] * TRIES
-        for slot, span in _spans(view).items():
-            row[slot] = span
-        rows.append(row)
-    table_VS2 = torch.tensor(rows, dtype=torch.float64, device=device)
-    columns = {
+    table_VS2 = constant(tuple(tuple(_ranges(view)) for view in views), torch.float64, device)
+    columns: dict[str, list[float]] = {
         "side_px": [view.side_px for view in views],
         "crop": [CROPS.index(view.crop) for view in views],
         "pad_px": [view.pad_px for view in views],
@@ -268,11 +275,11 @@ def _build_table(views: tuple[View, ...], device: torch.device) -> _Table:
         "posterize_bits": [view.posterize_bits for view in views],
         "cutout_side_px": [cutout_side_px(view) for view in views],
     }
-    tensors = {name: torch.tensor(v, dtype=torch.float64, device=device) for name, v in columns.items()}
+    tensors = {name: constant(tuple(column), torch.float64, device) for name, column in columns.items()}
     return _Table(table_VS2[..., 0], table_VS2[..., 1], tensors)
 
 
-_cached_table = lru_cache(maxsize=64)(_build_table)  # a step must not copy constants to the device
+_cached_table = lru_cache(maxsize=64)(_build_table)
 
 
 def _boxes(views: tuple[View, ...], table: _Table, value_BVS: Tensor, sizes_B21: Tensor) -> Tensor:
@@ -319,7 +326,7 @@ def _centred(
 def _random_box(
     columns: dict[str, Tensor], value_BVS: Tensor, height_B1: Tensor, width_B1: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """torchvision's RandomResizedCrop: the first of T boxes that fits, else the largest allowed one, centred."""
+    """torchvision's RandomResizedCrop: the first of T boxes to fit, else the largest allowed one, centred."""
     area_BVT = value_BVS[..., Slot.AREA : Slot.ASPECT] * (height_B1 * width_B1)[..., None]
     aspect_BVT = value_BVS[..., Slot.ASPECT : Slot.TOP].exp()
     heights_BVT = (area_BVT / aspect_BVT).sqrt().round()

@@ -1,7 +1,9 @@
-"""The reference applier: plain batched torch, any device, one compiled graph (`fullgraph=True`), no host sync.
+"""The reference applier: plain batched torch, any device, no host sync.
 
-A crop, its resize and both flips are one matrix per axis, so resampling is two batched matrix products; each colour
-blend is one fused multiply-add. It is the readable statement of what the fused kernels must reproduce.
+A crop, its resize and both flips are one matrix per axis, so resampling is two batched matrix products. This
+is the readable statement of what the fused kernels must reproduce. It compiles as one graph:
+`torch.compile(augment, fullgraph=True, dynamic=False)`, static because the policy's numbers are part of the
+graph.
 
 B batch, V views, C channels, S side of a view, H W of the source, K taps.
 """
@@ -18,6 +20,7 @@ from fastssl.augment.policy import (
     Parameters,
     View,
     blur_radius_px,
+    constant,
 )
 
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # torchvision's rounding of ITU-R 601-2
@@ -55,10 +58,10 @@ def apply(
             for first, last in runs(views)
         ]
         view_BVCSS = parts_BVCSS[0] if len(parts_BVCSS) == 1 else torch.cat(parts_BVCSS, dim=1)
-        mean_C11 = torch.tensor(mean_C, device=images.device)[:, None, None]
-        std_C11 = torch.tensor(std_C, device=images.device)[:, None, None]
-        view_BVCSS = ((view_BVCSS - mean_C11) / std_C11).to(dtype)
-        return view_BVCSS.permute(1, 0, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+        mean_C11 = constant(mean_C, torch.float32, images.device)[:, None, None]
+        std_C11 = constant(std_C, torch.float32, images.device)[:, None, None]
+        pixels_VBSSC: Tensor = ((view_BVCSS - mean_C11) / std_C11).to(dtype).permute(1, 0, 3, 4, 2)
+        return pixels_VBSSC.contiguous().permute(0, 1, 4, 2, 3)
 
 
 def runs(rows: tuple[object, ...]) -> list[tuple[int, int]]:
@@ -123,8 +126,8 @@ def _resampling(
 ) -> Tensor:
     """Weights (B, V, S, extent) of every source pixel in every view pixel, along one axis.
 
-    torchvision's antialiased resize: a triangle or Keys' cubic, as wide as the pixels it must cover, normalised
-    over the box. What the box holds outside the image is black: it counts in the norm and weighs nothing.
+    torchvision's antialiased resize: a triangle or Keys' cubic, as wide as the pixels it must cover, over the
+    box's norm. What the box holds outside the image is black: it counts in the norm and weighs nothing.
     """
     cubic, pad = view.interpolation == "bicubic", view.side_px if view.crop == "none" else view.pad_px
     scale_BV = length_BV / view.side_px
@@ -178,7 +181,7 @@ def gray(x: Tensor) -> Tensor:
 
 def _coloured(x: Tensor, drawn: Parameters, view: View) -> Tensor:
     if view.jitter_p > 0:
-        orders = torch.tensor(JITTER_ORDERS, device=x.device)
+        orders = constant(JITTER_ORDERS, torch.int64, x.device)
         drawn_order_BV4 = orders[drawn[Column.ORDER].long()]
         for step in range(4):
             order = _order_at(drawn_order_BV4[..., step, None, None, None], step, view)
@@ -277,4 +280,4 @@ def _cut_out(x: Tensor, drawn: Parameters, mean_C: tuple[float, ...]) -> Tensor:
     top, left, square = (_wide(drawn, c) for c in (Column.CUTOUT_TOP, Column.CUTOUT_LEFT, Column.CUTOUT_SIDE))
     in_rows = (place_S[:, None] >= top) & (place_S[:, None] < top + square)
     in_columns = (place_S >= left) & (place_S < left + square)
-    return torch.where(in_rows & in_columns, torch.tensor(mean_C, device=x.device)[:, None, None], x)
+    return torch.where(in_rows & in_columns, constant(mean_C, torch.float32, x.device)[:, None, None], x)
