@@ -62,9 +62,7 @@ def webdataset_writer(folder: Path, out: Path) -> int:
     paths = sorted(folder.rglob("*.jpg"))
     with webdataset.ShardWriter(str(out / "%06d.tar"), maxsize=256e6, verbose=0) as writer:
         for index, path in enumerate(paths):
-            writer.write(
-                {"__key__": f"{index:09d}", "jpg": path.read_bytes(), "cls": str(index % 10).encode()}
-            )
+            writer.write({"__key__": f"{index:09d}", "jpg": path.read_bytes(), "cls": str(index % 10).encode()})
     return len(paths)
 
 

@@ -53,9 +53,7 @@ def test_pixels_labels_and_figures(tmp_path):
 def test_every_road_leads_to_the_same_file(tmp_path):
     """Workers, archive or folder, Indexed or Stream: same bytes, same digest."""
     noise(tmp_path / "in", low=8, high=8)
-    files = {
-        str(p.relative_to(tmp_path / "in")): p.read_bytes() for p in sorted((tmp_path / "in").rglob("*.png"))
-    }
+    files = {str(p.relative_to(tmp_path / "in")): p.read_bytes() for p in sorted((tmp_path / "in").rglob("*.png"))}
     pack_tar(tmp_path / "in.tar.gz", dict(sorted(files.items())), "w:gz")
     reference = convert(tmp_path / "in", tmp_path / "0.beton", workers=1)
     for i, (source, workers) in enumerate(
@@ -67,9 +65,7 @@ def test_every_road_leads_to_the_same_file(tmp_path):
 
 
 def test_a_stream_numbers_classes_by_name_not_by_appearance(tmp_path):
-    path = pack_tar(
-        tmp_path / "x.tar", {"w/zebra/0.png": png(1), "w/ant/0.png": png(2), "w/bee/0.png": png(3)}
-    )
+    path = pack_tar(tmp_path / "x.tar", {"w/zebra/0.png": png(1), "w/ant/0.png": png(2), "w/bee/0.png": png(3)})
     manifest = convert(path, tmp_path / "out.beton")
     assert manifest["classes"] == ["ant", "bee", "zebra"]
     beton = Beton(tmp_path / "out.beton")
@@ -354,31 +350,30 @@ def test_resume_goes_on_where_it_stopped_and_ends_with_the_same_file(tmp_path, k
     source = {"folder": tmp_path / "in", "tar": tmp_path / "x.tar", "shapes": "shapes"}[kind]
     if kind == "tar":
         as_tar(tmp_path / "in", source)
-    options = {"count": 300, "limit": None if kind == "tar" else 299}
+    options = {"count": 300, "limit": 299 if kind == "shapes" else None}
     reference = convert(source, tmp_path / "whole.beton", **options)
     calls = []
 
     def interrupt(done, total):
         calls.append(done)
-        if len(calls) == when and done < (total or 300):
+        if len(calls) == when:
             raise KeyboardInterrupt
 
     out = tmp_path / "out.beton"
-    if kind != "tar" or when == 1:
-        with pytest.raises(KeyboardInterrupt):
-            convert(source, out, resume=True, progress=interrupt, workers=1, **options)
-        assert sorted(p.name for p in tmp_path.glob("*out*")) == [".out.beton.resume"]
-        with open(tmp_path / ".out.beton.resume", "ab") as file:
-            file.write(b"a torn record")
-    prepared = count_prepared(tmp_path, source, out, options)
+    with pytest.raises(KeyboardInterrupt):
+        convert(source, out, resume=True, progress=interrupt, workers=1, **options)
+    assert calls[-1] < 299
+    assert sorted(p.name for p in tmp_path.glob("*out*")) == [".out.beton.resume"]
+    with open(tmp_path / ".out.beton.resume", "ab") as file:
+        file.write(b"a torn record")
+    prepared = count_prepared(source, out, options)
+    assert prepared == reference["count"] - (calls[-2] if when > 1 else 0)  # the run that was interrupted is lost
     assert out.read_bytes() == (tmp_path / "whole.beton").read_bytes()
     assert json.loads((tmp_path / "out.beton.json").read_text()) == reference
     assert not (tmp_path / ".out.beton.resume").exists()
-    if kind != "tar":
-        assert prepared < 299
 
 
-def count_prepared(tmp_path, source, out, options):
+def count_prepared(source, out, options):
     """Resume, and say how many items had still to be prepared."""
     from unittest import mock
 
@@ -395,6 +390,36 @@ def count_prepared(tmp_path, source, out, options):
     return sum(counts)
 
 
+def test_an_image_that_was_mended_is_read_again(tmp_path):
+    noise(tmp_path / "in", count=40, low=8, high=8)
+    path = tmp_path / "in" / "c" / "038.png"
+    sound = path.read_bytes()
+    path.write_bytes(b"broken")
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"038\.png"):
+            convert(tmp_path / "in", tmp_path / "out.beton", resume=True)
+    path.write_bytes(sound)
+    convert(tmp_path / "in", tmp_path / "out.beton", resume=True)
+    convert(tmp_path / "in", tmp_path / "fresh.beton")
+    assert (tmp_path / "out.beton").read_bytes() == (tmp_path / "fresh.beton").read_bytes()
+
+
+def test_a_failure_with_a_validation_split_leaves_both_earlier_files(folder, tmp_path):
+    convert(folder, tmp_path / "o.beton", val_count=12)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    calls = []
+
+    def interrupt(done, total):
+        calls.append(total)
+        if total == 12:  # the second of the two files
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(folder, tmp_path / "o.beton", val_count=12, seed=5, progress=interrupt)
+    assert {48, 12} == set(calls)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_a_journal_of_other_options_is_not_believed(tmp_path):
     def interrupt(done, total):
         raise KeyboardInterrupt
@@ -406,14 +431,15 @@ def test_a_journal_of_other_options_is_not_believed(tmp_path):
     assert (tmp_path / "o.beton").read_bytes() == (tmp_path / "fresh.beton").read_bytes()
 
 
-def test_memory_does_not_grow_with_the_set(tmp_path):
+def test_memory_does_not_grow_with_the_set(tmp_path, monkeypatch):
     """Peak of Python's own allocations over sets of one size and of four times that."""
     import tracemalloc
 
+    monkeypatch.setattr("fastssl.data.runs._RUN_BYTES", 1 << 20)
     peaks = []
     for count in (500, 2000):
         tracemalloc.start()
         convert("shapes", tmp_path / "x.beton", count=count, side_px=64, workers=1)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert peaks[1] < 1.2 * peaks[0] + 1_000_000  # the difference in pixels is 18 MB
+    assert peaks[1] < peaks[0] + 2_000_000  # the difference in pixels is 18 MB

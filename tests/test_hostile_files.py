@@ -62,9 +62,7 @@ def test_links_and_devices_in_a_tar(tmp_path, kind):
         archive.addfile(link)
     with pytest.raises(UserError, match=r"train/a/link\.png"):
         convert(tmp_path / "x.tar", tmp_path / "out.beton")
-    assert skipped(convert(tmp_path / "x.tar", tmp_path / "out.beton", on_error="skip")) == [
-        "train/a/link.png"
-    ]
+    assert skipped(convert(tmp_path / "x.tar", tmp_path / "out.beton", on_error="skip")) == ["train/a/link.png"]
 
 
 def test_links_and_encryption_in_a_zip(tmp_path):
@@ -152,9 +150,7 @@ def huge_png(width, height):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
 def huge_jpeg(width, height):
@@ -233,10 +229,7 @@ def test_a_hundred_thousand_tiny_files_in_an_archive(tmp_path, monkeypatch):
         for i in range(100_000):
             name = b"train/%d/%d.png" % (i % 7, i)
             header = (
-                name.ljust(100, b"\0")
-                + b"0000644\x00"
-                + 2 * b"0000000\x00"
-                + b"%011o\0" % (3 if i else len(png(1)))
+                name.ljust(100, b"\0") + b"0000644\x00" + 2 * b"0000000\x00" + b"%011o\0" % (3 if i else len(png(1)))
             )
             header += b"00000000000\x00" + b" " * 8 + b"0".ljust(101, b"\0") + b"ustar\x00".ljust(255, b"\0")
             file.write(header[:148] + b"%06o\0 " % sum(header) + header[156:])
@@ -329,13 +322,9 @@ def test_truncated_archives(tmp_path, suffix):
 
 @pytest.mark.parametrize("suffix", ["tar", "tar.gz", "zip"])
 def test_mutated_archives_never_raise_anything_but_our_own(tmp_path, suffix):
-    files = {f"train/{'ab'[i % 2]}/{i}.png": png(i) for i in range(4)} | {
-        "train/" + "long" * 40 + ".png": png(9)
-    }
+    files = {f"train/{'ab'[i % 2]}/{i}.png": png(i) for i in range(4)} | {"train/" + "long" * 40 + ".png": png(9)}
     whole = tmp_path / f"whole.{suffix}"
-    pack_zip(whole, files) if suffix == "zip" else pack_tar(
-        whole, files, "w:gz" if suffix == "tar.gz" else "w"
-    )
+    pack_zip(whole, files) if suffix == "zip" else pack_tar(whole, files, "w:gz" if suffix == "tar.gz" else "w")
     data = whole.read_bytes().rstrip(b"\0") + bytes(1024)
     rng = random.Random(0)
     refused = 0
@@ -347,11 +336,7 @@ def test_mutated_archives_never_raise_anything_but_our_own(tmp_path, suffix):
         path.write_bytes(mutated)
         try:
             source = open_source(path)
-            items = (
-                list(source.items())
-                if hasattr(source, "items")
-                else [source.read(i) for i in range(len(source))]
-            )
+            items = list(source.items()) if hasattr(source, "items") else [source.read(i) for i in range(len(source))]
             assert all(isinstance(item, base.Item) for item in items)
         except UserError:
             refused += 1
@@ -375,9 +360,7 @@ def test_headers_that_ask_for_the_impossible(tmp_path):
             header(b"not a number"),
             header(b"77777777777\0"),
             header(b"%011o\0" % (1 << 30), b"x"),
-            header(b"%011o\0" % 20, b"x")
-            + b"9999999999 path=x\n".ljust(512, b"\0")
-            + header(b"0" * 11 + b"\0"),
+            header(b"%011o\0" % 20, b"x") + b"9999999999 path=x\n".ljust(512, b"\0") + header(b"0" * 11 + b"\0"),
             header(b"%011o\0" % 20, b"x") + b"0 path=x\n".ljust(512, b"\0") + header(b"0" * 11 + b"\0"),
             header(b"%011o\0" % 30, b"x")
             + b"30 size=999999999999999999999\n".ljust(512, b"\0")

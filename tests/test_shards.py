@@ -179,9 +179,12 @@ def test_one_sample_larger_than_a_shard_gets_its_own(tmp_path):
     with ShardWriter(tmp_path / "out", shard_bytes=3000) as writer:
         for size in (100, 100, 9000, 100):
             writer.add(png(1) + b"\0" * size, 0)
-    assert [
-        len(index.read_text().splitlines()) - 1 for index in sorted((tmp_path / "out").glob("*.idx"))
-    ] == [1, 1, 1, 1]
+    assert [len(index.read_text().splitlines()) - 1 for index in sorted((tmp_path / "out").glob("*.idx"))] == [
+        1,
+        1,
+        1,
+        1,
+    ]
 
 
 @pytest.mark.parametrize("bad", [{"dtype": "uint16"}, {"channels": 4}])

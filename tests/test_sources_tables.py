@@ -166,9 +166,7 @@ def save_to_disk(folder, arrow_table):
     path = folder / "data-00000-of-00001.arrow"
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, arrow_table.schema) as stream:
         stream.write_table(arrow_table, max_chunksize=2)
-    (folder / "state.json").write_text(
-        json.dumps({"_data_files": [{"filename": "data-00000-of-00001.arrow"}]})
-    )
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}))
 
 
 def test_hugging_face_data_sets_on_disk(tmp_path):
@@ -215,9 +213,7 @@ def test_one_tar_of_samples_is_told_from_a_folder(tmp_path):
 
 
 def test_a_label_that_cannot_be_read_spoils_its_sample_only(tmp_path):
-    path = pack_tar(
-        tmp_path / "x.tar", sample("0", 1, cls=b"1") | sample("1", 2, json=b"{") | sample("2", 3, cls=b"0")
-    )
+    path = pack_tar(tmp_path / "x.tar", sample("0", 1, cls=b"1") | sample("1", 2, json=b"{") | sample("2", 3, cls=b"0"))
     items = list(open_source(path).items())
     assert [isinstance(item.data, Exception) for item in items] == [False, True, False]
 

@@ -5,33 +5,21 @@ shuffled goes through an unnamed file on disk first. Memory does not grow with t
 """
 
 import contextlib
-import dataclasses
-import json
-import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
-
-from .. import __version__
 from ..errors import UserError
-from .beton import BetonWriter
-from .journal import Journal
-from .manifest import Manifest, Tally, make_manifest, manifest_path, write_manifest
-from .numbering import Numbering
-from .prepare import Mode, Run, Shape
-from .relabel import relabel
-from .runs import in_order, item_runs, position_runs
-from .shards import ShardWriter, check_replaceable, replace_folder
+from .manifest import Manifest
+from .prepare import Mode, Shape
 from .sources import SPLITS, open_source
-from .sources.base import Indexed, Item, Source, Stream
+from .sources.base import Stream, renumber
 from .spool import spool
-from .storage import temporary_name, writing
+from .storage import parents
+from .store import Job, Progress, check_target, made, place
 from .subset import choose
+from .threads import cpu_count
 
-Progress = Callable[[int, int | None], None]
 _NOT_RECORDED = ("out", "progress", "workers", "download", "resume")  # options that do not change the result
 
 
@@ -101,130 +89,29 @@ def convert(
     out = Path(out)
     _check(split=split, format=format, mode=mode, on_error=on_error)
     _check_least(side_px=side_px, max_side_px=max_side_px, channels=channels, count=count, workers=workers)
-    _check_target(out, format, dtype, channels)
     shape = Shape(side_px, max_side_px, channels, dtype, mode, quality, encoded=format == "webdataset")
-    opened = open_source(
-        source, split=split, root=root, download=download, seed=seed, count=count, side_px=side_px
-    )
     shard_bytes = int(shard_mb * 1e6) if format == "webdataset" else None
-    job = _Job(
-        shape, on_error, workers or os.cpu_count() or 1, progress or _silent, options, shard_bytes, resume
-    )
-    with _parents(out.parent), contextlib.ExitStack() as stack:
-        chosen = bool(val_count or fraction != 1 or limit is not None or shuffle or classes is not None)
+    job = Job(shape, shard_bytes, on_error, workers or cpu_count(), resume, progress or _silent, options)
+    val_out = out.with_name(f"{out.stem}.val{out.suffix}")
+    for target in (out, val_out) if val_count else (out,):
+        check_target(target, job)
+    opened = open_source(source, split=split, root=root, download=download, seed=seed, count=count, side_px=side_px)
+    chosen = bool(val_count or fraction != 1 or limit is not None or shuffle or classes is not None)
+    with parents(out.parent), contextlib.ExitStack() as stack:
+        if isinstance(opened, Stream) and not chosen and format == "beton":
+            return place(stack.enter_context(made(job, out, opened)))
         if isinstance(opened, Stream):
-            if not chosen and format == "beton":
-                return _write(job, out, opened, item_runs(opened.items(), shape), opened.count)
             spooled = spool(opened, out.parent, tick=lambda done: job.progress(done, None))
             opened = stack.enter_context(spooled)
         if classes is not None:
-            opened = _renumber(opened, tuple(classes))
+            opened = renumber(opened, tuple(classes))
         kept_N, val_N = choose(
             opened.labels_N, seed=seed, val_count=val_count, fraction=fraction, limit=limit, shuffle=shuffle
         )
+        kept = stack.enter_context(made(job, out, opened, kept_N))
         if val_count:
-            val_out = out.with_name(f"{out.stem}.val{out.suffix}")
-            _check_target(val_out, format, dtype, channels)
-            _write(job, val_out, opened, position_runs(opened, val_N, shape), len(val_N))
-        return _write(job, out, opened, position_runs(opened, kept_N, shape), len(kept_N))
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Job:
-    """What stays the same over all files of one conversion."""
-
-    shape: Shape
-    on_error: str
-    workers: int
-    progress: Progress
-    options: dict[str, Any]
-    shard_bytes: int | None  # None: a .beton
-    resume: bool
-
-
-def _write(
-    job: _Job, out: Path, source: Source, runs: Iterable[Callable[[], Run]], total: int | None
-) -> Manifest:
-    """Carry out `runs`, store what they return in order, rename the result to `out`, return its manifest."""
-    tally = Tally(job.shape.channels, np.iinfo(job.shape.dtype).max)
-    numbering = Numbering()
-    temporary = temporary_name(out, "part")
-    journal = Journal(out, _fingerprint(source, job.options)) if job.resume else None
-    try:
-        with _writer(job, temporary, total) as writer:
-            for run in in_order(runs, job.workers) if journal is None else journal.runs(runs, job.workers):
-                if run.refused and job.on_error == "fail":
-                    raise UserError(run.refused[0][1], "Mend or remove it, or set on_error to skip.")
-                tally.add(run)
-                for data, label in zip(run.data, run.labels, strict=True):
-                    writer.add(data, numbering.number(label))
-                job.progress(tally.count + tally.skipped_count, total)
-            if not tally.count:
-                raise UserError(
-                    f"{source.name}: no image could be read", "See whether it holds images at all."
-                )
-        classes, labels_N = numbering.finish(source)
-        if numbering.changed:
-            relabel(temporary, labels_N)
-        with writing(out):
-            if job.shard_bytes is None:
-                os.replace(temporary, out)
-            else:
-                replace_folder(temporary, out)
-            manifest = make_manifest(
-                tally,
-                file_format="beton" if job.shard_bytes is None else "webdataset",
-                classes=classes,
-                labels_N=labels_N,
-                options=job.options,
-                **({"shards": writer.shards} if isinstance(writer, ShardWriter) else {}),
-            )
-            write_manifest(manifest, manifest_path(out))
-    finally:
-        temporary.unlink(missing_ok=True) if job.shard_bytes is None else shutil.rmtree(temporary, True)
-    if journal is not None:
-        journal.remove()
-    return manifest
-
-
-def _writer(job: _Job, path: Path, total: int | None) -> BetonWriter | ShardWriter:
-    if job.shard_bytes is not None:
-        return ShardWriter(path, shard_bytes=job.shard_bytes)
-    return BetonWriter(
-        path,
-        count_hint=total,
-        mode=job.shape.mode,
-        channels=job.shape.channels,
-        dtype=job.shape.dtype,
-        quality=job.shape.quality,
-        smart_bytes=job.shape.smart_bytes,
-    )
-
-
-def _fingerprint(source: Source, options: dict[str, Any]) -> str:
-    """What has to be the same for finished work to be of use: options, version, and the source's size and date."""
-    path = Path(source.name)
-    status = path.stat() if path.exists() else None
-    seen = (status.st_size, status.st_mtime_ns) if status else ()
-    count = len(source) if isinstance(source, Indexed) else source.count
-    return json.dumps([__version__, options, seen, count], sort_keys=True)
-
-
-def _renumber(source: Indexed, classes: tuple[str, ...]) -> Indexed:
-    """The same items with labels that index `classes`."""
-    unknown = set(source.classes) - set(classes)
-    if unknown:
-        raise UserError(
-            f"{source.name} has classes that are not in the given list: {', '.join(sorted(unknown))}",
-            "Give a list of classes that names them all.",
-        )
-    table = np.array([classes.index(name) for name in source.classes] + [-1], np.int64)
-    labels_N = table[source.labels_N]  # -1 picks the last entry, -1
-
-    def read(index: int) -> Item:
-        return dataclasses.replace(source.read(index), label=int(labels_N[index]))
-
-    return Indexed(source.name, classes, labels_N, read)
+            place(stack.enter_context(made(job, val_out, opened, val_N)))
+        return place(kept)
 
 
 def _check(**choices: str) -> None:
@@ -245,35 +132,5 @@ def _check_least(**numbers: int | None) -> None:
             raise UserError(f"{name} is {value}", f"Set {name} to 1 or more.")
 
 
-def _check_target(out: Path, file_format: str, dtype: str, channels: int) -> None:
-    """What would fail at the end, found at the start."""
-    if file_format == "webdataset":
-        check_replaceable(out)
-        if dtype != "uint8" or channels not in (1, 3):
-            raise UserError(
-                f"webdataset shards hold PNG or JPEG, not {channels} channels of {dtype}",
-                "Set format to beton, or channels to 1 or 3 and dtype to uint8.",
-            )
-    elif out.is_dir():
-        raise UserError(f"{out} is a folder", "Give the name of a file, such as train.beton.")
-
-
 def _silent(done: int, total: int | None) -> None:
     """Progress for nobody."""
-
-
-@contextlib.contextmanager
-def _parents(folder: Path) -> Iterator[None]:
-    """Make the folder; if what follows fails, remove again what was made here."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be made: {error.strerror}", "Choose another target.") from error
-    try:
-        yield
-    except BaseException:
-        for path in missing:
-            with contextlib.suppress(OSError):
-                path.rmdir()
-        raise

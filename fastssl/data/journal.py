@@ -4,18 +4,16 @@ An append-only file of records, each with its length and checksum; a torn last r
 """
 
 import io
-import itertools
 import json
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from .prepare import Run
-from .runs import in_order
 from .storage import writing
 
 _FRAME = struct.Struct("<QI")  # bytes of the record, CRC-32 of the record
@@ -33,22 +31,26 @@ class Journal:
         self.path = out.with_name(f".{out.name}.resume")
         self._fingerprint = fingerprint.encode()
 
-    def runs(self, todo: Iterable[Callable[[], Run]], workers: int) -> Iterator[Run]:
-        """The finished runs as they were, then the rest of `todo`, each recorded before it is yielded."""
+    def runs(self, rest: Callable[[int], Iterator[Run]]) -> Iterator[Run]:
+        """The finished runs as they were, then those of `rest`, called with the number of items in the former.
+
+        A run counts as finished once its taker asks for the next one.
+        """
         with writing(self.path):
             file = open(self.path, "r+b" if self.path.exists() else "w+b")  # noqa: SIM115
         with file:
             done = 0
             if _next(file) == self._fingerprint:
                 while (record := _next(file)) is not None:
-                    yield _unpack(record)
-                    done += 1
+                    run = _unpack(record)
+                    done += len(run.data) + len(run.refused)
+                    yield run
             else:
                 file.seek(0)
                 _append(file, self._fingerprint, self.path)
-            for run in in_order(itertools.islice(todo, done, None), workers):
-                _append(file, _pack(run), self.path)
+            for run in rest(done):
                 yield run
+                _append(file, _pack(run), self.path)
 
     def remove(self) -> None:
         """Forget everything: the output is complete."""
@@ -90,6 +92,7 @@ def _pack(run: Run) -> bytes:
             "refused": run.refused,
             "sums": run.sums_2C.tolist(),
             "pixels": run.pixels,
+            "pixel_bytes": run.pixel_bytes,
         }
     ).encode()
     return struct.pack("<Q", len(head)) + head + b"".join(parts)
@@ -112,4 +115,5 @@ def _unpack(record: bytes) -> Run:
         refused=[(key, reason) for key, reason in head["refused"]],
         sums_2C=np.array(head["sums"], np.int64),
         pixels=head["pixels"],
+        pixel_bytes=head["pixel_bytes"],
     )

@@ -68,9 +68,7 @@ class Tally:
     def std_C(self) -> list[float]:
         """Standard deviation of each channel over all pixels (population), in [0, 1]."""
         pairs = zip(*self.sums_2C, strict=True)  # exact integers until the last step: no cancellation
-        return [
-            ((squares * self.pixels - total**2) ** 0.5) / self.pixels / self.full for total, squares in pairs
-        ]
+        return [((squares * self.pixels - total**2) ** 0.5) / self.pixels / self.full for total, squares in pairs]
 
 
 def make_manifest(

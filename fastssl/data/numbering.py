@@ -33,9 +33,7 @@ class Numbering:
         if self._numbers:
             assert isinstance(source, Stream)
             if labels_N.max() >= len(self._numbers):
-                raise UserError(
-                    f"{source.name} labels some images by number and some by name", "Use one way for all."
-                )
+                raise UserError(f"{source.name} labels some images by number and some by name", "Use one way for all.")
             classes, label_of = class_labels(source.directories)
             table = np.array([*(label_of[name] for name in self._numbers), -1], np.int64)
             renumbered_N = table[labels_N]  # -1 picks the last entry, -1

@@ -55,6 +55,7 @@ class Run:
         refused: (key, reason) of items that could not be read.
         sums_2C: int64 sum of pixel values and of their squares, by channel; a run is far too short to overflow.
         pixels: number of pixels summed.
+        pixel_bytes: of the same pixels, decoded.
     """
 
     data: list[np.ndarray | bytes] = dataclasses.field(default_factory=list)
@@ -64,6 +65,7 @@ class Run:
     refused: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     sums_2C: NDArray[np.int64] | None = None
     pixels: int = 0
+    pixel_bytes: int = 0
 
 
 def prepare(items: Sequence[Item], shape: Shape) -> Run:
@@ -78,6 +80,7 @@ def prepare(items: Sequence[Item], shape: Shape) -> Run:
             continue
         _add_moments(image_HWC.reshape(len(image_HWC), -1), run.sums_2C)
         run.pixels += image_HWC.shape[0] * image_HWC.shape[1]
+        run.pixel_bytes += image_HWC.nbytes
         run.data.append(stored)
         run.sizes.append((image_HWC.shape[0], image_HWC.shape[1]))
         run.labels.append(item.label)
@@ -95,9 +98,7 @@ def _prepare_one(item: Item, shape: Shape) -> tuple[np.ndarray, np.ndarray | byt
     else:
         image_HWC = decode.to_channels(data, shape.channels, key=item.key)
     if max(image_HWC.shape) > MAX_SIDE_PX and shape.side_px is None and shape.max_side_px is None:
-        raise ValueError(
-            f"{item.key!r} is {image_HWC.shape[1]}x{image_HWC.shape[0]}, longer than {MAX_SIDE_PX}"
-        )
+        raise ValueError(f"{item.key!r} is {image_HWC.shape[1]}x{image_HWC.shape[0]}, longer than {MAX_SIDE_PX}")
     fitted_HWC = _fit(_scale_range(image_HWC, shape.dtype), shape)
     as_jpeg = shape.mode == "jpg" or (shape.mode == "smart" and fitted_HWC.nbytes > shape.smart_bytes)
     if not as_jpeg and not shape.encoded:
@@ -118,9 +119,7 @@ def _encode(image_HWC: np.ndarray, shape: Shape, *, as_jpeg: bool) -> bytes:
     if as_jpeg:
         return decode.encode_jpeg(image_HWC, quality=shape.quality)
     file = io.BytesIO()
-    Image.fromarray(image_HWC[..., 0] if shape.channels == 1 else image_HWC).save(
-        file, "PNG", compress_level=1
-    )
+    Image.fromarray(image_HWC[..., 0] if shape.channels == 1 else image_HWC).save(file, "PNG", compress_level=1)
     return file.getvalue()
 
 
@@ -146,9 +145,7 @@ def _scale_range(image_HWC: np.ndarray, dtype: str) -> np.ndarray:
 @numba.njit(cache=True, nogil=True)
 def _add_moments(rows_HX: np.ndarray, sums_2C: np.ndarray) -> None:
     """Add the sum and the sum of squares of each channel, exactly; X = W*C, channels innermost."""
-    columns_2X = np.zeros(
-        (2, rows_HX.shape[1]), np.uint64
-    )  # whole rows at a time: the compiler makes vectors of it
+    columns_2X = np.zeros((2, rows_HX.shape[1]), np.uint64)  # whole rows at a time: the compiler makes vectors of it
     for row in range(rows_HX.shape[0]):
         for x in range(rows_HX.shape[1]):
             value = np.uint64(rows_HX[row, x])

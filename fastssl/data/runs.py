@@ -1,10 +1,12 @@
 """Runs of items, prepared by several threads and handed back in their order.
 
-Choice made: threads, because the decoders let go of the interpreter. Never more than two runs a thread are under way,
-so memory does not grow with the set.
+Choice made: threads, because the decoders let go of the interpreter. A run holds as many items as make about
+8 MiB of pixels, going by the one that last came back, and never more than two runs a thread are under way: memory
+grows neither with the set nor with its images.
 """
 
 import functools
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,45 +17,73 @@ from numpy.typing import NDArray
 from .prepare import Run, Shape, prepare
 from .sources.base import Indexed, Item
 
-_STREAM_ITEMS, _INDEXED_ITEMS, _STREAM_BYTES = 256, 64, 4 << 20
+_FIRST_ITEMS, _MOST_ITEMS = 16, 256
+_RUN_BYTES = 8 << 20
+_ENCODED_BYTES = 4 << 20  # of a stream's run, which is in memory before anybody knows its pixels
 
 
-def in_order(runs: Iterable[Callable[[], Run]], workers: int) -> Iterator[Run]:
-    """Results of `runs` in their order, `workers` at a time, no more than two each under way."""
-    pending: deque[Future[Run]] = deque()
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="convert")
-    try:
-        for run in runs:
-            pending.append(pool.submit(run))
-            if len(pending) > 2 * workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+def indexed_runs(source: Indexed, positions_N: NDArray[np.int64], shape: Shape, workers: int) -> Iterator[Run]:
+    """The items at `positions_N`, read by the threads themselves."""
+    pace = _Pace()
+
+    def todo() -> Iterator[Callable[[], Run]]:
+        start = 0
+        while start < len(positions_N):
+            part = positions_N[start : start + pace.items].tolist()
+            start += len(part)
+            yield functools.partial(_prepare_at, source, part, shape)
+
+    return _in_order(todo(), workers, pace)
 
 
-def position_runs(
-    source: Indexed, positions_N: NDArray[np.int64], shape: Shape
-) -> Iterator[Callable[[], Run]]:
-    """Runs of items that the workers read themselves."""
-    for start in range(0, len(positions_N), _INDEXED_ITEMS):
-        part = positions_N[start : start + _INDEXED_ITEMS].tolist()
-        yield functools.partial(_prepare_at, source, part, shape)
+def stream_runs(items: Iterable[Item], shape: Shape, workers: int) -> Iterator[Run]:
+    """The items of a stream, read by the thread that asks for the runs."""
+    pace = _Pace()
+
+    def todo() -> Iterator[Callable[[], Run]]:
+        iterator = iter(items)
+        while part := list(_some(iterator, pace.items)):
+            yield functools.partial(prepare, part, shape)
+
+    return _in_order(todo(), workers, pace)
 
 
 def _prepare_at(source: Indexed, positions: list[int], shape: Shape) -> Run:
     return prepare([source.read(i) for i in positions], shape)
 
 
-def item_runs(items: Iterator[Item], shape: Shape) -> Iterator[Callable[[], Run]]:
-    """Runs of items read from a stream, by the one thread that reads it."""
-    run: list[Item] = []
+def _some(items: Iterator[Item], count: int) -> Iterator[Item]:
+    """Up to `count` items, fewer where their encoded bytes are many."""
     size = 0
-    for item in items:
-        run.append(item)
+    for item in itertools.islice(items, count):
+        yield item
         size += len(item.data) if isinstance(item.data, bytes) else 0
-        if len(run) == _STREAM_ITEMS or size > _STREAM_BYTES:
-            yield functools.partial(prepare, run, shape)
-            run, size = [], 0
-    yield functools.partial(prepare, run, shape)
+        if size > _ENCODED_BYTES:
+            return
+
+
+class _Pace:
+    """How many items the next run takes."""
+
+    def __init__(self) -> None:
+        self.items = _FIRST_ITEMS
+
+    def saw(self, run: Run) -> None:
+        if run.pixel_bytes:
+            self.items = min(_MOST_ITEMS, max(1, _RUN_BYTES * len(run.data) // run.pixel_bytes))
+
+
+def _in_order(todo: Iterator[Callable[[], Run]], workers: int, pace: _Pace) -> Iterator[Run]:
+    pending: deque[Future[Run]] = deque()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="convert")
+    try:
+        for work in todo:
+            pending.append(pool.submit(work))
+            if len(pending) > 2 * workers:
+                run = pending.popleft().result()
+                pace.saw(run)
+                yield run
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

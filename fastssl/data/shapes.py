@@ -23,15 +23,11 @@ _RADIUS, _X, _Y, _ANGLE, _GAP, _POLARITY, _LUMA, _COLOURS, _WAVES, _NOISE = 0, 1
 _RADIUS_MIN, _RADIUS_MAX = 0.24, 0.40  # of the side: a shape spans 48 to 80 % of it
 _GAP_MIN, _GAP_MAX = 0.30, 0.40  # luma of the shape against the background right beside it, of the full range
 _NOISE_AMPLITUDE = 0.04
-_SATURATION = (
-    0.15  # at most, of what the luma leaves room for: colour must not be the easy way to tell images apart
-)
+_SATURATION = 0.15  # at most, of what the luma leaves room for: colour must not be the easy way to tell images apart
 _PART = 256  # images one thread draws at a time
 
 
-def images(
-    count: int, side_px: int, *, seed: int, start: int = 0
-) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def images(count: int, side_px: int, *, seed: int, start: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Draw images `start` to `start + count` of the endless set that `seed` names.
 
     Args:
@@ -45,15 +41,11 @@ def images(
         consecutive images holds each class once.
     """
     images_NHWC = np.empty((count, side_px, side_px, 3), np.uint8)
-    seed64 = np.uint64(
-        seed & 0xFFFFFFFFFFFFFFFF
-    )  # numba turns uint64 + int64 into float64: uint64 throughout
+    seed64 = np.uint64(seed & 0xFFFFFFFFFFFFFFFF)  # numba turns uint64 + int64 into float64: uint64 throughout
     starts = range(0, count, _PART) if count > _PART else ()
     if starts:
         with ThreadPoolExecutor() as pool:  # threads of ours: numba's own may not be entered from two at once
-            list(
-                pool.map(lambda i: _render(images_NHWC[i : i + _PART], seed64, np.uint64(start + i)), starts)
-            )
+            list(pool.map(lambda i: _render(images_NHWC[i : i + _PART], seed64, np.uint64(start + i)), starts))
     else:
         _render(images_NHWC, seed64, np.uint64(start))
     return images_NHWC, np.arange(start, start + count, dtype=np.int64) % len(CLASSES)

@@ -4,7 +4,7 @@ import errno
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import UserError
@@ -26,3 +26,20 @@ def writing(path: Path) -> Iterator[None]:
 def temporary_name(path: Path, suffix: str) -> Path:
     """A hidden name beside `path` that no other process or thread uses."""
     return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.{suffix}")
+
+
+@contextmanager
+def parents(folder: Path) -> Iterator[None]:
+    """Make the folder; if what follows fails, remove again what was made here."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made: {error.strerror}", "Choose another target.") from error
+    try:
+        yield
+    except BaseException:
+        for path in missing:
+            with suppress(OSError):
+                path.rmdir()
+        raise

@@ -37,9 +37,7 @@ _OPENERS: dict[bytes, Callable[..., object]] = {
 }
 
 
-def read_tar(
-    path: Path, *, max_bytes: int, wanted: Callable[[str], bool]
-) -> Iterator[tuple[str, bytes | Exception]]:
+def read_tar(path: Path, *, max_bytes: int, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes | Exception]]:
     """Yield (name, contents) of each regular file that is wanted, in the archive's order.
 
     Args:

@@ -55,9 +55,7 @@ def _tar_items(path: Path, split: str, directories: set[str]) -> Iterator[Item]:
             count += 1
             yield Item(name, data, -1 if split == "unlabelled" else place[1])
     if not found:
-        raise UserError(
-            f"{path} holds no image files", "Give an archive with .jpg, .png, .webp, .bmp, .tif or .gif."
-        )
+        raise UserError(f"{path} holds no image files", "Give an archive with .jpg, .png, .webp, .bmp, .tif or .gif.")
     if not count:
         raise missing_split(str(path), split, (s for s in found if s is not None))
 
@@ -67,14 +65,10 @@ def zip_source(path: Path, split: str) -> Indexed:
     try:
         archive = zipfile.ZipFile(path)
         members = [
-            m
-            for m in archive.infolist()
-            if not m.is_dir() and (is_image_name(m.filename) or leaves(m.filename))
+            m for m in archive.infolist() if not m.is_dir() and (is_image_name(m.filename) or leaves(m.filename))
         ]
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise UserError(
-            f"{path} cannot be read as a zip archive: {error}", "Fetch or make it again."
-        ) from error
+        raise UserError(f"{path} cannot be read as a zip archive: {error}", "Fetch or make it again.") from error
     sound = [member for member in members if not leaves(member.filename)]
     chosen, classes, labels_N = choose_split(str(path), [member.filename for member in sound], split)
     # names that leave the archive belong to no split: whoever reads any of them hears of all

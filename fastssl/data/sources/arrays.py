@@ -23,9 +23,7 @@ def npy_source(path: Path) -> Indexed:
     try:
         images = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(
-            f"{path} cannot be read: {error}", "Save it with numpy.save, as uint8 or uint16."
-        ) from error
+        raise UserError(f"{path} cannot be read: {error}", "Save it with numpy.save, as uint8 or uint16.") from error
     axes = _axes(images.shape, images.dtype, path)
     labels_N = no_labels(len(images))
     return Indexed(str(path), (), labels_N, lambda i: Item(f"{path.name}[{i}]", _as_hwc(images[i], axes)))
@@ -51,9 +49,7 @@ def npz_source(path: Path, split: str) -> Stream:
         with np.load(path, allow_pickle=False) as arrays:
             labels_N = arrays[label_key].reshape(-1).astype(np.int64)
         if len(labels_N) != shape[0]:
-            raise UserError(
-                f"{path} has {shape[0]} images and {len(labels_N)} labels", "Save one label an image."
-            )
+            raise UserError(f"{path} has {shape[0]} images and {len(labels_N)} labels", "Save one label an image.")
 
     def items() -> Iterator[Item]:
         with _npz_member(path, image_key) as file:

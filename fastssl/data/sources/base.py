@@ -134,9 +134,7 @@ def class_labels(directories: Iterable[str]) -> tuple[tuple[str, ...], dict[str,
     return classes, {directory: -1 if name is None else index[name] for directory, name in class_of.items()}
 
 
-def choose_split(
-    source: str, names: Sequence[str], split: str
-) -> tuple[list[int], tuple[str, ...], NDArray[np.int64]]:
+def choose_split(source: str, names: Sequence[str], split: str) -> tuple[list[int], tuple[str, ...], NDArray[np.int64]]:
     """Positions in `names` (sorted by name) of one split's images, the class names, and the chosen labels_N.
 
     Where train/, test/ and so on exist, images outside of them belong to none of them; where they do not, all
@@ -146,9 +144,7 @@ def choose_split(
     places = {directory: split_of(directory) for directory in {name.rpartition("/")[0] for name in names}}
     found = {place[0] for place in places.values()}
     if not names:
-        raise UserError(
-            f"{source} holds no image files", "Give one with .jpg, .png, .webp, .bmp, .tif or .gif."
-        )
+        raise UserError(f"{source} holds no image files", "Give one with .jpg, .png, .webp, .bmp, .tif or .gif.")
     key = split if found != {None} else None
     if key is None and split not in ("train", "unlabelled"):
         raise missing_split(source, split, ())
@@ -158,9 +154,7 @@ def choose_split(
     chosen.sort(key=names.__getitem__)
     if split == "unlabelled":
         return chosen, (), np.full(len(chosen), -1, np.int64)
-    labelled = (
-        rest for where, rest in places.values() if where == key or (key and where not in (None, "unlabelled"))
-    )
+    labelled = (rest for where, rest in places.values() if where == key or (key and where not in (None, "unlabelled")))
     classes, label_of = class_labels(labelled)
     labels = [label_of[places[names[i].rpartition("/")[0]][1]] for i in chosen]
     return chosen, classes, np.array(labels, np.int64)
@@ -169,9 +163,7 @@ def choose_split(
 def missing_split(name: str, split: str, found: Iterable[str]) -> UserError:
     """The error for a split that a source does not have."""
     others = ", ".join(sorted(found))
-    return UserError(
-        f"{name} has no images for split {split!r}", f"Set split to one of: {others or 'train'}."
-    )
+    return UserError(f"{name} has no images for split {split!r}", f"Set split to one of: {others or 'train'}.")
 
 
 def files_of_split(paths: Sequence[Path], split: str, folder: Path) -> list[Path]:
@@ -208,3 +200,20 @@ def no_labels(count: int) -> NDArray[np.int64]:
 def numbered(labels_N: NDArray[np.int64]) -> tuple[str, ...]:
     """Classes that have no names but their numbers."""
     return tuple(str(i) for i in range(int(labels_N.max(initial=-1)) + 1))
+
+
+def renumber(source: Indexed, classes: tuple[str, ...]) -> Indexed:
+    """The same items with labels that index `classes`."""
+    unknown = set(source.classes) - set(classes)
+    if unknown:
+        raise UserError(
+            f"{source.name} has classes that are not in the given list: {', '.join(sorted(unknown))}",
+            "Give a list of classes that names them all.",
+        )
+    table = np.array([classes.index(name) for name in source.classes] + [-1], np.int64)
+    labels_N = table[source.labels_N]  # -1 picks the last entry, -1
+
+    def read(index: int) -> Item:
+        return dataclasses.replace(source.read(index), label=int(labels_N[index]))
+
+    return Indexed(source.name, classes, labels_N, read)

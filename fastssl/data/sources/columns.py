@@ -80,9 +80,7 @@ def _stream(name: str, schema: Any, count: int | None, batches: Batches, split: 
                 found = -1 if value is None else value
                 if isinstance(found, str):
                     directories.add(found)
-                yield Item(
-                    f"{path.name}[{row}]", _bytes(cell, row), found if isinstance(found, str) else int(found)
-                )
+                yield Item(f"{path.name}[{row}]", _bytes(cell, row), found if isinstance(found, str) else int(found))
                 row += 1
 
     classes = () if label is None else _class_names(schema, label)
@@ -106,9 +104,7 @@ def _image_column(schema: Any, name: str) -> str:
         return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
     def holds_bytes(kind: Any) -> bool:
-        inner = (
-            kind.field("bytes").type if types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
-        )
+        inner = kind.field("bytes").type if types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
         return is_binary(inner)
 
     found = [field.name for field in schema if holds_bytes(field.type)]

@@ -38,9 +38,7 @@ def csv_source(path: Path, split: str) -> Indexed:
     wide = max(columns.values())
     short = next((row for row in rows if len(row) <= wide), None)
     if short is not None:
-        raise UserError(
-            f"{path} has a line of {len(short)} fields: {','.join(short)!r}", f"Give {wide + 1} in each."
-        )
+        raise UserError(f"{path} has a line of {len(short)} fields: {','.join(short)!r}", f"Give {wide + 1} in each.")
     names = [row[columns["path"]] for row in rows]
     words = [row[columns["label"]] for row in rows] if "label" in columns and split != "unlabelled" else []
     classes, labels_N = _labels(words, len(names))

@@ -54,17 +54,13 @@ def _stl10(split: str, root: Path, download: bool) -> Indexed:
                 raise RuntimeError("absent")
             download_and_extract_archive(kind.url, str(root), filename=kind.filename, md5=kind.tgz_md5)
     planes = np.memmap(folder / f"{stem}_X.bin", np.uint8, mode="r")
-    images_NCWH = planes.reshape(
-        -1, 3, _STL10_SIDE_PX, _STL10_SIDE_PX
-    )  # columns first, as MATLAB stores them
+    images_NCWH = planes.reshape(-1, 3, _STL10_SIDE_PX, _STL10_SIDE_PX)  # columns first, as MATLAB stores them
     classes = tuple((folder / kind.class_names_file).read_text().split()) if split != "unlabelled" else ()
     if split == "unlabelled":
         labels_N = np.full(len(images_NCWH), -1, np.int64)
     else:
         labels_N = np.fromfile(folder / f"{stem}_y.bin", np.uint8).astype(np.int64) - 1
-    return _arrays(
-        "stl10", classes, labels_N, lambda i: np.ascontiguousarray(images_NCWH[i].transpose(2, 1, 0))
-    )
+    return _arrays("stl10", classes, labels_N, lambda i: np.ascontiguousarray(images_NCWH[i].transpose(2, 1, 0)))
 
 
 def _arrays(

@@ -83,9 +83,7 @@ def _label(parts: dict[str, bytes | Exception]) -> int | str | Exception:
         record = json.loads(text) if isinstance(text, bytes) else {}
     except (ValueError, RecursionError) as error:
         return ValueError(f"its label cannot be read: {error}")
-    found = (
-        next((record[key] for key in _LABEL_KEYS if key in record), -1) if isinstance(record, dict) else -1
-    )
+    found = next((record[key] for key in _LABEL_KEYS if key in record), -1) if isinstance(record, dict) else -1
     return found if isinstance(found, int | str) else -1
 
 
@@ -111,7 +109,5 @@ def shard_paths(path: Path) -> list[Path]:
     paths = [path.with_name(f"{head}{i:0{len(first)}d}{tail}") for i in range(int(first), int(last) + 1)]
     absent = [p for p in paths if not p.exists()]
     if absent or not paths:
-        raise UserError(
-            f"{path} means shards that do not exist: {absent[0] if absent else 'none'}", "Mend the range."
-        )
+        raise UserError(f"{path} means shards that do not exist: {absent[0] if absent else 'none'}", "Mend the range.")
     return paths
