@@ -22,9 +22,7 @@ RIDGE_STRENGTHS = tuple(10.0**p for p in range(-6, 3))
 CHUNK_ROWS = 256
 
 
-def extract(
-    embed: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]
-) -> tuple[Tensor, Tensor]:
+def extract(embed: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Features and labels of every image, the last short batch included.
 
     Args:
@@ -104,29 +102,29 @@ def ridge(
 def ridge_predict(
     train_NF: Tensor, train_labels_N: Tensor, test_MF: Tensor, *, strengths: Sequence[float], seed: int
 ) -> tuple[Tensor, float]:
-    """Predicted classes (M,) and the strength chosen: float64, one eigendecomposition for all strengths."""
+    """Predicted classes (M,) and the strength chosen: in float64."""
     device = train_NF.device
     work = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
-    x_NF, y_N, x_MF = train_NF.to(work), train_labels_N.to(work), test_MF.to(work)
+    x_NF, y_N, x_MF = train_NF.to(work).float(), train_labels_N.to(work), test_MF.to(work).float()
     fit, held = hold_out(y_N, HELD_OUT_SHARE, seed=seed)
     mean_F = x_NF.double().mean(0)
     onehot_NC = nnf.one_hot(y_N, int(y_N.max()) + 1).double()
     mean_C = onehot_NC.mean(0)
     # Moments add up: the whole train is the fitted part plus the part held out, so each row is used once.
-    fit_FF, fit_FC = _moments(x_NF[fit] - mean_F.to(x_NF.dtype), onehot_NC[fit] - mean_C)
-    held_FF, held_FC = _moments(x_NF[held] - mean_F.to(x_NF.dtype), onehot_NC[held] - mean_C)
-    value_F, vector_FF = torch.linalg.eigh(fit_FF)
-    scale = float(value_F.mean().clamp_min(torch.finfo(torch.float64).tiny))
-    seen_BF, goal_FC = (x_NF[held] - mean_F) @ vector_FF, vector_FF.T @ fit_FC
-    accuracies = []
-    for strength in strengths:
-        score_BC = seen_BF @ (goal_FC / (value_F.clamp_min(0) + strength * scale)[:, None]) + mean_C
-        accuracies.append(top1_pct(score_BC.argmax(1), y_N[held]))
-    best = strengths[int(np.argmax(accuracies))]
-    all_FF = fit_FF + held_FF
-    all_FF.diagonal().add_(best * float(all_FF.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)))
-    weight_FC = torch.linalg.solve(all_FF, fit_FC + held_FC)
+    fit_FF, fit_FC = _moments(x_NF[fit] - mean_F.float(), onehot_NC[fit] - mean_C)
+    held_FF, held_FC = _moments(x_NF[held] - mean_F.float(), onehot_NC[held] - mean_C)
+    seen_BF = x_NF[held] - mean_F
+    scores = [(seen_BF @ _solve(fit_FF, fit_FC, strength) + mean_C).argmax(1) for strength in strengths]
+    best = strengths[int(np.argmax([top1_pct(guess_B, y_N[held]) for guess_B in scores]))]
+    weight_FC = _solve(fit_FF + held_FF, fit_FC + held_FC, best)
     return ((x_MF - mean_F) @ weight_FC + mean_C).argmax(1).to(device), best
+
+
+def _solve(xx_FF: Tensor, xy_FC: Tensor, strength: float) -> Tensor:
+    """Ridge's weights; the penalty is `strength` times the mean eigenvalue (of one, for constant features)."""
+    penalty = strength * (float(xx_FF.diagonal().mean()) or 1.0)
+    lower_FF = torch.linalg.cholesky(xx_FF + penalty * torch.eye(len(xx_FF), dtype=xx_FF.dtype, device=xx_FF.device))
+    return torch.cholesky_solve(xy_FC, lower_FF)
 
 
 def linear_probe(

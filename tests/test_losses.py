@@ -49,9 +49,7 @@ def assert_same(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], tolerance: f
 @pytest.mark.parametrize("l2_normalise", [False, True])
 def test_barlow_equals_the_loops_in_value_and_gradient(shape, standardise, form, l2_normalise):
     z = embeddings(*shape)
-    fast = barlow_twins(z, orthogonality=0.3, form=form, standardise=standardise, l2_normalise=l2_normalise)[
-        "loss"
-    ]
+    fast = barlow_twins(z, orthogonality=0.3, form=form, standardise=standardise, l2_normalise=l2_normalise)["loss"]
     columns = getattr(reference, f"standardise_{standardise}")(reference.to_sphere(z) if l2_normalise else z)
     slow = getattr(reference, f"barlow_{form}")(columns, 0.3)
     assert_same(value_and_gradient(fast, z), value_and_gradient(slow, z))
@@ -167,6 +165,16 @@ def test_terms_are_float32(loss, dtype):
     assert value_and_gradient(terms["loss"], z)[1].dtype == dtype
 
 
+@pytest.mark.parametrize(("B", "D"), [(64, 24), (24, 300)])
+def test_float32_is_close_to_float64(loss, B, D):
+    z = embeddings(3, B, D)
+    exact = value_and_gradient(loss(z)["loss"], z)
+    single = z.detach().float().requires_grad_()
+    value, gradient = value_and_gradient(loss(single)["loss"], single)
+    torch.testing.assert_close(value.double(), exact[0], rtol=1e-5, atol=0)
+    assert (gradient.double() - exact[1]).norm() < 1e-5 * exact[1].norm()
+
+
 def test_only_the_loss_carries_a_gradient(loss):
     terms = loss(embeddings(2, 8, 4))
     assert {name for name, t in terms.items() if t.requires_grad} == {"loss"}
@@ -177,9 +185,7 @@ def test_the_terms_add_up():
     b = reference_barlow(z, orthogonality=0.2)
     torch.testing.assert_close(b["loss"].detach(), b["invariance"] + 0.2 * b["redundancy"])
     v = paper_vicreg(z)
-    torch.testing.assert_close(
-        v["loss"].detach(), 25 * v["invariance"] + 25 * v["variance"] + v["covariance"]
-    )
+    torch.testing.assert_close(v["loss"].detach(), 25 * v["invariance"] + 25 * v["variance"] + v["covariance"])
 
 
 def test_the_batch_size_is_the_tensors(loss):
