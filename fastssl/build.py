@@ -84,15 +84,24 @@ def check_batch(recipe: Recipe, images: int) -> None:
         )
 
 
-def ensure_data(recipe: Recipe, *, progress: Callable[[str, int, int | None], None] | None = None) -> list[Path]:
+def ensure_data(
+    recipe: Recipe, *, progress: Callable[[str, int, int | None], None] | None = None, only_train: bool = False
+) -> list[Path]:
     """Converts each of the recipe's files that is absent and whose source is known; returns the files made.
+
+    Args:
+        recipe: names files and source.
+        progress: called with (file, images done, images in all).
+        only_train: leave the probes' and the test file alone.
 
     Raises:
         UserError: when a file is absent and no source is given.
     """
     data, made = recipe.data, []
-    wanted = [(data.path, data.split, data.count), (data.probe_path, data.probe_split, data.count)]
-    wanted.append((data.test_path, data.test_split, data.test_count))
+    wanted: list[tuple[Path | None, str, int | None]] = [(data.path, data.split, data.count)]
+    if not only_train:
+        wanted.append((data.probe_path, data.probe_split, data.count))
+        wanted.append((data.test_path, data.test_split, data.test_count))
     for path, split, count in wanted:
         if path is None or path.exists():
             continue
@@ -187,9 +196,9 @@ def augment(recipe: Recipe, manifest: dict[str, Any], *, where: torch.device) ->
 
 
 def clean_view(recipe: Recipe, manifest: dict[str, Any], *, where: torch.device) -> Augment:
-    """One view that changes nothing but the size, for evaluation."""
+    """One view that changes nothing but the size, the largest centred square of the image, for evaluation."""
     side_px = recipe.evaluate.side_px or manifest["side_px"] or recipe.augment.side_px
-    return make_augment(recipe, (View(**ViewSpec(side_px=side_px).model_dump()),), manifest, where=where)
+    return make_augment(recipe, (View(**ViewSpec(side_px=side_px, crop="center").model_dump()),), manifest, where=where)
 
 
 def make_augment(recipe: Recipe, rows: tuple[View, ...], manifest: dict[str, Any], *, where: torch.device) -> Augment:

@@ -72,6 +72,8 @@ class TrainingProgress:
                 console.print(
                     f"epoch {record['epoch']:g}: {evaluation_text(record)}, {record['train_s']:.0f} s of training"
                 )
+            case "note":
+                console.print(record["message"])
             case "warning":
                 console.print(f"Warning: {record['message']}")
 

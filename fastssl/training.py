@@ -34,9 +34,10 @@ Observer = Callable[[dict[str, Any]], None]
 
 @dataclass
 class Clock:
-    """Seconds of training (evaluation and saving apart) and, of those, waiting for images and making views."""
+    """Seconds of training (compiling, evaluation, saving apart) and, of those, waiting for images and making views."""
 
     train_s: float = 0.0
+    compile_s: float = 0.0
     load_s: float = 0.0
     views_s: float = 0.0
 
@@ -182,7 +183,8 @@ def begin(run: Run) -> None:
 
 def loop(run: Run, interrupts: Interrupts) -> None:
     """All remaining steps. What is due at a step comes before its checkpoint: a resume skips and repeats nothing."""
-    network = torch.compile(run.network) if run.recipe.train.compile else run.network
+    compiling = run.recipe.train.compile
+    network = torch.compile(run.network) if compiling else run.network
     while run.step < run.total_steps:
         epoch, start = divmod(run.step, len(run.loader))
         mark = time.perf_counter()
@@ -200,7 +202,8 @@ def loop(run: Run, interrupts: Interrupts) -> None:
                 clip_norm=run.recipe.optim.clip_norm,
             )
             run.step += 1
-            run.clock.train_s += time.perf_counter() - mark
+            count_seconds(run, time.perf_counter() - mark, compiling=compiling)
+            compiling = False
             if due(run, steps=run.recipe.train.log_every_steps, epochs=1):
                 log_step(run, terms)
             if due(run, epochs=run.recipe.evaluate.every_epochs):
@@ -210,6 +213,15 @@ def loop(run: Run, interrupts: Interrupts) -> None:
             if interrupts.caught:
                 raise Interrupted(interrupts.caught, run.run_dir)
             mark = time.perf_counter()
+
+
+def count_seconds(run: Run, seconds: float, *, compiling: bool) -> None:
+    """Adds a step to the clock; the first one of a compiled network is compilation's, and told once."""
+    if compiling:
+        run.clock.compile_s += seconds
+        run.observe({"event": "note", "message": f"torch.compile took {seconds:.0f} s, not counted as training."})
+    else:
+        run.clock.train_s += seconds
 
 
 def due(run: Run, *, epochs: int, steps: int = 0) -> bool:
@@ -241,7 +253,7 @@ def log_step(run: Run, terms: Terms) -> None:
     """One line of metrics; the only place where a step's numbers come to the host."""
     values = {name: float(term) for name, term in terms.items()}
     images = run.step * run.recipe.data.batch_size
-    train_s = run.clock.train_s
+    train_s = max(run.clock.train_s, 1e-9)
     record = {
         "event": "step",
         "step": run.step,
@@ -361,6 +373,7 @@ def finish(run: Run) -> dict[str, Any]:
         "images": images,
         "views": images * len(view_table(recipe.augment)),
         "train_s": round(run.clock.train_s, 1),
+        "compile_s": round(run.clock.compile_s, 1),
         "views_per_s": round(images * run.views / max(run.clock.train_s, 1e-9), 1),
         "data_digest": run.digest,
         **found,

@@ -50,7 +50,7 @@ class ViewSpec(Section):
     """One row of the view table. The defaults change nothing but the side length: presets say what to add."""
 
     side_px: Annotated[int, Field(ge=1, le=MAX_SIDE_PX)] = 32
-    crop: Literal["random_resized", "resize", "pad", "none"] = "resize"
+    crop: Literal["random_resized", "resize", "center", "pad", "none"] = "resize"
     area_min: Annotated[float, Field(gt=0, le=1)] = 0.08
     area_max: Annotated[float, Field(gt=0, le=1)] = 1.0
     aspect_min: Positive = 3 / 4
