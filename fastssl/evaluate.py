@@ -267,7 +267,7 @@ def check(train_NF: Tensor, train_labels_N: Tensor, test_MF: Tensor, test_labels
         if missing := int((labels < 0).sum()):
             raise UserError(
                 f"{missing} of {len(labels)} {name} images have no label (-1).",
-                "Evaluate on a labelled set: name one in eval.train_path and eval.test_path.",
+                "Evaluate on a labelled set: name one in data.probe_path and data.test_path.",
             )
         if not bool(rows.isfinite().all()):
             raise UserError(

@@ -113,7 +113,7 @@ def collapse_warning(found: Mapping[str, float]) -> str | None:
     if rank < max(2.0, dims / 100):
         return (
             f"The {dims:.0f} features span only about {rank:.1f} directions: the run is collapsing. "
-            "Lower optim.lr; then set loss.orthogonality to auto or further from its present value."
+            "Set loss.orthogonality to auto; if it is, lower optim.lr."
         )
     if dead > dims / 2:
         return (
