@@ -1,0 +1,136 @@
+"""Colours in Triton, pixel by pixel in registers, and the last step into the network's layout.
+
+An operation that was not drawn costs one comparison. Values are float32 in [0, 1] until they are normalised.
+
+T side of a tile; P is the `Plan`.
+"""
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-calls=False
+
+import math
+
+import triton
+import triton.language as tl
+
+from fastssl.augment.cuda_resample import inside
+from fastssl.augment.policy import JITTER_ORDERS, Column
+from fastssl.augment.torch_ops import GRAY_WEIGHTS
+
+
+def _codes(first: int) -> int:
+    """Eight jitter orders as an int64: a byte for each order, two bits for each step."""
+    orders = enumerate(JITTER_ORDERS[first : first + 8])
+    word = sum(operation << (8 * i + 2 * step) for i, order in orders for step, operation in enumerate(order))
+    return word - (word >> 63 << 64)
+
+
+COLUMN, TURN = tl.constexpr(Column), tl.constexpr(2 * math.pi)
+RED, GREEN, BLUE = (tl.constexpr(x) for x in GRAY_WEIGHTS)
+CODES_0, CODES_8, CODES_16 = (tl.constexpr(_codes(first)) for first in (0, 8, 16))
+
+
+@triton.jit
+def unit(x):
+    return tl.minimum(tl.maximum(x, 0.0), 1.0)
+
+
+@triton.jit
+def _grey(red, green, blue):
+    return RED * red + GREEN * green + BLUE * blue
+
+
+@triton.jit
+def grey_sum(red, green, blue, y, x, drawn, P: tl.constexpr):
+    """The sum of a tile's grey at the moment that contrast takes its mean."""
+    red, green, blue = _jittered(red, green, blue, drawn, 0.0, True, P)
+    return tl.sum(tl.where(inside(y, x, P), _grey(red, green, blue), 0.0))
+
+
+@triton.jit
+def coloured(red, green, blue, drawn, mean, P: tl.constexpr):
+    """Jitter, then grey; `mean` is what contrast blends with."""
+    red, green, blue = _jittered(red, green, blue, drawn, mean, False, P)
+    if tl.load(drawn + COLUMN.value.GRAY) > 0:
+        red = _grey(red, green, blue)
+        green, blue = red, red
+    return red, green, blue
+
+
+@triton.jit
+def _jittered(red, green, blue, drawn, mean, BEFORE_CONTRAST: tl.constexpr, P: tl.constexpr):
+    """The four steps in their drawn order, or those before contrast."""
+    order = tl.load(drawn + COLUMN.value.ORDER).to(tl.int32)
+    brightness, contrast = tl.load(drawn + COLUMN.value.BRIGHTNESS), tl.load(drawn + COLUMN.value.CONTRAST)
+    saturation, hue = tl.load(drawn + COLUMN.value.SATURATION), tl.load(drawn + COLUMN.value.HUE)
+    codes = tl.where(order < 8, CODES_0, tl.where(order < 16, CODES_8, CODES_16)) >> (order % 8 * 8)
+    going = order >= 0
+    for step in range(0, 4):
+        operation = (codes >> (step * 2)).to(tl.int32) & 3
+        if BEFORE_CONTRAST:
+            going &= operation != 1
+        if going & (operation == 0) & (brightness != 1):
+            red, green, blue = unit(red * brightness), unit(green * brightness), unit(blue * brightness)
+        if going & (operation == 1) & (contrast != 1):
+            red, green, blue = _blend(red, green, blue, contrast, mean)
+        if going & (operation == 2) & (saturation != 1):
+            red, green, blue = _blend(red, green, blue, saturation, _grey(red, green, blue))
+        if going & (operation == 3) & (hue != 0):
+            if P.linear_hue:
+                red, green, blue = _yiq_turned(red, green, blue, hue)
+            else:
+                red, green, blue = _hsv_turned(red, green, blue, hue)
+    return red, green, blue
+
+
+@triton.jit
+def _blend(red, green, blue, factor, base):
+    rest = (1 - factor) * base
+    return unit(red * factor + rest), unit(green * factor + rest), unit(blue * factor + rest)
+
+
+@triton.jit
+def _hsv_turned(red, green, blue, turns):
+    """Each channel is the smallest plus a share of the chroma, a trapezoid in the hue."""
+    high, low = tl.maximum(tl.maximum(red, green), blue), tl.minimum(tl.minimum(red, green), blue)
+    chroma = high - low
+    inverse = 1 / tl.where(chroma > 0, chroma, 1.0)
+    from_others = tl.where(high == green, (blue - red) * inverse + 2, (red - green) * inverse + 4)
+    hue = tl.where(high == red, (green - blue) * inverse, from_others) + 6 * turns
+    hue = tl.where(hue < 0, hue + 6, hue)
+    hue = tl.where(hue >= 6, hue - 6, hue)
+    red = low + chroma * unit(tl.abs(hue - 3) - 1)
+    return red, low + chroma * unit(2 - tl.abs(hue - 2)), low + chroma * unit(2 - tl.abs(hue - 4))
+
+
+@triton.jit
+def _yiq_turned(red, green, blue, turns):
+    """The chroma plane of YIQ turned by the angle."""
+    cos, sin = tl.cos(TURN * turns), tl.sin(TURN * turns)
+    luma = 0.299 * red + 0.587 * green + 0.114 * blue
+    i, q = 0.596 * red - 0.274 * green - 0.322 * blue, 0.211 * red - 0.523 * green + 0.312 * blue
+    i, q = cos * i - sin * q, sin * i + cos * q
+    red, green = luma + 0.956 * i + 0.621 * q, luma - 0.272 * i - 0.647 * q
+    return unit(red), unit(green), unit(luma - 1.106 * i + 1.703 * q)
+
+
+@triton.jit
+def finish(red, green, blue, y, x, drawn, norm, out, P: tl.constexpr):
+    """Solarize, posterize, cut out, normalise, store."""
+    top, left = tl.load(drawn + COLUMN.value.CUTOUT_TOP), tl.load(drawn + COLUMN.value.CUTOUT_LEFT)
+    square = tl.load(drawn + COLUMN.value.CUTOUT_SIDE)
+    cut_TT = (y >= top) & (y < top + square) & (x >= left) & (x < left + square)
+    place_TT, real_TT = out + (y * P.side + x) * P.channels, inside(y, x, P)
+    tl.store(place_TT, _finished(red, cut_TT, drawn, norm, P).to(out.dtype.element_ty), mask=real_TT)
+    if P.channels == 3:
+        green, blue = _finished(green, cut_TT, drawn, norm + 1, P), _finished(blue, cut_TT, drawn, norm + 2, P)
+        tl.store(place_TT + 1, green.to(out.dtype.element_ty), mask=real_TT)
+        tl.store(place_TT + 2, blue.to(out.dtype.element_ty), mask=real_TT)
+
+
+@triton.jit
+def _finished(x_TT, cut_TT, drawn, norm, P: tl.constexpr):
+    x_TT = tl.where(x_TT >= tl.load(drawn + COLUMN.value.SOLARIZE), 1 - x_TT, x_TT)
+    levels = tl.exp2(tl.load(drawn + COLUMN.value.POSTERIZE_BITS))
+    if levels > 1:
+        x_TT = tl.minimum(tl.floor(x_TT * levels), levels - 1) / levels
+    mean, scale = tl.load(norm), tl.load(norm + P.channels)
+    return tl.where(cut_TT, 0.0, (x_TT - mean) * scale)  # the square takes the mean

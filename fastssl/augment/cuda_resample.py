@@ -1,0 +1,241 @@
+"""Whatever is linear in Triton: crop, resize, flip, blur and rotation of one tile of a view.
+
+Crop and blur are banded matrices on either side of the image, formed in registers and multiplied by the tensor cores.
+Pixels of 8 bits are exact in float16; the weights are divided by the sum of what they were rounded to, so a flat image
+stays flat.
+
+T side of a tile, K source lines at a time; V, S, C as in `cuda`. An `axis` is (line, rate, reach, first, low, high,
+gain): where the tile's lines lie among those of the box, what a distance is multiplied by, how far a line reaches, the
+box's first line in the source, its lines within reach of the tile, and what the weighted sums are multiplied by.
+"""
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-calls=False
+
+import math
+from dataclasses import dataclass
+from enum import IntEnum
+
+import triton
+import triton.language as tl
+
+from fastssl.augment.policy import Column
+
+
+class Weights(IntEnum):
+    """What a line of a view weighs its source lines by."""
+
+    BILINEAR = 0
+    BICUBIC = 1
+    GAUSSIAN = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a kernel is compiled for.
+
+    Attributes:
+        tile: side of the square that a program works on, a power of 2.
+        whole: whether that holds the view, so that the scratch copy is not needed.
+        resize: `Weights` of the crop.
+        white: largest value of a pixel.
+        exact: float32 between the passes and in the products, otherwise float16.
+    """
+
+    views: int
+    channels: int
+    side: int
+    tile: int
+    whole: bool
+    resize: int
+    linear_hue: bool
+    white: int
+    exact: bool
+
+    @property
+    def across(self) -> int:
+        """Tiles along a side."""
+        return -(-self.side // self.tile)
+
+    @property
+    def parts(self) -> int:
+        """Tiles of a view, filled up to a power of 2."""
+        return int(triton.next_power_of_2(self.across**2))
+
+
+COLUMN, WEIGHTS = tl.constexpr(Column), tl.constexpr(Weights)
+LINES = tl.constexpr(32)  # K
+DEGREE = tl.constexpr(math.pi / 180)
+BELL = tl.constexpr(math.sqrt(0.5 * math.log2(math.e)))  # exp(-0.5 x^2) = 2^-(BELL x)^2, which the hardware has
+
+
+@triton.jit
+def crop_axis(out, drawn, AXIS: tl.constexpr, size, P: tl.constexpr):
+    """A quarter turn is a flip and a transposition; the transposition is left to the stores."""
+    first = tl.load(drawn + COLUMN.value.TOP + AXIS).to(tl.int32)
+    length = tl.load(drawn + COLUMN.value.HEIGHT + AXIS)
+    turns = tl.load(drawn + COLUMN.value.TURNS)
+    if AXIS == 0:
+        flip = (tl.load(drawn + COLUMN.value.VFLIP) > 0) ^ (turns >= 2)
+    else:
+        flip = (tl.load(drawn + COLUMN.value.HFLIP) > 0) ^ ((turns == 1) | (turns == 2))
+    scale = length / P.side
+    width = tl.maximum(scale, 1.0)
+    rate = 1 / width
+    reach = width * 2 if P.resize == WEIGHTS.value.BICUBIC else width
+    out = tl.minimum(out, P.side - 1)
+    line = (tl.where(flip, P.side - 1 - out, out) + 0.5) * scale - 0.5
+    norm = line * 0
+    start = tl.ceil(line - reach)
+    for k in range(0, tl.floor(2 * reach).to(tl.int32) + 1):
+        weight = _rounded(_weight(start + k, line, rate, reach, P.resize), P)
+        norm += tl.where((start + k >= 0) & (start + k < length), weight, 0.0)
+    low, high = _range(line, reach)
+    low, high = tl.maximum(low, tl.maximum(0, -first)), tl.minimum(high, tl.minimum(length.to(tl.int32), size - first))
+    return line, rate, reach, first, low, high, 1 / norm
+
+
+@triton.jit
+def blur_axis(out, drawn, P: tl.constexpr):
+    """Lines beyond the border are reflected as they are loaded."""
+    reach = tl.load(drawn + COLUMN.value.BLUR_RADIUS_PX)
+    rate = BELL / tl.load(drawn + COLUMN.value.BLUR_SIGMA_PX)
+    line = tl.minimum(out, P.side - 1).to(tl.float32)
+    half = 0.5
+    for k in range(1, reach.to(tl.int32) + 1):
+        half += _rounded(_weight(k, 0 * reach, rate, reach, WEIGHTS.value.GAUSSIAN), P)
+    low, high = _range(line, reach)
+    return line, rate, reach, 0, low, high, 0.5 / half
+
+
+@triton.jit
+def _range(line, reach):
+    return tl.ceil(tl.min(line) - reach).to(tl.int32), tl.floor(tl.max(line) + reach).to(tl.int32) + 1
+
+
+@triton.jit
+def _weight(place, line, rate, reach, KIND: tl.constexpr):
+    """Of line `place` of the box, before the norm; any shapes that broadcast."""
+    distance = tl.abs(place - line)
+    x = distance * rate
+    if KIND == WEIGHTS.value.GAUSSIAN:
+        weight = tl.where(distance <= reach, tl.exp2(-x * x), 0.0)
+    elif KIND == WEIGHTS.value.BICUBIC:  # Keys' cubic with a = -0.5, what torch uses when it antialiases
+        near = (1.5 * x - 2.5) * x * x + 1
+        far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+        weight = tl.where(x < 1, near, tl.where(x < 2, far, 0.0))
+    else:
+        weight = tl.maximum(1 - x, 0.0)
+    return weight
+
+
+@triton.jit
+def _operand(x, P: tl.constexpr):
+    return x.to(tl.float32 if P.exact else tl.float16)
+
+
+@triton.jit
+def _rounded(weight, P: tl.constexpr):
+    return _operand(weight, P).to(tl.float32)
+
+
+@triton.jit
+def _product(left, right, P: tl.constexpr):
+    return tl.dot(_operand(left, P), _operand(right, P), input_precision="tf32x3")
+
+
+@triton.jit
+def mixed(source, pitch_y, pitch_x, pitch_channel, y, x, KIND: tl.constexpr, P: tl.constexpr):
+    """A tile of each plane: the y axis's matrix times the source times the x axis's."""
+    line_T1, y_rate, y_reach, top, y_low, y_high, y_gain = y
+    line_1T, x_rate, x_reach, left, x_low, x_high, x_gain = x
+    red = tl.zeros([P.tile, P.tile], tl.float32)
+    green, blue = red, red
+    for p in range(y_low, y_high, LINES):
+        row_K = p + tl.arange(0, LINES)
+        red_KT = tl.zeros([LINES, P.tile], tl.float32)
+        green_KT, blue_KT = red_KT, red_KT
+        for q in range(x_low, x_high, LINES):
+            column_K = q + tl.arange(0, LINES)
+            weight_KT = _weight(column_K[:, None].to(tl.float32), line_1T, x_rate, x_reach, KIND)
+            real_KK = (row_K < y_high)[:, None] & (column_K < x_high)[None, :]
+            row_K1, column_1K = _place(row_K, top, KIND, P)[:, None], _place(column_K, left, KIND, P)[None, :]
+            place_KK = source + row_K1 * pitch_y + column_1K * pitch_x
+            red_KT += _product(tl.load(place_KK, mask=real_KK, other=0), weight_KT, P)
+            if P.channels == 3:
+                green_KT += _product(tl.load(place_KK + pitch_channel, mask=real_KK, other=0), weight_KT, P)
+                blue_KT += _product(tl.load(place_KK + 2 * pitch_channel, mask=real_KK, other=0), weight_KT, P)
+        weight_TK = _weight(row_K[None, :].to(tl.float32), line_T1, y_rate, y_reach, KIND)
+        red += _product(weight_TK, red_KT * x_gain, P)
+        if P.channels == 3:
+            green += _product(weight_TK, green_KT * x_gain, P)
+            blue += _product(weight_TK, blue_KT * x_gain, P)
+    return red * y_gain, green * y_gain, blue * y_gain
+
+
+@triton.jit
+def _place(line_K, first, KIND: tl.constexpr, P: tl.constexpr):
+    place_K = first + line_K
+    if KIND == WEIGHTS.value.GAUSSIAN:
+        place_K = tl.abs(place_K)
+        place_K -= 2 * tl.maximum(place_K - (P.side - 1), 0)
+    return place_K
+
+
+@triton.jit
+def blurred_tile(red, green, blue, drawn, P: tl.constexpr):
+    """Of a view that is one tile: pixels stay in registers, what the border reflects is added to the weights."""
+    kind: tl.constexpr = WEIGHTS.value.GAUSSIAN
+    place_T1, last = tl.arange(0, P.tile)[:, None].to(tl.float32), P.side - 1.0
+    line_1T, rate, reach, _, _, _, gain = blur_axis(tl.arange(0, P.tile)[None, :], drawn, P)
+    weight_TT = _weight(place_T1, line_1T, rate, reach, kind)
+    weight_TT += tl.where(place_T1 > 0, _weight(-place_T1, line_1T, rate, reach, kind), 0.0)
+    weight_TT += tl.where(place_T1 < last, _weight(2 * last - place_T1, line_1T, rate, reach, kind), 0.0)
+    weight_TT = tl.where(place_T1 <= last, weight_TT * gain, 0.0)
+    red = _product(tl.trans(weight_TT), _product(red, weight_TT, P), P)
+    if P.channels == 3:
+        green = _product(tl.trans(weight_TT), _product(green, weight_TT, P), P)
+        blue = _product(tl.trans(weight_TT), _product(blue, weight_TT, P), P)
+    return red, green, blue
+
+
+@triton.jit
+def rotated(planes, y_T1, x_1T, drawn, P: tl.constexpr):
+    """Anticlockwise about the centre, bilinear, black outside."""
+    angle = tl.load(drawn + COLUMN.value.ROTATE_DEG) * DEGREE
+    cos, sin, middle = tl.cos(angle), tl.sin(angle), 0.5 * (P.side - 1)
+    column = cos * (x_1T - middle) - sin * (y_T1 - middle) + middle
+    row = sin * (x_1T - middle) + cos * (y_T1 - middle) + middle
+    left, top = tl.floor(column), tl.floor(row)
+    red = tl.zeros([P.tile, P.tile], tl.float32)
+    green, blue = red, red
+    for corner in tl.static_range(4):
+        x, y = left + corner % 2, top + corner // 2
+        share = (1 - tl.abs(column - x)) * (1 - tl.abs(row - y))
+        one_red, one_green, one_blue = load_planes(planes, y.to(tl.int32), x.to(tl.int32), P)
+        red, green, blue = red + share * one_red, green + share * one_green, blue + share * one_blue
+    return red, green, blue
+
+
+@triton.jit
+def inside(y, x, P: tl.constexpr):
+    return (y >= 0) & (y < P.side) & (x >= 0) & (x < P.side)
+
+
+@triton.jit
+def load_planes(planes, y, x, P: tl.constexpr):
+    """Black outside the view."""
+    place, real = planes + y * P.side + x, inside(y, x, P)
+    red = tl.load(place, mask=real, other=0).to(tl.float32)
+    green, blue = red, red
+    if P.channels == 3:
+        green = tl.load(place + P.side * P.side, mask=real, other=0).to(tl.float32)
+        blue = tl.load(place + 2 * P.side * P.side, mask=real, other=0).to(tl.float32)
+    return red, green, blue
+
+
+@triton.jit
+def store_planes(red, green, blue, y, x, planes, P: tl.constexpr):
+    place, real = planes + y * P.side + x, inside(y, x, P)
+    tl.store(place, _operand(red, P), mask=real)
+    if P.channels == 3:
+        tl.store(place + P.side * P.side, _operand(green, P), mask=real)
+        tl.store(place + 2 * P.side * P.side, _operand(blue, P), mask=real)
