@@ -3,7 +3,8 @@
 CIFAR: 50,000 JPEGs of 32 px out of a .tar.xz, and out of a folder, to raw pixels. FFCV's own writer cannot read an
 archive: it is handed the files from memory, unpacked beforehand and untimed, to be decoded by Pillow as torchvision
 would. Photographs: JPEGs of 340x256 px out of a folder, kept as JPEG, to FFCV's format and to shards. Memory is
-that of the calling process, FFCV's workers not counted. Writes bench/results/convert.json.
+that of the calling process, FFCV's workers not counted; processor time is that of all. A run of all jobs writes
+bench/results/convert.json.
 """
 
 import argparse
@@ -136,13 +137,19 @@ def measure_here(name: str, data: Path, workers: int) -> dict[str, float]:
         if not name.endswith(("ffcv", "peer")):
             ours(Path("shapes"), Path(folder) / "warm-up.beton", workers, count=512)
         call = job(name, data, Path(folder) / "out", workers)
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), cpu_seconds()
         count = call()
-        seconds = time.perf_counter() - start
+        seconds, cpu_s = time.perf_counter() - start, cpu_seconds() - cpu_start
     # not ru_maxrss, which a child inherits from whoever started it
     status = Path("/proc/self/status").read_text()
     peak_kb = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
-    return {"images_per_s": count / seconds, "peak_mb": peak_kb / 1024}
+    return {"images_per_s": count / seconds, "cpu_us_per_image": 1e6 * cpu_s / count, "peak_mb": peak_kb / 1024}
+
+
+def cpu_seconds() -> float:
+    """Processor time of this process and of its children that have ended."""
+    spent = os.times()
+    return spent.user + spent.system + spent.children_user + spent.children_system
 
 
 def measure(name: str, data: Path, workers: int) -> dict[str, float]:
@@ -156,6 +163,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--cifar", type=int, default=50_000, help="files unpacked for the jobs that need files")
     parser.add_argument("--photographs", type=int, default=2000)
     parser.add_argument("--quick", action="store_true", help="one repeat, few photographs, nothing written")
     parser.add_argument("--only", nargs="*", default=list(JOBS), choices=list(JOBS))
@@ -173,7 +181,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder)
         if {"cifar-folder", "cifar-ffcv"} & set(names):
-            unpack_train(data / "cifar", 50_000)
+            unpack_train(data / "cifar", arguments.cifar)
         if any(name.startswith("photo") for name in names):
             make_photographs(data / "photographs", photographs)
         results: dict[str, list[dict[str, float]]] = {name: [] for name in names}
@@ -185,10 +193,10 @@ def main() -> None:
     for name, found in results.items():
         what, implementation = JOBS[name]
         work = {"images": what, "workers": arguments.workers}
-        metrics = ("images_per_s", "peak_mb")
+        metrics = ("images_per_s", "cpu_us_per_image", "peak_mb")
         rows += [row(implementation, work, metric, [one[metric] for one in found]) for metric in metrics]
     print(json.dumps(rows, indent=1))
-    if not arguments.quick:
+    if not arguments.quick and names == list(JOBS):
         write(ROOT / "bench" / "results" / "convert.json", "convert", rows)
 
 

@@ -382,8 +382,9 @@ def count_prepared(source, out, options):
     counts = []
 
     def counting(items, shape):
-        counts.append(len(items))
-        return prepare.prepare(items, shape)
+        run = prepare.prepare(items, shape)
+        counts.append(len(run.data))
+        return run
 
     with mock.patch.object(runs, "prepare", counting):
         convert(source, out, resume=True, **options)
@@ -443,3 +444,24 @@ def test_memory_does_not_grow_with_the_set(tmp_path, monkeypatch):
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < peaks[0] + 2_000_000  # the difference in pixels is 18 MB
+
+
+def test_large_images_after_small_ones_do_not_fill_the_memory(tmp_path, monkeypatch):
+    """A run that was sized for thumbnails gives back what it cannot hold; nothing is lost or moved."""
+    import tracemalloc
+
+    monkeypatch.setattr("fastssl.data.prepare.FULL_BYTES", 1 << 20)
+    for i in range(120):
+        side_px = 4 if i < 60 else 500  # 750 kB of pixels
+        name = tmp_path / "in" / f"{i:03d}.png"
+        name.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (side_px, side_px), (i, 0, 0)).save(name)
+    as_tar(tmp_path / "in", tmp_path / "in.tar")
+    for source in (tmp_path / "in", tmp_path / "in.tar"):
+        tracemalloc.start()
+        convert(source, tmp_path / "out.beton", workers=1)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        beton = Beton(tmp_path / "out.beton")
+        assert [int(beton.image(i)[0, 0, 0]) for i in range(120)] == list(range(120))
+        assert peak < 12_000_000  # of 45 MB

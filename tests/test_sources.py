@@ -277,3 +277,18 @@ def test_tar_is_streamed_and_says_so(tmp_path):
     source = open_source(pack_tar(tmp_path / "x.tar", LAYOUT))
     assert isinstance(source, Stream)
     assert [item.key for item in source.items()] == [item.key for item in source.items()]
+
+
+@kinds
+@pytest.mark.parametrize("stray", ["", "wrapper/"])
+def test_a_class_called_like_a_split_is_asked_about_and_a_stray_picture_is_not(tmp_path, kind, stray):
+    ambiguous = {"wrapper/bus/0.png": png(0), "wrapper/train/0.png": png(1), "wrapper/truck/0.png": png(2)}
+    path = PACKERS[kind](tmp_path, ambiguous)
+    with pytest.raises(UserError, match="'wrapper/bus'"):
+        contents(open_source(path))
+    other = tmp_path / "other"
+    other.mkdir()
+    stray_files = {"wrapper/train/a/0.png": png(1), "wrapper/train/b/0.png": png(2), f"{stray}logo.png": png(3)}
+    found, classes = contents(open_source(PACKERS[kind](other, stray_files)))
+    assert list(found) == ["wrapper/train/a/0.png", "wrapper/train/b/0.png"]
+    assert classes == ("a", "b")

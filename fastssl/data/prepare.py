@@ -5,7 +5,7 @@ H W height and width in pixels, C channels.
 
 import dataclasses
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Literal
 
 import numba
@@ -17,6 +17,7 @@ from . import decode
 from .sources.base import Item
 
 MAX_SIDE_PX = 65535  # what 16 bits of a .beton's record can say
+FULL_BYTES = 64 << 20  # of pixels in one run, whatever the guess that chose its items
 Mode = Literal["raw", "jpg", "smart"]
 
 
@@ -56,6 +57,7 @@ class Run:
         sums_2C: int64 sum of pixel values and of their squares, by channel; a run is far too short to overflow.
         pixels: number of pixels summed.
         pixel_bytes: of the same pixels, decoded.
+        rest: the items that were left when the run was full; they may turn out to be none.
     """
 
     data: list[np.ndarray | bytes] = dataclasses.field(default_factory=list)
@@ -66,10 +68,11 @@ class Run:
     sums_2C: NDArray[np.int64] | None = None
     pixels: int = 0
     pixel_bytes: int = 0
+    rest: Iterator[Item] | None = None
 
 
-def prepare(items: Sequence[Item], shape: Shape) -> Run:
-    """Decode, fit and encode a run of items, in order; what cannot be read goes to `refused`."""
+def prepare(items: Iterator[Item], shape: Shape) -> Run:
+    """Decode, fit and encode items in order until the run is full; what cannot be read goes to `refused`."""
     run = Run(sums_2C=np.zeros((2, shape.channels), np.int64))
     assert run.sums_2C is not None
     for item in items:
@@ -85,6 +88,9 @@ def prepare(items: Sequence[Item], shape: Shape) -> Run:
         run.sizes.append((image_HWC.shape[0], image_HWC.shape[1]))
         run.labels.append(item.label)
         run.keys.append(item.key)
+        if run.pixel_bytes > FULL_BYTES:
+            run.rest = items
+            break
     return run
 
 

@@ -31,9 +31,9 @@ def indexed_runs(source: Indexed, positions_N: NDArray[np.int64], shape: Shape, 
         while start < len(positions_N):
             part = positions_N[start : start + pace.items].tolist()
             start += len(part)
-            yield functools.partial(_prepare_at, source, part, shape)
+            yield functools.partial(prepare, map(source.read, part), shape)  # read by the thread that prepares
 
-    return _in_order(todo(), workers, pace)
+    return _in_order(todo(), shape, workers, pace)
 
 
 def stream_runs(items: Iterable[Item], shape: Shape, workers: int) -> Iterator[Run]:
@@ -43,13 +43,9 @@ def stream_runs(items: Iterable[Item], shape: Shape, workers: int) -> Iterator[R
     def todo() -> Iterator[Callable[[], Run]]:
         iterator = iter(items)
         while part := list(_some(iterator, pace.items)):
-            yield functools.partial(prepare, part, shape)
+            yield functools.partial(prepare, iter(part), shape)
 
-    return _in_order(todo(), workers, pace)
-
-
-def _prepare_at(source: Indexed, positions: list[int], shape: Shape) -> Run:
-    return prepare([source.read(i) for i in positions], shape)
+    return _in_order(todo(), shape, workers, pace)
 
 
 def _some(items: Iterator[Item], count: int) -> Iterator[Item]:
@@ -73,17 +69,26 @@ class _Pace:
             self.items = min(_MOST_ITEMS, max(1, _RUN_BYTES * len(run.data) // run.pixel_bytes))
 
 
-def _in_order(todo: Iterator[Callable[[], Run]], workers: int, pace: _Pace) -> Iterator[Run]:
+def _in_order(todo: Iterator[Callable[[], Run]], shape: Shape, workers: int, pace: _Pace) -> Iterator[Run]:
     pending: deque[Future[Run]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="convert")
     try:
         for work in todo:
             pending.append(pool.submit(work))
             if len(pending) > 2 * workers:
-                run = pending.popleft().result()
-                pace.saw(run)
-                yield run
+                yield from _to_its_end(pending.popleft().result(), shape, pace)
         while pending:
-            yield pending.popleft().result()
+            yield from _to_its_end(pending.popleft().result(), shape, pace)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _to_its_end(run: Run, shape: Shape, pace: _Pace) -> Iterator[Run]:
+    """A run and, where its images were larger than guessed, what it left over."""
+    while True:
+        pace.saw(run)
+        rest, run.rest = run.rest, None
+        yield run
+        if rest is None:
+            return
+        run = prepare(rest, shape)

@@ -1,12 +1,13 @@
-"""Turns a stream into items by position: its bytes go to an unnamed file on disk, their places to memory."""
+"""Turns a stream into items by position: it goes to an unnamed file on disk, 16 bytes an item to memory."""
 
-import dataclasses
+import json
 import os
 import tempfile
+from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -23,48 +24,43 @@ def spool(stream: Stream, folder: Path, *, tick: Callable[[int], None]) -> Itera
         folder: where the unnamed file lies.
         tick: called with the number of items so far.
     """
-    keys: list[str] = []
-    places: list[_Place] = []
+    offsets = array("q", [0])
     numbering = Numbering()
-    with writing(folder), tempfile.TemporaryFile(dir=folder) as file:
+    with tempfile.TemporaryFile(dir=folder) as file:
         for item in stream.items():
-            places.append(_put(item.data, file))
-            keys.append(item.key)
+            with writing(folder):
+                offsets.append(offsets[-1] + _put(item, file))
             numbering.number(item.label)
-            tick(len(keys))
-        file.flush()
+            tick(len(offsets) - 1)
+        with writing(folder):
+            file.flush()
         classes, labels_N = numbering.finish(stream)
 
         def read(index: int) -> Item:
-            return Item(keys[index], _get(places[index], file.fileno()), int(labels_N[index]))
+            size = offsets[index + 1] - offsets[index]
+            record = os.pread(file.fileno(), size, offsets[index])  # no shared position: any thread may ask
+            return _get(record, int(labels_N[index]))
 
         yield Indexed(stream.name, classes, labels_N, read)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Place:
-    """Where an item's bytes lie; pixels have a dtype, encoded files none, refused items only a reason."""
-
-    offset: int
-    size: int
-    shape: tuple[int, ...] = ()
-    dtype: str = ""
-    refused: Exception | None = None
-
-
-def _put(data: bytes | np.ndarray | Exception, file: IO[bytes]) -> _Place:
+def _put(item: Item, file: IO[bytes]) -> int:
+    """Append an item: length of its description, description, bytes. Returns the size of all."""
+    data, about = item.data, dict[str, Any](key=item.key)
     if isinstance(data, Exception):
-        return _Place(0, 0, refused=data)
-    offset = file.tell()
-    if isinstance(data, bytes):
-        file.write(data)
-        return _Place(offset, len(data))
-    file.write(data.tobytes())
-    return _Place(offset, data.nbytes, data.shape, data.dtype.str)
+        about["refused"], data = str(data), b""
+    elif isinstance(data, np.ndarray):
+        about |= {"shape": data.shape, "dtype": data.dtype.str}
+        data = data.tobytes()
+    head = json.dumps(about).encode()
+    return file.write(len(head).to_bytes(4, "little") + head) + file.write(data)
 
 
-def _get(place: _Place, descriptor: int) -> bytes | np.ndarray | Exception:
-    if place.refused is not None:
-        return place.refused
-    data = os.pread(descriptor, place.size, place.offset)  # no shared position: any thread may ask
-    return np.frombuffer(data, place.dtype).reshape(place.shape) if place.dtype else data
+def _get(record: bytes, label: int) -> Item:
+    start = 4 + int.from_bytes(record[:4], "little")
+    about, data = json.loads(record[4:start]), record[start:]
+    if "refused" in about:
+        return Item(about["key"], ValueError(about["refused"]), label)
+    if "dtype" in about:
+        return Item(about["key"], np.frombuffer(data, about["dtype"]).reshape(about["shape"]), label)
+    return Item(about["key"], data, label)

@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 
 from ..errors import UserError
 
+_64 = 0xFFFFFFFFFFFFFFFF  # a seed may be negative; numpy takes none that is
+
 
 def choose(
     labels_N: NDArray[np.int64],
@@ -38,13 +40,13 @@ def choose(
     order_N = _spread(labels_N, seed)
     keep = max(1, round((count - val_count) * fraction))
     kept = order_N[val_count : val_count + (keep if limit is None else min(keep, limit))]
-    kept = np.random.default_rng([seed, 1]).permutation(kept) if shuffle else np.sort(kept)
+    kept = np.random.default_rng([seed & _64, 1]).permutation(kept) if shuffle else np.sort(kept)
     return kept, np.sort(order_N[:val_count])
 
 
 def _spread(labels_N: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
     """An order in which every prefix holds each class in its share: random within a class, classes interleaved."""
-    rng = np.random.default_rng([seed & 0xFFFFFFFFFFFFFFFF, 0])
+    rng = np.random.default_rng([seed & _64, 0])
     shuffled_N = rng.permutation(len(labels_N))
     by_class_N = shuffled_N[np.argsort(labels_N[shuffled_N], kind="stable")]
     _, starts, counts = np.unique(labels_N[by_class_N], return_index=True, return_counts=True)

@@ -14,12 +14,14 @@ from .base import (
     MAX_ITEM_BYTES,
     Indexed,
     Item,
+    Place,
     Stream,
+    check_places,
     choose_split,
     is_image_name,
     missing_split,
     no_labels,
-    split_of,
+    place_of,
 )
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
@@ -32,7 +34,7 @@ def tar_source(path: Path, split: str) -> Stream:
 
 
 def _tar_items(path: Path, split: str, directories: set[str]) -> Iterator[Item]:
-    places: dict[str, tuple[str | None, str]] = {}
+    places: dict[str, Place] = {}
     found: set[str | None] = set()
     count = 0
     for name, data in read_tar(path, max_bytes=MAX_ITEM_BYTES, wanted=is_image_name):
@@ -40,24 +42,32 @@ def _tar_items(path: Path, split: str, directories: set[str]) -> Iterator[Item]:
             yield Item(name, data)
             continue
         directory = name.rpartition("/")[0]
-        place = places.get(directory)
-        if place is None:
-            place = places[directory] = split_of(directory)
-            if place[0] != "unlabelled":
-                directories.add(place[1])
-            found.add(place[0])
-            if None in found and len(found) > 1 and count and split in ("train", "unlabelled"):
-                raise UserError(
-                    f"{path} has images both inside and outside of its split folders (see {name!r})",
-                    "Make an archive with train/ and test/, or with neither.",
-                )
-        if place[0] == split or (found == {None} and split in ("train", "unlabelled")):
+        if directory not in places:
+            places[directory] = place_of(directory)
+            found = _enter(str(path), places, directories, yielded=count if split in ("train", "unlabelled") else 0)
+        place = places[directory]
+        if place.split == split or (found == {None} and split in ("train", "unlabelled")):
             count += 1
-            yield Item(name, data, -1 if split == "unlabelled" else place[1])
+            yield Item(name, data, -1 if split == "unlabelled" else place.rest)
     if not found:
         raise UserError(f"{path} holds no image files", "Give an archive with .jpg, .png, .webp, .bmp, .tif or .gif.")
     if not count:
         raise missing_split(str(path), split, (s for s in found if s is not None))
+
+
+def _enter(source: str, places: dict[str, Place], directories: set[str], *, yielded: int) -> set[str | None]:
+    """Look at all directories met so far, after a new one: sets those that name classes, returns the splits."""
+    check_places(source, places.values())
+    found = {place.split for place in places.values()}
+    outside = found == {None}
+    if yielded and not outside and not any(place.split for place in list(places.values())[:-1]):
+        raise UserError(
+            f"{source} has images before and beside its split folders",
+            "Make an archive with train/ and test/ alone, or with neither.",
+        )
+    directories.clear()
+    directories.update(p.rest for p in places.values() if p.split != "unlabelled" and (outside or p.split is not None))
+    return found
 
 
 def zip_source(path: Path, split: str) -> Indexed:

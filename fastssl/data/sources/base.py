@@ -7,8 +7,9 @@ read from its beginning. Whoever needs order or a choice out of a stream spools 
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,14 +107,34 @@ def is_image_name(name: str) -> bool:
     return not any((p.startswith(".") and p not in (".", "..")) or p == "__MACOSX" for p in name.split("/"))
 
 
-def split_of(directory: str) -> tuple[str | None, str]:
-    """Split that a directory belongs to (by its first or second component) and the rest of its path."""
+class Place(NamedTuple):
+    """Where a directory stands: the split it belongs to, what lies above that, and the rest of its path."""
+
+    split: str | None
+    parent: str
+    rest: str
+
+
+def place_of(directory: str) -> Place:
+    """A split is told by the first or second component of the path."""
     parts = PurePosixPath(directory).parts
     for depth, part in enumerate(parts[:2]):
         for split, names in SPLITS.items():
             if part.lower() in names:
-                return split, "/".join(parts[depth + 1 :])
-    return None, "/".join(parts)
+                return Place(split, "/".join(parts[:depth]), "/".join(parts[depth + 1 :]))
+    return Place(None, "/".join(parts), "/".join(parts))
+
+
+def check_places(source: str, places: Collection[Place]) -> None:
+    """UserError when class folders stand beside train/ or test/: is `train` a split there, or a class?"""
+    parents = {place.parent for place in places if place.split is not None}
+    above = {"", *parents}
+    outside = sorted(place.rest for place in places if place.split is None and place.rest not in above)
+    if parents and outside:
+        raise UserError(
+            f"{source} has images in split folders and in others beside them, such as {outside[0]!r}",
+            "Give one with train/ and test/ alone, or rename a class that is called like a split.",
+        )
 
 
 def class_labels(directories: Iterable[str]) -> tuple[tuple[str, ...], dict[str, int]]:
@@ -137,26 +158,27 @@ def class_labels(directories: Iterable[str]) -> tuple[tuple[str, ...], dict[str,
 def choose_split(source: str, names: Sequence[str], split: str) -> tuple[list[int], tuple[str, ...], NDArray[np.int64]]:
     """Positions in `names` (sorted by name) of one split's images, the class names, and the chosen labels_N.
 
-    Where train/, test/ and so on exist, images outside of them belong to none of them; where they do not, all
-    images are the train split. The classes are those of all labelled splits together, so that a class missing
-    from one does not renumber the others.
+    Where train/, test/ and so on exist, images right beside those folders belong to none; where they do not, all
+    images are the train split. The classes are those of all labelled splits together, so that a class missing from
+    one does not renumber the others.
     """
-    places = {directory: split_of(directory) for directory in {name.rpartition("/")[0] for name in names}}
-    found = {place[0] for place in places.values()}
     if not names:
         raise UserError(f"{source} holds no image files", "Give one with .jpg, .png, .webp, .bmp, .tif or .gif.")
+    places = {directory: place_of(directory) for directory in {name.rpartition("/")[0] for name in names}}
+    check_places(source, places.values())
+    found = {place.split for place in places.values()}
     key = split if found != {None} else None
     if key is None and split not in ("train", "unlabelled"):
         raise missing_split(source, split, ())
-    chosen = [i for i, name in enumerate(names) if places[name.rpartition("/")[0]][0] == key]
+    chosen = [i for i, name in enumerate(names) if places[name.rpartition("/")[0]].split == key]
     if not chosen:
         raise missing_split(source, split, (s for s in found if s is not None))
     chosen.sort(key=names.__getitem__)
     if split == "unlabelled":
         return chosen, (), np.full(len(chosen), -1, np.int64)
-    labelled = (rest for where, rest in places.values() if where == key or (key and where not in (None, "unlabelled")))
-    classes, label_of = class_labels(labelled)
-    labels = [label_of[places[names[i].rpartition("/")[0]][1]] for i in chosen]
+    labelled = [p for p in places.values() if p.split == key or (key and p.split not in (None, "unlabelled"))]
+    classes, label_of = class_labels(place.rest for place in labelled)
+    labels = [label_of[places[names[i].rpartition("/")[0]].rest] for i in chosen]
     return chosen, classes, np.array(labels, np.int64)
 
 
