@@ -3,11 +3,11 @@
 import difflib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -18,7 +18,9 @@ from fastssl.augment import draws
 from fastssl.augment.engine import Augment
 from fastssl.augment.policy import View
 from fastssl.data import convert
+from fastssl.data.batch import Batch
 from fastssl.data.beton import Beton
+from fastssl.data.choose import choose, free_host_bytes, installed
 from fastssl.data.manifest import manifest_path
 from fastssl.data.resident import Resident
 from fastssl.errors import UserError
@@ -26,6 +28,14 @@ from fastssl.recipe import Recipe, VicReg, ViewSpec, view_table
 
 # Which images are held out or left out must not change with the run's seed, or runs could not be compared.
 SPLIT_SEED = 0x5EED
+
+
+class Loader(Protocol):
+    """What every loader is to the loop: steps per epoch, and the batches of an epoch from a step on."""
+
+    def __len__(self) -> int: ...
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]: ...
 
 
 @dataclass(frozen=True)
@@ -155,11 +165,12 @@ def some_of(indices: Tensor, count: int | None) -> Tensor:
     return indices[draws.permutation(SPLIT_SEED, 2, len(indices))[:count]].sort().values
 
 
-def loader(recipe: Recipe, path: Path, indices: Tensor, *, where: torch.device) -> Resident:
-    """Shuffled batches for pretraining."""
-    return Resident.open(
+def loader(recipe: Recipe, path: Path, indices: Tensor, *, where: torch.device) -> Loader:
+    """Shuffled batches for pretraining; each rank gets its part of the same global batches."""
+    return open_loader(
+        recipe,
         path,
-        device=where,
+        where=where,
         batch_size=recipe.data.batch_size,
         order=partial(shuffled_order, recipe.seed, len(indices)),
         indices=indices,
@@ -169,17 +180,63 @@ def loader(recipe: Recipe, path: Path, indices: Tensor, *, where: torch.device) 
     )
 
 
-def ordered_loader(recipe: Recipe, path: Path, indices: Tensor | None, *, where: torch.device) -> Resident:
-    """Batches in the file's order, the last one short, for evaluation."""
+def ordered_loader(
+    recipe: Recipe, path: Path, indices: Tensor | None, *, where: torch.device, share: Loader | None = None
+) -> Loader:
+    """Batches in the file's order, the last one short, for evaluation; `share` is an open loader of the same file."""
+    batch_size = recipe.evaluate.batch_size
+    if isinstance(share, Resident):
+        return share.subset(indices, batch_size=batch_size)
     count = len(labels_of(path)) if indices is None else len(indices)
-    return Resident.open(
-        path,
-        device=where,
-        batch_size=recipe.evaluate.batch_size,
-        order=lambda epoch: torch.arange(count),
-        indices=indices,
-        drop_last=False,
+    order = partial(file_order, count)
+    return open_loader(recipe, path, where=where, batch_size=batch_size, order=order, indices=indices, drop_last=False)
+
+
+def open_loader(recipe: Recipe, path: Path, *, where: torch.device, **plan: Any) -> Loader:
+    """The recipe's loader over a file; see `Resident.open` for the plan."""
+    threads = recipe.data.workers or None
+    match loader_choice(recipe, path, where)[0]:
+        case "ffcv":
+            from fastssl.data.ffcv import Ffcv
+
+            return Ffcv.open(path, device=where, threads=threads, **plan)
+        case "dali":
+            from fastssl.data.dali import Dali
+
+            return Dali.open(path, device=where, threads=threads, **plan)
+        case _:
+            return Resident.open(path, device=where, threads=threads, memory=recipe.data.memory, **plan)
+
+
+def loader_choice(recipe: Recipe, path: Path, where: torch.device) -> tuple[str, str]:
+    """Name of the loader and one sentence why.
+
+    Raises:
+        UserError: when the recipe asks for one that is not installed.
+    """
+    wanted = recipe.data.loader
+    packages = {"ffcv": "ffcv", "dali": "nvidia.dali"}
+    if wanted in packages and not installed(packages[wanted]):
+        raise UserError(
+            f"data.loader is {wanted}, but it is not installed.",
+            f"Run pip install 'fastssl-vision[{wanted}]', or set data.loader to auto.",
+        )
+    if wanted != "auto":
+        return wanted, "the recipe says so"
+    beton = Beton(path)
+    free = torch.cuda.mem_get_info(where)[0] if where.type == "cuda" else free_host_bytes()
+    return choose(
+        int(beton.sizes.prod(axis=1).sum()) * beton.channels * beton.dtype.itemsize,
+        is_jpeg=not beton.is_raw,
+        device=where.type,
+        free_bytes=free,
+        has_ffcv=installed("ffcv"),
+        has_dali=installed("nvidia.dali"),
     )
+
+
+def file_order(count: int, epoch: int) -> Tensor:
+    return torch.arange(count)
 
 
 def shuffled_order(seed: int, count: int, epoch: int) -> Tensor:

@@ -83,6 +83,7 @@ class TrainingProgress:
             f"{record['total_steps']} steps of {record['batch_size']} images and {record['views']} views"
             f" on {record['device']}" + (f", continuing after step {record['step']}" if record["step"] else "")
         )
+        console.print(f"Loader {record['loader']}")
         if not record["evaluated"]:
             console.print("No labelled images are held out (data.val_count), so there is no evaluation while training.")
 

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from fastssl import build, evaluate, models, spectrum
 from fastssl.augment.engine import Augment
 from fastssl.data.batch import Batch
-from fastssl.data.resident import Resident
 from fastssl.recipe import Recipe
 
 Embed = Callable[[Batch], Tensor]
@@ -24,20 +23,26 @@ class Prober:
         sets: which of its images they are, and which are held out.
         clean: the view that changes nothing but the size.
         where: device of the network.
+        share: an open loader of the same file, whose memory the probes then use.
     """
 
     def __init__(
-        self, recipe: Recipe, probe_path: Path, sets: build.Sets, *, clean: Augment, where: torch.device
+        self,
+        recipe: Recipe,
+        probe_path: Path,
+        sets: build.Sets,
+        *,
+        clean: Augment,
+        where: torch.device,
+        share: build.Loader | None = None,
     ) -> None:
         self.recipe, self.clean, self.where = recipe, clean, where
         self.autocast = build.autocast(recipe)
         learn = build.some_of(sets.probe, recipe.evaluate.max_train)
-        self.learn = build.ordered_loader(recipe, probe_path, learn, where=where) if len(learn) else None
-        self.val = build.ordered_loader(recipe, probe_path, sets.val, where=where) if len(sets.val) else None
-        self.all_labelled = (
-            build.ordered_loader(recipe, probe_path, torch.cat([sets.probe, sets.val]).sort().values, where=where)
-            if len(sets.probe)
-            else None
+        chosen = (learn, sets.val, torch.cat([sets.probe, sets.val]).sort().values)
+        self.learn, self.val, self.all_labelled = (
+            build.ordered_loader(recipe, probe_path, indices, where=where, share=share) if len(indices) else None
+            for indices in chosen
         )
 
     def while_training(self, backbone: nn.Module) -> dict[str, float]:
@@ -75,7 +80,7 @@ class Prober:
             found |= {f"{name}_{key}": value for key, value in accuracies.items()}
         return found
 
-    def test_loader(self, test_path: Path) -> Resident:
+    def test_loader(self, test_path: Path) -> build.Loader:
         return build.ordered_loader(self.recipe, test_path, None, where=self.where)
 
     def quick(self, *features_and_labels: Tensor) -> dict[str, float]:
@@ -93,7 +98,7 @@ class Prober:
         (views_VBCHW,) = self.clean(batch.images, batch.index_B, 0, sizes_B2=batch.sizes_B2, offsets_B=batch.offsets_B)
         return views_VBCHW[0]
 
-    def features(self, embed: Embed, loader: Resident) -> tuple[Tensor, Tensor]:
+    def features(self, embed: Embed, loader: build.Loader) -> tuple[Tensor, Tensor]:
         with torch.inference_mode():
             pairs = [(embed(batch).float(), batch.labels_B) for batch in loader.epoch(0)]
         return torch.cat([f for f, _ in pairs]), torch.cat([y for _, y in pairs])

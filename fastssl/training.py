@@ -20,7 +20,6 @@ import fastssl
 from fastssl import build, checkpoint, distributed, spectrum
 from fastssl.augment.engine import Augment
 from fastssl.data.batch import Batch
-from fastssl.data.resident import Resident
 from fastssl.environment import environment
 from fastssl.errors import UserError
 from fastssl.interrupts import Interrupted, Interrupts
@@ -49,7 +48,7 @@ class Run:
     recipe: Recipe
     run_dir: Path
     device: torch.device
-    loader: Resident
+    loader: build.Loader
     augment: Augment
     network: Pretrainer
     loss: Callable[[Tensor], Terms]
@@ -156,7 +155,14 @@ def assemble(recipe: Recipe, folder: Path, observe: Observer) -> Run:
         loss=build.loss(recipe),
         optimizer=build.optimizer(recipe, network, where=where),
         learning_rate=build.learning_rate(recipe, steps_per_epoch=len(loader)),
-        prober=Prober(recipe, probe_path, sets, clean=build.clean_view(recipe, manifest, where=where), where=where),
+        prober=Prober(
+            recipe,
+            probe_path,
+            sets,
+            clean=build.clean_view(recipe, manifest, where=where),
+            where=where,
+            share=loader if recipe.data.probe_path is None else None,
+        ),
         manifest=manifest,
         observe=observe,
         scaler=torch.amp.GradScaler(where.type) if recipe.train.precision == "fp16" else None,
@@ -176,6 +182,7 @@ def begin(run: Run) -> None:
             "batch_size": run.recipe.data.batch_size,
             "views": run.views,
             "device": str(run.device),
+            "loader": ": ".join(build.loader_choice(run.recipe, run.recipe.data.path, run.device)),
             "evaluated": run.prober.val is not None,
         }
     )

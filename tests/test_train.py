@@ -199,6 +199,33 @@ def test_every_choice_trains_to_finite_losses(
     assert 0 <= summary["test_knn20_pct"] <= 100
 
 
+@pytest.mark.parametrize(
+    "data", [{"memory": "mmap"}, {"memory": "host"}, {"loader": "ffcv"}, {"loader": "dali"}], ids=str
+)
+def test_every_loader_gives_the_same_losses(
+    reference: Path, tiny_data: tuple[Path, Path], tmp_path: Path, data: dict[str, Any]
+) -> None:
+    package = {"ffcv": "ffcv", "dali": "nvidia.dali"}.get(data.get("loader", ""))
+    if package:
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    seen: list[dict[str, Any]] = []
+    fastssl.train(tiny(tiny_data, data=data), run_dir=tmp_path, observe=seen.append)
+    assert metrics(tmp_path) == metrics(reference)
+    assert data.get("loader", "resident") in seen[0]["loader"]
+
+
+def test_a_loader_that_is_not_installed_names_its_extra(
+    tiny_data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastssl import build
+
+    monkeypatch.setattr(build, "installed", lambda package: False)
+    with pytest.raises(UserError, match="not installed") as error:
+        fastssl.train(tiny(tiny_data, data={"loader": "ffcv"}), run_dir=tmp_path / "run")
+    assert "fastssl-vision[ffcv]" in error.value.fix
+    assert not (tmp_path / "run").exists()
+
+
 def test_compiled_losses_are_close_to_eager(reference: Path, tiny_data: tuple[Path, Path], tmp_path: Path) -> None:
     pytest.importorskip("torch._inductor")
     fastssl.train(tiny(tiny_data, train={"epochs": 1, "compile": True}, optim={"lr": 1e-9}), run_dir=tmp_path / "a")

@@ -88,6 +88,21 @@ class Resident:
             store = _Device(beton, device, threads)
         return cls(plan, store, torch.from_numpy(beton.labels).to(device), device)
 
+    def subset(
+        self, indices: Tensor | None, *, batch_size: int, order: Order | None = None, drop_last: bool = False
+    ) -> Self:
+        """A loader of other images of the same file that shares its memory; in the file's order when none is given."""
+        count = len(self.labels)
+        chosen = count if indices is None else len(indices)
+        plan = Plan.make(
+            count,
+            batch_size=batch_size,
+            order=order or (lambda epoch: torch.arange(chosen)),
+            indices=indices,
+            drop_last=drop_last,
+        )
+        return type(self)(plan, self._store, self.labels, self.device)
+
     def __len__(self) -> int:
         """Steps per epoch."""
         return len(self.plan)
