@@ -108,7 +108,7 @@ def test_single_steps_are_within_two_levels_of_torchvision_on_uint8(name: str):
 
 
 def test_the_crop_is_within_two_levels_of_torchvision_on_uint8():
-    """There torchvision rounds to whole levels between the axes and after; bicubic it also clips in between."""
+    """There torchvision rounds to whole levels between the axes and after; it also clips bicubic between."""
     view, images = SINGLE["crop"], pictures(16, 50, 40)
     drawn = Augment((view,), (0.0,) * 3, (1.0,) * 3, 0, torch.float32, "torch").parameters(
         torch.arange(16), 3, torch.tensor([[50, 40]] * 16)

@@ -6,6 +6,8 @@ the level above it. Plain 64-bit multiplies, so torch (int64), numba (uint64) an
 B batch, V views, S slots.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -21,7 +23,7 @@ def draws(seed: int, epoch: int | Tensor, index_B: Tensor, *, views: int, slots:
 
     Args:
         seed: any integer; only its low 64 bits count.
-        epoch: epoch number, or an int64 scalar on the device of `index_B`.
+        epoch: epoch number, or an int64 scalar on the device: one compiled graph then serves all.
         index_B: int64, position of each sample in its data set, at least 0.
         views: V, rows of the policy.
         slots: S, numbers for each view.
@@ -29,41 +31,37 @@ def draws(seed: int, epoch: int | Tensor, index_B: Tensor, *, views: int, slots:
     Returns:
         draws_BVS: float32 in [0, 1), on the device of `index_B`.
     """
-    device = index_B.device
-    sample_B = _child(_epoch_key(seed, epoch, device), index_B)
-    view_BV = _child(sample_B[:, None], torch.arange(views, device=device))
-    hash_BVS = _child(view_BV[..., None], torch.arange(slots, device=device))
-    return _shift(hash_BVS, 40).to(torch.float32) * UNIT
+    sample_B = _child(_epoch_key(seed, epoch), index_B)
+    view_BV = _child(sample_B[:, None], torch.arange(views, device=index_B.device))
+    hash_BVS = _child(view_BV[..., None], torch.arange(slots, device=index_B.device))
+    drawn_BVS: Tensor = _shift(hash_BVS, 40).to(torch.float32) * UNIT
+    return drawn_BVS
 
 
 def permutation(seed: int, epoch: int, count: int) -> Tensor:
     """The order in which an epoch visits `count` samples: int64 (count,) on the CPU."""
-    key = _child(_epoch_key(seed, epoch, torch.device("cpu")), ORDER_OF_EPOCH)
+    key = _child(_epoch_key(seed, epoch), ORDER_OF_EPOCH)
     return torch.argsort(_child(key, torch.arange(count)), stable=True)
 
 
-def _epoch_key(seed: int, epoch: int | Tensor, device: torch.device) -> Tensor:
-    root = torch.zeros((), dtype=torch.int64, device=device)
-    return _child(_child(root, _signed(seed)), epoch)
+def _epoch_key(seed: int, epoch: int | Tensor) -> Any:
+    return _child(_child(0, seed), epoch)
 
 
-def _child(key: Tensor, word: int | Tensor) -> Tensor:
-    if isinstance(word, int):
-        return _mix(key + _signed((word + 1) * GOLDEN))
-    return _mix(key + (word + 1) * _signed(GOLDEN))
-
-
-def _mix(bits: Tensor) -> Tensor:
-    bits = (bits ^ _shift(bits, 30)) * _signed(FIRST)
-    bits = (bits ^ _shift(bits, 27)) * _signed(SECOND)
+def _child(key: Any, word: Any) -> Any:
+    """The word-th output of the generator seeded by `key`; each a Python integer or an int64 tensor."""
+    # (word + 1) * GOLDEN; torch's compiler takes that for index arithmetic, which does not wrap, but not this
+    bits = _wrapped(key + _wrapped(~word * _wrapped(-GOLDEN)))
+    bits = _wrapped((bits ^ _shift(bits, 30)) * _wrapped(FIRST))
+    bits = _wrapped((bits ^ _shift(bits, 27)) * _wrapped(SECOND))
     return bits ^ _shift(bits, 31)
 
 
-def _shift(bits: Tensor, by: int) -> Tensor:
-    """Logical right shift: torch's own copies the sign bit in."""
+def _shift(bits: Any, by: int) -> Any:
+    """Logical right shift: an int64's own copies the sign bit in."""
     return (bits >> by) & ((1 << (64 - by)) - 1)
 
 
-def _signed(word: int) -> int:
-    """The int64 with the same low 64 bits."""
-    return (word + 2**63) % 2**64 - 2**63
+def _wrapped(word: Any) -> Any:
+    """What int64 keeps of a Python integer; tensors wrap by themselves."""
+    return (word + 2**63) % 2**64 - 2**63 if isinstance(word, int) else word

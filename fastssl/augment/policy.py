@@ -209,9 +209,10 @@ def problems(view: View) -> list[tuple[str, str]]:
     return [(name, message) for name, sound, message in checks if not sound]
 
 
-@torch.compiler.assume_constant_result
 def constant(values: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Numbers as a tensor, copied to the device once: a copy in every step would wait for the device."""
+    if torch.compiler.is_compiling():
+        return torch.tensor(values, dtype=dtype, device=device)  # becomes part of the graph
     return _cached_constant(values, dtype, device)
 
 
