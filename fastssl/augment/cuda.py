@@ -87,8 +87,9 @@ def apply(
         plan = _plan(views[first:last], channels, images.dtype, exact)
         drawn_BVP = parameters.packed_BVP[:, first:last]
         for b in _groups(batch, plan):
-            source = (images, offsets_B[b]) if offsets_B is not None else (images[b], None)
-            _render(*source, sizes_B2[b], drawn_BVP[b], views[first:last], norm_2C, out_VBSSC[first:last, b], plan)
+            place, offsets = (images[b], None) if offsets_B is None else (images, offsets_B[b])
+            drawn, out = drawn_BVP[b], out_VBSSC[first:last, b]
+            _render(place, offsets, sizes_B2[b], drawn, views[first:last], norm_2C, out, plan)
     return out_VBSSC.permute(0, 1, 4, 2, 3)
 
 
@@ -171,7 +172,7 @@ def _render(
             STAGE=int(stage),
             FLAT=flat,
             P=plan,
-            num_warps=8 if plan.tile > TILE_PX else 4,
+            num_warps=plan.tile // 16,  # a tensor core's lines: more warps would repeat each other's work
             num_stages=1,  # loops are too short for a pipeline to fill
         )
 

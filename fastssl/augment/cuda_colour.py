@@ -35,7 +35,7 @@ def unit(x):
 
 @triton.jit
 def _grey(red, green, blue):
-    return RED * red + GREEN * green + BLUE * blue
+    return red * RED + green * GREEN + blue * BLUE
 
 
 @triton.jit
@@ -104,7 +104,7 @@ def _hsv_turned(red, green, blue, turns):
 @triton.jit
 def _yiq_turned(red, green, blue, turns):
     """The chroma plane of YIQ turned by the angle."""
-    cos, sin = tl.cos(TURN * turns), tl.sin(TURN * turns)
+    cos, sin = tl.cos(turns * TURN), tl.sin(turns * TURN)
     luma = 0.299 * red + 0.587 * green + 0.114 * blue
     i, q = 0.596 * red - 0.274 * green - 0.322 * blue, 0.211 * red - 0.523 * green + 0.312 * blue
     i, q = cos * i - sin * q, sin * i + cos * q

@@ -4,9 +4,9 @@ Crop and blur are banded matrices on either side of the image, formed in registe
 Pixels of 8 bits are exact in float16; the weights are divided by the sum of what they were rounded to, so a flat image
 stays flat.
 
-T side of a tile, K source lines at a time; V, S, C as in `cuda`. An `axis` is (line, rate, reach, first, low, high,
-gain): where the tile's lines lie among those of the box, what a distance is multiplied by, how far a line reaches, the
-box's first line in the source, its lines within reach of the tile, and what the weighted sums are multiplied by.
+T side of a tile, J rows and K columns of the source at a time; V, S, C as in `cuda`. An `axis` is (line, rate, reach,
+first, low, high, gain): where the tile's lines lie among those of the box, what a distance is multiplied by, how far a
+line reaches, the box's first line in the source, its lines within reach of the tile, what sums are multiplied by.
 """
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-calls=False
 
@@ -62,7 +62,7 @@ class Plan:
 
 
 COLUMN, WEIGHTS = tl.constexpr(Column), tl.constexpr(Weights)
-LINES = tl.constexpr(32)  # K
+ROWS, COLUMNS = tl.constexpr(16), tl.constexpr(32)  # J and K; 16 is the least a product takes, for registers' sake
 DEGREE = tl.constexpr(math.pi / 180)
 BELL = tl.constexpr(math.sqrt(0.5 * math.log2(math.e)))  # exp(-0.5 x^2) = 2^-(BELL x)^2, which the hardware has
 
@@ -97,7 +97,7 @@ def crop_axis(out, drawn, AXIS: tl.constexpr, size, P: tl.constexpr):
 def blur_axis(out, drawn, P: tl.constexpr):
     """Lines beyond the border are reflected as they are loaded."""
     reach = tl.load(drawn + COLUMN.value.BLUR_RADIUS_PX)
-    rate = BELL / tl.load(drawn + COLUMN.value.BLUR_SIGMA_PX)
+    rate = 1 / tl.load(drawn + COLUMN.value.BLUR_SIGMA_PX) * BELL
     line = tl.minimum(out, P.side - 1).to(tl.float32)
     half = 0.5
     for k in range(1, reach.to(tl.int32) + 1):
@@ -149,25 +149,25 @@ def mixed(source, pitch_y, pitch_x, pitch_channel, y, x, KIND: tl.constexpr, P: 
     line_1T, x_rate, x_reach, left, x_low, x_high, x_gain = x
     red = tl.zeros([P.tile, P.tile], tl.float32)
     green, blue = red, red
-    for p in range(y_low, y_high, LINES):
-        row_K = p + tl.arange(0, LINES)
-        red_KT = tl.zeros([LINES, P.tile], tl.float32)
-        green_KT, blue_KT = red_KT, red_KT
-        for q in range(x_low, x_high, LINES):
-            column_K = q + tl.arange(0, LINES)
+    for p in range(y_low, y_high, ROWS):
+        row_J = p + tl.arange(0, ROWS)
+        red_JT = tl.zeros([ROWS, P.tile], tl.float32)
+        green_JT, blue_JT = red_JT, red_JT
+        for q in range(x_low, x_high, COLUMNS):
+            column_K = q + tl.arange(0, COLUMNS)
             weight_KT = _weight(column_K[:, None].to(tl.float32), line_1T, x_rate, x_reach, KIND)
-            real_KK = (row_K < y_high)[:, None] & (column_K < x_high)[None, :]
-            row_K1, column_1K = _place(row_K, top, KIND, P)[:, None], _place(column_K, left, KIND, P)[None, :]
-            place_KK = source + row_K1 * pitch_y + column_1K * pitch_x
-            red_KT += _product(tl.load(place_KK, mask=real_KK, other=0), weight_KT, P)
+            real_JK = (row_J < y_high)[:, None] & (column_K < x_high)[None, :]
+            row_J1, column_1K = _place(row_J, top, KIND, P)[:, None], _place(column_K, left, KIND, P)[None, :]
+            place_JK = source + row_J1 * pitch_y + column_1K * pitch_x
+            red_JT += _product(tl.load(place_JK, mask=real_JK, other=0), weight_KT, P)
             if P.channels == 3:
-                green_KT += _product(tl.load(place_KK + pitch_channel, mask=real_KK, other=0), weight_KT, P)
-                blue_KT += _product(tl.load(place_KK + 2 * pitch_channel, mask=real_KK, other=0), weight_KT, P)
-        weight_TK = _weight(row_K[None, :].to(tl.float32), line_T1, y_rate, y_reach, KIND)
-        red += _product(weight_TK, red_KT * x_gain, P)
+                green_JT += _product(tl.load(place_JK + pitch_channel, mask=real_JK, other=0), weight_KT, P)
+                blue_JT += _product(tl.load(place_JK + 2 * pitch_channel, mask=real_JK, other=0), weight_KT, P)
+        weight_TJ = _weight(row_J[None, :].to(tl.float32), line_T1, y_rate, y_reach, KIND)
+        red += _product(weight_TJ, red_JT * x_gain, P)
         if P.channels == 3:
-            green += _product(weight_TK, green_KT * x_gain, P)
-            blue += _product(weight_TK, blue_KT * x_gain, P)
+            green += _product(weight_TJ, green_JT * x_gain, P)
+            blue += _product(weight_TJ, blue_JT * x_gain, P)
     return red * y_gain, green * y_gain, blue * y_gain
 
 
