@@ -50,6 +50,11 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
         position, _, name = key.partition(".")
         state.setdefault(int(position), {})[name] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if value.shape == parameter.shape:
+                # fused kernels walk memory: a channels_last kernel's moments must lie as it does
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def save(

@@ -48,6 +48,18 @@ def test_weights_optimiser_and_state_come_back_bit_for_bit(tmp_path: Path) -> No
     assert (state["step"], state["clock"], state["name"]) == (3, 1.5, "größe")
 
 
+def test_moments_lie_in_memory_as_their_parameters_do(tmp_path: Path) -> None:
+    kernel = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(kernel.parameters(), fused=True)
+    kernel(torch.randn(2, 3, 5, 5)).square().sum().backward()
+    optimizer.step()
+    tensors = checkpoint.optimizer_snapshot(optimizer)
+    checkpoint.restore_optimizer(optimizer, tensors)
+    moments = optimizer.state[kernel.weight]["exp_avg"]
+    assert moments.stride() == kernel.weight.stride()
+    assert torch.equal(moments.contiguous(), tensors["0.exp_avg"])
+
+
 @pytest.mark.parametrize("file", ["weights.safetensors", "optimizer.safetensors", "state.json"])
 @pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "remove"])
 def test_damage_is_noticed_and_the_checkpoint_before_is_used(tmp_path: Path, file: str, damage: str) -> None:

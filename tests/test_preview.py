@@ -18,11 +18,10 @@ CONFIG = {"train": {"epochs": 1}, "augment": {"views": 3, "side_px": 16}}
 def test_preview_writes_two_readable_pictures(tiny_data: tuple[Path, Path], tmp_path: Path) -> None:
     recipe = load({**CONFIG, "data": {"path": str(tiny_data[0])}})
     files = preview(recipe, tmp_path / "a" / "views.png", images=2)
-    grid, operations = (Image.open(path) for path in files)
-    assert grid.width > 4 * 100
-    assert operations.height > len(OPERATIONS) * 100
-    colours = np.unique(np.asarray(grid).reshape(-1, 3), axis=0)
-    assert len(colours) > 100
+    with Image.open(files[0]) as grid, Image.open(files[1]) as operations:
+        assert grid.width > 4 * 100
+        assert operations.height > len(OPERATIONS) * 100
+        assert len(np.unique(np.asarray(grid).reshape(-1, 3), axis=0)) > 100
 
 
 def test_pictures_are_the_networks_views_before_normalisation(tiny_data: tuple[Path, Path]) -> None:

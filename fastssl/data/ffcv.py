@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from llvmlite import binding  # type: ignore[import-untyped]
 from numba import config as numba_config
-from numba import njit, prange, types
+from numba import get_num_threads, njit, prange, set_num_threads, types
 from torch import Tensor
 
 from ..errors import UserError
@@ -30,6 +30,7 @@ from .beton import Beton
 from .plan import Order, Plan
 from .threads import WATCHDOG_S, cpu_count, hang
 
+_threads = torch.get_num_threads(), get_num_threads()
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # FFCV imports distutils
     try:
@@ -41,6 +42,8 @@ with warnings.catch_warnings():
             f"FFCV cannot be imported: {error}",
             "Install it: apt-get install libopencv-dev libturbojpeg0-dev pkg-config, then pip install ffcv.",
         ) from error
+torch.set_num_threads(_threads[0])  # importing FFCV leaves torch and numba with one thread each
+set_num_threads(_threads[1])
 
 # by symbol and not by address, because numba caches no function that holds an address
 binding.load_library_permanently(_libffcv.__file__)
