@@ -16,6 +16,7 @@ from torch import Tensor
 from fastssl.errors import UserError
 
 AllSum = Callable[[Tensor], Tensor]
+Views = list[Tensor]  # groups of whole views, each (v, B, D), together V of them
 
 STANDARDISE_EPS = 1e-5
 VICREG_EPS = 1e-4
@@ -23,6 +24,8 @@ VICREG_EPS = 1e-4
 BARLOW_C = 3.34
 VICREG_FLOOR, VICREG_C = 22.4, 22.0
 RISK_FACTOR = 10.0
+# 4 MB in float32: larger tensors miss the cache, and above 32 MB malloc maps and zeroes new pages each time.
+PIECE = 1 << 20
 
 
 def identity(x: Tensor) -> Tensor:
@@ -62,15 +65,15 @@ def barlow_twins(
         count = all_sum(z_VBD.new_full((), z_VBD.shape[1]))
         if l2_normalise:
             z_VBD = _to_sphere(z_VBD)
-        z_VBD = _standardise(z_VBD, count, (1,) if standardise == "per_view" else (0, 1), all_sum)
+        views = _standardise(_pieces(z_VBD), count, joint=standardise == "joint", all_sum=all_sum)
         if form == "leave_one_out":
-            target = mean_of_others(z_VBD)
-            redundancy = _off_diagonal_energy(z_VBD, target, count, all_sum) / len(z_VBD)
+            targets = _mean_of_others(views)
+            redundancy = _off_diagonal_energy(views, targets, count, all_sum) / len(z_VBD)
         else:
-            target = z_VBD.mean(0, keepdim=True)
-            redundancy = _off_diagonal_energy(target, target, count, all_sum)
-        diagonal_VD = all_sum((z_VBD * target).sum(1)) / count
-        invariance = (diagonal_VD - 1).square().sum() / len(z_VBD)
+            mean_1BD = _total(views) / len(z_VBD)
+            targets = [mean_1BD] * len(views)
+            redundancy = _off_diagonal_energy([mean_1BD], [mean_1BD], count, all_sum)
+        invariance = (_diagonal(views, targets, count, all_sum) - 1).square().sum() / len(z_VBD)
         loss = invariance + orthogonality * redundancy
     return {"loss": loss, "invariance": invariance.detach(), "redundancy": redundancy.detach()}
 
@@ -98,19 +101,16 @@ def vicreg(
         z_VBD = _full_precision(z_VBD)
         count = all_sum(z_VBD.new_full((), z_VBD.shape[1]))
         free = (count - 1).clamp_min(1)
-        near = all_sum((z_VBD - mean_of_others(z_VBD)).square().sum()) / (V * count * D)
-        centred_VBD = z_VBD - all_sum(z_VBD.sum(1, keepdim=True)) / count
-        spread_VD = (all_sum(centred_VBD.square().sum(1)) / free + VICREG_EPS).sqrt()
+        views = _pieces(z_VBD)
+        apart = [(z - m).square().sum() for z, m in zip(views, _mean_of_others(views), strict=True)]
+        near = all_sum(sum(apart, z_VBD.new_zeros(()))) / (V * count * D)
+        centred = _centre(views, count, joint=False, all_sum=all_sum)
+        spread_VD = (all_sum(_sum_of_squares(centred)) / free + VICREG_EPS).sqrt()
         hinge = torch.relu(1 - spread_VD).mean()
-        decorrelation = 2 * _off_diagonal_energy(centred_VBD, centred_VBD, free, all_sum) / (V * D)
+        decorrelation = 2 * _off_diagonal_energy(centred, centred, free, all_sum) / (V * D)
         loss = invariance * near + variance * hinge + covariance * decorrelation
     terms = {"invariance": near, "variance": hinge, "covariance": decorrelation}
     return {"loss": loss} | {name: term.detach() for name, term in terms.items()}
-
-
-def mean_of_others(z_VBD: Tensor) -> Tensor:
-    """The mean of all views but one, for each view, (V, B, D): a sum and a difference, so linear in V."""
-    return (z_VBD.sum(0, keepdim=True) - z_VBD) / (len(z_VBD) - 1)
 
 
 def orthogonality_rule(
@@ -179,17 +179,57 @@ def _to_sphere(z_VBD: Tensor) -> Tensor:
     return z_VBD * (z_VBD.square().mean(-1, keepdim=True) + 1e-12).rsqrt()
 
 
-def _standardise(z_VBD: Tensor, count: Tensor, dims: tuple[int, ...], all_sum: AllSum) -> Tensor:
-    total = count * z_VBD.shape[0] if 0 in dims else count
-    centred = z_VBD - all_sum(z_VBD.sum(dims, keepdim=True)) / total
-    variance = all_sum(centred.square().sum(dims, keepdim=True)) / total
-    return centred * (variance + STANDARDISE_EPS).rsqrt()
+def _pieces(z_VBD: Tensor) -> Views:
+    """The views in groups of about PIECE elements: what follows runs group by group."""
+    return list(torch.split(z_VBD, max(1, PIECE // max(1, z_VBD[0].numel()))))
 
 
-def _off_diagonal_energy(left_VBD: Tensor, right_VBD: Tensor, count: Tensor, all_sum: AllSum) -> Tensor:
+def _total(views: Views) -> Tensor:
+    """Sum over all V views, (1, B, D)."""
+    total_1BD = views[0].sum(0, keepdim=True)
+    for z in views[1:]:
+        total_1BD = total_1BD + z.sum(0, keepdim=True)
+    return total_1BD
+
+
+def _mean_of_others(views: Views) -> Views:
+    """The mean of all views but one, for each: a sum and differences, so linear in V."""
+    total_1BD, V = _total(views), sum(map(len, views))
+    return [(total_1BD - z) / (V - 1) for z in views]
+
+
+def _centre(views: Views, count: Tensor, *, joint: bool, all_sum: AllSum) -> Views:
+    mean_V1D = all_sum(torch.cat([z.sum(1, keepdim=True) for z in views])) / count
+    if joint:
+        mean_V1D = mean_V1D.mean(0, keepdim=True).expand_as(mean_V1D)
+    means = torch.split(mean_V1D, [len(z) for z in views])
+    return [z - m for z, m in zip(views, means, strict=True)]
+
+
+def _sum_of_squares(views: Views) -> Tensor:
+    """(V, D): sum over this rank's images."""
+    return torch.cat([z.square().sum(1) for z in views])
+
+
+def _standardise(views: Views, count: Tensor, *, joint: bool, all_sum: AllSum) -> Views:
+    centred = _centre(views, count, joint=joint, all_sum=all_sum)
+    variance_VD = all_sum(_sum_of_squares(centred)) / count
+    if joint:
+        variance_VD = variance_VD.mean(0, keepdim=True).expand_as(variance_VD)
+    scales = torch.split((variance_VD + STANDARDISE_EPS).rsqrt()[:, None], [len(z) for z in views])
+    return [z * s for z, s in zip(centred, scales, strict=True)]
+
+
+def _diagonal(left: Views, right: Views, count: Tensor, all_sum: AllSum) -> Tensor:
+    """(left_v' right_v / count)_ii, (V, D)."""
+    return all_sum(torch.cat([(a * b).sum(1) for a, b in zip(left, right, strict=True)])) / count
+
+
+def _off_diagonal_energy(left: Views, right: Views, count: Tensor, all_sum: AllSum) -> Tensor:
     """sum_v sum_{i != j} (left_v' right_v / count)_ij^2."""
-    diagonal_VD = all_sum((left_VBD * right_VBD).sum(1)) / count
-    return _energy(left_VBD, right_VBD, all_sum) / count.square() - diagonal_VD.square().sum()
+    energies = [_energy(a, b, all_sum) for a, b in zip(left, right, strict=True)]
+    diagonal_VD = _diagonal(left, right, count, all_sum)
+    return torch.stack(energies).sum() / count.square() - diagonal_VD.square().sum()
 
 
 def _energy(left_VBD: Tensor, right_VBD: Tensor, all_sum: AllSum) -> Tensor:
