@@ -1,9 +1,9 @@
 """Augmentation beside its peers, on the same images and with the same policy: python bench/augment.py [--quick]
 
-Each implementation has a process of its own, all take one case after the other: views per second, median of n windows
-after an untimed warm-up. Images lie decoded in memory: CIFAR-10's of 32 px for views of 32 px (the embedded shapes
-where its archive is absent), photographs of 256x340 px for larger ones. The policy and what each peer lacks are in
-augment_peers.py and in the record. Writes bench/results/augment.json.
+Each implementation has a process of its own, all take one case after the other: views per second and processor time of
+a view, median of n windows after an untimed warm-up. Images lie decoded in memory: CIFAR-10's of 32 px for views of
+32 px (the embedded shapes where its archive is absent), photographs of 256x340 px for larger ones. The policy and what
+each peer lacks are in augment_peers.py and in the record. Writes bench/results/augment.json.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,20 +51,21 @@ def images(name: str, count: int, folder: Path) -> Path:
     return path
 
 
-def measure(name: str, case: Case, repeats: int, seconds: float) -> list[float]:
-    """Views per second in each window; the warm-up takes half of the time and at least two steps."""
+def measure(name: str, case: Case, repeats: int, seconds: float) -> dict[str, list[float]]:
+    """Each metric in each window; the warm-up takes half of the time and at least two steps."""
     torch.set_num_threads(case.threads)
     with closing(PEERS[name].steps(case)) as steps:  # type: ignore[type-var]
         next(steps)
         window(steps, case.device, seconds / 2)
-        return [window(steps, case.device, seconds / repeats) for _ in range(repeats)]
+        windows = [window(steps, case.device, seconds / repeats) for _ in range(repeats)]
+    return {metric: [one[metric] for one in windows] for metric in windows[0]}
 
 
-def window(steps: Iterator[Step], device: str, seconds: float) -> float:
-    """Views per second over at least one step and the time given."""
+def window(steps: Iterator[Step], device: str, seconds: float) -> dict[str, float]:
+    """Views per second, and processor time of a view, over at least one step and the time given."""
     wait = torch.cuda.synchronize if device == "cuda" else (lambda: None)
     wait()
-    start, made, passed = time.perf_counter(), 0, 0.0
+    start, cpu_start, made, passed = time.perf_counter(), cpu_seconds(), 0, 0.0
     while not made or passed < seconds:
         count, views = next(steps)
         made += count
@@ -71,7 +73,13 @@ def window(steps: Iterator[Step], device: str, seconds: float) -> float:
         if time.perf_counter() - start >= seconds:
             wait()
         passed = time.perf_counter() - start
-    return made / passed
+    return {"views_per_s": made / passed, "cpu_us_per_view": 1e6 * (cpu_seconds() - cpu_start) / made}
+
+
+def cpu_seconds() -> float:
+    """Processor time of this process, all its threads, and its workers: what a busy machine distorts least."""
+    times = [process.cpu_times() for process in psutil.Process().children(recursive=True)]
+    return time.process_time() + sum(one.user + one.system for one in times)
 
 
 class Bench:
@@ -82,7 +90,7 @@ class Bench:
         self.processes = {name: ProcessPoolExecutor(1, mp_context=spawn) for name in names}
         self.repeats, self.seconds = repeats, seconds
 
-    def rates(self, name: str, case: Case) -> list[float] | None:
+    def measured(self, name: str, case: Case) -> dict[str, list[float]] | None:
         if name not in self.processes:
             return None
         try:
@@ -112,6 +120,7 @@ def table(rows: list[dict[str, Any]]) -> None:
 
     console = Console(width=120)
     keys = ("device", "side_px", "blur")
+    rows = [one for one in rows if one["metric"] == "views_per_s"]
     for key in sorted({tuple(one["work"][k] for k in keys) for one in rows}):
         chosen = [one for one in rows if tuple(one["work"][k] for k in keys) == key]
         views = sorted({one["work"]["views"] for one in chosen})
@@ -177,9 +186,8 @@ def main(argv: list[str] | None = None) -> None:
                 peer = PEERS[name]
                 if case.device not in peer.devices or (case.blur and not peer.blurs):
                     continue
-                rates = bench.rates(name, case)
-                if rates is not None:
-                    rows.append(row(name, work(peer, case, source), "views_per_s", rates))
+                for metric, values in (bench.measured(name, case) or {}).items():
+                    rows.append(row(name, work(peer, case, source), metric, values))
         bench.close()
     table(rows)
     if arguments.out is not None:
