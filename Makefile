@@ -5,7 +5,7 @@ demo: setup
 	.venv/bin/fastssl train recipes/quickstart.yaml --run-dir "runs/quickstart-$$(date +%Y%m%d-%H%M%S)"
 
 test: setup-test
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n 2
 
 lint: setup-test
 	.venv/bin/ruff check . && .venv/bin/mypy && .venv/bin/lint-imports

@@ -23,6 +23,7 @@ from fastssl.data.batch import Batch
 from fastssl.environment import environment
 from fastssl.errors import UserError
 from fastssl.interrupts import Interrupted, Interrupts
+from fastssl.memory import keep_freed_memory
 from fastssl.models import Pretrainer
 from fastssl.probe import Prober
 from fastssl.recipe import Recipe, dump, load, view_table
@@ -140,6 +141,8 @@ def different_keys(a: Any, b: Any, prefix: str = "") -> list[str]:
 def assemble(recipe: Recipe, folder: Path, observe: Observer) -> Run:
     """Builds every part; refuses what cannot work before anything is written."""
     where = build.device(recipe)
+    if where.type == "cpu":
+        keep_freed_memory()
     manifest = build.manifest_of(recipe.data.path)
     probe_path = recipe.data.probe_path or recipe.data.path
     sets = build.sets(recipe, build.labels_of(recipe.data.path), build.labels_of(probe_path))
