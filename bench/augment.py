@@ -181,13 +181,16 @@ def main(argv: list[str] | None = None) -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(arguments.peers, arguments.repeats, arguments.seconds)
-        for source, case in cases(arguments, Path(folder)):
-            for name in arguments.peers:
-                peer = PEERS[name]
-                if case.device not in peer.devices or (case.blur and not peer.blurs):
-                    continue
-                for metric, values in (bench.measured(name, case) or {}).items():
-                    rows.append(row(name, work(peer, case, source), metric, values))
+        try:
+            for source, case in cases(arguments, Path(folder)):
+                for name in arguments.peers:
+                    peer = PEERS[name]
+                    if case.device not in peer.devices or (case.blur and not peer.blurs):
+                        continue
+                    for metric, values in (bench.measured(name, case) or {}).items():
+                        rows.append(row(name, work(peer, case, source), metric, values))
+        except KeyboardInterrupt:
+            print("interrupted: what was measured until here is kept", file=sys.stderr)
         bench.close()
     table(rows)
     if arguments.out is not None:
