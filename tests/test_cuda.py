@@ -44,7 +44,7 @@ launches = pytest.mark.skipif(not (NATIVE or INTERPRETED), reason="runs under th
 @pytest.mark.skipif(NATIVE or INTERPRETED, reason="the kernels already run in this process")
 def test_under_the_interpreter():
     environment = os.environ | {"TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", __file__]
+    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", __file__]
     done = subprocess.run(command, env=environment, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     assert " passed" in done.stdout
