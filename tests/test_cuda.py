@@ -153,10 +153,16 @@ def test_other_channel_counts(channels: int):
 
 
 @launches
-@pytest.mark.parametrize("channels", [1, 4])
-def test_other_channel_counts_over_tiles(channels: int, tiled: None):
-    rows = {"still": replace(STILL, side_px=18), "rotated": replace(SMOOTH, side_px=18)}
-    assert not far(differences(rows, pictures(3, 17, 14, channels)), CLOSE)
+@pytest.mark.parametrize(("channels", "view"), [(1, SMOOTH), (4, STILL)])
+def test_other_channel_counts_over_tiles(channels: int, view: View, tiled: None):
+    assert not far(differences({"view": replace(view, side_px=18)}, pictures(3, 17, 14, channels)), CLOSE)
+
+
+@launches
+def test_without_contrast_the_first_pass_colours(tiled: None):
+    view = replace(STILL, side_px=18, contrast=0.0)
+    assert not cuda._plan((view,), 3, torch.uint8, exact=True).waits
+    assert not far(differences({"view": view}, pictures(3, 17, 14)), CLOSE)
 
 
 @launches
@@ -234,32 +240,41 @@ def test_an_empty_batch_gives_no_views():
     assert augment(empty, torch.arange(0, device=DEVICE), 5)[0].shape == (2, 0, 3, 32, 32)
 
 
-SIGNATURE = {
-    "images": "*u8", "offsets": "*i64", "sizes": "*i64", "drawn": "*fp32", "norm": "*fp32", "scratch": "*fp16",
-    "turned": "*fp16", "sums": "*fp32", "out": "*bf16", "batch": "i32", "image_step": "i32", "pitch": "i32",
-    "out_step": "i32",
-}  # fmt: skip
+TYPES = {"offsets": "*i64", "sizes": "*i64", "out": "*bf16", "batch": "i32", "image_step": "i32", "pitch": "i32"}
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter stands in for the compiler")
 @pytest.mark.parametrize(
-    ("stage", "side", "view"),
+    ("stage", "side", "view", "channels"),
     [
-        (cuda.Pass.CROP, 32, replace(CIFAR, hue=0.1, blur_p=0.5)),
-        (cuda.Pass.CROP, 224, replace(CIFAR, interpolation="bicubic", hue=0.1, hue_mode="linear")),
-        (cuda.Pass.ROTATE, 224, EVERYTHING),
-        (cuda.Pass.COLOUR, 224, EVERYTHING),
-        (cuda.Pass.BLUR, 224, EVERYTHING),
+        (cuda.Pass.CROP, 32, replace(CIFAR, hue=0.1, blur_p=0.5), 3),
+        (cuda.Pass.CROP, 224, replace(CIFAR, interpolation="bicubic", contrast=0.0, hue=0.1, hue_mode="linear"), 3),
+        (cuda.Pass.CROP, 224, EVERYTHING, 4),
+        (cuda.Pass.ROTATE, 224, EVERYTHING, 3),
+        (cuda.Pass.COLOUR, 224, EVERYTHING, 3),
+        (cuda.Pass.BLUR, 224, EVERYTHING, 3),
     ],
 )
-def test_compiles_for_hopper(stage: cuda.Pass, side: int, view: View):
-    plan = cuda._plan((replace(view, side_px=side),) * 2, 3, torch.uint8, exact=False)
-    constants = {"STAGE": int(stage), "FLAT": False, "P": plan}
-    source = ASTSource(cuda._pass, SIGNATURE | dict.fromkeys(constants, "constexpr"), constexprs=constants)
+def test_compiles_for_hopper(stage: cuda.Pass, side: int, view: View, channels: int):
+    wide = channels == 4  # uint16 from a flat buffer
+    plan = cuda._plan((replace(view, side_px=side),) * 2, channels, torch.uint16 if wide else torch.uint8, exact=wide)
+    constants = {"STAGE": int(stage), "FLAT": wide, "P": plan}
+    scratch = "*fp32" if wide else "*fp16"
+    types = TYPES | {"images": "*u16" if wide else "*u8", "scratch": scratch, "turned": scratch, "out_step": "i64"}
+    signature = {name: types.get(name, "*fp32") for name in cuda._pass.arg_names}
+    source = ASTSource(cuda._pass, signature | dict.fromkeys(constants, "constexpr"), constexprs=constants)
     options = {"num_warps": plan.tile // 16, "num_stages": 1}
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     assert "mma.sync" in compiled.asm["ptx"] or stage in (cuda.Pass.ROTATE, cuda.Pass.COLOUR)
     assert compiled.metadata.shared <= 48 << 10  # what a program gets without asking
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter stands in for the compiler")
+def test_the_hash_compiles_for_hopper():
+    types = {"seed": "*i64", "epoch": "*i64", "index": "*i64", "out": "*fp32", "BLOCK": "constexpr"}
+    signature = {name: types.get(name, "i32") for name in cuda._draw.arg_names}
+    source = ASTSource(cuda._draw, signature, constexprs={"BLOCK": cuda.HASH_BLOCK})
+    assert "mul.lo.s64" in triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["ptx"]
 
 
 @pytest.mark.gpu

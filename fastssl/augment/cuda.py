@@ -1,7 +1,7 @@
 """The CUDA applier: a fused Triton kernel that reads whole pixels and writes the network's layout once.
 
 A view that fits one tile is done in one pass. A larger one takes up to three more, over a scratch copy, because
-rotation, contrast and blur need all of the view; where they were not drawn it is finished in the first.
+rotation, contrast and blur need all of the view; a policy without them needs the first pass alone.
 
 B batch, V views, C channels, S side of a view, T side of a tile, G tiles of a view.
 """
@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastssl.augment import draws as hashing
-from fastssl.augment.cuda_colour import coloured, finish, grey_sum, unit
+from fastssl.augment.cuda_colour import coloured, finish, grey_sum_before_contrast, unit
 from fastssl.augment.cuda_resample import (
     Plan,
     Weights,
@@ -105,14 +105,16 @@ def _signed(word: int) -> int:
 
 
 def _plan(views: tuple[View, ...], channels: int, pixel: torch.dtype, exact: bool) -> Plan:
-    side = views[0].side_px
-    whole = side <= WHOLE_PX and not any(view.rotate_p > 0 for view in views)
+    side, rotates = views[0].side_px, any(view.rotate_p > 0 for view in views)
+    contrasts = channels == 3 and any(view.jitter_p > 0 and view.contrast > 0 for view in views)
+    whole = side <= WHOLE_PX and not rotates
     return Plan(
         views=len(views),
         channels=channels,
         side=side,
         tile=max(16, triton.next_power_of_2(side)) if whole else TILE_PX,
         whole=whole,
+        waits=not whole and (rotates or contrasts),
         resize=int(Weights.BICUBIC if views[0].interpolation == "bicubic" else Weights.BILINEAR),
         linear_hue=views[0].hue_mode == "linear",
         white=torch.iinfo(pixel).max,
@@ -141,17 +143,14 @@ def _render(
     """Launch every pass that the policy can ask for over one group of images."""
     count, device = len(sizes_B2) * plan.views, images.device
     rotates = any(view.rotate_p > 0 for view in views)
-    contrasts = plan.channels == 3 and any(view.jitter_p > 0 and view.contrast > 0 for view in views)
-    blurs = any(view.blur_p > 0 for view in views)
+    blurs = not plan.whole and any(view.blur_p > 0 for view in views)
     planes_X = (0 if plan.whole else count * plan.channels * plan.side**2,)
     scratch, turned = (
         torch.empty(planes_X if wanted else (0,), dtype=torch.float32 if plan.exact else torch.float16, device=device)
         for wanted in (True, rotates)
     )
     sums_NG = torch.empty((count, plan.across**2), dtype=torch.float32, device=device)
-    passes = [Pass.CROP] + [Pass.ROTATE] * rotates
-    if not plan.whole:
-        passes += [Pass.COLOUR] * (rotates or contrasts) + [Pass.BLUR] * blurs
+    passes = [Pass.CROP] + [Pass.ROTATE] * rotates + [Pass.COLOUR] * plan.waits + [Pass.BLUR] * blurs
     flat = offsets_B is not None
     images = images.contiguous()
     for stage in passes:
@@ -259,41 +258,39 @@ def _crop(images, sizes, pitch, tile, y_T1, x_1T, drawn, norm, scratch, sums, ou
     white: tl.constexpr = 1 / P.white
     red, green, blue = unit(red * white), unit(green * white), unit(blue * white)  # bicubic overshoots
     odd = tl.load(drawn + COLUMN.value.TURNS).to(tl.int32) % 2 == 1
-    y_TT, x_TT = tl.where(odd, x_1T, y_T1), tl.where(odd, y_T1, x_1T)
+    down, right = tl.where(odd, 1, P.side), tl.where(odd, P.side, 1)
     if P.whole:
         if P.channels == 3:
-            mean = grey_sum(red, green, blue, y_T1, x_1T, drawn, P) / (P.side * P.side)
-            red, green, blue = coloured(red, green, blue, drawn, mean, P)
+            red, green, blue = coloured(red, green, blue, 0.0, y_T1, x_1T, drawn, P)
         if tl.load(drawn + COLUMN.value.BLUR_RADIUS_PX) > 0:
             red, green, blue = blurred_tile(red, green, blue, drawn, P)
-        finish(red, green, blue, y_TT, x_TT, drawn, norm, out, P)
-    elif _waits(drawn, P):
-        store_planes(red, green, blue, y_TT, x_TT, scratch, P)
+        finish(red, green, blue, y_T1, x_1T, down, right, drawn, norm, out, P)
+    elif P.waits:
+        store_planes(red, green, blue, y_T1, x_1T, down, right, scratch, P)
         if P.channels == 3:
-            tl.store(sums + tile, grey_sum(red, green, blue, y_T1, x_1T, drawn, P))
+            tl.store(sums + tile, grey_sum_before_contrast(red, green, blue, y_T1, x_1T, drawn, P))
     else:
-        _go_on(red, green, blue, 0.0, y_TT, x_TT, drawn, norm, scratch, out, P)
+        _go_on(red, green, blue, 0.0, y_T1, x_1T, down, right, drawn, norm, scratch, out, P)
 
 
 @triton.jit
 def _rotate(tile, y_T1, x_1T, drawn, scratch, turned, sums, P: tl.constexpr):
     if tl.load(drawn + COLUMN.value.ROTATE_DEG) != 0:
         red, green, blue = rotated(scratch, y_T1, x_1T, drawn, P)
-        store_planes(red, green, blue, y_T1, x_1T, turned, P)
+        store_planes(red, green, blue, y_T1, x_1T, P.side, 1, turned, P)
         if P.channels == 3:
-            tl.store(sums + tile, grey_sum(red, green, blue, y_T1, x_1T, drawn, P))
+            tl.store(sums + tile, grey_sum_before_contrast(red, green, blue, y_T1, x_1T, drawn, P))
 
 
 @triton.jit
 def _colour(y_T1, x_1T, drawn, norm, scratch, turned, sums, out, P: tl.constexpr):
-    if _waits(drawn, P):
-        source = tl.where(tl.load(drawn + COLUMN.value.ROTATE_DEG) != 0, turned, scratch)
-        red, green, blue = load_planes(source, y_T1, x_1T, P)
-        mean = 0.0
-        if P.channels == 3:
-            part = tl.arange(0, P.parts)
-            mean = tl.sum(tl.load(sums + part, mask=part < P.across * P.across, other=0)) / (P.side * P.side)
-        _go_on(red, green, blue, mean, y_T1, x_1T, drawn, norm, scratch, out, P)
+    source = tl.where(tl.load(drawn + COLUMN.value.ROTATE_DEG) != 0, turned, scratch)
+    red, green, blue = load_planes(source, y_T1, x_1T, P)
+    mean = 0.0
+    if P.channels == 3:
+        part = tl.arange(0, P.parts)
+        mean = tl.sum(tl.load(sums + part, mask=part < P.across * P.across, other=0)) / (P.side * P.side)
+    _go_on(red, green, blue, mean, y_T1, x_1T, P.side, 1, drawn, norm, scratch, out, P)
 
 
 @triton.jit
@@ -301,24 +298,15 @@ def _blur(y_T1, x_1T, drawn, norm, scratch, out, P: tl.constexpr):
     if tl.load(drawn + COLUMN.value.BLUR_RADIUS_PX) > 0:
         y, x = blur_axis(y_T1, drawn, P), blur_axis(x_1T, drawn, P)
         red, green, blue = mixed(scratch, P.side, 1, P.side * P.side, y, x, WEIGHTS.value.GAUSSIAN, P)
-        finish(red, green, blue, y_T1, x_1T, drawn, norm, out, P)
+        finish(red, green, blue, y_T1, x_1T, P.side, 1, drawn, norm, out, P)
 
 
 @triton.jit
-def _waits(drawn, P: tl.constexpr):
-    """Whether colours need to see the whole view first."""
-    waits = tl.load(drawn + COLUMN.value.ROTATE_DEG) != 0
-    if P.channels == 3:
-        waits |= tl.load(drawn + COLUMN.value.CONTRAST) != 1
-    return waits
-
-
-@triton.jit
-def _go_on(red, green, blue, mean, y, x, drawn, norm, scratch, out, P: tl.constexpr):
+def _go_on(red, green, blue, mean, y_T1, x_1T, down, right, drawn, norm, scratch, out, P: tl.constexpr):
     """Colour a tile; a blur takes it up from the scratch copy, otherwise it is finished."""
     if P.channels == 3:
-        red, green, blue = coloured(red, green, blue, drawn, mean, P)
+        red, green, blue = coloured(red, green, blue, mean, y_T1, x_1T, drawn, P)
     if tl.load(drawn + COLUMN.value.BLUR_RADIUS_PX) > 0:
-        store_planes(red, green, blue, y, x, scratch, P)
+        store_planes(red, green, blue, y_T1, x_1T, down, right, scratch, P)
     else:
-        finish(red, green, blue, y, x, drawn, norm, out, P)
+        finish(red, green, blue, y_T1, x_1T, down, right, drawn, norm, out, P)

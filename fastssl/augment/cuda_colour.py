@@ -39,16 +39,20 @@ def _grey(red, green, blue):
 
 
 @triton.jit
-def grey_sum(red, green, blue, y, x, drawn, P: tl.constexpr):
-    """The sum of a tile's grey at the moment that contrast takes its mean."""
-    red, green, blue = _jittered(red, green, blue, drawn, 0.0, True, P)
-    return tl.sum(tl.where(inside(y, x, P), _grey(red, green, blue), 0.0))
+def _grey_sum(red, green, blue, y_T1, x_1T, P: tl.constexpr):
+    return tl.sum(tl.where(inside(y_T1, x_1T, P), _grey(red, green, blue), 0.0))
 
 
 @triton.jit
-def coloured(red, green, blue, drawn, mean, P: tl.constexpr):
-    """Jitter, then grey; `mean` is what contrast blends with."""
-    red, green, blue = _jittered(red, green, blue, drawn, mean, False, P)
+def grey_sum_before_contrast(red, green, blue, y_T1, x_1T, drawn, P: tl.constexpr):
+    red, green, blue = _jittered(red, green, blue, 0.0, y_T1, x_1T, drawn, True, P)
+    return _grey_sum(red, green, blue, y_T1, x_1T, P)
+
+
+@triton.jit
+def coloured(red, green, blue, mean, y_T1, x_1T, drawn, P: tl.constexpr):
+    """Jitter, then grey; `mean` is what contrast blends with where the tile does not hold the view."""
+    red, green, blue = _jittered(red, green, blue, mean, y_T1, x_1T, drawn, False, P)
     if tl.load(drawn + COLUMN.value.GRAY) > 0:
         red = _grey(red, green, blue)
         green, blue = red, red
@@ -56,7 +60,7 @@ def coloured(red, green, blue, drawn, mean, P: tl.constexpr):
 
 
 @triton.jit
-def _jittered(red, green, blue, drawn, mean, BEFORE_CONTRAST: tl.constexpr, P: tl.constexpr):
+def _jittered(red, green, blue, mean, y_T1, x_1T, drawn, BEFORE_CONTRAST: tl.constexpr, P: tl.constexpr):
     """The four steps in their drawn order, or those before contrast."""
     order = tl.load(drawn + COLUMN.value.ORDER).to(tl.int32)
     brightness, contrast = tl.load(drawn + COLUMN.value.BRIGHTNESS), tl.load(drawn + COLUMN.value.CONTRAST)
@@ -70,7 +74,11 @@ def _jittered(red, green, blue, drawn, mean, BEFORE_CONTRAST: tl.constexpr, P: t
         if going & (operation == 0) & (brightness != 1):
             red, green, blue = unit(red * brightness), unit(green * brightness), unit(blue * brightness)
         if going & (operation == 1) & (contrast != 1):
-            red, green, blue = _blend(red, green, blue, contrast, mean)
+            if P.whole:
+                here = _grey_sum(red, green, blue, y_T1, x_1T, P) / (P.side * P.side)
+                red, green, blue = _blend(red, green, blue, contrast, here)
+            else:
+                red, green, blue = _blend(red, green, blue, contrast, mean)
         if going & (operation == 2) & (saturation != 1):
             red, green, blue = _blend(red, green, blue, saturation, _grey(red, green, blue))
         if going & (operation == 3) & (hue != 0):
@@ -113,24 +121,42 @@ def _yiq_turned(red, green, blue, turns):
 
 
 @triton.jit
-def finish(red, green, blue, y, x, drawn, norm, out, P: tl.constexpr):
-    """Solarize, posterize, cut out, normalise, store."""
-    top, left = tl.load(drawn + COLUMN.value.CUTOUT_TOP), tl.load(drawn + COLUMN.value.CUTOUT_LEFT)
+def finish(red, green, blue, y_T1, x_1T, down, right, drawn, norm, out, P: tl.constexpr):
+    """Solarize, posterize, cut out, normalise, store; `down` and `right` are the pixels to the next row, column."""
+    threshold, bits = tl.load(drawn + COLUMN.value.SOLARIZE), tl.load(drawn + COLUMN.value.POSTERIZE_BITS)
     square = tl.load(drawn + COLUMN.value.CUTOUT_SIDE)
-    cut_TT = (y >= top) & (y < top + square) & (x >= left) & (x < left + square)
-    place_TT, real_TT = out + (y * P.side + x) * P.channels, inside(y, x, P)
-    tl.store(place_TT, _finished(red, cut_TT, drawn, norm, P).to(out.dtype.element_ty), mask=real_TT)
+    mean_0, mean_1, mean_2 = tl.load(norm), 0.0, 0.0
     if P.channels == 3:
-        green, blue = _finished(green, cut_TT, drawn, norm + 1, P), _finished(blue, cut_TT, drawn, norm + 2, P)
-        tl.store(place_TT + 1, green.to(out.dtype.element_ty), mask=real_TT)
-        tl.store(place_TT + 2, blue.to(out.dtype.element_ty), mask=real_TT)
+        mean_1, mean_2 = tl.load(norm + 1), tl.load(norm + 2)
+    if threshold <= 1:
+        red, green, blue = _solarized(red, threshold), _solarized(green, threshold), _solarized(blue, threshold)
+    if bits > 0:
+        red, green, blue = _posterized(red, bits), _posterized(green, bits), _posterized(blue, bits)
+    if square > 0:  # the square takes the mean, which normalises to 0
+        kept_TT = _outside_square(y_T1, x_1T, down < right, square, drawn)
+        red, green = tl.where(kept_TT, red, mean_0), tl.where(kept_TT, green, mean_1)
+        blue = tl.where(kept_TT, blue, mean_2)
+    place_TT, real_TT = out + (y_T1 * down + x_1T * right) * P.channels, inside(y_T1, x_1T, P)
+    tl.store(place_TT, ((red - mean_0) * tl.load(norm + P.channels)).to(out.dtype.element_ty), mask=real_TT)
+    if P.channels == 3:
+        tl.store(place_TT + 1, ((green - mean_1) * tl.load(norm + 4)).to(out.dtype.element_ty), mask=real_TT)
+        tl.store(place_TT + 2, ((blue - mean_2) * tl.load(norm + 5)).to(out.dtype.element_ty), mask=real_TT)
 
 
 @triton.jit
-def _finished(x_TT, cut_TT, drawn, norm, P: tl.constexpr):
-    x_TT = tl.where(x_TT >= tl.load(drawn + COLUMN.value.SOLARIZE), 1 - x_TT, x_TT)
-    levels = tl.exp2(tl.load(drawn + COLUMN.value.POSTERIZE_BITS))
-    if levels > 1:
-        x_TT = tl.minimum(tl.floor(x_TT * levels), levels - 1) / levels
-    mean, scale = tl.load(norm), tl.load(norm + P.channels)
-    return tl.where(cut_TT, 0.0, (x_TT - mean) * scale)  # the square takes the mean
+def _solarized(x, threshold):
+    return tl.where(x >= threshold, 1 - x, x)
+
+
+@triton.jit
+def _posterized(x, bits):
+    levels = tl.exp2(bits)
+    return tl.minimum(tl.floor(x * levels), levels - 1) * tl.exp2(-bits)
+
+
+@triton.jit
+def _outside_square(y_T1, x_1T, transposed, square, drawn):
+    top, left = tl.load(drawn + COLUMN.value.CUTOUT_TOP), tl.load(drawn + COLUMN.value.CUTOUT_LEFT)
+    top, left = tl.where(transposed, left, top), tl.where(transposed, top, left)
+    rows_T1, columns_1T = (y_T1 < top) | (y_T1 >= top + square), (x_1T < left) | (x_1T >= left + square)
+    return rows_T1 | columns_1T

@@ -35,6 +35,7 @@ class Plan:
     Attributes:
         tile: side of the square that a program works on, a power of 2.
         whole: whether that holds the view, so that the scratch copy is not needed.
+        waits: whether a tile's colours may need to see the other tiles first: after a rotation, or for contrast.
         resize: `Weights` of the crop.
         white: largest value of a pixel.
         exact: float32 between the passes and in the products, otherwise float16.
@@ -45,6 +46,7 @@ class Plan:
     side: int
     tile: int
     whole: bool
+    waits: bool
     resize: int
     linear_hue: bool
     white: int
@@ -233,9 +235,9 @@ def load_planes(planes, y, x, P: tl.constexpr):
 
 
 @triton.jit
-def store_planes(red, green, blue, y, x, planes, P: tl.constexpr):
-    place, real = planes + y * P.side + x, inside(y, x, P)
-    tl.store(place, _operand(red, P), mask=real)
+def store_planes(red, green, blue, y_T1, x_1T, down, right, planes, P: tl.constexpr):
+    place_TT, real_TT = planes + (y_T1 * down + x_1T * right), inside(y_T1, x_1T, P)
+    tl.store(place_TT, _operand(red, P), mask=real_TT)
     if P.channels == 3:
-        tl.store(place + P.side * P.side, _operand(green, P), mask=real)
-        tl.store(place + 2 * P.side * P.side, _operand(blue, P), mask=real)
+        tl.store(place_TT + P.side * P.side, _operand(green, P), mask=real_TT)
+        tl.store(place_TT + 2 * P.side * P.side, _operand(blue, P), mask=real_TT)
