@@ -10,6 +10,7 @@ import argparse
 import importlib.metadata
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -86,8 +87,8 @@ class Bench:
     """One process for each peer, kept from case to case; a peer that is missing or breaks is left out, with a word."""
 
     def __init__(self, names: list[str], repeats: int, seconds: float) -> None:
-        spawn = multiprocessing.get_context("spawn")
-        self.processes = {name: ProcessPoolExecutor(1, mp_context=spawn) for name in names}
+        options = {"mp_context": multiprocessing.get_context("spawn"), "initializer": ignore_interrupts}
+        self.processes = {name: ProcessPoolExecutor(1, **options) for name in names}
         self.repeats, self.seconds = repeats, seconds
 
     def measured(self, name: str, case: Case) -> dict[str, list[float]] | None:
@@ -105,6 +106,11 @@ class Bench:
     def close(self) -> None:
         for process in self.processes.values():
             process.shutdown()
+
+
+def ignore_interrupts() -> None:
+    """An interrupt is for the parent, which keeps what was measured."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def work(peer: Peer, case: Case, source: str) -> dict[str, Any]:
@@ -125,7 +131,7 @@ def table(rows: list[dict[str, Any]]) -> None:
         chosen = [one for one in rows if tuple(one["work"][k] for k in keys) == key]
         views = sorted({one["work"]["views"] for one in chosen})
         title = f"{key[1]} px, {'with' if key[2] else 'without'} blur, {key[0]}, {chosen[0]['work']['threads']} threads"
-        shown = Table(title=f"{title}: views/s, median [min, max]")
+        shown = Table(title=f"{title}: views/s, median \\[min, max]")
         shown.add_column("")
         for count in views:
             shown.add_column(f"V = {count}", justify="right")

@@ -86,7 +86,7 @@ def test_dry_run_records_what_ran_and_says_what_did_not(
 def test_a_missing_peer_is_said_and_left_out(
     case: Case, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(augment, "ProcessPoolExecutor", lambda count, mp_context: ThreadPoolExecutor(count))
+    monkeypatch.setattr(augment, "ProcessPoolExecutor", lambda count, **_: ThreadPoolExecutor(count))
     monkeypatch.setattr(augment, "measure", absent)
     bench = augment.Bench(["copy", "kornia"], repeats=2, seconds=0.01)
     assert bench.measured("kornia", case) is None
