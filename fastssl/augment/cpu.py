@@ -19,6 +19,7 @@ import torch
 from numba import njit, prange
 from torch import Tensor
 
+from fastssl.augment import policy
 from fastssl.augment.cpu_colour import blur_scratch, interleave, interleave_narrow, transform
 from fastssl.augment.cpu_resample import resample
 from fastssl.augment.draws import FIRST, GOLDEN, SECOND, UNIT
@@ -28,6 +29,7 @@ Array = npt.NDArray[Any]
 RECORD = np.dtype([(column.name.lower(), np.float32) for column in Column])
 INLINED = ("cpu_colour.py", "cpu_resample.py", "policy.py")
 LINE = 16  # floats in a cache line
+TORCH_GRAIN = 32768  # at::internal::GRAIN_SIZE: the elements below which torch's loops stay on one thread
 U_GOLDEN, U_FIRST, U_SECOND = np.uint64(GOLDEN), np.uint64(FIRST), np.uint64(SECOND)
 U_27, U_30, U_31, U_40, U_1 = (np.uint64(x) for x in (27, 30, 31, 40, 1))
 
@@ -53,11 +55,21 @@ def draws(seed: int, epoch: int | Tensor, index_B: Tensor, *, views: int, slots:
     return torch.from_numpy(out_BVS)
 
 
+def parameters(views: tuple[View, ...], draws_BVS: Tensor, sizes_B2: Tensor) -> Parameters:
+    """`policy.parameters` in pieces that torch keeps on this thread: waking the others takes longer."""
+    piece = max(1, TORCH_GRAIN // max(1, draws_BVS[:1].numel()))
+    packed_BVP = torch.empty(len(draws_BVS), len(views), len(Column))
+    for first in range(0, len(draws_BVS), piece):
+        some = slice(first, first + piece)
+        packed_BVP[some] = policy.parameters(views, draws_BVS[some], sizes_B2[some]).packed_BVP
+    return Parameters(packed_BVP)
+
+
 def apply(
     images: Tensor,
     sizes_B2: Tensor,
     offsets_B: Tensor | None,
-    parameters: Parameters,
+    drawn: Parameters,
     views: tuple[View, ...],
     mean_C: tuple[float, ...],
     std_C: tuple[float, ...],
@@ -79,7 +91,7 @@ def apply(
             images.contiguous().view(-1).numpy(),
             *_places(images, sizes, offsets_B, channels),
             sizes,
-            parameters.packed_BVP.contiguous().numpy().view(RECORD)[..., 0],
+            drawn.packed_BVP.contiguous().numpy().view(RECORD)[..., 0],
             np.array([view.interpolation == "bicubic" for view in views]),
             np.array([view.hue_mode == "linear" for view in views]),
             np.array(mean_C, dtype=np.float32),

@@ -65,13 +65,13 @@ class Augment:
 
     def parameters(self, index_B: Tensor, epoch: int | Tensor, sizes_B2: Tensor) -> Parameters:
         """What a call with the same arguments applies."""
-        draw = draws
+        draw, settle = draws, parameters
         if self.applier == "cpu":
-            from fastssl.augment.cpu import draws as draw  # the same bits, ten times sooner
+            from fastssl.augment.cpu import draws as draw  # the same bits, sooner
+            from fastssl.augment.cpu import parameters as settle
 
-        return parameters(
-            self.views, draw(self.seed, epoch, index_B, views=len(self.views), slots=SLOTS), sizes_B2
-        )
+        drawn_BVS = draw(self.seed, epoch, index_B, views=len(self.views), slots=SLOTS)
+        return settle(self.views, drawn_BVS, sizes_B2)
 
 
 def _equal_sizes(images: Tensor) -> Tensor:

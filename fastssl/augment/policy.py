@@ -234,11 +234,10 @@ def cutout_side_px(view: View) -> int:
 def _ranges(view: View) -> list[tuple[float, float]]:
     """(low, span) of each slot, in the slots' order."""
     area = (view.area_min, view.area_max - view.area_min)
-    aspect = (math.log(view.aspect_min), math.log(view.aspect_max) - math.log(view.aspect_min))
     weakest = [max(0.0, 1 - strength) for strength in (view.brightness, view.contrast, view.saturation)]
     uniform, cutout = (0.0, 1.0), (0.0, float(view.side_px - cutout_side_px(view) + 1))
     return [
-        *([area] * TRIES + [aspect] * TRIES + [uniform, uniform]),
+        *([area] * TRIES + [uniform] * TRIES + [uniform, uniform]),
         *(_chance(view.hflip_p), _chance(view.vflip_p), _chance(view.quarter_turn_p), (1.0, 3.0)),
         *(_chance(view.rotate_p), (-view.rotate_max_deg, 2 * view.rotate_max_deg)),
         _chance(view.jitter_p),
@@ -329,23 +328,28 @@ def _random_box(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """torchvision's RandomResizedCrop: the first of T boxes to fit, else the largest allowed one, centred."""
     area_BVT = value_BVS[..., Slot.AREA : Slot.ASPECT] * (height_B1 * width_B1)[..., None]
-    aspect_BVT = value_BVS[..., Slot.ASPECT : Slot.TOP].exp()
-    heights_BVT = (area_BVT / aspect_BVT).sqrt().round()
-    widths_BVT = (area_BVT * aspect_BVT).sqrt().round()
-    within_BVT = (heights_BVT <= height_B1[..., None]) & (widths_BVT <= width_B1[..., None])
-    fits_BVT = within_BVT & (heights_BVT > 0) & (widths_BVT > 0)
+    aspects_V1 = (columns["aspect_max"] / columns["aspect_min"])[:, None]
+    aspect_BVT = columns["aspect_min"][:, None] * aspects_V1 ** value_BVS[..., Slot.ASPECT : Slot.TOP]
+    squares_BVT = area_BVT / aspect_BVT, area_BVT * aspect_BVT
+    fits_BVT = _rounds_within(squares_BVT[0], height_B1) & _rounds_within(squares_BVT[1], width_B1)
     drawn_BV = fits_BVT.any(dim=-1)
     first_BV1 = fits_BVT.float().argmax(dim=-1, keepdim=True)
-    largest_height_BV = torch.minimum(height_B1, (width_B1 / columns["aspect_min"]).round().clamp(min=1))
-    largest_width_BV = torch.minimum(width_B1, (height_B1 * columns["aspect_max"]).round().clamp(min=1))
-    box_height_BV = torch.where(drawn_BV, heights_BVT.gather(-1, first_BV1)[..., 0], largest_height_BV)
-    box_width_BV = torch.where(drawn_BV, widths_BVT.gather(-1, first_BV1)[..., 0], largest_width_BV)
+    first_height_BV, first_width_BV = (s.gather(-1, first_BV1)[..., 0].sqrt().round() for s in squares_BVT)
+    largest_height_BV = (width_B1 / columns["aspect_min"]).round().clamp(min=1)
+    largest_width_BV = (height_B1 * columns["aspect_max"]).round().clamp(min=1)
+    box_height_BV = torch.minimum(torch.where(drawn_BV, first_height_BV, largest_height_BV), height_B1)
+    box_width_BV = torch.minimum(torch.where(drawn_BV, first_width_BV, largest_width_BV), width_B1)
     spare_top_BV, spare_left_BV = height_B1 - box_height_BV, width_B1 - box_width_BV
     top_BV = torch.where(drawn_BV, value_BVS[..., Slot.TOP] * (spare_top_BV + 1), spare_top_BV / 2).floor()
     left_BV = torch.where(
         drawn_BV, value_BVS[..., Slot.LEFT] * (spare_left_BV + 1), spare_left_BV / 2
     ).floor()
     return top_BV, left_BV, box_height_BV, box_width_BV
+
+
+def _rounds_within(square_BVT: Tensor, whole_B1: Tensor) -> Tensor:
+    """Whether the root rounds to a side from 1 to the whole; roots of all the tries would cost more."""
+    return (square_BVT > 0.25) & (square_BVT < (whole_B1[..., None] + 0.5) * (whole_B1[..., None] + 0.5))
 
 
 def _turns(value_BVS: Tensor, on_BVS: Tensor) -> Tensor:
