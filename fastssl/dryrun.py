@@ -40,7 +40,7 @@ def describe(recipe: Recipe) -> dict[str, Any]:
         "orthogonality": build.orthogonality(recipe),
         "backbone_parameters": models.parameter_count(network.backbone),
         "projector_parameters": models.parameter_count(network.projector),
-        "estimated_train_s": round(total_s, 1) if total_s else None,
+        "estimated_train_s": round(total_s, 4) if total_s else None,
     }
     return record | {"text": dump(recipe) + "\n" + text_of(record, recipe)}
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,18 @@ def same_weights(a: Path, b: Path) -> bool:
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory, tiny_data: tuple[Path, Path]) -> Path:
+def one_thread() -> Iterator[None]:
+    """Equal bits need equal thread counts, here and in processes started here, whatever other tests have imported."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def reference(one_thread: None, tmp_path_factory: pytest.TempPathFactory, tiny_data: tuple[Path, Path]) -> Path:
     """A run of the tiny recipe, never interrupted."""
     folder = tmp_path_factory.mktemp("reference")
     recipe = tiny(tiny_data)
