@@ -313,6 +313,15 @@ def orthogonality(recipe: Recipe) -> float:
     return losses.orthogonality_rule(spec.name, recipe.model.projector[-1], len(view_table(recipe.augment)), form=form)
 
 
+def collapse_risk(recipe: Recipe) -> str | None:
+    """One sentence when the recipe's weight is far above the rule's for its D, else None."""
+    if not recipe.model.projector:
+        return None
+    spec, dim, views = recipe.loss, recipe.model.projector[-1], len(view_table(recipe.augment))
+    form = "leave_one_out" if isinstance(spec, VicReg) else spec.form
+    return losses.collapse_risk(spec.name, orthogonality(recipe), dim, views, form=form)
+
+
 def optimizer(recipe: Recipe, module: torch.nn.Module, *, where: torch.device) -> torch.optim.Optimizer:
     spec = recipe.optim
     groups = optim.parameter_groups([module], weight_decay=spec.weight_decay)

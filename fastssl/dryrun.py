@@ -21,7 +21,8 @@ def describe(recipe: Recipe) -> dict[str, Any]:
     build.check(recipe)
     where = build.device(recipe)
     rows = view_table(recipe.augment)
-    network = build.network(recipe, in_channels=3, where=where)
+    channels = int(build.manifest_of(recipe.data.path)["channels"]) if recipe.data.path.exists() else 3
+    network = build.network(recipe, in_channels=channels, where=where)
     images = images_of(recipe)
     steps = images // recipe.data.batch_size if images else None
     seconds = seconds_per_image(recipe, network, where)
@@ -38,6 +39,7 @@ def describe(recipe: Recipe) -> dict[str, Any]:
         "features_dim": network.backbone.features_dim,
         "embedding_dim": dim,
         "orthogonality": build.orthogonality(recipe),
+        "collapse_risk": build.collapse_risk(recipe),
         "backbone_parameters": models.parameter_count(network.backbone),
         "projector_parameters": models.parameter_count(network.projector),
         "estimated_train_s": round(total_s, 4) if total_s else None,
@@ -59,9 +61,9 @@ def images_of(recipe: Recipe) -> int | None:
 def seconds_per_image(recipe: Recipe, network: models.Pretrainer, where: torch.device) -> float:
     """Seconds of a step (not loading) for one image's views: the fastest of three steps after one unmeasured."""
     batch = min(ESTIMATE_IMAGES, recipe.data.batch_size)
-    rows = view_table(recipe.augment)
+    rows, channels = view_table(recipe.augment), network.backbone.conv1.in_channels
     groups = tuple(
-        torch.rand(1, batch, row.side_px, row.side_px, 3, device=where).permute(0, 1, 4, 2, 3) for row in rows
+        torch.rand(1, batch, row.side_px, row.side_px, channels, device=where).permute(0, 1, 4, 2, 3) for row in rows
     )
     optimizer = build.optimizer(recipe, network, where=where)
     times = []
@@ -90,4 +92,6 @@ def text_of(record: dict[str, Any], recipe: Recipe) -> str:
         if estimate
         else "known once the data is converted",
     }
+    if record["collapse_risk"]:
+        lines["warning"] = record["collapse_risk"]
     return "\n".join(f"{name + ':':15s} {value}" for name, value in lines.items())

@@ -189,6 +189,9 @@ def begin(run: Run) -> None:
             "evaluated": run.prober.val is not None,
         }
     )
+    risk = build.collapse_risk(run.recipe)
+    if risk:
+        run.observe({"event": "warning", "message": risk})
 
 
 def loop(run: Run, interrupts: Interrupts) -> None:

@@ -308,6 +308,17 @@ def test_changed_data_is_refused_with_both_digests(tiny_data: tuple[Path, Path],
     assert second["digest"] in error.value.what
 
 
+def test_a_weight_far_above_the_rule_is_warned_about_before_the_first_step(
+    tiny_data: tuple[Path, Path], tmp_path: Path
+) -> None:
+    for name, weight, warned in (("a", 50.0, True), ("b", "auto", False)):
+        seen: list[dict[str, Any]] = []
+        recipe = tiny(tiny_data, loss={"orthogonality": weight}, train={"epochs": 1})
+        fastssl.train(recipe, run_dir=tmp_path / name, observe=seen.append)
+        before = seen[: next(i for i, r in enumerate(seen) if r["event"] == "step")]
+        assert any("likely to collapse" in r.get("message", "") for r in before) is warned
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tiny_data: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not finite"):
         fastssl.train(tiny(tiny_data, optim={"name": "sgd", "lr": 1e30}), run_dir=tmp_path)
