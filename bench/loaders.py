@@ -88,9 +88,7 @@ def plain_ffcv(data: Path, images: str, views: int, workers: int) -> Epoch:
     for view in range(views):
         decoder = RandomResizedCropRGBImageDecoder((SIDE_PX[images],) * 2)
         name = "image" if view == 0 else f"view{view}"
-        pipelines[name] = PipelineSpec(
-            "image", decoder=decoder, transforms=[RandomHorizontalFlip(), ToTensor()]
-        )
+        pipelines[name] = PipelineSpec("image", decoder=decoder, transforms=[RandomHorizontalFlip(), ToTensor()])
     loader = Loader(
         str(data / f"{images}.beton"),
         batch_size=BATCH[images],
@@ -182,14 +180,10 @@ def jobs(views: list[int]) -> list[tuple[str, str, int]]:
     made = [(impl, images, 0) for images in BATCH for impl in IMPLS]
     cut = ("fastssl-resident", "fastssl-ffcv", "fastssl-dali", "ffcv", "dali", "torchvision")
     made += [(impl, images, v) for images in BATCH for v in views for impl in cut]
-    return [
-        (impl, images, v) for impl, images, v in made if (impl, images) != ("fastssl-resident", "photographs")
-    ]
+    return [(impl, images, v) for impl, images, v in made if (impl, images) != ("fastssl-resident", "photographs")]
 
 
-def measure_here(
-    impl: str, images: str, views: int, data: Path, workers: int, seconds: float
-) -> dict[str, float]:
+def measure_here(impl: str, images: str, views: int, data: Path, workers: int, seconds: float) -> dict[str, float]:
     """Rates after an untimed warm-up of half the time, seconds from construction to the first batch, peak memory."""
     import torch
 
@@ -218,9 +212,7 @@ def peak_mb() -> float:
     return own_kib / 1024 + sum(child.memory_full_info().uss for child in children) / 2**20
 
 
-def measure(
-    impl: str, images: str, views: int, data: Path, workers: int, seconds: float
-) -> dict[str, float] | None:
+def measure(impl: str, images: str, views: int, data: Path, workers: int, seconds: float) -> dict[str, float] | None:
     """`measure_here` in a fresh process; None, with a word why, where a peer is missing or fails."""
     job = json.dumps([impl, images, views])
     command = [sys.executable, __file__, "--one", job, "--data", str(data)]
@@ -253,16 +245,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument(
-        "--seconds", type=float, default=4.0, help="of each measurement, after half of that unmeasured"
-    )
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement, after half of that unmeasured")
     parser.add_argument("--photographs", type=int, default=3000)
     parser.add_argument("--views", type=int, nargs="*", default=[1, 2, 4, 8])
     parser.add_argument("--only", nargs="*", default=list(IMPLS), choices=list(IMPLS))
     parser.add_argument("--images", nargs="*", default=list(BATCH), choices=list(BATCH))
-    parser.add_argument(
-        "--quick", action="store_true", help="one short repeat, few photographs, nothing written"
-    )
+    parser.add_argument("--quick", action="store_true", help="one short repeat, few photographs, nothing written")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -281,9 +269,7 @@ def main() -> None:
         wanted = [
             job
             for job in jobs(arguments.views)
-            if job[0] in arguments.only
-            and job[1] in arguments.images
-            and (Path(folder) / f"{job[1]}.beton").exists()
+            if job[0] in arguments.only and job[1] in arguments.images and (Path(folder) / f"{job[1]}.beton").exists()
         ]
         for _ in range(arguments.repeats):  # in turn, so that a slow spell of the machine touches all alike
             for job in wanted:

@@ -26,9 +26,7 @@ def _standard(column: Tensor, population: Tensor) -> Tensor:
 def to_sphere(z_VBD: Tensor) -> Tensor:
     """Each embedding scaled to length sqrt(D), eps 1e-12 under the root."""
     D = z_VBD.shape[2]
-    return torch.stack(
-        [torch.stack([z / ((z * z).sum() / D + 1e-12) ** 0.5 for z in view]) for view in z_VBD]
-    )
+    return torch.stack([torch.stack([z / ((z * z).sum() / D + 1e-12) ** 0.5 for z in view]) for view in z_VBD])
 
 
 def correlation(a: list[Tensor], b: list[Tensor], i: int, j: int) -> Tensor:

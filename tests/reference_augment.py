@@ -71,9 +71,7 @@ def uniform(seed: int, epoch: int, index: int, view: int, slot: int) -> float:
     return (key >> 40) / 2**24
 
 
-def augmented(
-    image_HWC: Tensor, drawn: Parameters, b: int, v: int, view: View, mean_C: tuple[float, ...]
-) -> Tensor:
+def augmented(image_HWC: Tensor, drawn: Parameters, b: int, v: int, view: View, mean_C: tuple[float, ...]) -> Tensor:
     """One view (C, S, S) in [0, 1], before normalisation."""
     p = {column: drawn[column][b, v].item() for column in Column}
     x = image_HWC.permute(2, 0, 1).float() / torch.iinfo(image_HWC.dtype).max
@@ -118,9 +116,7 @@ def coloured(x: Tensor, p: dict[Column, float]) -> Tensor:
     return TF.rgb_to_grayscale(x, num_output_channels=3) if p[Column.GRAY] else x
 
 
-def pictures(
-    count: int, height: int, width: int, channels: int = 3, dtype: torch.dtype = torch.uint8
-) -> Tensor:
+def pictures(count: int, height: int, width: int, channels: int = 3, dtype: torch.dtype = torch.uint8) -> Tensor:
     """Random images (count, H, W, C) over the whole range: smooth, noisy, flat and saturated in turn."""
     generator = torch.Generator().manual_seed(height * 1000 + width)
     noise = torch.rand(count, channels, height, width, generator=generator)

@@ -112,9 +112,7 @@ def test_max_side_shrinks_pixels_and_jpegs_and_leaves_smaller_ones(tmp_path):
 
 
 def test_more_samples_than_hinted_move_the_data_up(tmp_path):
-    count = (
-        PAGE - HEADER.itemsize - 2 * FIELD.itemsize
-    ) // 24 + 1  # one record more than fits before the first page
+    count = (PAGE - HEADER.itemsize - 2 * FIELD.itemsize) // 24 + 1  # one record more than fits before the first page
     images = [noise(i, 2, 3, 3) for i in range(10)]
     path = tmp_path / "a.beton"
     with BetonWriter(path) as writer:
@@ -247,9 +245,7 @@ def ffcv_write(path: Path, images: list, field, extra: dict | None = None, value
     from ffcv.writer import DatasetWriter
 
     fields = {**(extra or {}), "image": field, "label": IntField()}
-    DatasetWriter(str(path), fields, page_size=PAGE, num_workers=1).from_indexed_dataset(
-        Pairs(images, values)
-    )
+    DatasetWriter(str(path), fields, page_size=PAGE, num_workers=1).from_indexed_dataset(Pairs(images, values))
     return Beton(path)
 
 
@@ -259,9 +255,7 @@ def ffcv_images(path: Path, **options: object) -> tuple[np.ndarray, np.ndarray]:
 
     batches = [
         (images.numpy().copy(), labels.numpy().copy())
-        for images, labels in Loader(
-            str(path), batch_size=4, num_workers=cpu_count(), drop_last=False, **options
-        )
+        for images, labels in Loader(str(path), batch_size=4, num_workers=cpu_count(), drop_last=False, **options)
     ]
     images, labels = (np.concatenate(part) for part in zip(*batches, strict=True))
     return images, labels[:, 0]
@@ -353,9 +347,7 @@ def test_we_read_what_ffcv_writes_of_several_sizes_beside_other_fields(tmp_path,
     values = (0.5, 77, {"a": [1, 2]}, np.ones(4, np.float32), np.arange(9, dtype=np.uint8))
     images = [picture(i, 24 + i, 32 - i) for i in range(10)]
     beton = ffcv_write(tmp_path / "a.beton", images, RGBImageField(write_mode="raw"), extra, values)
-    assert beton.labels.tolist() == [
-        i * 3 - 5 for i in range(10)
-    ]  # the field called label, not the first integer
+    assert beton.labels.tolist() == [i * 3 - 5 for i in range(10)]  # the field called label, not the first integer
     for i, image in enumerate(images):
         np.testing.assert_array_equal(beton.image(i), image)
 

@@ -32,9 +32,7 @@ def test_draws_are_the_same_bits():
 def test_operations_equal_torch(name: str, side: int, height: int, width: int):
     view, images = replace(CASES[name], side_px=side), pictures(8, height, width)
     before = run(replace(view, solarize_p=0, posterize_p=0, cutout_p=0), images)
-    difference = (
-        (run(view, images, "cpu") - run(view, images)).abs().masked_fill(knife_edges(view, before), 0)
-    )
+    difference = (run(view, images, "cpu") - run(view, images)).abs().masked_fill(knife_edges(view, before), 0)
     assert difference.max() < 0.05 / 255
 
 
@@ -60,9 +58,7 @@ def test_padded_and_flat_images_give_the_bits_of_whole_ones():
     index_B = torch.arange(8)
     for applier, tolerance in (("cpu", 0.0), ("torch", 1e-5)):
         augment = engine(SMOOTH, applier)
-        alone = torch.cat(
-            [augment(image[None], index_B[b : b + 1], 5)[0] for b, image in enumerate(whole)], dim=1
-        )
+        alone = torch.cat([augment(image[None], index_B[b : b + 1], 5)[0] for b, image in enumerate(whole)], dim=1)
         for images, offsets in ((padded, None), (flat, offsets_B)):
             (views_VBCHW,) = augment(images, index_B, 5, sizes_B2=sizes_B2, offsets_B=offsets)
             assert (views_VBCHW - alone).abs().max() <= tolerance
@@ -111,7 +107,5 @@ def test_an_empty_batch_gives_no_views():
 
 
 def test_the_disk_cache_watches_every_file_the_kernel_takes_in():
-    inlined = {
-        f.py_func.__module__ for f in (cpu.resample, cpu.transform, cpu.interleave, cpu.interleave_narrow)
-    }
+    inlined = {f.py_func.__module__ for f in (cpu.resample, cpu.transform, cpu.interleave, cpu.interleave_narrow)}
     assert {name.rsplit(".", 1)[-1] + ".py" for name in inlined} <= set(cpu.INLINED)

@@ -190,9 +190,7 @@ def jpeg_header(width: int, height: int) -> bytes:
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize(
-    "data", [png_header(60_000, 60_000), jpeg_header(60_000, 60_000)], ids=["png", "jpeg"]
-)
+@pytest.mark.parametrize("data", [png_header(60_000, 60_000), jpeg_header(60_000, 60_000)], ids=["png", "jpeg"])
 def test_a_bomb_is_refused_by_its_header(data):
     with pytest.raises(ValueError, match=r"cannot be read as an image: .*(exceed|bomb)"):
         decode.decode_image(data, key="bomb")

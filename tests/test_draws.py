@@ -44,9 +44,7 @@ def test_range_excludes_one():
 
 
 def test_each_slot_is_uniform():
-    counts = torch.stack(
-        [torch.histc(block()[:, v, s], bins=50, min=0, max=1) for v in range(4) for s in range(8)]
-    )
+    counts = torch.stack([torch.histc(block()[:, v, s], bins=50, min=0, max=1) for v in range(4) for s in range(8)])
     chi_square = ((counts - 40) ** 2 / 40).sum(dim=1)  # 49 degrees of freedom: mean 49, deviation 9.9
     assert chi_square.mean() == pytest.approx(49, abs=6 * 9.9 / 32**0.5)
     assert chi_square.max() < 110

@@ -17,9 +17,7 @@ from fastssl.evaluate import few_labels, hold_out, interval_pct, knn, knn_predic
 QUICK = {"epochs": 3, "batch_size": 64}
 
 
-def blobs(
-    rows: int, *, seed: int, dims: int = 12, classes: int = 5, noise: float = 1.6
-) -> tuple[Tensor, Tensor]:
+def blobs(rows: int, *, seed: int, dims: int = 12, classes: int = 5, noise: float = 1.6) -> tuple[Tensor, Tensor]:
     """Overlapping classes far from the origin, so that centring and the choice of k matter."""
     centres = torch.randn(classes, dims, generator=torch.Generator().manual_seed(0)) + 5
     labels = torch.arange(rows) % classes
@@ -79,18 +77,14 @@ def test_ridge_equals_scikit_learn():
 
 def test_ridge_chooses_what_the_held_out_part_prefers():
     (x, y), classes = TRAIN, torch.eye(5)
-    x = torch.cat(
-        [x, torch.randn(400, 150, generator=torch.Generator().manual_seed(4))], 1
-    )  # noise to overfit
+    x = torch.cat([x, torch.randn(400, 150, generator=torch.Generator().manual_seed(4))], 1)  # noise to overfit
     x_test = torch.cat([TEST[0], torch.zeros(150, 150)], 1)
     fit, held = hold_out(y, 0.1, seed=0)
     scores = {}
     for strength in evaluate.RIDGE_STRENGTHS:
         centred = (x - x.mean(0)).double()
         alpha = strength * float(centred[fit].square().sum() / x.shape[1])
-        theirs = Ridge(alpha=alpha, fit_intercept=False).fit(
-            centred[fit], (classes[y] - classes[y].mean(0))[fit]
-        )
+        theirs = Ridge(alpha=alpha, fit_intercept=False).fit(centred[fit], (classes[y] - classes[y].mean(0))[fit])
         guess = theirs.predict(centred[held]) + classes[y].mean(0).numpy()
         scores[strength] = (guess.argmax(1) == y[held].numpy()).mean()
     chosen = ridge(x, y, x_test, TEST[1])["ridge_strength"]
@@ -109,9 +103,7 @@ def test_choices_never_see_test(probe):
 
 def test_linear_probe_is_adam_on_a_linear_layer():
     (x, y), rate = TRAIN, 3e-3
-    weights, biases = evaluate.fit_linear(
-        x, y, learning_rates=(rate,), classes=5, label_smoothing=0.1, seed=7, **QUICK
-    )
+    weights, biases = evaluate.fit_linear(x, y, learning_rates=(rate,), classes=5, label_smoothing=0.1, seed=7, **QUICK)
     generator = torch.Generator().manual_seed(7)
     start = (torch.rand(13, 5, generator=generator) * 2 - 1) / 12**0.5
     layer = torch.nn.Linear(12, 5)

@@ -28,9 +28,7 @@ FILES = ("raw", "jpg", "mixed", "ragged", "ragged_jpg", "uint16")
 def picture(i: int, height: int, width: int) -> np.ndarray:
     """Smooth, so that JPEG keeps it recognisable, and different for each i: (height, width, 3) uint8."""
     y, x = np.mgrid[0:height, 0:width]
-    return np.stack([(x * 7 + i * 3) % 256, (y * 5 + i * 11) % 256, (x + y + i) % 256], axis=2).astype(
-        np.uint8
-    )
+    return np.stack([(x * 7 + i * 3) % 256, (y * 5 + i * 11) % 256, (x + y + i) % 256], axis=2).astype(np.uint8)
 
 
 def write(path: Path, name: str) -> None:
@@ -157,9 +155,7 @@ def test_restart_at_any_step(files, kind):
 @pytest.mark.parametrize("kind", LOADERS)
 def test_a_subset_keeps_positions_in_the_file_and_all_reads_it_in_order(files, kind):
     chosen = torch.tensor([40, 3, 17, 5, 52, 0, 9, 33, 21])
-    loader = open_loader(
-        kind, files / "raw.beton", indices=chosen, order=partial(shuffled, 2, count=9), batch_size=4
-    )
+    loader = open_loader(kind, files / "raw.beton", indices=chosen, order=partial(shuffled, 2, count=9), batch_size=4)
     assert indices(loader.epoch(0)) == chosen[shuffled(2, 0, 9)].tolist()[:8]
     assert indices(loader.all()) == chosen.tolist()
 

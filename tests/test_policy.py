@@ -74,9 +74,7 @@ def test_orders_are_equally_likely_and_fixed_is_the_first():
 
 
 def test_quarter_turns_are_equally_likely():
-    counts = torch.bincount(
-        drawn(replace(CIFAR, quarter_turn_p=1))[Column.TURNS].flatten().long(), minlength=4
-    )
+    counts = torch.bincount(drawn(replace(CIFAR, quarter_turn_p=1))[Column.TURNS].flatten().long(), minlength=4)
     assert counts[0] == 0
     assert ((counts[1:] - COUNT / 3) ** 2 / (COUNT / 3)).sum() < 2 + 5 * 2
 
@@ -96,9 +94,7 @@ def ks_distance(one: torch.Tensor, other: torch.Tensor) -> float:
 def test_random_boxes_are_distributed_as_torchvision_draws_them(height: int, width: int):
     torch.manual_seed(0)
     image = torch.zeros(1, height, width)
-    theirs = torch.tensor(
-        [RandomResizedCrop.get_params(image, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in range(COUNT)]
-    )
+    theirs = torch.tensor([RandomResizedCrop.get_params(image, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in range(COUNT)])
     ours = box(drawn(CIFAR, height=height, width=width))[:, 0]
     for side in range(4):
         assert ks_distance(ours[:, side], theirs[:, side].float()) < 1.95 * (2 / COUNT) ** 0.5  # p = 0.001
@@ -121,9 +117,7 @@ def test_random_boxes_stay_inside_and_hold_a_pixel(height: int, width: int):
 
 
 def test_boxes_of_the_other_crops():
-    rows = [
-        replace(CIFAR, crop=kind, area_max=0.25, pad_px=4) for kind in ("resize", "center", "none", "pad")
-    ]
+    rows = [replace(CIFAR, crop=kind, area_max=0.25, pad_px=4) for kind in ("resize", "center", "none", "pad")]
     boxes = box(drawn(*rows, height=40, width=60))
     assert boxes[:, 0].unique(dim=0).tolist() == [[0, 0, 40, 60]]
     assert boxes[:, 1].unique(dim=0).tolist() == [[10, 20, 20, 20]]

@@ -20,6 +20,7 @@ def run(*words: str) -> None:
 
 def test_ruff() -> None:
     run(str(BIN / "ruff"), "check", ".")
+    run(str(BIN / "ruff"), "format", "--check", ".")
 
 
 def test_mypy() -> None:

@@ -30,9 +30,7 @@ SINGLE = {
     "contrast": replace(FLAT_JITTER, contrast=1.5),
     "saturation": replace(FLAT_JITTER, saturation=1.5),
     "hue": replace(FLAT_JITTER, hue=0.5),
-    "jitter": replace(
-        FLAT_JITTER, brightness=1.0, contrast=1.0, saturation=1.0, hue=0.5, jitter_order="random"
-    ),
+    "jitter": replace(FLAT_JITTER, brightness=1.0, contrast=1.0, saturation=1.0, hue=0.5, jitter_order="random"),
     "gray": replace(NOTHING, gray_p=1),
     "blur": replace(NOTHING, blur_p=1),
     "wide blur": replace(NOTHING, blur_p=1, blur_sigma_min_px=5.0, blur_sigma_max_px=9.0),
@@ -131,9 +129,9 @@ def test_normalises_and_lays_channels_last():
     images = pictures(8, 32, 32)
     augment = Augment((NOTHING, NOTHING), MEAN_C, (0.2, 0.25, 0.3), 0, torch.bfloat16, "torch")
     (views_VBCHW,) = augment(images, torch.arange(8), 0)
-    plain = (images.permute(0, 3, 1, 2) / 255 - torch.tensor(MEAN_C)[:, None, None]) / torch.tensor(
-        (0.2, 0.25, 0.3)
-    )[:, None, None]
+    plain = (images.permute(0, 3, 1, 2) / 255 - torch.tensor(MEAN_C)[:, None, None]) / torch.tensor((0.2, 0.25, 0.3))[
+        :, None, None
+    ]
     assert views_VBCHW.dtype == torch.bfloat16
     assert views_VBCHW.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(views_VBCHW[0].float(), plain, atol=0.02, rtol=0.01)

@@ -265,9 +265,7 @@ def test_accumulation_over_identical_halves_is_the_same_step() -> None:
         def forward(self, groups: Any) -> tuple[None, torch.Tensor]:
             return None, self.map(groups[0].flatten(2))
 
-    loss = partial(
-        barlow_twins, orthogonality=0.1, form="leave_one_out", standardise="per_view", l2_normalise=False
-    )
+    loss = partial(barlow_twins, orthogonality=0.1, form="leave_one_out", standardise="per_view", l2_normalise=False)
     half = torch.randn(2, 8, 3, 2, 2)
     results = []
     for views, parts in ((half, 1), (torch.cat([half, half], 1), 2)):

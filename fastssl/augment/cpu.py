@@ -120,9 +120,7 @@ def _places(images: Tensor, sizes_B2: Array, offsets_B: Tensor | None, channels:
     return np.arange(count) * (height * width * channels), np.full(count, width * channels)
 
 
-def _scratch(
-    threads: int, channels: int, views: tuple[View, ...], height: int, width: int
-) -> tuple[Array, ...]:
+def _scratch(threads: int, channels: int, views: tuple[View, ...], height: int, width: int) -> tuple[Array, ...]:
     """Each thread's buffers, kept between calls: fresh pages would cost more than some of the passes."""
     side = views[0].side_px
     reach = 2 if any(view.interpolation == "bicubic" for view in views) else 1

@@ -55,9 +55,7 @@ def transform(
         for i in range(len(planes_X)):
             planes_X[i] = min(np.floor(planes_X[i] * levels), levels - ONE) / levels
     if drawn.cutout_side > ZERO:
-        _cut_out(
-            planes_X, side, int(drawn.cutout_top), int(drawn.cutout_left), int(drawn.cutout_side), mean_C
-        )
+        _cut_out(planes_X, side, int(drawn.cutout_top), int(drawn.cutout_left), int(drawn.cutout_side), mean_C)
 
 
 @jit

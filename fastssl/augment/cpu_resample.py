@@ -122,9 +122,7 @@ def _keys(x: float) -> float:
 
 
 @jit
-def _mix(
-    source: Array, offset: int, pitch: int, width: int, span_2S: Array, weight_SK: Array, out: Array
-) -> None:
+def _mix(source: Array, offset: int, pitch: int, width: int, span_2S: Array, weight_SK: Array, out: Array) -> None:
     """Line i of `out` is the weighted sum of lines span_2S[0, i] onwards of the source."""
     for i in range(weight_SK.shape[0]):
         place, count = offset + span_2S[0, i] * pitch, span_2S[1, i]
@@ -156,9 +154,7 @@ def _transpose_pixels(source: Array, side: int, channels: int, out: Array) -> No
 
 
 @intrinsic
-def _transpose_tile(
-    typing: Any, source: Any, place: Any, pitch: Any, out: Any, out_place: Any, out_pitch: Any
-) -> Any:
+def _transpose_tile(typing: Any, source: Any, place: Any, pitch: Any, out: Any, out_place: Any, out_pitch: Any) -> Any:
     """Transpose 8 x 8 floats in registers: LLVM finds no shuffles in scalar loops, 4 to 7 times slower."""
     vector = ir.VectorType(ir.FloatType(), TILE)
 

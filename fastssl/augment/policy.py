@@ -341,9 +341,7 @@ def _random_box(
     box_width_BV = torch.minimum(torch.where(drawn_BV, first_width_BV, largest_width_BV), width_B1)
     spare_top_BV, spare_left_BV = height_B1 - box_height_BV, width_B1 - box_width_BV
     top_BV = torch.where(drawn_BV, value_BVS[..., Slot.TOP] * (spare_top_BV + 1), spare_top_BV / 2).floor()
-    left_BV = torch.where(
-        drawn_BV, value_BVS[..., Slot.LEFT] * (spare_left_BV + 1), spare_left_BV / 2
-    ).floor()
+    left_BV = torch.where(drawn_BV, value_BVS[..., Slot.LEFT] * (spare_left_BV + 1), spare_left_BV / 2).floor()
     return top_BV, left_BV, box_height_BV, box_width_BV
 
 

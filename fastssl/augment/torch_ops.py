@@ -81,9 +81,7 @@ def padded(flat: Tensor, sizes_B2: Tensor, offsets_B: Tensor, channels: int) -> 
     return flat[position_BHWC.clamp(max=flat.numel() - 1)]
 
 
-def _views(
-    image_BCHW: Tensor, sizes_B2: Tensor, drawn: Parameters, view: View, mean_C: tuple[float, ...]
-) -> Tensor:
+def _views(image_BCHW: Tensor, sizes_B2: Tensor, drawn: Parameters, view: View, mean_C: tuple[float, ...]) -> Tensor:
     """One run of equal rows: (B, V, C, S, S) in [0, 1], in the policy's order."""
     x = _cropped(image_BCHW, sizes_B2, drawn, view)
     if view.quarter_turn_p > 0:
@@ -110,9 +108,7 @@ def _wide(drawn: Parameters, column: Column) -> Tensor:
 
 def _cropped(image_BCHW: Tensor, sizes_B2: Tensor, drawn: Parameters, view: View) -> Tensor:
     height, width = image_BCHW.shape[-2:]
-    rows_BVSH = _resampling(
-        drawn[Column.TOP], drawn[Column.HEIGHT], drawn[Column.VFLIP], sizes_B2[:, 0], view, height
-    )
+    rows_BVSH = _resampling(drawn[Column.TOP], drawn[Column.HEIGHT], drawn[Column.VFLIP], sizes_B2[:, 0], view, height)
     columns_BVSW = _resampling(
         drawn[Column.LEFT], drawn[Column.WIDTH], drawn[Column.HFLIP], sizes_B2[:, 1], view, width
     )

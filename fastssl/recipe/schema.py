@@ -43,9 +43,7 @@ class Data(Section):
     fraction: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Share of the pretraining images to use.")
     batch_size: Annotated[int, Field(ge=2)] = Field(256, description="Images (not views) of one step over all ranks.")
     loader: Literal["auto", "resident", "ffcv", "dali"] = "auto"
-    memory: Literal["device", "host", "mmap"] = Field(
-        "device", description="Where the resident loader keeps pixels."
-    )
+    memory: Literal["device", "host", "mmap"] = Field("device", description="Where the resident loader keeps pixels.")
     workers: Annotated[int, Field(ge=0)] = Field(0, description="Threads that convert and decode; 0 is one per core.")
 
 

@@ -1,0 +1,33 @@
+"""The command `fastssl`: one module per verb, which parses, calls and prints. Heavy imports happen inside a verb, so
+--help is instant.
+
+Standard output carries results (with --json exactly one record, on the last line); progress and messages go to
+standard error. Exit codes: 0 done, 2 a mistake a person can mend, 75 stopped by a signal after saving.
+"""
+
+import os
+import sys
+
+from fastssl.cli import convert, preview, recipes, train  # noqa: F401 - each adds its verb
+from fastssl.cli.app import app
+from fastssl.errors import UserError
+
+
+def main() -> None:
+    """Runs a verb; turns a UserError into two lines and exit code 2."""
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        if os.environ.get("FASTSSL_TRACEBACK") == "1":
+            raise
+        print(f"Error: {error.what}\n{error.fix}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if os.environ.get("FASTSSL_TRACEBACK") == "1":
+            raise
+        print(f"Error: {error.filename or 'a file'}: {error.strerror or error}.", file=sys.stderr)
+        print("Check the path, its permissions and the space left; FASTSSL_TRACEBACK=1 shows where.", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,58 @@
+"""`fastssl convert`: convert images into one file that loads at memory speed."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from fastssl.cli.app import JsonOption, app, print_result
+
+Split = Literal["train", "test", "val", "unlabelled"]
+FileFormat = Literal["beton", "webdataset"]
+OnError = Literal["fail", "skip"]
+Mode = Literal["raw", "jpg", "smart"]
+Dtype = Literal["uint8", "uint16"]
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="shapes, cifar10, cifar100, stl10, or a folder, archive or data file.")],
+    out: Annotated[Path, typer.Argument(help="The file to write, for example data/train.beton.")],
+    split: Annotated[Split, typer.Option(help="Which part of the source.")] = "train",
+    format: Annotated[FileFormat, typer.Option(help="One .beton file, or a folder of tar shards.")] = "beton",
+    side_px: Annotated[
+        int | None, typer.Option(help="Resize to this side: the shorter side, then a centre crop.")
+    ] = None,
+    max_side_px: Annotated[int | None, typer.Option(help="Shrink longer images to this, keeping their aspect.")] = None,
+    mode: Annotated[Mode, typer.Option(help="Store pixels, JPEG, or JPEG for large images only.")] = "raw",
+    quality: Annotated[int, typer.Option(min=1, max=100, help="Of JPEGs encoded here.")] = 90,
+    channels: Annotated[int, typer.Option(min=1, help="Channels to store.")] = 3,
+    dtype: Annotated[Dtype, typer.Option(help="Sample type to store.")] = "uint8",
+    shard_mb: Annotated[float, typer.Option(help="Size of one shard (webdataset only).")] = 256.0,
+    fraction: Annotated[float, typer.Option(help="Stratified share to keep, in (0, 1].")] = 1.0,
+    limit: Annotated[int | None, typer.Option(help="The most images to keep, stratified.")] = None,
+    val_count: Annotated[
+        int, typer.Option(help="Images to hold out into a second file, OUT with .val in its name.")
+    ] = 0,
+    shuffle: Annotated[bool, typer.Option("--shuffle", help="Store in random order.")] = False,
+    seed: Annotated[int, typer.Option(help="Of subsets, of the random order and of the shapes.")] = 0,
+    count: Annotated[int | None, typer.Option(help="How many images to generate (shapes only).")] = None,
+    on_error: Annotated[OnError, typer.Option(help="What to do at an image that cannot be read.")] = "fail",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an earlier call was stopped.")] = False,
+    workers: Annotated[int | None, typer.Option(help="Threads that decode; one per core when absent.")] = None,
+    root: Annotated[
+        Path | None, typer.Option(help="Folder with torchvision's files of cifar10, cifar100, stl10.")
+    ] = None,
+    download: Annotated[bool, typer.Option(help="Download a known data set that is absent.")] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Convert images into one file that loads at memory speed."""
+    from fastssl.console import conversion_progress
+    from fastssl.data.convert import convert as run
+
+    options = {k: v for k, v in locals().items() if k not in ("source", "out", "as_json", "run", "conversion_progress")}
+    with conversion_progress() as progress:
+        manifest = run(source, out, **options, progress=lambda done, total: progress(str(out), done, total))
+    skipped = f", {manifest['skipped_count']} skipped" if manifest["skipped_count"] else ""
+    text = f"{out}: {manifest['count']} images, {len(manifest['classes'])} classes{skipped}"
+    print_result(dict(manifest), text, as_json)

@@ -1,0 +1,30 @@
+"""`fastssl preview`: draw a recipe's views of real images."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastssl.cli.app import JsonOption, RecipeArgument, SetOption, app, print_result
+
+
+@app.command()
+def preview(
+    recipe: RecipeArgument,
+    changes: SetOption = None,
+    out: Annotated[Path, typer.Option(help="The .png to write.")] = Path("preview.png"),
+    images: Annotated[int, typer.Option(min=1, max=64, help="How many images to show.")] = 6,
+    epoch: Annotated[int, typer.Option(min=0, help="Whose draws to show.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw a recipe's views of real images, and every operation at four strengths."""
+    from fastssl import build
+    from fastssl.console import conversion_progress
+    from fastssl.preview import preview as run
+    from fastssl.recipe import load
+
+    resolved = load(recipe, changes or ())
+    with conversion_progress() as progress:
+        build.ensure_data(resolved, progress=progress, only_train=True)
+    written = [str(path) for path in run(resolved, out, images=images, epoch=epoch)]
+    print_result({"files": written}, "\n".join(written), as_json)

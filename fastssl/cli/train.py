@@ -1,0 +1,45 @@
+"""`fastssl train`: pretrain a backbone as a recipe says."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastssl.cli.app import JsonOption, RecipeArgument, SetOption, app, print_result
+
+
+@app.command()
+def train(
+    recipe: RecipeArgument,
+    changes: SetOption = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Where results go; runs/<name> when absent.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue from the newest checkpoint; safe to give always.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the resolved recipe, shapes, steps and an estimate.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Pretrain a backbone as a recipe says."""
+    from fastssl.recipe import load
+
+    resolved = load(recipe, changes or ())
+    if dry_run:
+        from fastssl.dryrun import describe
+
+        described = describe(resolved)
+        print_result(described, described["text"], as_json)
+        return
+    from fastssl import interrupts
+    from fastssl.console import TrainingProgress, conversion_progress, summary_text
+    from fastssl.training import train as run
+
+    try:
+        with conversion_progress() as converting, TrainingProgress() as progress:
+            summary = run(resolved, run_dir=run_dir, resume=resume, observe=progress, convert_progress=converting)
+    except interrupts.Interrupted as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(interrupts.EXIT_CODE)
+    print_result(summary, summary_text(summary), as_json)
