@@ -59,9 +59,7 @@ class Beton:
         try:
             return np.memmap(self.path, np.uint8, mode="r")
         except FileNotFoundError as error:
-            raise UserError(
-                f"{self.path} does not exist", "Make it with: fastssl convert SOURCE OUT."
-            ) from error
+            raise UserError(f"{self.path} does not exist", "Make it with: fastssl convert SOURCE OUT.") from error
         except (OSError, ValueError) as error:  # numpy's word for an empty file is ValueError
             raise UserError(f"{self.path} cannot be read: {error}", "Give a .beton file.") from error
 
@@ -99,9 +97,7 @@ class Beton:
         self._data_at = start + records.nbytes
         names = list(self.fields) if len(self.fields) == len(kinds) else [""] * len(kinds)
         labels = _choose(kinds, names, (INT,), "label")
-        self.labels = (
-            np.full(self._count, -1, np.int64) if labels is None else records[f"f{labels}"].astype(np.int64)
-        )
+        self.labels = np.full(self._count, -1, np.int64) if labels is None else records[f"f{labels}"].astype(np.int64)
         image = _choose(kinds, names, (RGB,), "image")
         self.is_rgb = image is not None
         if image is None:

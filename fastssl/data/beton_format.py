@@ -12,9 +12,7 @@ import struct
 import numpy as np
 
 VERSION = 2
-HEADER = np.dtype(
-    [("version", "<u2"), ("fields", "<u2"), ("page", "<u4"), ("samples", "<u8"), ("table", "<u8")]
-)
+HEADER = np.dtype([("version", "<u2"), ("fields", "<u2"), ("page", "<u4"), ("samples", "<u8"), ("table", "<u8")])
 FIELD = np.dtype([("type", "u1"), ("name", "S16"), ("arguments", "V1024")])
 IMAGE = np.dtype([("mode", "u1"), ("width", "<u2"), ("height", "<u2"), ("offset", "<u8")])
 TABLE = np.dtype([("sample", "<u8"), ("offset", "<u8"), ("length", "<u8")])

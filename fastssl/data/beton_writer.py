@@ -79,9 +79,7 @@ class BetonWriter:
             )
         self._record = record_type([RGB if self._is_rgb else NDARRAY, INT])
         self._records_at = HEADER.itemsize + 2 * FIELD.itemsize
-        self._start = self._end = _align(
-            self._records_at + (count_hint or 1) * self._record.itemsize, page_bytes
-        )
+        self._start = self._end = _align(self._records_at + (count_hint or 1) * self._record.itemsize, page_bytes)
         self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         with _writing(self.path):
             self._file: IO[bytes] = open(self._temporary, "wb", buffering=1 << 20)  # noqa: SIM115
@@ -165,9 +163,7 @@ class BetonWriter:
         try:
             if kind is None:
                 if self.count == 0:
-                    raise UserError(
-                        f"{self.path}: there is no image to write", "Choose a source with images."
-                    )
+                    raise UserError(f"{self.path}: there is no image to write", "Choose a source with images.")
                 with _writing(self.path):
                     self._finish()
         finally:
@@ -218,9 +214,7 @@ def _align(position: int, page_bytes: int) -> int:
     return -(-position // page_bytes) * page_bytes
 
 
-def _copy(
-    source: IO[bytes], target: IO[bytes], dtype: np.dtype, path: str | tuple[str, ...], shift: int
-) -> None:
+def _copy(source: IO[bytes], target: IO[bytes], dtype: np.dtype, path: str | tuple[str, ...], shift: int) -> None:
     """Append all records of `source` to `target`, the offset at `path` moved up by `shift` bytes."""
     source.seek(0)
     while block := source.read(dtype.itemsize << 16):

@@ -40,9 +40,7 @@ class Dali:
         image_shape: (H, W, C), or None when sizes differ; a batch then is flat, with sizes and offsets.
     """
 
-    def __init__(
-        self, beton: Beton, plan: Plan, device: torch.device, *, threads: int, limit_s: float
-    ) -> None:
+    def __init__(self, beton: Beton, plan: Plan, device: torch.device, *, threads: int, limit_s: float) -> None:
         self.plan, self.device, self._beton = plan, device, beton
         self._threads, self._limit_s = threads, limit_s
         self.labels = torch.from_numpy(beton.labels).to(device)

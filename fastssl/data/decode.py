@@ -110,9 +110,7 @@ def shrink(image_HWC: np.ndarray, max_side_px: int) -> np.ndarray:
     return _resample(image_HWC, size, box=(0, 0, width, height))
 
 
-def _resample(
-    image_HWC: np.ndarray, size: tuple[int, int], *, box: tuple[float, float, float, float]
-) -> np.ndarray:
+def _resample(image_HWC: np.ndarray, size: tuple[int, int], *, box: tuple[float, float, float, float]) -> np.ndarray:
     """Antialiased bicubic to size (height, width) from box (left, top, right, bottom), channel by channel."""
     height, width = size
     if image_HWC.shape[:2] == size and box == (0, 0, width, height):
@@ -144,9 +142,7 @@ def _decode_pillow(data: bytes) -> np.ndarray:
         _check_size(opened.height, opened.width)
         picture: Image.Image = ImageOps.exif_transpose(opened)
         if picture.mode in ("P", "PA"):
-            picture = picture.convert(
-                "RGBA" if "transparency" in picture.info or picture.mode == "PA" else "RGB"
-            )
+            picture = picture.convert("RGBA" if "transparency" in picture.info or picture.mode == "PA" else "RGB")
         elif picture.mode in ("CMYK", "YCbCr", "LAB", "HSV", "RGBX", "RGBa"):
             picture = picture.convert("RGB")
         elif picture.mode == "1":

@@ -190,9 +190,7 @@ def _source(beton: Beton, batch_size: int, threads: int, *, pin: bool) -> Any:
         _decode(batch_indices, np.asarray(storage_state[0]), *beton.extents, beton.sizes, target_BL, failed_B)
         return ((pixels, failed_B),)
 
-    context = OSCacheContext(
-        SimpleNamespace(reader=SimpleNamespace(file_name=beton.path), ptrs=None, sizes=None)
-    )
+    context = OSCacheContext(SimpleNamespace(reader=SimpleNamespace(file_name=beton.path), ptrs=None, sizes=None))
     return SimpleNamespace(
         batch_size=batch_size,
         batches_ahead=queued - 2,
@@ -218,9 +216,7 @@ def _decode(index_B, file, modes_N, offsets_N, lengths_N, sizes_N2, pixels_BL, f
                 failed_B[k] = True  # FFCV would scale the image to whatever fits
                 continue
             target = pixels_BL[k].ctypes.data
-            result = _imdecode(
-                data.ctypes.data, data.size, height, width, target, height, width, 0, 0, 1, 1, 0, 0
-            )
+            result = _imdecode(data.ctypes.data, data.size, height, width, target, height, width, 0, 0, 1, 1, 0, 0)
             failed_B[k] = result != 0
         else:
             _copy(data.ctypes.data, pixels_BL[k].ctypes.data, data.size)

@@ -88,6 +88,4 @@ class Plan:
     def in_order(self) -> "Plan":
         """The same samples first to last, none left out: for evaluation."""
         count = len(self.indices_M)
-        return Plan(
-            self.indices_M, self.batch_size, lambda _: torch.arange(count), False, self.rank, self.world
-        )
+        return Plan(self.indices_M, self.batch_size, lambda _: torch.arange(count), False, self.rank, self.world)

@@ -35,9 +35,7 @@ def delivered(
         yield replace(batch, labels_B=labels_N[batch.index_B])
 
 
-def _on_stream(
-    batches: Iterator[Batch], device: torch.device, stream: "torch.cuda.Stream"
-) -> Iterator[Batch]:
+def _on_stream(batches: Iterator[Batch], device: torch.device, stream: "torch.cuda.Stream") -> Iterator[Batch]:
     with torch.cuda.stream(stream):
         for batch in batches:
             yield _moved(batch, device)
