@@ -1,41 +1,52 @@
 """The paper's four claims, measured from one base recipe: python bench/claims.py RECIPE --budget-min 240
 
-Every run forwards the same number of views with the same number of views a step, so cells cost about the
-same time: more views or fewer images mean fewer or more epochs. The learning rate is constant, as the paper's,
-so each point of a curve is what a run of that length reaches. Cells run one seed after another,
-the most telling first; a cell already done is not run again, so the command may be repeated until done.
-Writes bench/results/claims.json and four figures; the verdicts are computed in claims_verdicts.py.
+Every run forwards the same number of views with the same number of views a step (or, with --per-step images, of
+images), so cells cost about the same time: more views or fewer images mean fewer or more epochs. The learning rate
+is constant, as the paper's, so each point of a curve is what a run of that length reaches. Seconds are steps times
+the fastest step of that kind, timed apart (claims_time.py): a busy machine delays a run but does not change its axis.
+Cells run one seed after another, the most telling first; a cell already done is not run again and one that was
+stopped goes on, so the command may be stopped and repeated until done. Writes bench/results/claims.json and four
+figures; the verdicts are computed in claims_verdicts.py.
 """
 
 import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
 from claims_figures import draw  # noqa: E402
+from claims_time import seconds_per_step  # noqa: E402
 from claims_verdicts import Cell, Run, verdicts  # noqa: E402
 from record import record, row  # noqa: E402
 
 import fastssl  # noqa: E402
+from fastssl.errors import UserError  # noqa: E402
+from fastssl.interrupts import EXIT_CODE, Interrupted  # noqa: E402
 from fastssl.losses import orthogonality_rule  # noqa: E402
 from fastssl.recipe import Recipe, load  # noqa: E402
+
+PerStep = Literal["views", "images"]
 
 
 @dataclass(frozen=True)
 class Grid:
-    """What is varied; `dim` is the projector of the multi-view cells, the largest of `dims` the reference's."""
+    """What is varied; `dim` is the projector of the multi-view cells, the largest of `dims` the reference's.
+
+    `per_step` is what all cells share of the base's step: the number of views forwarded, or of images.
+    """
 
     dims: tuple[int, ...]
     views: tuple[int, ...]
     fractions: tuple[float, ...]
     dim: int
+    per_step: PerStep = "views"
 
     @property
     def reference(self) -> Cell:
@@ -64,6 +75,9 @@ def recipe_of(base: Recipe, cell: Cell, seed: int, grid: Grid, schedule: str) ->
     epochs = max(1, round(base.train.epochs * base.augment.views / (cell.views * cell.fraction)))
     every = max(1, epochs // 12)
     widths = [cell.dim] * len(base.model.projector)
+    images = base.data.batch_size
+    if grid.per_step == "views":
+        images = max(2, round(images * base.augment.views / cell.views))
     return load(
         base,
         [
@@ -71,7 +85,7 @@ def recipe_of(base: Recipe, cell: Cell, seed: int, grid: Grid, schedule: str) ->
             f"seed={seed}",
             f"augment.views={cell.views}",
             f"data.fraction={cell.fraction * base.data.fraction}",
-            f"data.batch_size={max(2, round(base.data.batch_size * base.augment.views / cell.views))}",
+            f"data.batch_size={images}",
             f"model.projector={widths}",
             f"loss.orthogonality={'auto' if cell.weight == 'scaled' else fixed}",
             f"train.epochs={epochs}",
@@ -82,8 +96,28 @@ def recipe_of(base: Recipe, cell: Cell, seed: int, grid: Grid, schedule: str) ->
     )
 
 
-def run_of(folder: Path, seed: int, metric: str) -> Run | None:
-    """What a finished run directory says, or None when it is not finished."""
+def kind_of(recipe: Recipe) -> str:
+    """Recipes of one kind take the same time for a step."""
+    return f"V{recipe.augment.views}-D{recipe.model.projector[-1]}-B{recipe.data.batch_size}"
+
+
+def step_seconds(base: Recipe, grid: Grid, out: Path, *, schedule: str, again: bool = False) -> dict[Cell, float]:
+    """Each cell's seconds of a step; cells of one kind share one measurement."""
+    of_cell = {cell: recipe_of(base, cell, 0, grid, schedule) for cell in cells(grid)}
+    kinds = {kind_of(recipe): recipe for recipe in of_cell.values()}
+    seconds = seconds_per_step(kinds, out / "seconds_per_step.json", again=again)
+    return {cell: seconds[kind_of(recipe)] for cell, recipe in of_cell.items()}
+
+
+def run_of(folder: Path, wanted: Recipe, metric: str, step_s: float) -> Run | None:
+    """What a finished run directory says, or None when it is not finished.
+
+    Raises:
+        UserError: when the folder holds a run of another recipe.
+    """
+    if (folder / "recipe.yaml").exists() and load(folder / "recipe.yaml") != wanted:
+        fix = "Choose another --out, or remove that folder."
+        raise UserError(f"{folder} holds a run of another recipe than this command's.", fix)
     summary = folder / "summary.json"
     if not summary.exists():
         return None
@@ -91,28 +125,38 @@ def run_of(folder: Path, seed: int, metric: str) -> Run | None:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     per_image = done["views"] / done["images"]
     curve = [
-        (e["epoch"], e["images"] * per_image, e["train_s"], e[metric]) for e in lines if e["event"] == "evaluation"
+        (e["epoch"], e["images"] * per_image, e["step"] * step_s, e[metric])
+        for e in lines
+        if e["event"] == "evaluation"
     ]
-    return Run(seed, float(done[f"test_{metric}"]), float(done["train_s"]), curve)
+    return Run(wanted.seed, float(done[f"test_{metric}"]), done["steps"] * step_s, curve)
 
 
 def measure(
-    base: Recipe, grid: Grid, seeds: int, out: Path, *, budget_s: float, metric: str, schedule: str
+    base: Recipe,
+    grid: Grid,
+    seeds: int,
+    out: Path,
+    *,
+    budget_s: float,
+    metric: str,
+    schedule: str,
+    seconds: Mapping[Cell, float],
 ) -> dict[Cell, list[Run]]:
     """Runs what is missing until done or until the next run would not fit; all finished runs, old and new."""
     found: dict[Cell, list[Run]] = {}
     start, longest, skipped = time.monotonic(), 0.0, 0
     todo = [(seed, cell) for seed in range(seeds) for cell in cells(grid)]
     for at, (seed, cell) in enumerate(todo):
-        folder = out / f"{cell.name}-s{seed}"
-        run = run_of(folder, seed, metric)
+        folder, recipe = out / f"{cell.name}-s{seed}", recipe_of(base, cell, seed, grid, schedule)
+        run = run_of(folder, recipe, metric, seconds[cell])
         if run is None and time.monotonic() - start + longest > budget_s:
             skipped += 1
         elif run is None:
             begun = time.monotonic()
-            fastssl.train(recipe_of(base, cell, seed, grid, schedule), run_dir=folder, resume=True)
+            fastssl.train(recipe, run_dir=folder, resume=True)
             longest = max(longest, time.monotonic() - begun)
-            run = run_of(folder, seed, metric)
+            run = run_of(folder, recipe, metric, seconds[cell])
             assert run is not None
             print(f"[{at + 1}/{len(todo)}] {folder.name}: {run.final:.2f} %, {run.train_s:.0f} s", file=sys.stderr)
         if run is not None:
@@ -123,17 +167,26 @@ def measure(
 
 
 def report(
-    base: Recipe, grid: Grid, found: dict[Cell, list[Run]], *, path: Path, figures: Path, metric: str
+    base: Recipe,
+    grid: Grid,
+    found: dict[Cell, list[Run]],
+    *,
+    path: Path,
+    figures: Path,
+    metric: str,
+    seconds: Mapping[Cell, float],
 ) -> list[dict[str, str]]:
     """The JSON record with rows, curves and verdicts, and the four figures."""
     rows: list[dict[str, Any]] = []
     for cell, runs in found.items():
         rows.append(row(cell.name, asdict(cell), f"test_{metric}", [run.final for run in runs]))
         rows.append(row(cell.name, asdict(cell), "train_s", [run.train_s for run in runs]))
+        rows.append(row(cell.name, asdict(cell), "step_ms", [1e3 * seconds[cell]]))
     said = verdicts(found, grid.reference, grid.dim)
     written = record("claims", rows, base.model_dump(mode="json"))
     written["curves"] = {cell.name: [asdict(run) for run in runs] for cell, runs in found.items()}
     written["verdicts"] = said
+    written["time_axis"] = "steps times the fastest of several steps of that kind, timed apart from the runs"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
     draw(figures, found, grid.reference, grid.dim, metric)
@@ -151,6 +204,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dim", type=int, default=256, help="projector of the multi-view cells")
     parser.add_argument("--metric", default="ridge_pct", help="of evaluations and, with test_, of summaries")
     parser.add_argument("--schedule", default="constant", choices=["constant", "cosine"])
+    parser.add_argument("--per-step", default="views", choices=["views", "images"], help="what steps have alike")
+    parser.add_argument("--time-again", action="store_true", help="time steps once more and keep the faster")
     parser.add_argument("-s", dest="changes", action="append", default=[], metavar="SECTION.KEY=VALUE")
     parser.add_argument("--out", type=Path, default=Path("runs/claims"))
     parser.add_argument("--json", type=Path, default=ROOT / "bench/results/claims.json")
@@ -162,20 +217,34 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse(arguments)
     base = load(args.recipe, args.changes)
-    grid = Grid(tuple(args.dims), tuple(args.views), tuple(args.fractions), args.dim)
+    grid = Grid(tuple(args.dims), tuple(args.views), tuple(args.fractions), args.dim, args.per_step)
     if args.plan:
         for cell in cells(grid):
             one = recipe_of(base, cell, 0, grid, args.schedule)
             print(f"{cell.name:28} {one.train.epochs:4} epochs of batch {one.data.batch_size}, x {args.seeds} seeds")
         return
+    seconds = step_seconds(base, grid, args.out, schedule=args.schedule, again=args.time_again)
     found = measure(
-        base, grid, args.seeds, args.out, budget_s=60 * args.budget_min, metric=args.metric, schedule=args.schedule
+        base,
+        grid,
+        args.seeds,
+        args.out,
+        budget_s=60 * args.budget_min,
+        metric=args.metric,
+        schedule=args.schedule,
+        seconds=seconds,
     )
     if not found:
         return
-    for said in report(base, grid, found, path=args.json, figures=args.figures, metric=args.metric):
+    for said in report(base, grid, found, path=args.json, figures=args.figures, metric=args.metric, seconds=seconds):
         print(f"{said['claim']}\n  {said['outcome']}: {said['text']}")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"Error: {error.what}\n{error.fix}")
+    except Interrupted:
+        print("Stopped; the run that was under way is saved. Repeat the command to go on.", file=sys.stderr)
+        sys.exit(EXIT_CODE)

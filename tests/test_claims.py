@@ -1,5 +1,6 @@
 """The claims script: a grid of equal cost, resumed and budgeted, and verdicts that follow the numbers."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ sys.path.append(str(Path(__file__).parent.parent / "bench"))
 import claims
 from claims_verdicts import HOLDS, NOT, OPEN, PART, Cell, Run, seconds_to, spread, verdicts
 
+from fastssl.errors import UserError
 from fastssl.losses import orthogonality_rule
 from fastssl.recipe import load
 
@@ -79,6 +81,8 @@ def test_every_cell_forwards_the_same_views(tiny_recipe):
         recipe = claims.recipe_of(base, cell, 1, GRID, "constant")
         assert recipe.train.epochs * cell.views * cell.fraction == 32
         assert recipe.data.batch_size * cell.views == 64
+        alike = claims.recipe_of(base, cell, 1, dataclasses.replace(GRID, per_step="images"), "constant")
+        assert alike.data.batch_size == 32
         assert recipe.model.projector == (cell.dim, cell.dim)
         assert (recipe.seed, recipe.optim.schedule) == (1, "constant")
         fixed = orthogonality_rule("barlow_twins", 1024, 2)
@@ -152,6 +156,14 @@ def test_the_command_runs_resumes_and_reports(tiny_recipe, tmp_path, capsys, one
     assert all(v["outcome"].endswith("(some cells have one seed only)") for v in first["verdicts"])
     assert len(list((tmp_path / "figures").glob("claims_*.png"))) == 4
     times = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("summary.json")}
+    seconds = json.loads((tmp_path / "runs" / "seconds_per_step.json").read_text())
+    assert set(seconds) == {"V2-D8-B32", "V2-D16-B32", "V4-D8-B16"}
+    for name, done in first["curves"].items():
+        step_s = seconds[f"{name[:2]}-{name.split('-')[1]}-B{64 // int(name[1])}"]
+        steps = json.loads((tmp_path / "runs" / f"{name}-s0" / "summary.json").read_text())["steps"]
+        assert done[0]["train_s"] == done[0]["curve"][-1][2] == pytest.approx(steps * step_s)
+    with pytest.raises(UserError, match="another recipe"):
+        claims.main([*words, "-s", "optim.lr=0.1"])
     claims.main(words)  # nothing is run again
     assert times == {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("summary.json")}
     assert json.loads((tmp_path / "claims.json").read_text())["curves"] == first["curves"]

@@ -1,0 +1,84 @@
+"""Seconds of a training step of each cell, measured apart from the runs, so that the time axis is the machine's best.
+
+Runs last hours, and others may use the machine meanwhile: their own seconds then say more about the neighbours than
+about the method. So each kind of step (views, batch, projector) is timed alone: views and step on real images, all
+kinds one after another in every round, and the fastest step counts. Loading is left out: from memory it is an index.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastssl import build, memory
+from fastssl.recipe import Recipe
+from fastssl.step import train_step
+
+ROUNDS, STEPS = 5, 3
+
+
+def seconds_per_step(recipes: Mapping[str, Recipe], kept: Path, *, again: bool = False) -> dict[str, float]:
+    """The fastest step of each named recipe in seconds.
+
+    Args:
+        recipes: by the name of their kind; all over one data file.
+        kept: JSON of what was measured before; read first and written after.
+        again: measure those already known too, and keep the faster.
+    """
+    known: dict[str, float] = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    wanted = {name: recipe for name, recipe in recipes.items() if again or name not in known}
+    if wanted:
+        for name, seconds in fastest(wanted).items():
+            known[name] = min(seconds, known.get(name, seconds))
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    return {name: known[name] for name in recipes}
+
+
+def fastest(recipes: Mapping[str, Recipe]) -> dict[str, float]:
+    where = build.device(next(iter(recipes.values())))
+    if where.type == "cpu":
+        memory.keep_freed_memory()  # as training does
+    images = first_images(recipes, where)
+    steps = {name: step_of(recipe, images, where) for name, recipe in recipes.items()}
+    found = dict.fromkeys(recipes, float("inf"))
+    for _ in range(ROUNDS):
+        for name, step in steps.items():
+            step(0)  # the caches are another cell's
+            for epoch in range(1, STEPS + 1):
+                start = time.perf_counter()
+                float(step(epoch))
+                found[name] = min(found[name], time.perf_counter() - start)
+    return found
+
+
+def first_images(recipes: Mapping[str, Recipe], where: torch.device) -> Tensor:
+    """As many images as the largest batch takes; images of one size only."""
+    largest = max(recipes.values(), key=lambda recipe: recipe.data.batch_size)
+    reading = largest.model_copy(
+        update={"evaluate": largest.evaluate.model_copy(update={"batch_size": largest.data.batch_size})}
+    )
+    batch = next(
+        build.ordered_loader(reading, reading.data.path, torch.arange(reading.data.batch_size), where=where).epoch(0)
+    )
+    assert batch.offsets_B is None, "the claims are measured on images of one size"
+    return batch.images
+
+
+def step_of(recipe: Recipe, images: Tensor, where: torch.device) -> Callable[[int], Tensor]:
+    """One step of the recipe as a function of the epoch, which gives its loss."""
+    manifest = build.manifest_of(recipe.data.path)
+    network = build.network(recipe, in_channels=manifest["channels"], where=where)
+    optimizer, loss = build.optimizer(recipe, network, where=where), build.loss(recipe)
+    augment = build.augment(recipe, manifest, where=where)
+    batch = images[: recipe.data.batch_size]
+    index_B = torch.arange(len(batch), device=where)
+
+    def step(epoch: int) -> Tensor:
+        groups = augment(batch, index_B, epoch)
+        return train_step(network, loss, optimizer, groups, lr=recipe.optim.lr, autocast=build.autocast(recipe))["loss"]
+
+    return step
