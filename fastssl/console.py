@@ -7,7 +7,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column, Table
 
 console = Console(stderr=True, highlight=False)
 ConversionProgress = Callable[[str, int, int | None], None]
@@ -116,3 +118,24 @@ def summary_text(summary: dict[str, Any]) -> str:
     lines += [f"  {name:30s} {summary[key]:5.1f} %" for key, name in names.items() if key in summary]
     lines.append(f"Results: {summary['run_dir']}/summary.json, metrics.jsonl, checkpoints/")
     return "\n".join(lines)
+
+
+def doctor_text(found: dict[str, Any]) -> str:
+    """Tables of what `doctor.examine` found."""
+    checks = Table("", "", "works", "found", "what mends it", box=None, pad_edge=False)
+    for check in found["checks"]:
+        works = "[green]yes[/green]" if check["works"] else "[red]no[/red]"
+        checks.add_row(check["kind"], check["name"], works, *(escape(check[key]) for key in ("detail", "fix")))
+    tables = [checks]
+    if found["stages"]:
+        stages = Table("stage", "what was timed", Column("img/s", justify="right"), "", box=None, pad_edge=False)
+        for stage in found["stages"]:
+            remark = "slowest" if stage["name"] == found["slowest"] else "when opened" if stage["once"] else ""
+            stages.add_row(stage["name"], escape(stage["work"]), f"{stage['images_per_s']:,.0f}", remark)
+        tables.append(stages)
+    with (out := Console(highlight=False)).capture() as text:
+        for table in tables:
+            out.print(table, "")
+        if found["note"]:
+            out.print(escape(found["note"]))
+    return text.get().rstrip()

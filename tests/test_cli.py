@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-VERBS = ("convert", "train", "preview", "recipes")
+VERBS = ("convert", "doctor", "train", "preview", "recipes")
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 

@@ -22,7 +22,7 @@ def delivered(
     in pinned memory. UserError when one takes over `limit_s` seconds.
     """
     if device.type != "cuda":
-        for batch in ahead((_moved(batch, device) for batch in batches), limit_s=limit_s):
+        for batch in ahead((moved(batch, device) for batch in batches), limit_s=limit_s):
             yield replace(batch, labels_B=labels_N[batch.index_B])
         return
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -38,10 +38,12 @@ def delivered(
 def _on_stream(batches: Iterator[Batch], device: torch.device, stream: "torch.cuda.Stream") -> Iterator[Batch]:
     with torch.cuda.stream(stream):
         for batch in batches:
-            yield _moved(batch, device)
+            yield moved(batch, device)
 
 
-def _moved(batch: Batch, device: torch.device) -> Batch:
+def moved(batch: Batch, device: torch.device) -> Batch:
+    """The batch on the device; from pinned memory the copy is not waited for."""
+
     def move(tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else tensor.to(device, non_blocking=True)
 

@@ -1,0 +1,26 @@
+"""`fastssl doctor`: what works on this machine, and where a recipe's time goes."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastssl.cli.app import JsonOption, SetOption, app, print_result
+
+
+@app.command()
+def doctor(
+    target: Annotated[
+        str | None, typer.Argument(metavar="[RECIPE|DATA]", help="A recipe, or a .beton file, to time stage by stage.")
+    ] = None,
+    changes: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell what works on this machine, why the rest does not, and which stage of a recipe is the slowest."""
+    from fastssl.console import doctor_text
+    from fastssl.doctor import examine
+    from fastssl.recipe import load
+
+    is_data = target is not None and target.endswith(".beton")
+    found = examine(Path(target) if is_data and target else load(target, changes or ()) if target else None)
+    print_result(found, "" if as_json else doctor_text(found), as_json)
