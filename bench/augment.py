@@ -29,7 +29,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 from augment_peers import BLUR_P, CHAIN, MEAN, PEERS, STD, Case, Peer, Step  # noqa: E402
 from convert import CIFAR, make_photographs, unpack_train  # noqa: E402
-from record import row, write  # noqa: E402
+
+from fastssl.bench.record import row, write  # noqa: E402
 
 STEP_PX = 2**14  # a CPU's step is this many pixels along the views' sides laid end to end, a GPU's eight times as many
 POOL = {"cifar10": 4096, "shapes": 4096, "photographs": 384}

@@ -24,9 +24,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 from claims_figures import draw  # noqa: E402
 from claims_time import seconds_per_step  # noqa: E402
 from claims_verdicts import Cell, Run, verdicts  # noqa: E402
-from record import record, row  # noqa: E402
 
 import fastssl  # noqa: E402
+from fastssl.bench.record import record, row  # noqa: E402
 from fastssl.errors import UserError  # noqa: E402
 from fastssl.interrupts import EXIT_CODE, Interrupted  # noqa: E402
 from fastssl.losses import orthogonality_rule  # noqa: E402

@@ -173,7 +173,7 @@ def main() -> None:
     if arguments.one:
         print(json.dumps(measure_here(arguments.one, arguments.data, arguments.workers)))
         return
-    from record import row, write
+    from fastssl.bench.record import row, write
 
     repeats = 1 if arguments.quick else arguments.repeats
     photographs = 200 if arguments.quick else arguments.photographs

@@ -20,8 +20,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
-from record import row, write  # noqa: E402
-
+from fastssl.bench.record import row, write  # noqa: E402
 from fastssl.losses import barlow_twins, orthogonality_rule  # noqa: E402
 
 IMAGES, REACH = 16, 2

@@ -259,7 +259,7 @@ def main() -> None:
         impl, images, views = json.loads(arguments.one)
         print(json.dumps(measure_here(impl, images, views, arguments.data, workers, arguments.seconds)))
         return
-    from record import row, write
+    from fastssl.bench.record import row, write
 
     if arguments.quick:
         arguments.repeats, arguments.seconds, arguments.photographs = 1, 1.0, 300

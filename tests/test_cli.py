@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-VERBS = ("convert", "doctor", "train", "preview", "recipes")
+VERBS = ("convert", "doctor", "train", "preview", "recipes", "bench")
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 

@@ -1,0 +1,91 @@
+"""When a run first reached an accuracy, and how much sooner one recipe does than another. Pure functions of curves.
+
+A run that did not reach the target is a result: in medians its time is longer than any, in a speed-up what it trained
+for is the least it can be.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """The first evaluation at or above a target; the true moment lies up to `gap_s` before it."""
+
+    train_s: float
+    steps: int
+    epochs: float
+    images: int
+    views: int
+    value_pct: float
+    gap_s: float
+
+
+def first_crossing(
+    evaluations: Sequence[dict[str, Any]], metric: str, target_pct: float, *, views: int
+) -> Crossing | None:
+    """The crossing, or None when no evaluation is at or above the target.
+
+    Args:
+        evaluations: records of metrics.jsonl, in their order.
+        metric: such as knn20_pct.
+        target_pct: in percent.
+        views: V, views of each image.
+    """
+    before_s = 0.0
+    for one in evaluations:
+        if one.get(metric, -math.inf) >= target_pct:
+            return Crossing(
+                train_s=one["train_s"],
+                steps=one["step"],
+                epochs=one["epoch"],
+                images=one["images"],
+                views=one["images"] * views,
+                value_pct=one[metric],
+                gap_s=round(one["train_s"] - before_s, 3),
+            )
+        before_s = one["train_s"]
+    return None
+
+
+def median_or_none(values: Sequence[float | None]) -> float | None:
+    """Median where None is longer than any number; None when the median itself was not reached."""
+    found = float(np.median([math.inf if value is None else value for value in values]))
+    return found if math.isfinite(found) else None
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Seconds to the target, or seconds trained in vain."""
+
+    seconds: float
+    reached: bool
+
+
+def speed_up(
+    base: Sequence[Timed], other: Sequence[Timed], *, resamples: int = 10_000, level: float = 0.95
+) -> dict[str, Any]:
+    """How many times sooner `other` gets there: ratio of median times with its bootstrap interval over seeds.
+
+    Returns:
+        ratio, low, high; bound is "exact", "at least" (seeds of the base did not arrive), "at most" (seeds of the
+        other did not) or "unknown" (of both; then there is no ratio). With one seed there is no interval.
+    """
+    bound = {(True, True): "exact", (False, True): "at least", (True, False): "at most", (False, False): "unknown"}[
+        all(one.reached for one in base), all(one.reached for one in other)
+    ]
+    found: dict[str, Any] = {"bound": bound, "ratio": None, "low": None, "high": None, "n": min(len(base), len(other))}
+    if bound == "unknown":
+        return found
+    rng = np.random.default_rng(0)
+    a, b = (np.array([one.seconds for one in timed]) for timed in (base, other))
+    found["ratio"] = float(np.median(a) / np.median(b))
+    if found["n"] > 1:
+        medians = [np.median(x[rng.integers(0, len(x), (resamples, len(x)))], axis=1) for x in (a, b)]
+        low, high = np.quantile(medians[0] / medians[1], [(1 - level) / 2, (1 + level) / 2])
+        found |= {"low": float(low), "high": float(high)}
+    return found

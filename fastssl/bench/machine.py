@@ -1,0 +1,235 @@
+"""The machine check: each stage of a recipe's step with its rate, its share and how near it comes to the ceilings.
+
+The stages are timed inside real steps, the device waited for after each; the whole step is timed again without those
+waits. Ceilings are measured, not looked up. Within two minutes: slow steps get a smaller batch, and the record says so.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from fastssl import build, models
+from fastssl.bench.ceilings import ceilings, highest
+from fastssl.bench.parts import Parts, parts, work
+from fastssl.bench.record import record, row
+from fastssl.bench.timing import Laps, side_by_side, waiter
+from fastssl.probe import Prober
+from fastssl.recipe import Recipe, load
+
+MAX_STEP_S = 4.0
+EVALUATION_S = 20.0
+# Numbers of four bytes that an update reads and writes per parameter: weight, gradient and moments, then all but the
+# gradient back; LARS also reads weight and gradient for its norms.
+OPTIMISER_TRAFFIC = {"adam": 7, "adamw": 7, "sgd": 5, "lars": 7}
+Say = Callable[[str], None]
+
+
+def machine_check(recipe: Recipe, *, seconds: float = 30.0, say: Say = lambda text: None) -> dict[str, Any]:
+    """The benchmark record of every stage, with `bottleneck` and `notes` beside its rows.
+
+    Args:
+        recipe: whose data file exists.
+        seconds: spent on steps, after the warm-up; ceilings and evaluation take up to 30 more.
+        say: hears what is being measured.
+    """
+    recipe, notes = bearable(recipe)
+    made = parts(recipe)
+    wait = waiter(made.where)
+    say("Ceilings: a matrix product and a copy")
+    best = ceilings(made.where, build.autocast(recipe) or torch.float32, wait=wait)
+    say("Stages of a step")
+    laps = repeated_phases(made, wait, seconds=seconds / 2)
+    say("Whole steps")
+    whole = whole_steps(made, wait, seconds=seconds / 2)
+    rows = stage_rows(made, laps, best)
+    rows += whole
+    copied, note = transfer(made, wait)
+    rows += copied
+    notes += note
+    say("Evaluation")
+    evaluated, note = evaluation(made, wait, step_s=whole[0]["median"] / 1e3)
+    rows += evaluated
+    notes += note
+    return record(
+        "machine",
+        best + rows,
+        recipe.model_dump(mode="json"),
+        data_digest=made.manifest["digest"],
+        warmup="two steps untimed, and as long as a window before windows",
+        bottleneck=bottleneck(rows),
+        notes=notes,
+    )
+
+
+def bearable(recipe: Recipe) -> tuple[Recipe, list[str]]:
+    """The recipe, or the same with the batch halved until a step is likely to stay under MAX_STEP_S."""
+    batch = recipe.data.batch_size
+    small = load(recipe, [f"data.batch_size={min(batch, 8)}", "train.compile=false", "optim.accumulate_steps=1"])
+    made = parts(small)
+    batches, wait = made.batches(), waiter(made.where)
+    made.phases(batches, wait)
+    per_image_s = sum(made.phases(batches, wait).values()) / small.data.batch_size
+    fitting = batch
+    while fitting > 8 and fitting * per_image_s > MAX_STEP_S:
+        fitting //= 2
+    if fitting == batch:
+        return recipe, []
+    note = f"A step of {batch} images takes about {batch * per_image_s:.0f} s here: measured with {fitting} instead."
+    return load(recipe, [f"data.batch_size={fitting}", "optim.accumulate_steps=1"]), [note]
+
+
+def repeated_phases(made: Parts, wait: Callable[[], None], *, seconds: float, most: int = 50) -> list[dict[str, float]]:
+    """Laps of steps, two and then at least three, at most `most`, until the seconds are over."""
+    batches = made.batches()
+    for _ in range(2):
+        made.phases(batches, wait)
+    found: list[dict[str, float]] = []
+    start = time.perf_counter()
+    while len(found) < 3 or (len(found) < most and time.perf_counter() - start < seconds):
+        found.append(made.phases(batches, wait))
+    return found
+
+
+def whole_steps(made: Parts, wait: Callable[[], None], *, seconds: float, rounds: int = 5) -> list[dict[str, Any]]:
+    """Rows of the step as training runs it, nothing waited for in between."""
+    batches = made.batches()
+
+    def step() -> int:
+        batch, epoch = next(batches)
+        made.step(made.views(batch, epoch))
+        return len(batch)
+
+    rates = side_by_side({"step": step}, wait=wait, window_s=seconds / (rounds + 1), rounds=rounds)["step"]
+    what = {"stage": "step"} | work(made.recipe, made.where)
+    return [
+        row("fastssl", what, "ms_per_step", [1e3 * made.batch_size / rate for rate in rates]),
+        row("fastssl", what, "images_per_s", rates),
+        row("fastssl", what, "views_per_s", [rate * what["views"] for rate in rates]),
+    ]
+
+
+def stage_rows(made: Parts, laps: list[dict[str, float]], best: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Milliseconds, images per second and share of the step of every stage; its share of the ceiling that binds it."""
+    rows = []
+    flops, traffic = stage_flops(made), stage_bytes(made)
+    for stage in laps[0]:
+        what = {"stage": stage} | work(made.recipe, made.where)
+        seconds = [one[stage] for one in laps]
+        rows.append(row("fastssl", what, "ms_per_step", [1e3 * s for s in seconds]))
+        rows.append(row("fastssl", what, "images_per_s", [made.batch_size / s for s in seconds]))
+        rows.append(row("fastssl", what, "share_pct", [100 * one[stage] / sum(one.values()) for one in laps]))
+        if stage in flops:
+            ceiling = 1e12 * highest(best, "matmul")
+            rows.append(row("fastssl", what, "compute_pct", [100 * flops[stage] / s / ceiling for s in seconds]))
+        if stage in traffic:
+            ceiling = 1e9 * highest(best, "copy")
+            rows.append(row("fastssl", what, "bandwidth_pct", [100 * traffic[stage] / s / ceiling for s in seconds]))
+    return rows
+
+
+def stage_flops(made: Parts) -> dict[str, float]:
+    """Operations of convolutions and matrix products, counted by running one step of the uncompiled network."""
+    batch, epoch = next(made.batches())
+    groups, autocast = made.views(batch, epoch), build.autocast(made.recipe)
+    with FlopCounterMode(display=False) as forward:
+        with torch.autocast(made.where.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
+            _, z_VBD = made.plain(groups)
+        objective = made.loss(z_VBD)["loss"]
+    with FlopCounterMode(display=False) as backward:
+        objective.backward()  # type: ignore[no-untyped-call]
+    made.optimizer.zero_grad(set_to_none=True)
+    return {"forward": forward.get_total_flops(), "backward": backward.get_total_flops()}
+
+
+def stage_bytes(made: Parts) -> dict[str, float]:
+    """Bytes that a stage cannot avoid reading and writing."""
+    batch, epoch = next(made.batches())
+    groups = made.views(batch, epoch)
+    pixels = batch.images.numel() * batch.images.element_size() if batch.offsets_B is None else 0
+    cut = sum(group.numel() * group.element_size() for group in groups)
+    update = 4 * OPTIMISER_TRAFFIC[made.recipe.optim.name] * models.parameter_count(made.plain)
+    found = {"augmentation": float(pixels + cut), "optimiser": float(update)}
+    return found | ({"loader": 2.0 * pixels} if pixels else {})
+
+
+def transfer(made: Parts, wait: Callable[[], None]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows of a batch's copy from pinned host memory; none where host and device are one."""
+    if made.where.type != "cuda":
+        return [], [f"host-to-device: nothing to copy, the images lie in the memory of the {made.where.type}."]
+    batch, _ = next(made.batches())
+    host = batch.images.cpu().pin_memory()
+
+    def copy() -> int:
+        host.to(made.where, non_blocking=True)
+        return len(batch)
+
+    rates = side_by_side({"copy": copy}, wait=wait, window_s=0.2, rounds=5)["copy"]
+    what = {"stage": "host-to-device"} | work(made.recipe, made.where)
+    gb = host.numel() * host.element_size() / len(batch) / 1e9
+    rows = [
+        row("fastssl", what, "ms_per_step", [1e3 * len(batch) / rate for rate in rates]),
+        row("fastssl", what, "images_per_s", rates),
+        row("fastssl", what, "gb_per_s", [rate * gb for rate in rates]),
+    ]
+    return rows, ["host-to-device: one pinned batch by itself; a resident loader copies nothing, others copy ahead."]
+
+
+def evaluation(made: Parts, wait: Callable[[], None], *, step_s: float) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows of one evaluation while training: its seconds, and what it costs a step at the recipe's frequency."""
+    recipe, data = made.recipe, made.recipe.data
+    learn = build.some_of(made.sets.probe, recipe.evaluate.max_train)
+    images = len(learn) + len(made.sets.val)
+    if not len(learn) or not len(made.sets.val):
+        return [], ["evaluation: no labelled images are held out, so there is none while training."]
+    clean = build.clean_view(recipe, made.manifest, where=made.where)
+    share = made.loader if data.probe_path is None else None
+    prober = Prober(recipe, data.probe_path or data.path, made.sets, clean=clean, where=made.where, share=share)
+    estimate_s, notes = images / extraction_rate(prober, made, wait), []
+    seconds = [estimate_s]
+    if estimate_s < EVALUATION_S:
+        laps = Laps(wait)
+        prober.while_training(made.plain.backbone)
+        laps("evaluation")
+        seconds = [laps.seconds["evaluation"]]
+    else:
+        notes = ["evaluation: from the rate of feature extraction; the probes on top of it are not counted."]
+    what = {"stage": "evaluation", "images": images} | work(recipe, made.where)
+    steps = recipe.evaluate.every_epochs * len(made.loader) or math.inf
+    return [
+        row("fastssl", what, "seconds", seconds),
+        row("fastssl", what, "ms_per_step", [1e3 * s / steps for s in seconds]),
+        row("fastssl", what, "share_pct", [100 * s / steps / (s / steps + step_s) for s in seconds]),
+        row("fastssl", what, "images_per_s", [images / s for s in seconds]),
+    ], notes
+
+
+def extraction_rate(prober: Prober, made: Parts, wait: Callable[[], None]) -> float:
+    """Images per second through the frozen backbone, from the second and third batch."""
+    embed = prober.embed_with(made.plain.backbone)
+    assert prober.learn is not None
+    rates = []
+    with torch.inference_mode():
+        for _, batch in zip(range(3), prober.learn.epoch(0), strict=False):
+            laps = Laps(wait)
+            embed(batch)
+            laps("batch")
+            rates.append(len(batch) / laps.seconds["batch"])
+    return max(rates)
+
+
+def bottleneck(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The stage with the largest share, and in words how near it comes to the ceilings."""
+    shares = {one["work"]["stage"]: one["median"] for one in rows if one["metric"] == "share_pct"}
+    stage = max(shares, key=lambda name: shares[name])
+    of = {one["metric"]: one["median"] for one in rows if one["work"]["stage"] == stage}
+    ceilings_of = {"compute_pct": "matrix product", "bandwidth_pct": "copy"}
+    said = ", ".join(f"{of[key]:.0f} % of this machine's {name}" for key, name in ceilings_of.items() if key in of)
+    return {
+        "stage": stage,
+        "share_pct": shares[stage],
+        "text": f"{stage} takes {shares[stage]:.0f} % of a step" + (f", at {said}" if said else "") + ".",
+    }

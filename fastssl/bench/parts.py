@@ -1,0 +1,127 @@
+"""The parts of a recipe's step, and single steps of it, as every benchmark here uses them.
+
+V views, B images, C channels.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastssl import build
+from fastssl.augment.engine import Augment
+from fastssl.bench.timing import Laps
+from fastssl.data.batch import Batch
+from fastssl.memory import keep_freed_memory
+from fastssl.models import Pretrainer
+from fastssl.optim import set_learning_rate
+from fastssl.recipe import Recipe, view_table
+from fastssl.step import Terms, train_step, update
+
+Views = tuple[Tensor, ...]
+STILL_LR = 1e-9
+
+
+@dataclass
+class Parts:
+    """Everything one step needs. `network` is compiled where the recipe says so, `plain` never."""
+
+    recipe: Recipe
+    where: torch.device
+    manifest: dict[str, Any]
+    sets: build.Sets
+    loader: build.Loader
+    augment: Augment
+    plain: Pretrainer
+    network: Callable[..., Any]
+    loss: Callable[[Tensor], Terms]
+    optimizer: torch.optim.Optimizer
+    scaler: "torch.amp.GradScaler | None"
+
+    @property
+    def batch_size(self) -> int:
+        return self.recipe.data.batch_size
+
+    def batches(self) -> Iterator[tuple[Batch, int]]:
+        """Batches with their epochs, for ever."""
+        return ((batch, epoch) for epoch in count() for batch in self.loader.epoch(epoch))
+
+    def views(self, batch: Batch, epoch: int) -> Views:
+        return self.augment(batch.images, batch.index_B, epoch, sizes_B2=batch.sizes_B2, offsets_B=batch.offsets_B)
+
+    def step(self, groups: Views) -> Terms:
+        """One optimisation step, its learning rate so small that many repeats leave the weights as they were."""
+        optim = self.recipe.optim
+        return train_step(
+            self.network,
+            self.loss,
+            self.optimizer,
+            groups,
+            lr=STILL_LR,
+            autocast=build.autocast(self.recipe),
+            scaler=self.scaler,
+            accumulate_steps=optim.accumulate_steps,
+            clip_norm=optim.clip_norm,
+        )
+
+    def phases(self, batches: Iterator[tuple[Batch, int]], wait: Callable[[], None]) -> dict[str, float]:
+        """Seconds of the phases of one step, the device waited for after each: the work of `step`, taken apart."""
+        set_learning_rate(self.optimizer, STILL_LR)
+        laps = Laps(wait)
+        batch, epoch = next(batches)
+        laps("loader")
+        groups = self.views(batch, epoch)
+        laps("augmentation")
+        autocast = build.autocast(self.recipe)
+        for part in zip(*(group.chunk(self.recipe.optim.accumulate_steps, dim=1) for group in groups), strict=True):
+            with torch.autocast(self.where.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
+                _, z_VBD = self.network(part)
+            objective = self.loss(z_VBD)["loss"]
+            laps("forward")
+            (self.scaler.scale(objective) if self.scaler else objective).backward()  # type: ignore[no-untyped-call]
+            laps("backward")
+        update(self.optimizer, scaler=self.scaler, clip_norm=self.recipe.optim.clip_norm)
+        laps("optimiser")
+        return laps.seconds
+
+
+def parts(recipe: Recipe) -> Parts:
+    """Builds what the recipe says, as training does.
+
+    Raises:
+        UserError: as training does.
+    """
+    where = build.device(recipe)
+    if where.type == "cpu":
+        keep_freed_memory()
+    data = recipe.data
+    manifest = build.manifest_of(data.path)
+    sets = build.sets(recipe, build.labels_of(data.path), build.labels_of(data.probe_path or data.path))
+    plain = build.network(recipe, in_channels=manifest["channels"], where=where)
+    return Parts(
+        recipe=recipe,
+        where=where,
+        manifest=manifest,
+        sets=sets,
+        loader=build.loader(recipe, data.path, sets.train, where=where),
+        augment=build.augment(recipe, manifest, where=where),
+        plain=plain,
+        network=torch.compile(plain) if recipe.train.compile else plain,
+        loss=build.loss(recipe),
+        optimizer=build.optimizer(recipe, plain, where=where),
+        scaler=torch.amp.GradScaler(where.type) if recipe.train.precision == "fp16" else None,
+    )
+
+
+def work(recipe: Recipe, where: torch.device) -> dict[str, Any]:
+    """What a step of the recipe does, as a row's `work`."""
+    return {
+        "batch": recipe.data.batch_size,
+        "views": len(view_table(recipe.augment)),
+        "side_px": max(row.side_px for row in view_table(recipe.augment)),
+        "backbone": f"{recipe.model.backbone} x{recipe.model.width:g} {recipe.model.stem}",
+        "device": where.type,
+    }

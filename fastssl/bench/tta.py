@@ -1,0 +1,287 @@
+"""Time to accuracy: recipes side by side, seed by seed, until each first reaches the targets.
+
+The clock is training's own (`train_s` of metrics.jsonl): evaluation, checkpoints and compilation stand apart and are
+reported apart. Finished runs are read from their run directories, unfinished ones go on from their checkpoints.
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastssl import build, training
+from fastssl.bench.crossing import Timed, first_crossing, median_or_none, speed_up
+from fastssl.bench.parts import parts
+from fastssl.bench.record import record, row
+from fastssl.errors import UserError
+from fastssl.recipe import Recipe, load, view_table
+
+Observer = Callable[[dict[str, Any]], None]
+WARMUP_STEPS = 2
+SIDECAR = "tta.json"
+
+
+class Reached(Exception):  # noqa: N818 - not an error
+    """Ends a run at its targets: raised in an observer, between two steps."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One recipe with one seed.
+
+    Attributes:
+        evaluations: records of metrics.jsonl up to here.
+        trained_s: training time in all.
+        compile_s: of torch.compile, not in `trained_s`; None for a run stopped at its target.
+        apart_s: evaluation, saving, set-up and compilation, over all sittings; None for a run made elsewhere.
+    """
+
+    seed: int
+    evaluations: list[dict[str, Any]]
+    trained_s: float
+    compile_s: float | None
+    apart_s: float | None
+
+
+def tta(
+    recipes: Sequence[Recipe],
+    targets: dict[str, float],
+    *,
+    seeds: int,
+    folder: Path,
+    stop_at_target: bool = False,
+    observe: Observer = lambda record: None,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """The benchmark record: rows for each recipe and target, speed-ups over the first recipe, and all curves.
+
+    Args:
+        recipes: the first is the one the others are compared with; all on the same data and evaluation.
+        targets: metric of an evaluation (knn20_pct, ridge_pct, ...) to percent.
+        seeds: n; seed i of a recipe is its own seed plus i.
+        folder: a run directory for each recipe and seed goes here.
+        stop_at_target: end a run once all targets are reached.
+        observe: hears each run's records.
+        say: hears what happens.
+
+    Raises:
+        UserError: when the recipes cannot be compared, or a target is not measured while training.
+        Interrupted: after a signal; the same call goes on from there.
+    """
+    digest = same_work(recipes)
+    trials: dict[str, list[Trial]] = {recipe.name: [] for recipe in recipes}
+    warm: set[str] = set()
+    for seed in range(seeds):
+        for recipe in recipes:
+            one = load(recipe, [f"seed={recipe.seed + seed}"])
+            where = folder / f"{recipe.name}-s{one.seed}"
+            if not finished(where, one, targets, stop_at_target=stop_at_target):
+                if recipe.name not in warm:
+                    say(f"Warm-up of {recipe.name}: {WARMUP_STEPS} steps, not timed")
+                    warm_up(recipe)
+                    warm.add(recipe.name)
+                say(f"{recipe.name}, seed {one.seed}")
+                run(one, where, targets, stop_at_target=stop_at_target, observe=observe)
+            trials[recipe.name].append(trial(where, one.seed))
+    return result(recipes, targets, trials, digest)
+
+
+def same_work(recipes: Sequence[Recipe]) -> str:
+    """The data's digest. All recipes must learn from the same file and be measured alike.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    first, names = recipes[0], [recipe.name for recipe in recipes]
+    if len(set(names)) < len(names):
+        raise UserError("Two recipes have one name: " + ", ".join(names) + ".", "Set another `name:` in one of them.")
+    for other in recipes[1:]:
+        for key in ("data.val_count", "evaluate.knn_k", "evaluate.max_train", "evaluate.side_px"):
+            section, name = key.split(".")
+            a, b = (getattr(getattr(recipe, section), name) for recipe in (first, other))
+            if a != b:
+                raise UserError(
+                    f"{first.name} and {other.name} are not measured alike: {key} is {a} and {b}.",
+                    f"Give both the same, for example -s {key}={b}.",
+                )
+    digests = {recipe.name: digest_of(recipe) for recipe in recipes}
+    if len(set(digests.values())) > 1:
+        raise UserError(
+            f"The recipes' data differ: {', '.join(f'{name} {digest[:12]}' for name, digest in digests.items())}.",
+            "Point data.path (and data.probe_path) of all of them at the same files.",
+        )
+    return digests[first.name]
+
+
+def digest_of(recipe: Recipe) -> str:
+    paths = [recipe.data.path] + ([recipe.data.probe_path] if recipe.data.probe_path else [])
+    return "+".join(str(build.manifest_of(path)["digest"]) for path in paths)
+
+
+def warm_up(recipe: Recipe) -> None:
+    """Steps of parts that are then thrown away: kernels get compiled, libraries loaded, memory taken."""
+    made = parts(load(recipe, ["train.compile=false"]))
+    for _, (batch, epoch) in zip(range(WARMUP_STEPS), made.batches(), strict=False):
+        made.step(made.views(batch, epoch))
+
+
+def finished(where: Path, recipe: Recipe, targets: dict[str, float], *, stop_at_target: bool) -> bool:
+    """Whether a run directory holds all that is wanted.
+
+    Raises:
+        UserError: when it holds another recipe's run.
+    """
+    if not (where / "recipe.yaml").exists():
+        return False
+    if load(where / "recipe.yaml") != recipe:
+        raise UserError(f"{where} holds a run of another recipe.", "Choose another --run-dir, or remove that folder.")
+    if (where / "summary.json").exists():
+        return True
+    seen = evaluations_of(where)
+    return stop_at_target and all(first_crossing(seen, m, pct, views=1) for m, pct in targets.items())
+
+
+def run(recipe: Recipe, where: Path, targets: dict[str, float], *, stop_at_target: bool, observe: Observer) -> None:
+    """Trains to the end or to the targets; notes the seconds that were not training beside the run."""
+    start, before_s = time.perf_counter(), apart_of(where) or 0.0
+    watch = Watch(where, targets, stop_at_target=stop_at_target, observe=observe)
+    try:
+        training.train(recipe, run_dir=where, resume=True, observe=watch)
+    except Reached:
+        pass
+    finally:
+        if where.is_dir():
+            apart_s = before_s + time.perf_counter() - start - watch.trained_s
+            (where / SIDECAR).write_text(json.dumps({"apart_s": round(apart_s, 3)}), encoding="utf-8")
+
+
+class Watch:
+    """Passes records on, counts the sitting's training seconds, and raises Reached when that is asked for."""
+
+    def __init__(self, where: Path, targets: dict[str, float], *, stop_at_target: bool, observe: Observer) -> None:
+        self.where, self.targets, self.missing = where, targets, dict(targets)
+        self.stop_at_target, self.observe = stop_at_target, observe
+        self.trained_s = self.resumed_s = 0.0
+
+    def __call__(self, one: dict[str, Any]) -> None:
+        self.observe(one)
+        if one["event"] == "start" and one["step"]:  # metrics.jsonl now ends where the checkpoint was made
+            self.resumed_s = last_train_s(self.where)
+            for done in evaluations_of(self.where):
+                self.check(done)
+        if "train_s" in one:
+            self.trained_s = one["train_s"] - self.resumed_s
+        if one["event"] == "evaluation":
+            self.check(one)
+            if self.stop_at_target and not self.missing:
+                raise Reached
+
+    def check(self, one: dict[str, Any]) -> None:
+        """Crosses off the targets that an evaluation reaches; refuses those that are not measured."""
+        for metric, pct in self.targets.items():
+            if metric not in one:
+                known = ", ".join(key.removesuffix("_pct") for key in one if key.endswith("_pct"))
+                name = metric.removesuffix("_pct")
+                raise UserError(f"{name} is not measured while training.", f"Set --target to some of: {known}.")
+            if one[metric] >= pct:
+                self.missing.pop(metric, None)
+
+
+def apart_of(where: Path) -> float | None:
+    path = where / SIDECAR
+    return float(json.loads(path.read_text(encoding="utf-8"))["apart_s"]) if path.exists() else None
+
+
+def metrics_of(where: Path) -> list[dict[str, Any]]:
+    path = where / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def last_train_s(where: Path) -> float:
+    return max((one["train_s"] for one in metrics_of(where)), default=0.0)
+
+
+def evaluations_of(where: Path) -> list[dict[str, Any]]:
+    return [one for one in metrics_of(where) if one["event"] == "evaluation"]
+
+
+def trial(where: Path, seed: int) -> Trial:
+    """A finished run, read from its directory."""
+    summary = where / "summary.json"
+    compile_s = json.loads(summary.read_text(encoding="utf-8")).get("compile_s") if summary.exists() else None
+    return Trial(seed, evaluations_of(where), last_train_s(where), compile_s, apart_of(where))
+
+
+def result(
+    recipes: Sequence[Recipe], targets: dict[str, float], trials: dict[str, list[Trial]], digest: str
+) -> dict[str, Any]:
+    """The record of all trials."""
+    rows, speed_ups = [], []
+    for metric, pct in targets.items():
+        timed = {recipe.name: times(trials[recipe.name], metric, pct) for recipe in recipes}
+        for recipe in recipes:
+            rows += recipe_rows(recipe, trials[recipe.name], metric, pct)
+        base = recipes[0].name
+        speed_ups += [
+            {"recipe": recipe.name, "against": base, "metric": metric, "target_pct": pct}
+            | speed_up(timed[base], timed[recipe.name])
+            for recipe in recipes[1:]
+        ]
+    for recipe in recipes:
+        for name in ("compile_s", "apart_s"):
+            values = [getattr(one, name) for one in trials[recipe.name]]
+            rows.append(row(recipe.name, {}, name, [value for value in values if value is not None]))
+    return record(
+        "tta",
+        rows,
+        recipes[0].model_dump(mode="json"),
+        data_digest=digest,
+        targets=targets,
+        recipes={recipe.name: recipe.model_dump(mode="json") for recipe in recipes},
+        clock="training only: evaluation, checkpoints and compilation apart",
+        warmup=f"{WARMUP_STEPS} untimed steps of each recipe in this process",
+        speed_ups=speed_ups,
+        curves={name: [vars(one) for one in done] for name, done in trials.items()},
+    )
+
+
+def times(done: list[Trial], metric: str, pct: float) -> list[Timed]:
+    found = [(first_crossing(one.evaluations, metric, pct, views=1), one) for one in done]
+    return [Timed(at.train_s, True) if at else Timed(one.trained_s, False) for at, one in found]
+
+
+def recipe_rows(recipe: Recipe, done: list[Trial], metric: str, pct: float) -> list[dict[str, Any]]:
+    """What a recipe needed to reach one target, over its seeds; the median counts seeds that did not arrive."""
+    views = len(view_table(recipe.augment))
+    found = [first_crossing(one.evaluations, metric, pct, views=views) for one in done]
+    rows = []
+    for name in ("train_s", "steps", "epochs", "images", "views", "gap_s"):
+        values = [None if at is None else float(getattr(at, name)) for at in found]
+        made = row(recipe.name, {"target": metric, "pct": pct}, name, [v for v in values if v is not None])
+        rows.append(made | {"median": median_or_none(values), "seeds": len(done)})
+    best = [max((e.get(metric, 0.0) for e in one.evaluations), default=0.0) for one in done]
+    rows.append(row(recipe.name, {"target": metric, "pct": pct}, "best_pct", best))
+    return rows
+
+
+def parse_targets(text: str, recipe: Recipe) -> dict[str, float]:
+    """knn=80,linear=85 to {"knn20_pct": 80.0, "linear_pct": 85.0}; knn is the first of the recipe's evaluate.knn_k.
+
+    Raises:
+        UserError: when it is not of that form.
+    """
+    fix = "Write for example --target knn=80 or --target knn=80,ridge=82, in percent."
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        name, equals, number = part.strip().partition("=")
+        try:
+            pct = float(number)
+        except ValueError:
+            pct = -1.0
+        if not equals or not name or not 0 < pct <= 100:
+            raise UserError(f"--target {part.strip()!r} is not of the form name=percent.", fix)
+        metric = f"knn{recipe.evaluate.knn_k[0]}" if name == "knn" else name
+        found[metric.removesuffix("_pct") + "_pct"] = pct
+    return found

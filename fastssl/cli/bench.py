@@ -1,0 +1,185 @@
+"""`fastssl bench`: measure this machine, one stage's variants, or the time to an accuracy; compare two results."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from fastssl.cli.app import JsonOption, SetOption, app, print_result
+
+OptionalRecipe = Annotated[str, typer.Argument(metavar="[RECIPE]", help="A YAML file, or a shipped recipe's name.")]
+OnlyOption = Annotated[list[str] | None, typer.Option(help="Only variants whose name has this in it; repeatable.")]
+SecondsOption = Annotated[float, typer.Option(min=0.01, help="Measured in all, after an untimed warm-up.")]
+OutOption = Annotated[Path | None, typer.Option(help="Also write the record to this file.")]
+
+
+class MachineByDefault(TyperGroup):
+    """`fastssl bench RECIPE` is `fastssl bench machine RECIPE`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args or (args[0] not in self.commands and args[0] != "--help"):
+            args = ["machine", *args]
+        return super().parse_args(ctx, args)
+
+
+bench = typer.Typer(
+    cls=MachineByDefault,
+    help="Measure this machine: `bench [RECIPE]` checks every stage; sub-commands look closer.",
+)
+app.add_typer(bench, name="bench")
+
+
+@bench.command()
+def machine(
+    recipe: OptionalRecipe = "quickstart",
+    changes: SetOption = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Spent on steps; ceilings and evaluation take more.")] = 30.0,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check every stage of a step on this machine, in under two minutes (the default)."""
+    from fastssl.bench.machine import machine_check
+    from fastssl.bench.tables import machine_text
+
+    made = machine_check(ready(recipe, changes), seconds=seconds, say=say)
+    finish(made, machine_text(made), out, as_json)
+
+
+@bench.command()
+def loader(
+    recipe: OptionalRecipe = "quickstart",
+    changes: SetOption = None,
+    only: OnlyOption = None,
+    seconds: SecondsOption = 30.0,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Set every installed loader side by side on the recipe's images."""
+    variants("loader", recipe, changes, only, seconds, out, as_json)
+
+
+@bench.command()
+def augment(
+    recipe: OptionalRecipe = "quickstart",
+    changes: SetOption = None,
+    only: OnlyOption = None,
+    seconds: SecondsOption = 30.0,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Set the appliers of the augmentation side by side on one batch."""
+    variants("augment", recipe, changes, only, seconds, out, as_json)
+
+
+@bench.command()
+def step(
+    recipe: OptionalRecipe = "quickstart",
+    changes: SetOption = None,
+    only: OnlyOption = None,
+    seconds: SecondsOption = 60.0,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Set the step's settings side by side, and the step as trained against one fed a fixed batch."""
+    variants("step", recipe, changes, only, seconds, out, as_json)
+
+
+@bench.command()
+def tta(
+    recipes: Annotated[list[str], typer.Argument(metavar="RECIPE...", help="The first is the baseline.")],
+    target: Annotated[str, typer.Option(help="Accuracies in percent, such as knn=80,ridge=82.")],
+    changes: SetOption = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each recipe.")] = 3,
+    run_dir: Annotated[Path, typer.Option(help="One run directory a recipe and seed goes here.")] = Path("runs/tta"),
+    stop_at_target: Annotated[
+        bool, typer.Option("--stop-at-target", help="End a run once all targets are reached.")
+    ] = False,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Time to accuracy: seconds of training until a recipe first reaches a target, against the first recipe.
+
+    Finished runs in --run-dir are used again and unfinished ones go on, so the same command continues after a stop.
+    """
+    from fastssl import interrupts
+    from fastssl.bench.tables import tta_text
+    from fastssl.bench.tta import parse_targets
+    from fastssl.bench.tta import tta as run
+    from fastssl.console import TrainingProgress
+
+    made = [ready(recipe, changes) for recipe in recipes]
+    try:
+        with TrainingProgress() as progress:
+            found = run(
+                made,
+                parse_targets(target, made[0]),
+                seeds=seeds,
+                folder=run_dir,
+                stop_at_target=stop_at_target,
+                observe=progress,
+                say=say,
+            )
+    except interrupts.Interrupted as stop:
+        print(f"{stop}\nThe same command goes on from there.", file=sys.stderr)
+        sys.exit(interrupts.EXIT_CODE)
+    finish(found, tta_text(found), out, as_json)
+
+
+@bench.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="A result that --out wrote.")],
+    b: Annotated[Path, typer.Argument(help="Another of the same benchmark.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Say what differs between two results beyond the noise."""
+    from fastssl.bench.compare import compare as run
+    from fastssl.bench.compare import read
+    from fastssl.bench.tables import compare_text
+
+    made = run(read(a), read(b))
+    print_result(made, compare_text(made), as_json)
+
+
+def variants(
+    stage: str,
+    recipe: str,
+    changes: list[str] | None,
+    only: list[str] | None,
+    seconds: float,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    from fastssl.bench import variants
+    from fastssl.bench.tables import variants_text
+
+    made = getattr(variants, stage)(ready(recipe, changes), seconds=seconds, only=only)
+    finish(made, variants_text(made), out, as_json)
+
+
+def ready(recipe: str, changes: list[str] | None) -> Any:
+    """The resolved recipe, its data converted."""
+    from fastssl import build
+    from fastssl.console import conversion_progress
+    from fastssl.recipe import load
+
+    resolved = load(recipe, changes or ())
+    build.check(resolved)
+    with conversion_progress() as progress:
+        build.ensure_data(resolved, progress=progress, only_train=resolved.data.probe_path is None)
+    return resolved
+
+
+def say(text: str) -> None:
+    from fastssl.console import console
+
+    console.print(text)
+
+
+def finish(made: dict[str, Any], text: str, out: Path | None, as_json: bool) -> None:
+    from fastssl.bench.record import save
+
+    if out is not None:
+        save(out, made)
+    print_result(made, text, as_json)
