@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -34,11 +34,18 @@ def train(
         return
     from fastssl import interrupts
     from fastssl.console import TrainingProgress, conversion_progress, summary_text
+    from fastssl.runs import FailureNote
     from fastssl.training import train as run
 
+    folder = run_dir or Path("runs") / resolved.name
     try:
-        with conversion_progress() as converting, TrainingProgress() as progress:
-            summary = run(resolved, run_dir=run_dir, resume=resume, observe=progress, convert_progress=converting)
+        with conversion_progress() as converting, TrainingProgress() as progress, FailureNote(folder) as note:
+
+            def observe(record: dict[str, Any]) -> None:
+                progress(record)
+                note(record)
+
+            summary = run(resolved, run_dir=folder, resume=resume, observe=observe, convert_progress=converting)
     except interrupts.Interrupted as stop:
         print(stop, file=sys.stderr)
         sys.exit(interrupts.EXIT_CODE)
