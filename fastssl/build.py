@@ -141,14 +141,7 @@ def sets(recipe: Recipe, labels_N: Tensor, probe_labels_N: Tensor) -> Sets:
         UserError: when too few images are left.
     """
     data = recipe.data
-    labelled = torch.nonzero(probe_labels_N >= 0).flatten()
-    shuffled = labelled[draws.permutation(SPLIT_SEED, 0, len(labelled))]
-    if data.val_count and data.val_count >= len(labelled) > 0:
-        raise UserError(
-            f"data.val_count {data.val_count} holds out all of the {len(labelled)} labelled images.",
-            "Set data.val_count lower.",
-        )
-    val, probe = shuffled[: data.val_count].sort().values, shuffled[data.val_count :].sort().values
+    probe, val = labelled_parts(recipe, probe_labels_N)
     pool = torch.arange(len(labels_N))
     if data.probe_path is None:
         pool = pool[~torch.isin(pool, val)]
@@ -156,6 +149,23 @@ def sets(recipe: Recipe, labels_N: Tensor, probe_labels_N: Tensor) -> Sets:
     train = pool[chosen].sort().values
     check_batch(recipe, len(train))
     return Sets(train=train, probe=probe, val=val)
+
+
+def labelled_parts(recipe: Recipe, probe_labels_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions of the labelled images that probes learn from, and of those held out.
+
+    Raises:
+        UserError: when all of them would be held out.
+    """
+    count = recipe.data.val_count
+    labelled = torch.nonzero(probe_labels_N >= 0).flatten()
+    shuffled = labelled[draws.permutation(SPLIT_SEED, 0, len(labelled))]
+    if count and count >= len(labelled) > 0:
+        raise UserError(
+            f"data.val_count {count} holds out all of the {len(labelled)} labelled images.",
+            "Set data.val_count lower.",
+        )
+    return shuffled[count:].sort().values, shuffled[:count].sort().values
 
 
 def some_of(indices: Tensor, count: int | None) -> Tensor:

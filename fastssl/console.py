@@ -30,20 +30,24 @@ def bar(*columns: Any) -> Progress:
 
 
 @contextlib.contextmanager
-def conversion_progress() -> Iterator[ConversionProgress]:
-    """A function of (file, images done, images in all) that draws one bar per file."""
+def file_progress(doing: str) -> Iterator[ConversionProgress]:
+    """A function of (file, images done, images in all) that draws one bar per file, after a word such as Converting."""
     with bar(TextColumn("{task.fields[rate]}")) as progress:
         tasks: dict[str, Any] = {}
 
         def show(name: str, done: int, total: int | None) -> None:
             if name not in tasks:
-                tasks[name] = progress.add_task(f"convert {name}", total=total, rate="")
+                tasks[name] = progress.add_task(f"{doing} {name}", total=total, rate="")
                 if not console.is_terminal:
-                    print(f"Converting {name}", file=sys.stderr)
+                    print(f"{doing} {name}", file=sys.stderr)
             speed = progress.tasks[tasks[name]].speed
             progress.update(tasks[name], completed=done, total=total, rate=f"{speed:,.0f} img/s" if speed else "")
 
         yield show
+
+
+def conversion_progress() -> contextlib.AbstractContextManager[ConversionProgress]:
+    return file_progress("Converting")
 
 
 class TrainingProgress:

@@ -7,7 +7,7 @@ test. Formulas and protocol: arXiv 2312.10725 and the kNN of arXiv 1805.01978.
 N training images, M test images, F features, C classes, L learning rates, K neighbours.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -20,21 +20,6 @@ HELD_OUT_SHARE = 0.1
 # Relative to the mean eigenvalue of the features' second moments, so they suit any scale of features.
 RIDGE_STRENGTHS = tuple(10.0**p for p in range(-6, 3))
 CHUNK_ROWS = 256
-
-
-def extract(embed: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Features and labels of every image, the last short batch included.
-
-    Args:
-        embed: images to features (B, F); puts the network into evaluation mode itself.
-        batches: pairs of images and int64 labels (B,).
-
-    Returns:
-        features_NF float32 and labels_N int64, on the device the batches came on.
-    """
-    with torch.inference_mode():
-        pairs = [(embed(images).float(), labels) for images, labels in batches]
-    return torch.cat([f for f, _ in pairs]).clone(), torch.cat([y for _, y in pairs]).clone()
 
 
 def knn(
@@ -264,15 +249,21 @@ def check(train_NF: Tensor, train_labels_N: Tensor, test_MF: Tensor, test_labels
                 f"The {name} part has {len(rows)} feature rows and {len(labels)} labels.",
                 "Give as many labels as images, and at least one.",
             )
-        if missing := int((labels < 0).sum()):
-            raise UserError(
-                f"{missing} of {len(labels)} {name} images have no label (-1).",
-                "Evaluate on a labelled set: name one in data.probe_path and data.test_path.",
-            )
         if not bool(rows.isfinite().all()):
             raise UserError(
                 f"The {name} features are not all finite.",
                 "Evaluate an earlier checkpoint; this one diverged.",
+            )
+    check_labels(train_labels_N, test_labels_M)
+
+
+def check_labels(train_labels_N: Tensor, test_labels_M: Tensor) -> None:
+    """Refuse missing labels and classes unseen in train."""
+    for name, labels in (("train", train_labels_N), ("test", test_labels_M)):
+        if missing := int((labels < 0).sum()):
+            raise UserError(
+                f"{missing} of {len(labels)} {name} images have no label (-1).",
+                "Evaluate on labelled sets: data.probe_path and data.test_path, or --data and --test of fastssl eval.",
             )
     unseen = sorted(set(test_labels_M.tolist()) - set(train_labels_N.tolist()))
     if unseen:

@@ -1,7 +1,13 @@
-"""A trained backbone, ready to turn images into features."""
+"""A trained network with the preprocessing it was trained with: from a run, one of its checkpoints, or bare weights.
 
+Shapes are compared before anything large is built, so that an edited recipe or a foreign file is a sentence, not a
+crash.
+"""
+
+import hashlib
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +24,7 @@ from fastssl.recipe import Recipe
 from fastssl.recipe import load as load_recipe
 
 Images = npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | Sequence[npt.NDArray[np.uint8]] | Tensor
+MAX_CHANNELS, MAX_SIDE_PX = 1024, 1024
 
 
 @dataclass(frozen=True)
@@ -28,12 +35,21 @@ class Pretrained:
         backbone: normalised images (B, C, H, W) to features (B, F).
         recipe: of the run.
         device: where the backbone is.
+        clean: images to the one view that changes nothing but the size.
+        projector: features to embeddings (B, D), or None when the weights hold the backbone alone.
+        manifest: of the data it was trained on.
+        digest: SHA-256 of the weights.
+        run_dir: folder of the run, or None for weights outside of one.
     """
 
     backbone: nn.Module
     recipe: Recipe
     device: torch.device
     clean: Augment
+    projector: nn.Module | None
+    manifest: dict[str, Any]
+    digest: str
+    run_dir: Path | None
 
     def embed(self, images: Images, *, batch_size: int = 512) -> npt.NDArray[np.float32]:
         """Features of images, in their order.
@@ -75,39 +91,102 @@ class Pretrained:
             )
 
 
-def load(run_dir: str | Path, *, device: str = "auto") -> Pretrained:
-    """The backbone of a run, from its newest whole checkpoint.
+def load(source: str | Path, *, device: str = "auto", recipe: str | Path | Recipe | None = None) -> Pretrained:
+    """The network of a run, from its newest whole checkpoint, or of a weights file.
 
     Args:
-        run_dir: what `train` wrote.
+        source: what `train` wrote, one of its checkpoints, or a .safetensors file.
         device: "auto", "cpu", "cuda" or "mps".
+        recipe: how weights that lie outside of a run were trained.
 
     Raises:
-        UserError: when the folder is not a run or its checkpoints are damaged.
+        UserError: when the folder is not a run, or the weights are damaged or do not fit the recipe.
     """
-    folder = Path(run_dir)
-    recipe, manifest = run_files(folder)
-    recipe = load_recipe(recipe, [f"device={device}"])
-    where = build.device(recipe)
-    network = build.network(recipe, in_channels=manifest["channels"], where=where)
+    path = Path(source)
+    run_dir = run_folder(path)
+    if recipe is None:
+        resolved, manifest = run_files(run_dir or path)
+    else:
+        resolved = load_recipe(recipe)
+        manifest = build.manifest_of(resolved.data.path)
+    resolved = load_recipe(resolved, [f"device={device}"])
+    build.check(resolved)
+    where = build.device(resolved)
+    weights = whole_names(checkpoint.load_weights(path))
+    check_fit(resolved, manifest["channels"], weights, path)
+    network = build.network(resolved, in_channels=manifest["channels"], where=where)
+    network.load_state_dict(weights, strict=False)
+    bare = len(network.projector.state_dict()) > 0 and not any(name.startswith("projector.") for name in weights)
+    return Pretrained(
+        backbone=network.backbone.eval(),
+        recipe=resolved,
+        device=where,
+        clean=build.clean_view(resolved, manifest, where=where),
+        projector=None if bare else network.projector.eval(),
+        manifest=manifest,
+        digest=digest_of(weights),
+        run_dir=run_dir,
+    )
+
+
+def run_folder(path: Path) -> Path | None:
+    """The run that a run folder, a checkpoint or a file inside it belongs to, or None."""
+    nearest = (path, *path.absolute().parents[:3])
+    return next((folder for folder in nearest if (folder / "recipe.yaml").is_file()), None)
+
+
+def whole_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names as in a run's weights; a file of the backbone alone has torchvision's, maybe with a classifier."""
+    if any(name.startswith("backbone.") for name in weights):
+        return dict(weights)
+    return {f"backbone.{name}": tensor for name, tensor in weights.items() if not name.startswith("fc.")}
+
+
+def check_fit(recipe: Recipe, channels: int, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Refuses weights whose names or shapes are not the recipe's; a projector may be absent as a whole."""
+    fix = "Give the weights of that recipe, and a run folder nobody edited."
     try:
-        network.load_state_dict(checkpoint.load_weights(folder))
-    except RuntimeError as error:
-        fix = "Give a run folder nobody edited."
-        raise UserError(f"The weights in {folder} do not fit its recipe.", fix) from error
-    clean = build.clean_view(recipe, manifest, where=where)
-    return Pretrained(backbone=network.backbone.eval(), recipe=recipe, device=where, clean=clean)
+        with torch.device("meta"):  # shapes without memory: an edited width may ask for terabytes
+            wanted = build.network(recipe, in_channels=channels, where=torch.device("meta")).state_dict()
+    except (RuntimeError, OverflowError) as error:
+        raise UserError(f"The network of {path}'s recipe cannot be built.", fix) from error
+    if not any(name.startswith("projector.") for name in weights):
+        wanted = {name: tensor for name, tensor in wanted.items() if not name.startswith("projector.")}
+    for name in sorted({*wanted, *weights}):
+        if name not in wanted or name not in weights or wanted[name].shape != weights[name].shape:
+            raise UserError(f"The weights in {path} do not fit its recipe: {name} differs.", fix)
+
+
+def digest_of(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes, by which results are told apart."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
 
 
 def run_files(folder: Path) -> tuple[Recipe, dict[str, Any]]:
     """Recipe and data manifest of a run folder."""
-    fix = "Give the folder that `fastssl train` wrote (it holds recipe.yaml and data.json)."
+    fix = "Give the folder that `fastssl train` wrote (it holds recipe.yaml and data.json), or weights with --recipe."
     if not (folder / "recipe.yaml").is_file():
         raise UserError(f"{folder} is not a run.", fix)
     recipe = load_recipe(folder / "recipe.yaml")
     try:
         manifest = json.loads((folder / "data.json").read_text(encoding="utf-8"))
-        assert {"channels", "mean", "std", "side_px"} <= set(manifest)
-    except (OSError, ValueError, AssertionError, TypeError) as error:
+        check_manifest(manifest)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(f"{folder / 'data.json'} is missing or damaged.", fix) from error
     return recipe, manifest
+
+
+def check_manifest(manifest: Any) -> None:
+    """Raises ValueError, TypeError or KeyError when what the network needs to know is absent or absurd."""
+    channels, side_px = manifest["channels"], manifest["side_px"]
+    if type(channels) is not int or not 1 <= channels <= MAX_CHANNELS:
+        raise ValueError
+    if side_px is not None and (type(side_px) is not int or not 1 <= side_px <= MAX_SIDE_PX):
+        raise ValueError
+    for numbers in (manifest["mean"], manifest["std"]):
+        if len(numbers) != channels or not all(math.isfinite(number) for number in numbers):
+            raise ValueError

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-VERBS = ("convert", "doctor", "train", "preview", "recipes", "bench", "runs")
+VERBS = ("convert", "doctor", "train", "preview", "recipes", "bench", "runs", "eval")
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 

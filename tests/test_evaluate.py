@@ -201,14 +201,3 @@ def test_intervals_equal_a_bootstrap_over_images():
     assert interval_pct(80.0, 500) == pytest.approx(expected, abs=0.3)
     assert interval_pct(80.0, 500) == interval_pct(80.0, 500)
     assert interval_pct(100.0, 500) == (100.0, 100.0)
-
-
-def test_extract_keeps_the_last_short_batch_and_no_gradient():
-    layer = torch.nn.Linear(12, 3)
-    batches = [(TRAIN[0][i : i + 64], TRAIN[1][i : i + 64]) for i in range(0, 400, 64)]
-    features, labels = evaluate.extract(lambda x: layer(x).bfloat16(), batches)
-    assert features.shape == (400, 3)
-    assert features.dtype == torch.float32
-    assert torch.equal(labels, TRAIN[1])
-    assert not features.requires_grad
-    features.add_(1)  # usable outside inference mode

@@ -1,0 +1,68 @@
+"""`fastssl eval`: how good a trained network is."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from fastssl.cli.app import JsonOption, app, print_result
+
+On = Literal["val", "test"]
+
+
+@app.command("eval")
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN|WEIGHTS", help="A run, a checkpoint in it, or .safetensors.")],
+    recipe: Annotated[str | None, typer.Option(help="Of weights that lie outside of a run.")] = None,
+    data: Annotated[str | None, typer.Option(help="Labelled images of another set: a .beton or a source.")] = None,
+    test: Annotated[str | None, typer.Option(help="That set's test images; implies --on test.")] = None,
+    on: Annotated[On | None, typer.Option(help="Judge on held-out labelled images, or on test, explicitly.")] = None,
+    probe: Annotated[str, typer.Option(help="Of knn, ridge, linear, finetune.")] = "knn,ridge,linear",
+    views: Annotated[str, typer.Option(help="Average features over so many views; 1 is the clean image.")] = "1",
+    layers: Annotated[str, typer.Option(help="Of backbone, projector.")] = "backbone",
+    few_label: Annotated[str, typer.Option(help="Also learn from these percentages of the labels: 1,10.")] = "",
+    linear_epochs: Annotated[int, typer.Option(min=1, help="Of the linear probe.")] = 200,
+    finetune_epochs: Annotated[int, typer.Option(min=1, help="Of fine-tuning.")] = 10,
+    finetune_lr: Annotated[float, typer.Option(help="Of fine-tuning.")] = 1e-3,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Judge a trained network: kNN, ridge, linear probe, few labels, fine-tuning, transfer; each with an interval."""
+    options = {
+        "probes": words(probe),
+        "views": numbers("--views", views, int),
+        "layers": words(layers),
+        "few_label_pct": numbers("--few-label", few_label, float),
+    }
+    from fastssl.console import file_progress
+    from fastssl.evaluation import evaluate as judge
+    from fastssl.evaluation.table import table
+
+    with file_progress("Embedding") as progress:
+        record = judge(
+            run,
+            recipe=recipe,
+            data=data,
+            test=test,
+            on=on,
+            linear_epochs=linear_epochs,
+            finetune_epochs=finetune_epochs,
+            finetune_lr=finetune_lr,
+            device=device,
+            progress=progress,
+            **options,
+        )
+    print_result(record, table(record), as_json)
+
+
+def words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def numbers(option: str, text: str, kind: type) -> list:
+    from fastssl.errors import UserError
+
+    try:
+        return [kind(word) for word in words(text)]
+    except ValueError as error:
+        raise UserError(f"{option} {text!r} is not a list of numbers.", f"Write for example {option} 1,16.") from error
