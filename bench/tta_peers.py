@@ -1,0 +1,214 @@
+"""The same job through our loop, lightly's and a plain one: views per second and time to the same kNN accuracy.
+
+python bench/tta_peers.py [RECIPE] --target 45 [--seeds 3] [--budget-s 120]
+
+Each run is a process of its own, peers in turn for every seed. The clock starts after the first WARMUP steps and stands
+still while accuracy is measured, with our kNN for all. A peer that is missing is said and left out. Last, our step with
+loading and augmentation against the same network fed a fixed batch. Writes bench/results/tta_peers.json.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "bench" / "peers")]
+
+import torch  # noqa: E402
+from loops import LOOPS, NOTES, fits  # noqa: E402
+
+from fastssl import build, evaluate  # noqa: E402
+from fastssl.bench.crossing import Timed, median_or_none, speed_up  # noqa: E402
+from fastssl.bench.parts import work  # noqa: E402
+from fastssl.bench.record import record, row, save  # noqa: E402
+from fastssl.bench.tables import rendered, table_of  # noqa: E402
+from fastssl.bench.variants import step as step_variants  # noqa: E402
+from fastssl.probe import Prober  # noqa: E402
+from fastssl.recipe import Recipe, load  # noqa: E402
+
+WARMUP = 5
+LARGER = ["model.backbone=resnet18", "model.stem=cifar", "model.width=1", "data.batch_size=32"]
+
+
+def follow(
+    name: str, recipe: Recipe, *, target_pct: float, every_steps: int, budget_s: float, workers: int
+) -> dict[str, Any]:
+    """One run to the target, to the end of the recipe or of the budget: its curve and views per second between
+    evaluations."""
+    backbone, steps = LOOPS[name](recipe, workers)
+    knn = knn_of(recipe)
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else (lambda: None)
+    for _ in range(WARMUP):
+        next(steps)
+    wait()
+    train_s, images, curve, rates = 0.0, 0, list[dict[str, float]](), list[float]()
+    while train_s < budget_s:
+        start, part = time.perf_counter(), 0
+        for _, count in zip(range(every_steps), steps, strict=False):
+            part += count
+        wait()
+        passed = time.perf_counter() - start
+        if not part:
+            break
+        train_s, images = train_s + passed, images + part
+        rates.append(2 * part / passed)
+        step = WARMUP + images // recipe.data.batch_size
+        curve.append({"train_s": train_s, "steps": step, "views": 2 * images, "knn_pct": knn(backbone)})
+        if curve[-1]["knn_pct"] >= target_pct:
+            break
+    return {"curve": curve, "views_per_s": rates}
+
+
+def knn_of(recipe: Recipe) -> Any:
+    """A function of the backbone: kNN accuracy on the recipe's held-out images, in percent."""
+    where, data = build.device(recipe), recipe.data
+    manifest, labels = build.manifest_of(data.path), build.labels_of(data.path)
+    clean = build.clean_view(recipe, manifest, where=where)
+    prober = Prober(recipe, data.path, build.sets(recipe, labels, labels), clean=clean, where=where)
+
+    def knn(backbone: torch.nn.Module) -> float:
+        embed = prober.embed_with(backbone)
+        parts = [tensor for loader in (prober.learn, prober.val) for tensor in prober.features(embed, loader)]
+        found = evaluate.knn(*parts, ks=recipe.evaluate.knn_k[:1])
+        return next(iter(found.values()))
+
+    return knn
+
+
+def in_a_process(name: str, recipe: Recipe, arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """`follow` in a fresh process; None, with a word why, where the peer is missing or fails."""
+    job = {"name": name, "recipe": recipe.model_dump(mode="json"), "target_pct": arguments.target}
+    job |= {"every_steps": arguments.every_steps, "budget_s": arguments.budget_s, "workers": arguments.workers}
+    command = [sys.executable, __file__, "--one", json.dumps(job)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(f"{name} is left out: {(done.stderr.strip().splitlines() or ['?'])[-1]}", file=sys.stderr)
+        return None
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    last = found["curve"][-1]
+    said = f"{name}, seed {recipe.seed}: {last['knn_pct']:.1f} % after {last['train_s']:.1f} s"
+    print(f"{said}, {sum(found['views_per_s']) / len(found['views_per_s']):,.0f} views/s", file=sys.stderr)
+    return found
+
+
+def rows_of(name: str, runs: list[dict[str, Any]], recipe: Recipe, target_pct: float) -> list[dict[str, Any]]:
+    """Views per second of every stretch, and the time and views to the target over seeds."""
+    what = work(recipe, build.device(recipe))
+    note = {"note": NOTES[name]} if name in NOTES else {}
+    rows = [row(name, what, "views_per_s", [rate for one in runs for rate in one["views_per_s"]], **note)]
+    arrived = [one["curve"][-1] if one["curve"][-1]["knn_pct"] >= target_pct else None for one in runs]
+    goal = what | {"target": "knn_pct", "pct": target_pct}
+    for key in ("train_s", "steps", "views"):
+        values = [at and at[key] for at in arrived]
+        made = row(name, goal, key, [value for value in values if value is not None], **note)
+        rows.append(made | {"median": median_or_none(values), "seeds": len(runs)})
+    rows.append(row(name, goal, "best_pct", [max(e["knn_pct"] for e in one["curve"]) for one in runs], **note))
+    return rows
+
+
+def timed(runs: list[dict[str, Any]], target_pct: float) -> list[Timed]:
+    return [Timed(one["curve"][-1]["train_s"], one["curve"][-1]["knn_pct"] >= target_pct) for one in runs]
+
+
+def fixed_rows(recipe: Recipe, seconds: float) -> list[dict[str, Any]]:
+    """Our step as trained against a fixed batch from memory, with the job's network and with ResNet-18."""
+    rows = []
+    for changed in (recipe, load(recipe, LARGER)):
+        found = step_variants(changed, seconds=seconds, rounds=7, only=["fixed batch", "as trained"])
+        rows += [one | {"impl": f"fastssl, {one['impl']}"} for one in found["rows"]]
+    return rows
+
+
+def report(runs: dict[str, list[dict[str, Any]]], recipe: Recipe, target_pct: float, fixed: list[Any]) -> Any:
+    """The record, with the speed-up of ours over every peer."""
+    rows = [one for name, done in runs.items() for one in rows_of(name, done, recipe, target_pct)] + fixed
+    ours = timed(runs.get("fastssl", []), target_pct)
+    speed_ups = [
+        {"recipe": "fastssl", "against": name, "metric": "knn_pct", "target_pct": target_pct}
+        | speed_up(timed(done, target_pct), ours)
+        | {"views_per_s_ratio": ratio(rows, name)}
+        for name, done in runs.items()
+        if name != "fastssl" and ours
+    ]
+    return record(
+        "tta_peers",
+        rows,
+        recipe.model_dump(mode="json"),
+        data_digest=build.manifest_of(recipe.data.path)["digest"],
+        targets={"knn_pct": target_pct},
+        warmup=f"the first {WARMUP} steps are not timed",
+        clock="training only: the accuracy is measured with the clock stopped",
+        speed_ups=speed_ups,
+        curves=runs,
+    )
+
+
+def ratio(rows: list[dict[str, Any]], peer: str) -> float:
+    medians = {one["impl"]: one["median"] for one in rows if one["metric"] == "views_per_s"}
+    return float(medians["fastssl"] / medians[peer])
+
+
+def text(made: dict[str, Any]) -> str:
+    lines = []
+    for one in made["rows"]:
+        figures = ["-" if one[key] is None else f"{one[key]:,.2f}" for key in ("median", "min", "max")]
+        lines.append([one["impl"], one["metric"], *figures, str(one["n"])])
+    said = [
+        f"Against {one['against']}: {one['views_per_s_ratio']:.2f} times the views per second; time to the target"
+        f" {one['bound']} {one['ratio'] or float('nan'):.2f} times shorter (95 % {one['low']} to {one['high']})."
+        for one in made["speed_ups"]
+    ]
+    return rendered(table_of("The same job", ["loop", "metric", "median", "min", "max", "n"], lines), *said)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", nargs="?", default=str(ROOT / "bench" / "peers" / "small.yaml"))
+    parser.add_argument("-s", dest="changes", action="append", default=[], metavar="SECTION.KEY=VALUE")
+    parser.add_argument("--target", type=float, default=45.0, help="kNN accuracy in percent")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--every-steps", type=int, default=50, help="between measurements of the accuracy")
+    parser.add_argument("--budget-s", type=float, default=180.0, help="of training, for each run")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--peers", nargs="+", default=list(LOOPS), choices=list(LOOPS))
+    parser.add_argument(
+        "--fixed-s", type=float, default=40.0, help="for each network against a fixed batch; 0 for none"
+    )
+    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "tta_peers.json")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = parse(argv)
+    if arguments.one:
+        job = json.loads(arguments.one)
+        print(json.dumps(follow(job.pop("name"), load(job.pop("recipe")), **job)))
+        return
+    recipe = load(arguments.recipe, arguments.changes)
+    build.ensure_data(recipe, only_train=True)
+    odd = fits(build.views(recipe)[0])
+    if odd or len(build.views(recipe)) != 2:
+        sys.exit(f"The peers cannot do this recipe alike: {odd or 'they take two views'}.")
+    runs: dict[str, list[dict[str, Any]]] = {}
+    missing: set[str] = set()
+    for seed in range(arguments.seeds):
+        for name in arguments.peers:
+            if name not in missing:
+                found = in_a_process(name, load(recipe, [f"seed={seed}"]), arguments)
+                missing |= set() if found else {name}
+                runs.setdefault(name, []).extend([found] if found else [])
+    runs = {name: done for name, done in runs.items() if done}
+    fixed = fixed_rows(recipe, arguments.fixed_s) if arguments.fixed_s else []
+    made = report(runs, recipe, arguments.target, fixed)
+    save(arguments.out, made)
+    print(text(made))
+
+
+if __name__ == "__main__":
+    main()
