@@ -73,7 +73,7 @@ def knn_of(recipe: Recipe) -> Any:
 
     def knn(backbone: torch.nn.Module) -> float:
         embed = prober.embed_with(backbone)
-        parts = [tensor for loader in (prober.learn, prober.val) for tensor in prober.features(embed, loader)]
+        parts = [tensor for part in (prober.learn, prober.val) for tensor in part.features(embed)]
         found = evaluate.knn(*parts, ks=recipe.evaluate.knn_k[:1])
         return next(iter(found.values()))
 
