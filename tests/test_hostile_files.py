@@ -274,7 +274,7 @@ def test_files_that_vanish_or_grow_while_being_converted(tmp_path, monkeypatch):
         convert(tmp_path / "in", tmp_path / "other.beton", on_error="skip")
 
 
-@pytest.mark.parametrize("format", ["webdataset"])
+@pytest.mark.parametrize("format", ["beton", "webdataset"])
 def test_a_full_target_leaves_nothing_and_keeps_the_earlier_file(tmp_path, format):
     out = tmp_path / "out"
     convert("shapes", out, count=20, format=format)

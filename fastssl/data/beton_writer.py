@@ -3,12 +3,10 @@
 C channels, H W height and width in pixels.
 """
 
-import errno
 import os
 import struct
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Literal, Self
@@ -31,6 +29,7 @@ from .beton_format import (
     pack_ndarray,
     record_type,
 )
+from .storage import temporary_name, writing
 
 Mode = Literal["raw", "jpg", "smart"]
 
@@ -80,8 +79,8 @@ class BetonWriter:
         self._record = record_type([RGB if self._is_rgb else NDARRAY, INT])
         self._records_at = HEADER.itemsize + 2 * FIELD.itemsize
         self._start = self._end = _align(self._records_at + (count_hint or 1) * self._record.itemsize, page_bytes)
-        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        with _writing(self.path):
+        self._temporary = temporary_name(self.path, "tmp")
+        with writing(self.path):
             self._file: IO[bytes] = open(self._temporary, "wb", buffering=1 << 20)  # noqa: SIM115
             self._file.seek(self._start)
             self._records: IO[bytes] = tempfile.TemporaryFile(dir=self.path.parent)  # noqa: SIM115
@@ -90,12 +89,12 @@ class BetonWriter:
     def add(self, image: np.ndarray | bytes, label: int = -1) -> None:
         """Append one sample: pixels (H, W, C) of the writer's dtype, or the bytes of a JPEG file."""
         mode, height, width, data = self._encode(image)
-        offset = self._place(len(data))
-        if self._is_rgb:
-            record = struct.pack("<BHHQ3xq", mode, width, height, offset, label)
-        else:
-            record = struct.pack("<Qq", offset, label)
-        with _writing(self.path):
+        with writing(self.path):  # to go on to the next page writes out what is buffered of this one
+            offset = self._place(len(data))
+            if self._is_rgb:
+                record = struct.pack("<BHHQ3xq", mode, width, height, offset, label)
+            else:
+                record = struct.pack("<Qq", offset, label)
             self._file.write(data)
             self._records.write(record)
             self._table.write(struct.pack("<QQQ", self.count, offset, len(data)))
@@ -164,7 +163,7 @@ class BetonWriter:
             if kind is None:
                 if self.count == 0:
                     raise UserError(f"{self.path}: there is no image to write", "Choose a source with images.")
-                with _writing(self.path):
+                with writing(self.path):
                     self._finish()
         finally:
             for file in (self._file, self._records, self._table):
@@ -224,14 +223,3 @@ def _copy(source: IO[bytes], target: IO[bytes], dtype: np.dtype, path: str | tup
             field = field[name]
         field += np.uint64(shift)
         target.write(records.tobytes())
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Turn what the file system refuses into a sentence."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        fix = "Free some space." if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Choose another target."
-        raise UserError(f"{path} cannot be written: {reason}", fix) from error
