@@ -195,6 +195,23 @@ def test_convert_then_train_with_json_records_last(fastssl_command: Command, tmp
     assert "Traceback" not in done.stderr
 
 
+def test_convert_takes_the_classes_of_an_earlier_file(fastssl_command: Command, tmp_path: Path) -> None:
+    from PIL import Image
+
+    for folder, names in (("a", "xyz"), ("b", "xz")):
+        for name in names:
+            (tmp_path / folder / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8), "red").save(tmp_path / folder / name / "0.png")
+    assert fastssl_command("convert", str(tmp_path / "a"), "a.beton").returncode == 0
+    done = fastssl_command("convert", str(tmp_path / "b"), "b.beton", "--classes", "a.beton.json", "--json")
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads(done.stdout.splitlines()[-1])
+    assert (manifest["classes"], manifest["class_counts"]) == (["x", "y", "z"], [1, 0, 1])
+    two_lines(
+        fastssl_command("convert", str(tmp_path / "a"), "c.beton", "--classes", "x,z"), "not in the given list: y"
+    )
+
+
 def test_dry_run_prints_shapes_and_steps_and_writes_nothing(fastssl_command: Command, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, data={"count": 64})
     done = fastssl_command("train", recipe, "--dry-run", "-s", "augment.views=3", "--json")

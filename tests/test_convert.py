@@ -11,6 +11,7 @@ from PIL import Image
 from test_sources import pack_tar, png, tree
 
 from fastssl.data.beton import Beton
+from fastssl.data.classes import read_classes
 from fastssl.data.convert import convert
 from fastssl.data.sources import open_source
 from fastssl.errors import UserError
@@ -465,3 +466,16 @@ def test_large_images_after_small_ones_do_not_fill_the_memory(tmp_path, monkeypa
         beton = Beton(tmp_path / "out.beton")
         assert [int(beton.image(i)[0, 0, 0]) for i in range(120)] == list(range(120))
         assert peak < 12_000_000  # of 45 MB
+
+
+def test_classes_are_read_from_a_manifest_a_file_or_a_list(tmp_path):
+    noise(tmp_path / "in")
+    convert(tmp_path / "in", tmp_path / "a.beton")
+    (tmp_path / "names.txt").write_text("c\na\n\nb\n")
+    assert read_classes(str(tmp_path / "a.beton.json")) == ("a", "b", "c")
+    assert read_classes(str(tmp_path / "names.txt")) == ("c", "a", "b")
+    assert read_classes("b, c,a") == ("b", "c", "a")
+    assert read_classes("lonely") == ("lonely",)
+    for wrong, said in (("a,b,a", "'a' twice"), (",", "no class"), (str(tmp_path / "absent.json"), "cannot be read")):
+        with pytest.raises(UserError, match=said):
+            read_classes(wrong)

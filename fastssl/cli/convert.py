@@ -34,6 +34,10 @@ def convert(
     val_count: Annotated[
         int, typer.Option(help="Images to hold out into a second file, OUT with .val in its name.")
     ] = 0,
+    classes: Annotated[
+        str | None,
+        typer.Option(help="Class names in the order of their labels: a manifest, a file of lines, or a,b,c."),
+    ] = None,
     shuffle: Annotated[bool, typer.Option("--shuffle", help="Store in random order.")] = False,
     seed: Annotated[int, typer.Option(help="Of subsets, of the random order and of the shapes.")] = 0,
     count: Annotated[int | None, typer.Option(help="How many images to generate (shapes only).")] = None,
@@ -47,10 +51,12 @@ def convert(
     as_json: JsonOption = False,
 ) -> None:
     """Convert images into one file that loads at memory speed."""
+    options = {name: value for name, value in locals().items() if name not in ("source", "out", "classes", "as_json")}
     from fastssl.console import conversion_progress
+    from fastssl.data.classes import read_classes
     from fastssl.data.convert import convert as run
 
-    options = {k: v for k, v in locals().items() if k not in ("source", "out", "as_json", "run", "conversion_progress")}
+    options["classes"] = read_classes(classes) if classes else None
     with conversion_progress() as progress:
         manifest = run(source, out, **options, progress=lambda done, total: progress(str(out), done, total))
     skipped = f", {manifest['skipped_count']} skipped" if manifest["skipped_count"] else ""
