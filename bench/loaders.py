@@ -6,6 +6,7 @@ photographs: JPEGs of 340x256 px, views of 224 px. All files lie in the page cac
 """
 
 import argparse
+import importlib
 import json
 import os
 import subprocess
@@ -38,19 +39,10 @@ def ours(kind: str, data: Path, images: str, views: int, workers: int) -> Epoch:
     path = data / f"{images}.beton"
     options: dict[str, Any] = {"threads": workers, "device": "cpu", "batch_size": BATCH[images]}
     options["order"] = partial(permutation, 0, count=len(Beton(path)))
-    loader: Any
-    if kind == "ffcv":
-        from fastssl.data.ffcv import Ffcv
-
-        loader = Ffcv.open(path, **options)
-    elif kind == "dali":
-        from fastssl.data.dali import Dali
-
-        loader = Dali.open(path, **options)
-    else:
-        from fastssl.data.resident import Resident
-
-        loader = Resident.open(path, memory="mmap" if kind == "mmap" else "device", **options)
+    if kind in ("resident", "mmap"):
+        options["memory"] = "mmap" if kind == "mmap" else "device"
+    module = importlib.import_module("fastssl.data." + (kind if kind in ("ffcv", "dali") else "resident"))
+    loader = module.open_loader(path, **options)
     augment = cutter(SIDE_PX[images], views) if views else None
 
     def epoch(number: int) -> Iterator[int]:

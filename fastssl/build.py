@@ -1,50 +1,36 @@
 """From a recipe to the objects of a run: the only place that chooses which part does what."""
 
 import difflib
-import json
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fastssl import distributed, losses, models, optim
-from fastssl.augment import draws
 from fastssl.augment.engine import Augment
 from fastssl.augment.policy import View
-from fastssl.data import convert
-from fastssl.data.batch import Batch
-from fastssl.data.beton import Beton
-from fastssl.data.choose import choose, free_host_bytes, installed
-from fastssl.data.manifest import manifest_path
-from fastssl.data.resident import Resident
+from fastssl.build_data import (  # noqa: F401 - a part of build
+    Loader,
+    Sets,
+    check_batch,
+    ensure_data,
+    labelled_parts,
+    labels_of,
+    loader,
+    loader_choice,
+    manifest_of,
+    open_loader,
+    ordered_loader,
+    sets,
+    shuffled_order,
+    some_of,
+    stream,
+)
 from fastssl.errors import UserError
 from fastssl.recipe import Recipe, VicReg, ViewSpec, view_table
-
-# Which images are held out or left out must not change with the run's seed, or runs could not be compared.
-SPLIT_SEED = 0x5EED
-
-
-class Loader(Protocol):
-    """What every loader is to the loop: steps per epoch, and the batches of an epoch from a step on."""
-
-    def __len__(self) -> int: ...
-
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]: ...
-
-
-@dataclass(frozen=True)
-class Sets:
-    """Positions of images in their files: for pretraining, for the probes to learn from, and held out."""
-
-    train: Tensor
-    probe: Tensor
-    val: Tensor
 
 
 def device(recipe: Recipe) -> torch.device:
@@ -84,173 +70,6 @@ def check(recipe: Recipe) -> None:
         )
     if recipe.data.count and not recipe.data.path.exists():
         check_batch(recipe, round((recipe.data.count - recipe.data.val_count) * recipe.data.fraction))
-
-
-def check_batch(recipe: Recipe, images: int) -> None:
-    if images < recipe.data.batch_size:
-        raise UserError(
-            f"data.batch_size {recipe.data.batch_size} is larger than the {max(0, images)} images to train on.",
-            f"Set data.batch_size to {max(2, images)} or lower, or add images.",
-        )
-
-
-def ensure_data(
-    recipe: Recipe, *, progress: Callable[[str, int, int | None], None] | None = None, only_train: bool = False
-) -> list[Path]:
-    """Converts each of the recipe's files that is absent and whose source is known; returns the files made.
-
-    Args:
-        recipe: names files and source.
-        progress: called with (file, images done, images in all).
-        only_train: leave the probes' and the test file alone.
-
-    Raises:
-        UserError: when a file is absent and no source is given.
-    """
-    data, made = recipe.data, []
-    wanted: list[tuple[Path | None, str, int | None]] = [(data.path, data.split, data.count)]
-    if not only_train:
-        wanted.append((data.probe_path, data.probe_split, data.count))
-        wanted.append((data.test_path, data.test_split, data.test_count))
-    for path, split, count in wanted:
-        if path is None or path.exists():
-            continue
-        if data.source is None:
-            raise UserError(
-                f"{path} does not exist.", "Set data.path to a .beton file, or data.source to what to convert."
-            )
-        convert.convert(
-            data.source,
-            path,
-            split=split,
-            side_px=data.side_px,
-            count=count,
-            workers=data.workers or None,
-            root=data.root,
-            download=data.download,
-            progress=partial(progress, str(path)) if progress else None,
-        )
-        made.append(path)
-    return made
-
-
-def sets(recipe: Recipe, labels_N: Tensor, probe_labels_N: Tensor) -> Sets:
-    """Splits the files' images. Held-out images are never pretrained on when both come from one file.
-
-    Raises:
-        UserError: when too few images are left.
-    """
-    data = recipe.data
-    probe, val = labelled_parts(recipe, probe_labels_N)
-    pool = torch.arange(len(labels_N))
-    if data.probe_path is None:
-        pool = pool[~torch.isin(pool, val)]
-    chosen = draws.permutation(SPLIT_SEED, 1, len(pool))[: max(1, round(len(pool) * data.fraction))]
-    train = pool[chosen].sort().values
-    check_batch(recipe, len(train))
-    return Sets(train=train, probe=probe, val=val)
-
-
-def labelled_parts(recipe: Recipe, probe_labels_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions of the labelled images that probes learn from, and of those held out.
-
-    Raises:
-        UserError: when all of them would be held out.
-    """
-    count = recipe.data.val_count
-    labelled = torch.nonzero(probe_labels_N >= 0).flatten()
-    shuffled = labelled[draws.permutation(SPLIT_SEED, 0, len(labelled))]
-    if count and count >= len(labelled) > 0:
-        raise UserError(
-            f"data.val_count {count} holds out all of the {len(labelled)} labelled images.",
-            "Set data.val_count lower.",
-        )
-    return shuffled[count:].sort().values, shuffled[:count].sort().values
-
-
-def some_of(indices: Tensor, count: int | None) -> Tensor:
-    """At most `count` of the indices, the same ones in every run, in their order."""
-    if count is None or count >= len(indices):
-        return indices
-    return indices[draws.permutation(SPLIT_SEED, 2, len(indices))[:count]].sort().values
-
-
-def loader(recipe: Recipe, path: Path, indices: Tensor, *, where: torch.device) -> Loader:
-    """Shuffled batches for pretraining; each rank gets its part of the same global batches."""
-    return open_loader(
-        recipe,
-        path,
-        where=where,
-        batch_size=recipe.data.batch_size,
-        order=partial(shuffled_order, recipe.seed, len(indices)),
-        indices=indices,
-        drop_last=True,
-        rank=distributed.rank(),
-        world=distributed.world(),
-    )
-
-
-def ordered_loader(
-    recipe: Recipe, path: Path, indices: Tensor | None, *, where: torch.device, share: Loader | None = None
-) -> Loader:
-    """Batches in the file's order, the last one short, for evaluation; `share` is an open loader of the same file."""
-    batch_size = recipe.evaluate.batch_size
-    if isinstance(share, Resident):
-        return share.subset(indices, batch_size=batch_size)
-    count = len(labels_of(path)) if indices is None else len(indices)
-    order = partial(file_order, count)
-    return open_loader(recipe, path, where=where, batch_size=batch_size, order=order, indices=indices, drop_last=False)
-
-
-def open_loader(recipe: Recipe, path: Path, *, where: torch.device, **plan: Any) -> Loader:
-    """The recipe's loader over a file; see `Resident.open` for the plan."""
-    threads = recipe.data.workers or None
-    match loader_choice(recipe, path, where)[0]:
-        case "ffcv":
-            from fastssl.data.ffcv import Ffcv
-
-            return Ffcv.open(path, device=where, threads=threads, **plan)
-        case "dali":
-            from fastssl.data.dali import Dali
-
-            return Dali.open(path, device=where, threads=threads, **plan)
-        case _:
-            return Resident.open(path, device=where, threads=threads, memory=recipe.data.memory, **plan)
-
-
-def loader_choice(recipe: Recipe, path: Path, where: torch.device) -> tuple[str, str]:
-    """Name of the loader and one sentence why.
-
-    Raises:
-        UserError: when the recipe asks for one that is not installed.
-    """
-    wanted = recipe.data.loader
-    packages = {"ffcv": "ffcv", "dali": "nvidia.dali"}
-    if wanted in packages and not installed(packages[wanted]):
-        raise UserError(
-            f"data.loader is {wanted}, but it is not installed.",
-            f"Run pip install 'fastssl-vision[{wanted}]', or set data.loader to auto.",
-        )
-    if wanted != "auto":
-        return wanted, "the recipe says so"
-    beton = Beton(path)
-    free = torch.cuda.mem_get_info(where)[0] if where.type == "cuda" else free_host_bytes()
-    return choose(
-        int(beton.sizes.prod(axis=1).sum()) * beton.channels * beton.dtype.itemsize,
-        is_jpeg=not beton.is_raw,
-        device=where.type,
-        free_bytes=free,
-        has_ffcv=installed("ffcv"),
-        has_dali=installed("nvidia.dali"),
-    )
-
-
-def file_order(count: int, epoch: int) -> Tensor:
-    return torch.arange(count)
-
-
-def shuffled_order(seed: int, count: int, epoch: int) -> Tensor:
-    return draws.permutation(seed, epoch, count)
 
 
 def views(recipe: Recipe) -> tuple[View, ...]:
@@ -351,29 +170,3 @@ def learning_rate(recipe: Recipe, *, steps_per_epoch: int) -> Callable[[int], fl
         schedule=spec.schedule,
         final_fraction=spec.final_fraction,
     )
-
-
-def manifest_of(path: Path) -> dict[str, Any]:
-    """The manifest that `convert` wrote beside a file.
-
-    Raises:
-        UserError: when it is absent or damaged.
-    """
-    fix = (
-        f"Make it with `fastssl convert {path} OTHER.beton`, which reads any .beton, and set data.path to OTHER.beton."
-    )
-    try:
-        manifest: dict[str, Any] = json.loads(manifest_path(path).read_text(encoding="utf-8"))
-        if len(manifest["mean"]) != manifest["channels"] or len(manifest["std"]) != manifest["channels"]:
-            raise ValueError
-        str(manifest["digest"]), manifest["side_px"], manifest["classes"]
-    except FileNotFoundError:
-        raise UserError(f"{path} has no manifest {manifest_path(path).name} beside it.", fix) from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{manifest_path(path)} is damaged.", fix) from error
-    return manifest
-
-
-def labels_of(path: Path) -> Tensor:
-    """Labels of a .beton file, int64 (N,), -1 where there is none."""
-    return torch.from_numpy(np.array(Beton(path).labels, dtype=np.int64))

@@ -4,6 +4,7 @@ Choice made: nothing is believed for being installed. Every loader delivers a sm
 is decoded, every format is written and read; what fails gives its reason, and the command that mends it.
 """
 
+import importlib
 import io
 import os
 import platform
@@ -122,27 +123,17 @@ def try_cuda(index: int) -> str:
 
 def loaders() -> list[Check]:
     """Each loader over the same JPEGs; right when its pixels are those of our decoder."""
-    from fastssl.data.resident import Resident
 
-    def try_resident(path: Path, options: dict[str, Any]) -> str:
-        return same_pixels(Resident.open(path, **options), path)
-
-    def try_ffcv(path: Path, options: dict[str, Any]) -> str:
-        from fastssl.data.ffcv import Ffcv
-
-        return same_pixels(Ffcv.open(path, **options), path)
-
-    def try_dali(path: Path, options: dict[str, Any]) -> str:
-        from fastssl.data.dali import Dali
-
-        return same_pixels(Dali.open(path, **options), path)
+    def work(name: str, path: Path, options: dict[str, Any]) -> str:
+        module = importlib.import_module(f"fastssl.data.{name}")  # raises a UserError where its package is absent
+        return same_pixels(module.open_loader(path, **options), path)
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "doctor.beton"
         write_jpegs(path)
         options = {"device": "cpu", "batch_size": IMAGES, "order": lambda epoch: torch.arange(IMAGES), "threads": 2}
-        tried = {"resident": try_resident, "ffcv": try_ffcv, "dali": try_dali}
-        return [attempt("loader", name, partial(work, path, options)) for name, work in tried.items()]
+        names = ("resident", "ffcv", "dali")
+        return [attempt("loader", name, partial(work, name, path, options)) for name in names]
 
 
 def write_jpegs(path: Path) -> None:

@@ -1,6 +1,7 @@
 """One contract for every loader: the same samples, in the same order, whoever decodes them."""
 
 import gc
+import importlib
 import os
 import threading
 from functools import partial
@@ -12,11 +13,11 @@ import pytest
 import torch
 
 from fastssl.augment.draws import permutation
+from fastssl.data import resident
 from fastssl.data.batch import Batch
 from fastssl.data.beton import Beton, BetonWriter
 from fastssl.data.choose import choose, free_host_bytes, installed
 from fastssl.data.plan import Plan
-from fastssl.data.resident import Resident
 from fastssl.data.threads import ahead, spread
 from fastssl.errors import UserError
 
@@ -51,21 +52,18 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def open_loader(kind: str, path: Path, **options: object):
     options = {"device": "cpu", "batch_size": 8, "order": partial(shuffled, 7), **options}
-    if kind == "ffcv":
-        pytest.importorskip("ffcv", reason="FFCV is not installed")
-        from fastssl.data.ffcv import Ffcv
-
-        return Ffcv.open(path, **options)
-    if kind == "dali":
-        pytest.importorskip("nvidia.dali", reason="DALI is not installed")
-        from fastssl.data.dali import Dali
-
-        return Dali.open(path, **options)
-    return Resident.open(path, memory="device" if kind == "resident" else kind, **options)
+    if kind in ("ffcv", "dali"):
+        pytest.importorskip({"dali": "nvidia.dali"}.get(kind, kind), reason=f"{kind} is not installed")
+        return importlib.import_module(f"fastssl.data.{kind}").open_loader(path, **options)
+    return resident.open_loader(path, memory="device" if kind == "resident" else kind, **options)
 
 
 def shuffled(seed: int, epoch: int, count: int = COUNT) -> torch.Tensor:
     return permutation(seed, epoch, count)
+
+
+def in_order(count: int, epoch: int) -> torch.Tensor:
+    return torch.arange(count)
 
 
 def image_of(batch: Batch, k: int) -> np.ndarray:
@@ -153,11 +151,50 @@ def test_restart_at_any_step(files, kind):
 
 
 @pytest.mark.parametrize("kind", LOADERS)
-def test_a_subset_keeps_positions_in_the_file_and_all_reads_it_in_order(files, kind):
+def test_chosen_images_keep_their_positions_in_the_file_and_a_subset_shares_the_store(files, kind):
     chosen = torch.tensor([40, 3, 17, 5, 52, 0, 9, 33, 21])
     loader = open_loader(kind, files / "raw.beton", indices=chosen, order=partial(shuffled, 2, count=9), batch_size=4)
     assert indices(loader.epoch(0)) == chosen[shuffled(2, 0, 9)].tolist()[:8]
-    assert indices(loader.all()) == chosen.tolist()
+    orders = [partial(in_order, count) for count in (5, 4)]
+    parts = [loader.subset(batch_size=6, order=orders[k], indices=chosen[k::2], drop_last=False) for k in (0, 1)]
+    streams = [part.epoch(0) for part in parts]  # one of them with batches larger than the store has seen
+    for part, batches in zip((chosen[::2], chosen[1::2]), streams, strict=True):
+        (batch,) = batches
+        assert batch.index_B.tolist() == part.tolist()
+        assert batch.labels_B.tolist() == (part % 10).tolist()
+        for k, i in enumerate(part.tolist()):
+            np.testing.assert_array_equal(image_of(batch, k), Beton(files / "raw.beton").image(i))
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_a_subset_keeps_the_ranks_it_is_given(files, kind):
+    loader = open_loader(kind, files / "mixed.beton", rank=1, world=2)
+    ranks = [
+        loader.subset(batch_size=8, order=partial(shuffled, 3), drop_last=False, rank=rank, world=4)
+        for rank in range(4)
+    ]
+    steps = zip(*(rank.epoch(0) for rank in ranks), strict=True)
+    assert [i for step in steps for batch in step for i in batch.index_B.tolist()] == shuffled(3, 0).tolist()
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("kind", LOADERS)
+def test_padded_batches_hold_the_same_images_with_zeros_around_them(files, kind, name):
+    flat, padded = (open_loader(kind, files / f"{name}.beton", layout=layout) for layout in ("flat", "padded"))
+    for expected, batch in zip(flat.epoch(1), padded.epoch(1), strict=True):
+        assert batch.offsets_B is None
+        assert torch.equal(batch.index_B, expected.index_B)
+        assert torch.equal(batch.labels_B, expected.labels_B)
+        if expected.sizes_B2 is None:
+            assert torch.equal(batch.images, expected.images)
+            continue
+        assert torch.equal(batch.sizes_B2, expected.sizes_B2)
+        assert batch.images.shape == (8, *expected.sizes_B2.amax(0).tolist(), 3)
+        for k, (height, width) in enumerate(batch.sizes_B2.tolist()):
+            np.testing.assert_array_equal(batch.images[k, :height, :width].numpy(), image_of(expected, k))
+        assert int(batch.images.sum(dtype=torch.int64)) == sum(
+            int(image_of(expected, k).sum(dtype=np.int64)) for k in range(8)
+        )
 
 
 @pytest.mark.parametrize("kind", LOADERS)
@@ -237,10 +274,10 @@ def test_a_hang_becomes_an_error(files, kind, monkeypatch):
         stuck = (release.wait(30) for _ in range(3))
         batches = ahead(stuck, limit_s=0.3)
     elif kind == "ffcv":
-        monkeypatch.setattr(loader._source, "code", ([(lambda **_: release.wait(30), ["image"])], ["image"]))
+        monkeypatch.setattr(loader.store, "decode", lambda **_: release.wait(30))
         batches = loader.epoch(0)
     else:
-        monkeypatch.setattr(loader, "_decode", lambda *_: release.wait(30))
+        monkeypatch.setattr(loader.store, "_decode", lambda *_: release.wait(30))
         batches = loader.epoch(0)
     try:
         with pytest.raises(UserError, match=r"no batch arrived within 0\.3 seconds"):
@@ -251,7 +288,7 @@ def test_a_hang_becomes_an_error(files, kind, monkeypatch):
 
 def test_a_dead_ffcv_thread_is_an_error(files, monkeypatch):
     loader = open_loader("ffcv", files / "jpg.beton", limit_s=20)
-    monkeypatch.setattr(loader._source, "code", ([(lambda **_: 1 / 0, ["image"])], ["image"]))
+    monkeypatch.setattr(loader.store, "decode", lambda **_: 1 / 0)
     with pytest.raises(RuntimeError, match="ended early"):
         next(loader.epoch(0))
 

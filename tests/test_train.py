@@ -217,10 +217,10 @@ def test_every_choice_trains_to_finite_losses(
 def test_every_loader_gives_the_same_losses(
     reference: Path, tiny_data: tuple[Path, Path], tmp_path: Path, data: dict[str, Any]
 ) -> None:
-    from fastssl import build
+    from fastssl.data.choose import installed
 
     package = {"ffcv": "ffcv", "dali": "nvidia.dali"}.get(data.get("loader", ""))
-    if package and not build.installed(package):
+    if package and not installed(package):
         pytest.skip(f"{package} is not installed")
     seen: list[dict[str, Any]] = []
     fastssl.train(tiny(tiny_data, data=data), run_dir=tmp_path, observe=seen.append)
@@ -231,9 +231,9 @@ def test_every_loader_gives_the_same_losses(
 def test_a_loader_that_is_not_installed_names_its_extra(
     tiny_data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fastssl import build
+    from fastssl import build_data
 
-    monkeypatch.setattr(build, "installed", lambda package: False)
+    monkeypatch.setattr(build_data, "installed", lambda package: False)
     with pytest.raises(UserError, match="not installed") as error:
         fastssl.train(tiny(tiny_data, data={"loader": "ffcv"}), run_dir=tmp_path / "run")
     assert "fastssl-vision[ffcv]" in error.value.fix

@@ -9,17 +9,18 @@ N stored samples, B batch of one rank, H W height and width in pixels, C channel
 import ctypes
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import UserError
-from . import layout
 from .batch import Batch
 from .beton import Beton
-from .plan import Order, Plan
+from .layout import Layout, as_batch, empty, ends_of, image_shape
+from .loader import BetonLoader
+from .plan import Plan, PlanOptions
 from .threads import WATCHDOG_S, cpu_count
 from .transfer import delivered
 
@@ -32,98 +33,69 @@ except ImportError as error:
     ) from error
 
 
-class Dali:
-    """Loader of a `.beton` that need not fit in memory; `Dali.open` makes one.
+def open_loader(
+    path: Path,
+    *,
+    device: torch.device | str,
+    threads: int | None = None,
+    limit_s: float = WATCHDOG_S,
+    layout: Layout = "flat",
+    **plan: Unpack[PlanOptions],
+) -> BetonLoader:
+    """Open a file that need not fit in memory.
 
-    Attributes:
-        labels: int64 (N,) of the whole file, on the device.
-        image_shape: (H, W, C), or None when sizes differ; a batch then is flat, with sizes and offsets.
+    Args:
+        path: a `.beton`.
+        device: where batches arrive; on CUDA, nvJPEG decodes there.
+        threads: that decode; None for one per core.
+        limit_s: longest wait for one batch in seconds.
+        layout: of images of different sizes, see `BetonLoader`.
+        plan: see `PlanOptions`.
     """
+    device, beton = torch.device(device), Beton(path)
+    steps = Plan.make(len(beton), **plan)
+    store = _Store(beton, device, threads or cpu_count(), limit_s)
+    return BetonLoader(beton, store, steps, torch.from_numpy(beton.labels).to(device), layout)
 
-    def __init__(self, beton: Beton, plan: Plan, device: torch.device, *, threads: int, limit_s: float) -> None:
-        self.plan, self.device, self._beton = plan, device, beton
-        self._threads, self._limit_s = threads, limit_s
-        self.labels = torch.from_numpy(beton.labels).to(device)
-        self.image_shape = layout.image_shape(beton)
-        self._is_jpeg_N = beton.extents[0] == 0
-        self._idle: list[Any] = []  # pipelines that no epoch is using
 
-    @classmethod
-    def open(
-        cls,
-        path: Path,
-        *,
-        device: torch.device | str,
-        batch_size: int,
-        order: Order,
-        indices: Tensor | None = None,
-        drop_last: bool = True,
-        rank: int = 0,
-        world: int = 1,
-        threads: int | None = None,
-        limit_s: float = WATCHDOG_S,
-    ) -> Self:
-        """Open a file; arguments as for `Resident.open`, and `limit_s`: longest wait for one batch in seconds."""
-        beton = Beton(path)
-        plan = Plan.make(
-            len(beton),
-            batch_size=batch_size,
-            order=order,
-            indices=indices,
-            drop_last=drop_last,
-            rank=rank,
-            world=world,
-        )
-        return cls(beton, plan, torch.device(device), threads=threads or cpu_count(), limit_s=limit_s)
+class _Store:
+    """Decodes in a pipeline that is taken for an epoch and given back at its end."""
 
-    def __len__(self) -> int:
-        """Steps per epoch."""
-        return len(self.plan)
+    def __init__(self, beton: Beton, device: torch.device, threads: int, limit_s: float) -> None:
+        self._beton, self._device, self._threads, self._limit_s = beton, device, threads, limit_s
+        self._shape, self._is_jpeg_N = image_shape(beton), beton.extents[0] == 0
+        self._idle: list[tuple[int, Any]] = []  # (largest batch, pipeline) that no epoch is using
 
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """Batches of an epoch from `start_step` on."""
-        return self._batches(self.plan, epoch, start_step)
+    def batches(self, index_M: Tensor, parts: list[slice], labels_N: Tensor) -> Iterator[Batch]:
+        wanted = [index_M[part] for part in parts]
+        return delivered(self._decoded(wanted), labels_N, self._device, limit_s=self._limit_s)
 
-    def all(self) -> Iterator[Batch]:
-        """Every chosen sample once, first to last, the last batch as short as it comes."""
-        return self._batches(self.plan.in_order(), 0, 0)
-
-    def _batches(self, plan: Plan, epoch: int, start_step: int) -> Iterator[Batch]:
-        index_M = plan.epoch(epoch)
-        parts = (index_M[part] for part in plan.slices(start_step))
-        yield from delivered(self._decoded(parts), self.labels, self.device, limit_s=self._limit_s)
-
-    def _decoded(self, parts: Iterator[Tensor]) -> Iterator[Batch]:
-        """Batches without labels; a pipeline is taken for the epoch and given back at its end."""
-        pipeline = self._idle.pop() if self._idle else self._build()
-        for index_B in parts:
+    def _decoded(self, wanted: list[Tensor]) -> Iterator[Batch]:
+        """Batches without labels."""
+        most = max((len(index_B) for index_B in wanted), default=0)
+        fitting = next((entry for entry in self._idle if entry[0] >= most), None)
+        if fitting is not None:
+            self._idle.remove(fitting)
+        size, pipeline = fitting or (max(1, most), self._build(max(1, most)))
+        for index_B in wanted:
             try:
                 batch = self._decode(pipeline, index_B)
             except RuntimeError as error:  # DALI's pipeline is lost then
                 raise self._reason(index_B, error) from error
             yield batch
-        self._idle.append(pipeline)
+        self._idle.append((size, pipeline))
 
-    def _build(self) -> Any:
-        on_gpu = self.device.type == "cuda"
+    def _build(self, batch_size: int) -> Any:
         # one batch in flight: the thread that waits for it is already one ahead of the training step
         pipeline = dali.Pipeline(
-            batch_size=max(1, self.plan.batch_size // self.plan.world),
+            batch_size=batch_size,
             num_threads=self._threads,
-            device_id=(self.device.index or 0) if on_gpu else None,
+            device_id=device_id(self._device),
             prefetch_queue_depth=1,
         )
         with pipeline:
             encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
-            pipeline.set_outputs(
-                fn.decoders.image(
-                    encoded,
-                    device="mixed" if on_gpu else "cpu",
-                    output_type=types.RGB,
-                    adjust_orientation=False,
-                    use_fast_idct=True,
-                )
-            )
+            pipeline.set_outputs(decoded(encoded, self._device))
         pipeline.build()
         return pipeline
 
@@ -134,7 +106,7 @@ class Dali:
             flat = self._jpegs(pipeline, index, sizes_B2)
         else:
             flat = self._mixed(pipeline, index, sizes_B2, is_jpeg_B)
-        return layout.as_batch(flat, index_B, sizes_B2, self._beton.channels, self.image_shape)
+        return as_batch(flat, index_B, sizes_B2, self._beton.channels, self._shape)
 
     def _jpegs(self, pipeline: Any, index: np.ndarray, sizes_B2: np.ndarray) -> Tensor:
         """Decode these samples, packed one after another on the device."""
@@ -145,27 +117,20 @@ class Dali:
             shapes = np.array(images.shape(), np.int64)
             if (shapes != np.column_stack([sizes_B2, np.full(len(index), 3)])).any():
                 raise RuntimeError("sizes differ from the file's records")
-            flat = layout.empty(int(shapes.prod(axis=1).sum()), self._beton.dtype, device=self.device)
-            address = ctypes.c_void_p(flat.data_ptr())
-            if self.device.type == "cuda":
-                stream = torch.cuda.current_stream(self.device).cuda_stream
-                images.copy_to_external(address, stream)
-            else:
-                images.copy_to_external(address)
+            return packed(images, self._device)
         finally:
             pipeline.release_outputs()
-        return flat
 
     def _mixed(self, pipeline: Any, index: np.ndarray, sizes_B2: np.ndarray, is_jpeg_B: np.ndarray) -> Tensor:
         """Raw images copied from the file, JPEGs decoded and put between them."""
-        ends = layout.ends_of(sizes_B2, self._beton.channels)
-        flat = layout.empty(int(ends[-1]), self._beton.dtype, pin=self.device.type == "cuda")
+        ends = ends_of(sizes_B2, self._beton.channels)
+        flat = empty(int(ends[-1]), self._beton.dtype, pin=self._device.type == "cuda")
         target = flat.numpy()
         for k in np.flatnonzero(~is_jpeg_B):
             target[ends[k] : ends[k + 1]] = self._beton.image(int(index[k])).reshape(-1)
         if not is_jpeg_B.any():
             return flat
-        flat = flat.to(self.device, non_blocking=True)
+        flat = flat.to(self._device, non_blocking=True)
         decoded, start = self._jpegs(pipeline, index[is_jpeg_B], sizes_B2[is_jpeg_B]), 0
         for k in np.flatnonzero(is_jpeg_B):
             length = int(ends[k + 1] - ends[k])
@@ -181,3 +146,31 @@ class Dali:
             except UserError as found:
                 return found
         return UserError(f"DALI cannot decode {self._beton.path}: {error}", "Set data.loader to resident.")
+
+
+def device_id(device: torch.device) -> int | None:
+    """DALI's number of the device, None for the CPU."""
+    return (device.index or 0) if device.type == "cuda" else None
+
+
+def decoded(encoded: Any, device: torch.device, *, gray: bool = False, upright: bool = False) -> Any:
+    """The decoder of a pipeline, within which this is called; `upright` turns images as their EXIF says."""
+    return fn.decoders.image(
+        encoded,
+        device="mixed" if device.type == "cuda" else "cpu",
+        output_type=types.GRAY if gray else types.RGB,
+        adjust_orientation=upright,
+        use_fast_idct=True,
+    )
+
+
+def packed(images: Any, device: torch.device) -> Tensor:
+    """Images that DALI has decoded, copied one after another into memory of our own on the device: uint8 (total,)."""
+    elements = int(np.array(images.shape(), np.int64).prod(axis=1).sum())
+    flat = empty(elements, np.dtype(np.uint8), device=device)
+    address = ctypes.c_void_p(flat.data_ptr())
+    if device.type == "cuda":
+        images.copy_to_external(address, torch.cuda.current_stream(device).cuda_stream)
+    else:
+        images.copy_to_external(address)
+    return flat

@@ -14,7 +14,7 @@ from pathlib import Path
 from queue import Empty
 from time import monotonic
 from types import SimpleNamespace
-from typing import Any, Self
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -24,10 +24,11 @@ from numba import get_num_threads, njit, prange, set_num_threads, types
 from torch import Tensor
 
 from ..errors import UserError
-from . import layout
 from .batch import Batch
 from .beton import Beton
-from .plan import Order, Plan
+from .layout import TORCH_TYPES, Layout, image_shape, require_memory
+from .loader import BetonLoader
+from .plan import Plan, PlanOptions
 from .threads import WATCHDOG_S, cpu_count, hang
 
 _threads = torch.get_num_threads(), get_num_threads()
@@ -58,86 +59,94 @@ _imdecode = types.ExternalFunction(
 _copy = types.ExternalFunction("my_memcpy", types.void(types.uintp, types.uintp, types.uint64))
 
 
-class Ffcv:
-    """Loader of a `.beton` that need not fit in memory; `Ffcv.open` makes one.
+def open_loader(
+    path: Path,
+    *,
+    device: torch.device | str,
+    threads: int | None = None,
+    limit_s: float = WATCHDOG_S,
+    layout: Layout = "flat",
+    **plan: Unpack[PlanOptions],
+) -> BetonLoader:
+    """Open a file that need not fit in memory.
 
-    Attributes:
-        labels: int64 (N,) of the whole file, on the device.
-        image_shape: (H, W, C), or None when sizes differ; a batch then is flat, with sizes and offsets.
+    Args:
+        path: a `.beton`.
+        device: where batches arrive.
+        threads: that decode; None for one per core.
+        limit_s: longest wait for one batch in seconds.
+        layout: of images of different sizes, see `BetonLoader`.
+        plan: see `PlanOptions`.
     """
+    device, beton = torch.device(device), Beton(path)
+    steps = Plan.make(len(beton), **plan)
+    store = _Store(beton, device, threads or cpu_count(), limit_s)
+    store.source(steps.batch_size // steps.world)  # refuses batches that memory cannot hold
+    return BetonLoader(beton, store, steps, store.labels_N, layout)
 
-    def __init__(self, beton: Beton, plan: Plan, source: Any, device: torch.device, limit_s: float) -> None:
-        self.plan, self.device, self._beton = plan, device, beton
-        self._source, self._limit_s = source, limit_s
-        self.labels = torch.from_numpy(beton.labels).to(device)
-        self.image_shape = layout.image_shape(beton)
+
+class _Store:
+    """Decodes by FFCV's kernel in FFCV's epoch thread, one of these an epoch."""
+
+    def __init__(self, beton: Beton, device: torch.device, threads: int, limit_s: float) -> None:
+        self._beton, self._device, self._limit_s = beton, device, limit_s
+        self._threads = min(threads, numba_config.NUMBA_NUM_THREADS)
+        self._length = int(beton.sizes.prod(axis=1).max()) * beton.channels
+        self._dtype, self._shape = TORCH_TYPES[beton.dtype.name], image_shape(beton)
         self._sizes_N2 = torch.from_numpy(np.ascontiguousarray(beton.sizes)).to(device)
+        self.labels_N = torch.from_numpy(beton.labels).to(device)
 
-    @classmethod
-    def open(
-        cls,
-        path: Path,
-        *,
-        device: torch.device | str,
-        batch_size: int,
-        order: Order,
-        indices: Tensor | None = None,
-        drop_last: bool = True,
-        rank: int = 0,
-        world: int = 1,
-        threads: int | None = None,
-        limit_s: float = WATCHDOG_S,
-    ) -> Self:
-        """Open a file; arguments as for `Resident.open`, and `limit_s`: longest wait for one batch in seconds."""
-        beton, device = Beton(path), torch.device(device)
-        plan = Plan.make(
-            len(beton),
-            batch_size=batch_size,
-            order=order,
-            indices=indices,
-            drop_last=drop_last,
-            rank=rank,
-            world=world,
-        )
-        source = _source(beton, batch_size // world, threads or cpu_count(), pin=device.type == "cuda")
-        return cls(beton, plan, source, device, limit_s)
-
-    def __len__(self) -> int:
-        """Steps per epoch."""
-        return len(self.plan)
-
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """Batches of an epoch from `start_step` on."""
-        return self._batches(self.plan, epoch, start_step)
-
-    def all(self) -> Iterator[Batch]:
-        """Every chosen sample once, first to last, the last batch as short as it comes."""
-        return self._batches(self.plan.in_order(), 0, 0)
-
-    def _batches(self, plan: Plan, epoch: int, start_step: int) -> Iterator[Batch]:
-        index_M = plan.epoch(epoch)
-        parts = [index_M[part] for part in plan.slices(start_step)]
+    def batches(self, index_M: Tensor, parts: list[slice], labels_N: Tensor) -> Iterator[Batch]:
         if not parts:
             return
-        stream = _Epoch(self._source, torch.cat(parts).numpy())
+        wanted = [index_M[part] for part in parts]
+        stream = _Epoch(self.source(max(1, len(wanted[0]))), torch.cat(wanted).numpy())
+        nothing = torch.empty((0, self._length), dtype=self._dtype), np.zeros(0, np.bool_)
         try:
-            for index_B in parts:
+            for index_B in wanted:
                 # a last batch smaller than the number of ranks leaves some of them without a sample
-                decoded = stream.next_within(self._limit_s) if len(index_B) else self._source.nothing
-                yield self._batch(decoded[0], decoded[1], index_B)
+                pixels_BL, failed_B = stream.next_within(self._limit_s) if len(index_B) else nothing
+                yield self._batch(pixels_BL, failed_B, index_B, labels_N)
         finally:
             stream.end(self._limit_s)
 
-    def _batch(self, pixels_BL: Tensor, failed_B: np.ndarray, index_B: Tensor) -> Batch:
+    def _batch(self, pixels_BL: Tensor, failed_B: np.ndarray, index_B: Tensor, labels_N: Tensor) -> Batch:
         if failed_B.any():
             self._beton.image(int(index_B[int(failed_B.argmax())]))  # says what is wrong with it
             raise UserError(f"FFCV cannot decode an image of {self._beton.path}", "Convert the data again.")
-        index_B = index_B.to(self.device)
-        images_BL = pixels_BL.to(self.device, non_blocking=True)
-        if self.image_shape is not None:
-            return Batch(images_BL.view(-1, *self.image_shape), self.labels[index_B], index_B)
-        offsets_B = torch.arange(len(index_B), device=self.device) * images_BL.shape[1]
-        return Batch(images_BL.view(-1), self.labels[index_B], index_B, self._sizes_N2[index_B], offsets_B)
+        index_B = index_B.to(self._device)
+        images_BL = pixels_BL.to(self._device, non_blocking=True)
+        if self._shape is not None:
+            return Batch(images_BL.view(-1, *self._shape), labels_N[index_B], index_B)
+        offsets_B = torch.arange(len(index_B), device=self._device) * self._length
+        return Batch(images_BL.view(-1), labels_N[index_B], index_B, self._sizes_N2[index_B], offsets_B)
+
+    def decode(self, batch_indices: np.ndarray, storage_state: tuple, **_: Any) -> tuple[Any]:
+        """The one stage of FFCV's pipeline: a batch in memory of its own, and which of its images failed."""
+        pin = self._device.type == "cuda"
+        pixels = torch.empty((len(batch_indices), self._length), dtype=self._dtype, pin_memory=pin)
+        failed_B = np.zeros(len(batch_indices), np.bool_)
+        target_BL = pixels.numpy().view(np.uint8)
+        file, beton = np.asarray(storage_state[0]), self._beton
+        _decode(batch_indices, file, *beton.extents, beton.sizes, target_BL, failed_B)
+        return ((pixels, failed_B),)
+
+    def source(self, batch_size: int) -> Any:
+        """What FFCV's epoch thread asks of a Loader: the mapped file, and the stage that decodes a batch."""
+        queued = 5  # batches that FFCV's thread may be ahead, and the one it is at
+        require_memory(queued * batch_size * self._length * self._beton.dtype.itemsize, torch.device("cpu"))
+        reader = SimpleNamespace(file_name=self._beton.path)
+        context = OSCacheContext(SimpleNamespace(reader=reader, ptrs=None, sizes=None))
+        return SimpleNamespace(
+            batch_size=batch_size,
+            batches_ahead=queued - 2,
+            num_workers=self._threads,
+            reader=SimpleNamespace(metadata=None),
+            memory_manager=SimpleNamespace(schedule_epoch=lambda batches: context),
+            graph=SimpleNamespace(allocate_memory=lambda batch_size, slots: {"operation": {}, "shared": {}}),
+            traversal_order=None,
+            code=([(self.decode, ["image"])], ["image"]),
+        )
 
 
 class _Epoch(EpochIterator):  # type: ignore[misc]
@@ -174,34 +183,6 @@ class _Epoch(EpochIterator):  # type: ignore[misc]
         while self.is_alive() and monotonic() < stop:
             with contextlib.suppress(Empty):
                 self.output_queue.get(timeout=0.02)
-
-
-def _source(beton: Beton, batch_size: int, threads: int, *, pin: bool) -> Any:
-    """What FFCV's epoch thread asks of a Loader: the mapped file, and one stage that decodes a batch."""
-    length = int(beton.sizes.prod(axis=1).max()) * beton.channels
-    queued = 5  # batches that FFCV's thread may be ahead, and the one it is at
-    layout.require_memory(queued * batch_size * length * beton.dtype.itemsize, torch.device("cpu"))
-    dtype = layout.TORCH_TYPES[beton.dtype.name]
-
-    def decode(batch_indices: np.ndarray, storage_state: tuple, **_: Any) -> tuple[Any]:
-        pixels = torch.empty((len(batch_indices), length), dtype=dtype, pin_memory=pin)
-        failed_B = np.zeros(len(batch_indices), np.bool_)
-        target_BL = pixels.numpy().view(np.uint8)
-        _decode(batch_indices, np.asarray(storage_state[0]), *beton.extents, beton.sizes, target_BL, failed_B)
-        return ((pixels, failed_B),)
-
-    context = OSCacheContext(SimpleNamespace(reader=SimpleNamespace(file_name=beton.path), ptrs=None, sizes=None))
-    return SimpleNamespace(
-        batch_size=batch_size,
-        batches_ahead=queued - 2,
-        num_workers=min(threads, numba_config.NUMBA_NUM_THREADS),
-        reader=SimpleNamespace(metadata=None),
-        memory_manager=SimpleNamespace(schedule_epoch=lambda batches: context),
-        graph=SimpleNamespace(allocate_memory=lambda batch_size, slots: {"operation": {}, "shared": {}}),
-        traversal_order=None,
-        nothing=(torch.empty((0, length), dtype=dtype), np.zeros(0, np.bool_)),
-        code=([(decode, ["image"])], ["image"]),
-    )
 
 
 @njit(parallel=True, nogil=True, cache=True)  # type: ignore[misc]

@@ -3,6 +3,8 @@
 N stored samples, B batch of one rank, H W height and width in pixels, C channels.
 """
 
+from typing import Literal
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from .batch import Batch
 from .beton import Beton
 from .choose import free_host_bytes
 
+Layout = Literal["flat", "padded"]
 TORCH_TYPES = {"uint8": torch.uint8, "uint16": torch.uint16}
 
 
@@ -41,6 +44,23 @@ def as_batch(
         return Batch(flat.view(-1, *shape), unlabelled_B, index_B)
     offsets_B = torch.from_numpy(ends_of(sizes_B2, channels)[:-1])
     return Batch(flat, unlabelled_B, index_B, torch.from_numpy(sizes_B2), offsets_B)
+
+
+def padded(batch: Batch, sizes_B2: np.ndarray, channels: int) -> Batch:
+    """A flat batch as one (B, H, W, C) of its largest height and width, each image at the top left, zeros around it.
+
+    Args:
+        batch: flat, or of one size, which is returned as it is.
+        sizes_B2: its sizes on the host, where they are known without waiting for the device.
+        channels: C.
+    """
+    if batch.offsets_B is None:
+        return batch
+    height, width = sizes_B2.max(axis=0, initial=1).tolist()
+    images = batch.images.new_zeros((len(batch), height, width, channels))
+    for k, (start, (h, w)) in enumerate(zip(batch.offsets_B.tolist(), sizes_B2.tolist(), strict=True)):
+        images[k, :h, :w] = batch.images[start : start + h * w * channels].view(h, w, channels)
+    return Batch(images, batch.labels_B, batch.index_B, batch.sizes_B2)
 
 
 def require_memory(wanted: int, device: torch.device) -> None:

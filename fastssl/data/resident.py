@@ -8,16 +8,17 @@ N stored samples, B batch of one rank, H W height and width in pixels, C channel
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from . import layout
 from .batch import Batch
 from .beton import Beton
-from .plan import Order, Plan
+from .layout import Layout, as_batch, empty, ends_of, image_shape, require_memory
+from .loader import BetonLoader, Store
+from .plan import Plan, PlanOptions
 from .threads import cpu_count, spread
 from .transfer import delivered
 
@@ -25,121 +26,60 @@ Memory = Literal["device", "host", "mmap"]
 CHUNK_BYTES = 1 << 26  # staged per copy to an accelerator while loading
 
 
-class Resident:
-    """Loader of a `.beton` from memory; `Resident.open` makes one.
+def open_loader(
+    path: Path,
+    *,
+    device: torch.device | str,
+    memory: Memory = "device",
+    threads: int | None = None,
+    layout: Layout = "flat",
+    **plan: Unpack[PlanOptions],
+) -> BetonLoader:
+    """Load a file.
 
-    Attributes:
-        labels: int64 (N,) of the whole file, on the device.
-        image_shape: (H, W, C), or None when sizes differ.
+    Args:
+        path: a `.beton`.
+        device: where batches arrive.
+        memory: "device" holds the pixels there; "host" in pinned host memory, one batch copied ahead; "mmap" in the
+            file, decoded at each use, one batch ahead.
+        threads: that decode JPEGs; None for one per core.
+        layout: of images of different sizes, see `BetonLoader`.
+        plan: see `PlanOptions`.
     """
-
-    def __init__(self, plan: Plan, store: "_Store", labels_N: Tensor, device: torch.device) -> None:
-        self.plan, self.labels, self.device = plan, labels_N, device
-        self._store = store
-        self.image_shape = store.image_shape
-
-    @classmethod
-    def open(
-        cls,
-        path: Path,
-        *,
-        device: torch.device | str,
-        batch_size: int,
-        order: Order,
-        indices: Tensor | None = None,
-        drop_last: bool = True,
-        rank: int = 0,
-        world: int = 1,
-        memory: Memory = "device",
-        threads: int | None = None,
-    ) -> Self:
-        """Load a file.
-
-        Args:
-            path: a `.beton`.
-            device: where batches arrive.
-            batch_size: images of one global batch; each rank gets its contiguous part.
-            order: epoch -> permutation of range(len(indices)), int64; a pure function.
-            indices: positions in the file to use; None for all.
-            drop_last: leave out the last short batch of an epoch.
-            rank, world: this process and how many there are.
-            memory: "device" holds the pixels there; "host" in pinned host memory, one batch copied ahead; "mmap" in
-                the file, decoded at each use, one batch ahead.
-            threads: that decode JPEGs; None for one per core.
-        """
-        device = torch.device(device)
-        beton = Beton(path)
-        plan = Plan.make(
-            len(beton),
-            batch_size=batch_size,
-            order=order,
-            indices=indices,
-            drop_last=drop_last,
-            rank=rank,
-            world=world,
-        )
-        threads = threads or cpu_count()
-        store: _Store
-        if memory == "mmap":
-            store = _Mapped(beton, device, threads)
-        elif memory == "host" and device.type != "cpu":
-            store = _Host(beton, device, threads)
-        else:
-            store = _Device(beton, device, threads)
-        return cls(plan, store, torch.from_numpy(beton.labels).to(device), device)
-
-    def subset(
-        self, indices: Tensor | None, *, batch_size: int, order: Order | None = None, drop_last: bool = False
-    ) -> Self:
-        """A loader of other images of the same file that shares its memory; in the file's order when none is given."""
-        count = len(self.labels)
-        chosen = count if indices is None else len(indices)
-        plan = Plan.make(
-            count,
-            batch_size=batch_size,
-            order=order or (lambda epoch: torch.arange(chosen)),
-            indices=indices,
-            drop_last=drop_last,
-        )
-        return type(self)(plan, self._store, self.labels, self.device)
-
-    def __len__(self) -> int:
-        """Steps per epoch."""
-        return len(self.plan)
-
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """Batches of an epoch from `start_step` on."""
-        return self._batches(self.plan, epoch, start_step)
-
-    def all(self) -> Iterator[Batch]:
-        """Every chosen sample once, first to last, the last batch as short as it comes."""
-        return self._batches(self.plan.in_order(), 0, 0)
-
-    def _batches(self, plan: Plan, epoch: int, start_step: int) -> Iterator[Batch]:
-        index_M = plan.epoch(epoch).to(self._store.index_device)
-        yield from self._store.batches((index_M[part] for part in plan.slices(start_step)), self.labels)
+    device, beton = torch.device(device), Beton(path)
+    steps = Plan.make(len(beton), **plan)
+    threads = threads or cpu_count()
+    store: Store
+    if memory == "mmap":
+        store = _Mapped(beton, device, threads)
+    elif memory == "host" and device.type != "cpu":
+        store = _Host(beton, device, threads)
+    else:
+        store = _Device(beton, device, threads)
+    return BetonLoader(beton, store, steps, torch.from_numpy(beton.labels).to(device), layout)
 
 
 class _Device:
     """Pixels on the device: a batch is one index, or offsets into the flat buffer when sizes differ."""
 
     def __init__(self, beton: Beton, device: torch.device, threads: int) -> None:
-        self.index_device, self.image_shape = device, layout.image_shape(beton)
-        layout.require_memory(_decoded_bytes(beton), device)
-        ends = layout.ends_of(beton.sizes, beton.channels)
-        self._flat = layout.empty(int(ends[-1]), beton.dtype, device=device)
+        self._device, self._shape = device, image_shape(beton)
+        require_memory(_decoded_bytes(beton), device)
+        ends = ends_of(beton.sizes, beton.channels)
+        self._flat = empty(int(ends[-1]), beton.dtype, device=device)
         _fill(self._flat, beton, threads)
         self._offsets_N = torch.from_numpy(ends[:-1]).to(device)
         self._sizes_N2 = torch.from_numpy(np.ascontiguousarray(beton.sizes)).to(device)
 
-    def batches(self, indices: Iterator[Tensor], labels_N: Tensor) -> Iterator[Batch]:
-        if self.image_shape is None:
-            for index_B in indices:
+    def batches(self, index_M: Tensor, parts: list[slice], labels_N: Tensor) -> Iterator[Batch]:
+        index_M = index_M.to(self._device)
+        if self._shape is None:
+            for index_B in (index_M[part] for part in parts):
                 sizes_B2, offsets_B = self._sizes_N2[index_B], self._offsets_N[index_B]
                 yield Batch(self._flat, labels_N[index_B], index_B, sizes_B2, offsets_B)
             return
-        images_NHWC = _selectable(self._flat).view(-1, *self.image_shape)
-        for index_B in indices:
+        images_NHWC = _selectable(self._flat).view(-1, *self._shape)
+        for index_B in (index_M[part] for part in parts):
             images = images_NHWC.index_select(0, index_B).view(self._flat.dtype)
             yield Batch(images, labels_N[index_B], index_B)
 
@@ -148,19 +88,18 @@ class _Host:
     """Pixels in pinned host memory, gathered and copied one batch ahead."""
 
     def __init__(self, beton: Beton, device: torch.device, threads: int) -> None:
-        self.index_device, self.image_shape = torch.device("cpu"), layout.image_shape(beton)
-        layout.require_memory(_decoded_bytes(beton), self.index_device)
-        self._device, self._beton, self._ends = device, beton, layout.ends_of(beton.sizes, beton.channels)
-        self._flat = layout.empty(int(self._ends[-1]), beton.dtype, pin=device.type == "cuda")
+        require_memory(_decoded_bytes(beton), torch.device("cpu"))
+        self._device, self._beton, self._ends = device, beton, ends_of(beton.sizes, beton.channels)
+        self._flat = empty(int(self._ends[-1]), beton.dtype, pin=device.type == "cuda")
         _fill(self._flat, beton, threads)
 
-    def batches(self, indices: Iterator[Tensor], labels_N: Tensor) -> Iterator[Batch]:
+    def batches(self, index_M: Tensor, parts: list[slice], labels_N: Tensor) -> Iterator[Batch]:
         pin = self._device.type == "cuda"
-        batches = (_gathered(self._gather, self._beton, index_B, pin=pin) for index_B in indices)
+        batches = (_gathered(self._gather, self._beton, index_M[part], pin=pin) for part in parts)
         return delivered(batches, labels_N, self._device)
 
     def _gather(self, index_B: Tensor, flat: Tensor, ends: np.ndarray) -> None:
-        if self.image_shape is not None:
+        if self._beton.is_uniform:
             rows = _selectable(self._flat).view(len(self._beton), -1)
             torch.index_select(rows, 0, index_B, out=_selectable(flat).view(len(index_B), -1))
             return
@@ -172,12 +111,11 @@ class _Mapped:
     """Pixels in the mapped file, decoded at each use, one batch ahead."""
 
     def __init__(self, beton: Beton, device: torch.device, threads: int) -> None:
-        self.index_device, self.image_shape = torch.device("cpu"), layout.image_shape(beton)
         self._device, self._beton, self._threads, self._is_raw = device, beton, threads, beton.is_raw
 
-    def batches(self, indices: Iterator[Tensor], labels_N: Tensor) -> Iterator[Batch]:
+    def batches(self, index_M: Tensor, parts: list[slice], labels_N: Tensor) -> Iterator[Batch]:
         pin = self._device.type == "cuda"
-        batches = (_gathered(self._gather, self._beton, index_B, pin=pin) for index_B in indices)
+        batches = (_gathered(self._gather, self._beton, index_M[part], pin=pin) for part in parts)
         return delivered(batches, labels_N, self._device)
 
     def _gather(self, index_B: Tensor, flat: Tensor, ends: np.ndarray) -> None:
@@ -193,17 +131,16 @@ class _Mapped:
         spread(decode, len(index), self._threads)
 
 
-_Store = _Device | _Host | _Mapped
 _Gather = Callable[[Tensor, Tensor, np.ndarray], None]
 
 
 def _gathered(gather: _Gather, beton: Beton, index_B: Tensor, *, pin: bool) -> Batch:
     """One batch in host memory, without its labels."""
     sizes_B2 = beton.sizes[index_B.numpy()]
-    ends = layout.ends_of(sizes_B2, beton.channels)
-    flat = layout.empty(int(ends[-1]), beton.dtype, pin=pin)
+    ends = ends_of(sizes_B2, beton.channels)
+    flat = empty(int(ends[-1]), beton.dtype, pin=pin)
     gather(index_B, flat, ends)
-    return layout.as_batch(flat, index_B, sizes_B2, beton.channels, layout.image_shape(beton))
+    return as_batch(flat, index_B, sizes_B2, beton.channels, image_shape(beton))
 
 
 def _selectable(tensor: Tensor) -> Tensor:
@@ -212,12 +149,12 @@ def _selectable(tensor: Tensor) -> Tensor:
 
 
 def _decoded_bytes(beton: Beton) -> int:
-    return int(layout.ends_of(beton.sizes, beton.channels)[-1]) * beton.dtype.itemsize
+    return int(ends_of(beton.sizes, beton.channels)[-1]) * beton.dtype.itemsize
 
 
 def _fill(flat: Tensor, beton: Beton, threads: int) -> None:
     """Decode the whole file into `flat`, through a chunk of host memory when that lies on an accelerator."""
-    ends = layout.ends_of(beton.sizes, beton.channels)
+    ends = ends_of(beton.sizes, beton.channels)
     if flat.device.type == "cpu":
         _decode_range(flat.numpy(), beton, 0, ends, threads)
         return

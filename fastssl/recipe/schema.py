@@ -24,7 +24,7 @@ class Data(Section):
         None,
         description="What to convert when `path` is absent: shapes, cifar10, ... or a folder or archive.",
     )
-    path: Path = Field(description="The .beton file to pretrain on.")
+    path: Path = Field(description="The .beton file to pretrain on, or a folder of WebDataset shards to stream.")
     split: Literal["train", "test", "unlabelled"] = "train"
     test_path: Path | None = Field(None, description="The .beton file that the final evaluation uses, once.")
     test_split: Literal["train", "test"] = "test"
@@ -44,6 +44,10 @@ class Data(Section):
     batch_size: Annotated[int, Field(ge=2)] = Field(256, description="Images (not views) of one step over all ranks.")
     loader: Literal["auto", "resident", "ffcv", "dali"] = "auto"
     memory: Literal["device", "host", "mmap"] = Field("device", description="Where the resident loader keeps pixels.")
+    layout: Literal["flat", "padded"] = Field(
+        "flat",
+        description="How images of different sizes arrive: in one buffer with offsets, or padded to the largest.",
+    )
     workers: Annotated[int, Field(ge=0)] = Field(0, description="Threads that convert and decode; 0 is one per core.")
 
 
