@@ -44,6 +44,26 @@ def tiny_recipe(tiny_data: tuple[Path, Path]) -> dict[str, Any]:
     }
 
 
+@pytest.fixture(scope="session")
+def finished_run(tiny_data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that took two epochs, with evaluations, checkpoints and a summary."""
+    train_path, test_path = tiny_data
+    from fastssl.training import train
+
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    recipe = {
+        "name": "tiny",
+        "device": "cpu",
+        "data": {"path": str(train_path), "test_path": str(test_path), "val_count": 40, "batch_size": 32},
+        "augment": {"side_px": 16, "views": 2},
+        "model": {"backbone": "resnet_tiny", "stem": "patch2", "width": 0.25, "projector": [16, 16]},
+        "train": {"epochs": 2, "precision": "fp32", "log_every_steps": 1},
+        "evaluate": {"linear_epochs": 2, "knn_k": [5, 20]},
+    }
+    train(recipe, run_dir=folder)
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def _no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("FORCE_COLOR", "FASTSSL_TRACEBACK"):

@@ -15,26 +15,8 @@ from hypothesis import strategies as st
 from fastssl import checkpoint, runs
 from fastssl.errors import UserError
 from fastssl.tables import runs_table
-from fastssl.training import train
 
 FILES = ("recipe.yaml", "metrics.jsonl", "summary.json", "data.json", "environment.json")
-
-
-@pytest.fixture(scope="session")
-def finished_run(tiny_data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    train_path, test_path = tiny_data
-    folder = tmp_path_factory.mktemp("runs") / "first"
-    recipe = {
-        "name": "tiny",
-        "device": "cpu",
-        "data": {"path": str(train_path), "test_path": str(test_path), "val_count": 40, "batch_size": 32},
-        "augment": {"side_px": 16, "views": 2},
-        "model": {"backbone": "resnet_tiny", "stem": "patch2", "width": 0.25, "projector": [16, 16]},
-        "train": {"epochs": 2, "precision": "fp32", "log_every_steps": 1},
-        "evaluate": {"linear_epochs": 2, "knn_k": [5, 20]},
-    }
-    train(recipe, run_dir=folder)
-    return folder
 
 
 @pytest.fixture

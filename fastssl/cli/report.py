@@ -1,0 +1,27 @@
+"""`fastssl report`: one page of what runs and benchmarks show."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastssl.cli.app import JsonOption, app, print_result
+
+
+@app.command()
+def report(
+    inputs: Annotated[
+        list[Path], typer.Argument(metavar="RUN|RESULT...", help="Run folders, folders of runs, benchmark records.")
+    ],
+    out: Annotated[Path, typer.Option(help="Where the page and its figures go.")] = Path("report"),
+    images: Annotated[int, typer.Option(min=16, max=20000, help="How many images to embed for each run.")] = 1500,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw what runs and benchmarks show: one HTML page that works offline, and every figure as a file."""
+    from fastssl.report import report as run
+
+    made = run(inputs, out, images=images, say=lambda text: print(text, file=sys.stderr))
+    left_out = [f"  {note}" for note in made["skipped"]]
+    text = [f"{made['page']} and {len(made['files']) - 1} figures beside it", *(["Left out:"] if left_out else [])]
+    print_result(made, "\n".join(text + left_out), as_json)

@@ -1,0 +1,58 @@
+"""One page of what runs and benchmarks show: self-contained HTML without scripts, and each figure as a file beside it.
+
+Everything drawn comes from run directories, benchmark records and the data files they name. What is absent is said
+on the page and left out.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastssl.errors import UserError
+from fastssl.report import bench, curves, page, pictures
+from fastssl.report.figure import Section, require_matplotlib
+from fastssl.report.inputs import read_inputs
+
+
+def report(
+    inputs: Sequence[str | Path], out: str | Path, *, images: int = 1500, say: Callable[[str], None] = lambda text: None
+) -> dict[str, Any]:
+    """Writes `out/index.html` and its figures.
+
+    Args:
+        inputs: run directories, folders of runs, and benchmark records (.json).
+        out: a folder; made when absent.
+        images: of the test set (of the training set without one) to embed for spectrum, neighbours and map.
+        say: hears what is being drawn.
+
+    Returns:
+        {"page": path, "files": every file written, "skipped": one sentence for each figure left out}.
+
+    Raises:
+        UserError: when an input is none of these or damaged, or matplotlib is missing; then nothing is written.
+    """
+    require_matplotlib()
+    runs, records = read_inputs([Path(given) for given in inputs])
+    sections: list[Section] = []
+    if runs:
+        sections.append(curves.section(runs))
+    for run in runs:
+        say(f"Images of {run.label}")
+        sections.append(pictures.section(run, images=images))
+    sections += [bench.section(name, record) for name, record in records]
+    return write(Path(out), page.html(runs, records, sections), sections)
+
+
+def write(folder: Path, text: str, sections: Sequence[Section]) -> dict[str, Any]:
+    """The page after all of its figures, so that a page is never without them."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        written = []
+        for name, data in [(n, d) for s in sections for f in s.figures for n, d in f.files.items()]:
+            (folder / name).write_bytes(data)
+            written.append(folder / name)
+        (folder / "index.html").write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror or error}.", "Choose another --out.") from error
+    files = [str(path) for path in (folder / "index.html", *written)]
+    return {"page": files[0], "files": files, "skipped": [note for s in sections for note in s.skipped]}

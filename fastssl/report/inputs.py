@@ -1,0 +1,163 @@
+"""What a report is made of: run directories with short labels, and benchmark records, checked before they are used."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastssl import runs
+from fastssl.errors import UserError
+
+MAX_BYTES = 64 << 20
+TARGET_METRIC = re.compile(r"time_to_(?P<target>\w+?)_(?P<pct>\d+(?:\.\d+)?)_s")
+
+
+@dataclass(frozen=True)
+class LabelledRun(runs.RunFiles):
+    """A run with the name it has in figures, and the group of runs that differ from it in the seed alone."""
+
+    label: str
+    slug: str
+    group: int
+    differences: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement of a benchmark record.
+
+    Attributes:
+        impl: what was measured.
+        work: what it was given to do.
+        metric: its name ends in its unit.
+        median, low, high: None when nothing was measured (a target not reached).
+        values: single measurements, where the record keeps them.
+        n, attempts: how many measurements there are, of how many.
+    """
+
+    impl: str
+    work: dict[str, Any]
+    metric: str
+    median: float | None
+    low: float | None
+    high: float | None
+    values: tuple[float, ...]
+    n: int
+    attempts: int
+
+    @property
+    def target(self) -> tuple[str, float] | None:
+        """(accuracy, percent) when this is a time to accuracy: `work` names target and pct and the metric is train_s or
+        time_to_target_s, or the metric itself is named like time_to_knn20_80_s."""
+        named = TARGET_METRIC.fullmatch(self.metric)
+        if named:
+            return named["target"], float(named["pct"])
+        pct = self.work.get("pct", self.work.get("target_pct"))
+        if (
+            self.metric in ("train_s", "time_to_target_s")
+            and "target" in self.work
+            and pct is not None
+            and is_number(pct)
+        ):
+            return str(self.work["target"]).removesuffix("_pct"), float(pct)
+        return None
+
+
+@dataclass(frozen=True)
+class Record:
+    """A benchmark record: its rows, and everything else it says."""
+
+    rows: tuple[Row, ...]
+    about: dict[str, Any]
+
+
+def read_inputs(paths: Sequence[Path]) -> tuple[list[LabelledRun], list[tuple[str, Record]]]:
+    """Runs and (file's name, record), in the order given.
+
+    Raises:
+        UserError: naming the first input that is neither, or is damaged.
+    """
+    folders: list[Path] = []
+    records: list[tuple[str, Record]] = []
+    for path in paths:
+        if path.is_dir():
+            found = runs.find(path)
+            if not found:
+                raise UserError(f"{path} holds no run.", "Give a folder that `fastssl train` wrote, or one above it.")
+            folders += [folder for folder in found if folder not in folders]
+        elif path.is_file():
+            records.append((path.stem, read_record(path)))
+        else:
+            raise UserError(f"{path} does not exist.", "Give run folders and benchmark records (.json).")
+    return labelled([runs.read(folder) for folder in folders]), records
+
+
+def labelled(found: Sequence[runs.RunFiles]) -> list[LabelledRun]:
+    """Labels are the shortest ends of the folders' paths that tell them apart."""
+    parts = [run.folder.resolve().parts for run in found]
+    depth = next((d for d in range(1, 9) if len({p[-d:] for p in parts}) == len(parts)), 9)
+    changes = runs.differences([run.recipe for run in found])
+    kinds = [json.dumps({k: v for k, v in change.items() if k != "seed"}, sort_keys=True) for change in changes]
+    groups = list(dict.fromkeys(kinds))
+    return [
+        LabelledRun(
+            **vars(run),
+            label=plain("/".join(p[-depth:])),
+            slug=f"run{i}-" + re.sub(r"[^A-Za-z0-9.-]+", "_", run.folder.name or "run")[:40],
+            group=groups.index(kind),
+            differences=change,
+        )
+        for i, (run, p, kind, change) in enumerate(zip(found, parts, kinds, changes, strict=True))
+    ]
+
+
+def read_record(path: Path) -> Record:
+    """A benchmark record.
+
+    Raises:
+        UserError: when the file is not one.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError
+        about = json.loads(path.read_bytes())
+        rows = tuple(row_of(row) for row in about.pop("rows"))
+        str(about["bench"])
+        if not isinstance(about.get("hardware", {}), dict):
+            raise TypeError
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{path} is not a benchmark record.", "Give a file that `fastssl bench` or bench/*.py wrote with --json."
+        ) from error
+    return Record(rows, about)
+
+
+def row_of(row: Any) -> Row:
+    """Raises ValueError, KeyError, TypeError or AttributeError when the row is not one."""
+    median, low, high = (number_or_none(row[name]) for name in ("median", "min", "max"))
+    values = tuple(float(value) for value in row.get("values") or () if is_number(value))
+    n, work = row["n"], dict(row["work"])
+    attempts = row.get("seeds", n)
+    if not (is_number(n) and is_number(attempts)):
+        raise ValueError
+    return Row(
+        plain(str(row["impl"])), work, plain(str(row["metric"])), median, low, high, values, int(n), int(attempts)
+    )
+
+
+def is_number(value: Any) -> bool:
+    return type(value) in (int, float) and -runs.LARGEST < value < runs.LARGEST
+
+
+def number_or_none(value: Any) -> float | None:
+    if value is not None and not is_number(value):
+        raise ValueError
+    return None if value is None else float(value)
+
+
+def plain(text: str, most: int = 60) -> str:
+    """Printable characters alone, and not too many: names come from files."""
+    text = "".join(c if c.isprintable() else " " for c in text)
+    return text if len(text) <= most else text[: most - 1] + "…"
