@@ -71,7 +71,7 @@ def save(
     Raises:
         OSError: for example when the disk is full; earlier checkpoints stay as they are.
     """
-    final = folder / f"step-{step:08d}"
+    final = path_of(folder, step)
     aside = folder / f".step-{step:08d}.{os.getpid()}.tmp"
     folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(aside, ignore_errors=True)
@@ -113,6 +113,11 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, An
         return load_tensors(files[WEIGHTS]), load_tensors(files[OPTIMIZER]), record
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedError(f"{path} is damaged ({type(error).__name__})") from error
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is, or would be."""
+    return folder / f"step-{step:08d}"
 
 
 def existing(folder: Path) -> list[Path]:
@@ -210,6 +215,12 @@ def lock(run_dir: Path) -> Iterator[None]:
                 f"Another process is training in {run_dir}.", "Wait for it, or choose another --run-dir."
             ) from error
         yield
+
+
+@contextlib.contextmanager
+def no_lock() -> Iterator[None]:
+    """For ranks that do not write."""
+    yield
 
 
 def take_lock(handle: int) -> None:

@@ -1,5 +1,6 @@
 """One optimisation step: views to embeddings to loss to weights. Nothing here waits for the device."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastssl.optim import set_learning_rate
+from fastssl.parallel import without_sync
 
 Terms = dict[str, Tensor]
 
@@ -22,6 +24,7 @@ def train_step(
     scaler: "torch.amp.GradScaler | None" = None,
     accumulate_steps: int = 1,
     clip_norm: float | None = None,
+    skip_nonfinite: bool = False,
 ) -> Terms:
     """Forward, loss, backward and update.
 
@@ -34,22 +37,34 @@ def train_step(
         scaler: of fp16's gradients.
         accumulate_steps: parts the batch is cut into; loss and batch statistics are each part's own.
         clip_norm: largest norm of the whole gradient.
+        skip_nonfinite: leave weights, moments and batch statistics as they were when the gradient is not finite;
+            costs a wait for the device and a copy of the statistics at every step.
 
     Returns:
-        The loss's terms, detached, on the device, averaged over the parts.
+        The loss's terms and "gradient_norm" (before clipping), detached, on the device, averaged over the parts;
+        with `skip_nonfinite` also "skipped", 0 or 1.
     """
     set_learning_rate(optimizer, lr)
+    kept = [(b, b.clone()) for b in network.buffers()] if skip_nonfinite and isinstance(network, nn.Module) else []
     total: Terms = {}
-    for part in zip(*(group.chunk(accumulate_steps, dim=1) for group in groups), strict=True):
-        with torch.autocast(part[0].device.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
-            _, z_VBD = network(part)
-        terms = loss(z_VBD)
-        objective = terms["loss"] / accumulate_steps
-        (scaler.scale(objective) if scaler else objective).backward()  # type: ignore[no-untyped-call]
+    parts = list(zip(*(group.chunk(accumulate_steps, dim=1) for group in groups), strict=True))
+    for i, part in enumerate(parts):
+        last = i == len(parts) - 1
+        with contextlib.nullcontext() if last else without_sync(network):
+            with torch.autocast(part[0].device.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
+                _, z_VBD = network(part)
+            terms = loss(z_VBD)
+            objective = terms["loss"] / accumulate_steps
+            (scaler.scale(objective) if scaler else objective).backward()  # type: ignore[no-untyped-call]
         for name, term in terms.items():
             total[name] = total.get(name, 0) + term.detach() / accumulate_steps
-    update(optimizer, scaler=scaler, clip_norm=clip_norm)
-    return total
+    total["gradient_norm"], skipped = update(
+        optimizer, scaler=scaler, clip_norm=clip_norm, skip_nonfinite=skip_nonfinite
+    )
+    if skipped:
+        for buffer, before in kept:
+            buffer.copy_(before)
+    return total | {"skipped": torch.tensor(float(skipped))} if skip_nonfinite else total
 
 
 def update(
@@ -57,14 +72,20 @@ def update(
     *,
     scaler: "torch.amp.GradScaler | None",
     clip_norm: float | None,
-) -> None:
-    if clip_norm is not None:
-        if scaler:
-            scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], clip_norm)
+    skip_nonfinite: bool = False,
+) -> tuple[Tensor, bool]:
+    """The gradient's Euclidean norm before clipping, on the device, and whether the step was left out."""
     if scaler:
-        scaler.step(optimizer)
+        scaler.unscale_(optimizer)
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = nn.utils.get_total_norm([p.grad for p in parameters])
+    if clip_norm is not None:
+        nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+    skipped = skip_nonfinite and not bool(torch.isfinite(norm))
+    if scaler:
+        scaler.step(optimizer)  # leaves out a step whose gradient is not finite by itself
         scaler.update()
-    else:
+    elif not skipped:
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    return norm, skipped

@@ -1,79 +1,34 @@
 """Pretraining: load, views, embed, loss, step, maybe evaluate, maybe save. Read `loop` first.
 
 A run directory holds recipe.yaml, environment.json, metrics.jsonl (one line a log step or evaluation), checkpoints/
-and, when done, summary.json. Randomness is a function of (seed, epoch, sample, view), so a resume needs only the
-weights, the optimiser and the step.
+and, when done, summary.json. Under torchrun every rank runs this same file; rank 0 writes.
 """
 
 import json
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-import fastssl
-from fastssl import build, checkpoint, distributed, spectrum
-from fastssl.augment.engine import Augment
+from fastssl import build, checkpoint, distributed, guards, spectrum
+from fastssl.ahead import views_ahead
+from fastssl.assemble import Observer, Run, assemble
 from fastssl.data.batch import Batch
-from fastssl.environment import environment
 from fastssl.errors import UserError
-from fastssl.interrupts import Interrupted, Interrupts
-from fastssl.memory import keep_freed_memory
-from fastssl.models import Pretrainer
-from fastssl.probe import Prober
-from fastssl.recipe import Recipe, dump, load, view_table
+from fastssl.interrupts import NAMES, Interrupted, Interrupts
+from fastssl.parallel import agree
+from fastssl.recipe import Recipe, load, view_table
+from fastssl.resuming import restore, save
+from fastssl.rundir import check_run_dir, write_beginnings
+from fastssl.saving import must_be_whole
+from fastssl.settings import torch_settings
 from fastssl.step import Terms, train_step
 
-Observer = Callable[[dict[str, Any]], None]
-
-
-@dataclass
-class Clock:
-    """Seconds of training (compiling, evaluation, saving apart) and, of those, waiting for images and making views."""
-
-    train_s: float = 0.0
-    compile_s: float = 0.0
-    load_s: float = 0.0
-    views_s: float = 0.0
-
-
-@dataclass
-class Run:
-    """The parts of one run, and how far it is."""
-
-    recipe: Recipe
-    run_dir: Path
-    device: torch.device
-    loader: build.Loader
-    augment: Augment
-    network: Pretrainer
-    loss: Callable[[Tensor], Terms]
-    optimizer: torch.optim.Optimizer
-    learning_rate: Callable[[int], float]
-    prober: Prober
-    manifest: dict[str, Any]
-    observe: Observer
-    scaler: torch.amp.GradScaler | None = None
-    step: int = 0
-    clock: Clock = field(default_factory=Clock)
-    last: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def views(self) -> int:
-        return len(self.augment.views)
-
-    @property
-    def digest(self) -> str:
-        return str(self.manifest["digest"])
-
-    @property
-    def total_steps(self) -> int:
-        return self.recipe.train.epochs * len(self.loader)
+ConvertProgress = Callable[[str, int, int | None], None]
+MOST_SKIPPED_IN_A_ROW = 50
+GROUP_TIMEOUT_S = 24 * 3600.0  # converting may take hours; a step that hangs is the watchdog's
 
 
 def train(
@@ -82,7 +37,7 @@ def train(
     run_dir: str | Path | None = None,
     resume: bool = False,
     observe: Observer | None = None,
-    convert_progress: Callable[[str, int, int | None], None] | None = None,
+    convert_progress: ConvertProgress | None = None,
 ) -> dict[str, Any]:
     """Pretrains a backbone as the recipe says and returns the run's summary.
 
@@ -103,80 +58,40 @@ def train(
     recipe = load(recipe)
     folder = Path(run_dir) if run_dir is not None else Path("runs") / recipe.name
     build.check(recipe)
-    build.ensure_data(recipe, progress=convert_progress)
     check_run_dir(folder, recipe, resume=resume)
-    run = assemble(recipe, folder, observe or (lambda record: None))
-    folder.mkdir(parents=True, exist_ok=True)
-    with checkpoint.lock(folder), Interrupts() as interrupts:
-        if resume:
-            restore(run)
-        begin(run)
-        loop(run, interrupts)
-        return finish(run)
+    distributed.start(build.device(recipe).type, timeout_s=GROUP_TIMEOUT_S)
+    convert_once(recipe, convert_progress)
+    with torch_settings(recipe):
+        run = assemble(recipe, folder, observe or (lambda record: None))
+        if distributed.is_main():
+            folder.mkdir(parents=True, exist_ok=True)
+        only = checkpoint.lock(folder) if distributed.is_main() else checkpoint.no_lock()
+        with only, Interrupts() as interrupts:
+            try:
+                distributed.barrier()  # the lock is held, the folder is there
+                if resume:
+                    restore(run)
+                begin(run)
+                loop(run, interrupts)
+                return finish(run)
+            finally:
+                run.saver.close()
 
 
-def check_run_dir(folder: Path, recipe: Recipe, *, resume: bool) -> None:
-    """Refuses to mix two runs in one folder."""
-    written = folder / "recipe.yaml"
-    if not written.exists():
-        return
-    if not resume:
-        raise UserError(f"{folder} already holds a run.", "Add --resume to continue it, or choose another --run-dir.")
-    before = load(written)
-    changed = different_keys(before.model_dump(mode="json"), recipe.model_dump(mode="json"))
-    if changed:
-        raise UserError(
-            f"{folder} was started with another recipe; {', '.join(changed)} differ.",
-            f"Resume with {written}, or choose another --run-dir.",
-        )
-
-
-def different_keys(a: Any, b: Any, prefix: str = "") -> list[str]:
-    if not (isinstance(a, dict) and isinstance(b, dict)):
-        return [] if a == b else [prefix or "all"]
-    keys = sorted({*a, *b})
-    return [k for key in keys for k in different_keys(a.get(key), b.get(key), f"{prefix}.{key}" if prefix else key)]
-
-
-def assemble(recipe: Recipe, folder: Path, observe: Observer) -> Run:
-    """Builds every part; refuses what cannot work before anything is written."""
-    where = build.device(recipe)
-    if where.type == "cpu":
-        keep_freed_memory()
-    manifest = build.manifest_of(recipe.data.path)
-    probe_path = recipe.data.probe_path or recipe.data.path
-    sets = build.sets(recipe, build.labels_of(recipe.data.path), build.labels_of(probe_path))
-    loader = build.loader(recipe, recipe.data.path, sets.train, where=where)
-    network = build.network(recipe, in_channels=manifest["channels"], where=where)
-    return Run(
-        recipe=recipe,
-        run_dir=folder,
-        device=where,
-        loader=loader,
-        augment=build.augment(recipe, manifest, where=where),
-        network=network,
-        loss=build.loss(recipe),
-        optimizer=build.optimizer(recipe, network, where=where),
-        learning_rate=build.learning_rate(recipe, steps_per_epoch=len(loader)),
-        prober=Prober(
-            recipe,
-            probe_path,
-            sets,
-            clean=build.clean_view(recipe, manifest, where=where),
-            where=where,
-            share=loader if recipe.data.probe_path is None else None,
-        ),
-        manifest=manifest,
-        observe=observe,
-        scaler=torch.amp.GradScaler(where.type) if recipe.train.precision == "fp16" else None,
-    )
+def convert_once(recipe: Recipe, progress: ConvertProgress | None) -> None:
+    """Makes absent data files: rank 0 first, then the first rank of any machine that still lacks them."""
+    if distributed.is_main():
+        build.ensure_data(recipe, progress=progress)
+    distributed.barrier()
+    if distributed.local_rank() == 0 and not distributed.is_main():
+        build.ensure_data(recipe)
+    distributed.barrier()
 
 
 def begin(run: Run) -> None:
     """Writes the resolved recipe and the environment, and tells the observer what is about to happen."""
-    (run.run_dir / "recipe.yaml").write_text(dump(run.recipe), encoding="utf-8")
-    (run.run_dir / "data.json").write_text(json.dumps(run.manifest, indent=1), encoding="utf-8")
-    (run.run_dir / "environment.json").write_text(json.dumps(environment(), indent=1), encoding="utf-8")
+    if distributed.is_main():
+        write_beginnings(run.run_dir, run.recipe, run.manifest)
     run.observe(
         {
             "event": "start",
@@ -185,47 +100,104 @@ def begin(run: Run) -> None:
             "batch_size": run.recipe.data.batch_size,
             "views": run.views,
             "device": str(run.device),
+            "ranks": distributed.world(),
             "loader": ": ".join(build.loader_choice(run.recipe, run.recipe.data.path, run.device)),
             "evaluated": run.prober.val is not None,
         }
     )
     risk = build.collapse_risk(run.recipe)
     if risk:
-        run.observe({"event": "warning", "message": risk})
+        run.warn(risk)
 
 
 def loop(run: Run, interrupts: Interrupts) -> None:
     """All remaining steps. What is due at a step comes before its checkpoint: a resume skips and repeats nothing."""
-    compiling = run.recipe.train.compile
-    network = torch.compile(run.network) if compiling else run.network
-    while run.step < run.total_steps:
-        epoch, start = divmod(run.step, len(run.loader))
-        mark = time.perf_counter()
-        for batch in timed(run.loader.epoch(epoch, start), run.clock):
-            groups = views_of(run, batch, epoch)
-            terms = train_step(
-                network,
-                run.loss,
-                run.optimizer,
-                groups,
-                lr=run.learning_rate(run.step),
-                autocast=build.autocast(run.recipe),
-                scaler=run.scaler,
-                accumulate_steps=run.recipe.optim.accumulate_steps,
-                clip_norm=run.recipe.optim.clip_norm,
-            )
-            run.step += 1
-            count_seconds(run, time.perf_counter() - mark, compiling=compiling)
-            compiling = False
-            if due(run, steps=run.recipe.train.log_every_steps, epochs=1):
-                log_step(run, terms)
-            if due(run, epochs=run.recipe.evaluate.every_epochs):
-                evaluate_now(run)
-            if interrupts.caught or due(run, epochs=run.recipe.train.checkpoint_every_epochs):
-                save(run)
-            if interrupts.caught:
-                raise Interrupted(interrupts.caught, run.run_dir)
+    recipe, skipped_in_a_row = run.recipe, 0
+    compiling = recipe.train.compile
+    with guards.memory_explained(recipe), guards.Watchdog(recipe.train.step_timeout_s) as watchdog:
+        while run.step < run.total_steps:
+            epoch, start = divmod(run.step, len(run.loader))
             mark = time.perf_counter()
+            for groups in views_of_epoch(run, epoch, start):
+                terms = train_step(
+                    run.trained,
+                    run.loss,
+                    run.optimizer,
+                    groups,
+                    lr=run.learning_rate(run.step),
+                    autocast=build.autocast(recipe),
+                    scaler=run.scaler,
+                    accumulate_steps=recipe.optim.accumulate_steps,
+                    clip_norm=recipe.optim.clip_norm,
+                    skip_nonfinite=recipe.train.on_nonfinite == "skip",
+                )
+                run.step += 1
+                skipped_in_a_row = watch(run, terms, skipped_in_a_row)
+                count_seconds(run, time.perf_counter() - mark, compiling=compiling)
+                compiling = False
+                if due(run, steps=recipe.train.log_every_steps, epochs=1) and not skipped_in_a_row:
+                    log_step(run, terms)
+                improved = due(run, epochs=recipe.evaluate.every_epochs) and evaluate_now(run)
+                signal = stop_asked(run, interrupts)
+                if signal or improved or due_to_save(run):
+                    stop_if_bad(run)
+                    save(run)
+                if signal:
+                    must_be_whole(run.saver, run.step)
+                    raise Interrupted(signal, run.run_dir)
+                watchdog.pat()
+                mark = time.perf_counter()
+
+
+def views_of_epoch(run: Run, epoch: int, start: int) -> Iterator[tuple[Tensor, ...]]:
+    """The views of the epoch's remaining batches, and the clock's share of making them."""
+
+    def views(batch: Batch) -> tuple[Tensor, ...]:
+        mark = time.perf_counter()
+        groups = run.augment(batch.images, batch.index_B, epoch, sizes_B2=batch.sizes_B2, offsets_B=batch.offsets_B)
+        run.clock.views_s += time.perf_counter() - mark
+        return groups
+
+    def batches() -> Iterator[Batch]:
+        found = run.loader.epoch(epoch, start)
+        while True:
+            mark = time.perf_counter()
+            batch = next(found, None)
+            run.clock.load_s += time.perf_counter() - mark
+            if batch is None:
+                return
+            yield batch
+
+    return views_ahead(batches(), views, run.device)
+
+
+def watch(run: Run, terms: Terms, skipped_in_a_row: int) -> int:
+    """Looks out for values that are not finite; steps left out in a row, up to now.
+
+    Raises:
+        UserError: when nothing but such steps come.
+    """
+    if "skipped" not in terms:
+        looked_at = {k: v for k, v in terms.items() if not (k == "gradient_norm" and run.scaler)}
+        run.bad.watch(run.step, looked_at)
+        return 0
+    if not float(terms.pop("skipped")):
+        return 0
+    run.skipped_steps += 1
+    values = {name: float(term) for name, term in terms.items()}
+    if skipped_in_a_row == 0:
+        told = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        run.warn(f"Step {run.step} is left out: its loss or gradient is not finite ({told}).")
+    if skipped_in_a_row + 1 >= MOST_SKIPPED_IN_A_ROW:
+        raise guards.not_finite(run.step, values, run.network, last_good=run.saver.last_good())
+    return skipped_in_a_row + 1
+
+
+def stop_if_bad(run: Run) -> None:
+    """Ends the run, before anything bad is saved, when a step since the last look had a value that is not finite."""
+    found = run.bad.values()
+    if found:
+        raise guards.not_finite(*found, run.network, last_good=run.saver.last_good())
 
 
 def count_seconds(run: Run, seconds: float, *, compiling: bool) -> None:
@@ -244,139 +216,76 @@ def due(run: Run, *, epochs: int, steps: int = 0) -> bool:
     return bool(epochs) and run.step % (epochs * len(run.loader)) == 0
 
 
-def timed(batches: Iterator[Batch], clock: Clock) -> Iterator[Batch]:
-    """The same batches; adds the seconds spent waiting for each."""
-    while True:
-        start = time.perf_counter()
-        batch = next(batches, None)
-        clock.load_s += time.perf_counter() - start
-        if batch is None:
-            return
-        yield batch
+def due_to_save(run: Run) -> bool:
+    spec = run.recipe.train
+    if due(run, epochs=spec.checkpoint_every_epochs, steps=spec.checkpoint_every_steps) or run.saver.retry_due():
+        return True
+    return bool(spec.checkpoint_every_minutes) and run.saver.minutes_since() >= spec.checkpoint_every_minutes
 
 
-def views_of(run: Run, batch: Batch, epoch: int) -> tuple[Tensor, ...]:
-    start = time.perf_counter()
-    groups = run.augment(batch.images, batch.index_B, epoch, sizes_B2=batch.sizes_B2, offsets_B=batch.offsets_B)
-    run.clock.views_s += time.perf_counter() - start
-    return groups
+def stop_asked(run: Run, interrupts: Interrupts) -> str | None:
+    """The signal that ends the run after this step. Ranks agree on it at log steps: to ask costs a round trip."""
+    if distributed.world() == 1:
+        return interrupts.caught
+    if not due(run, steps=run.recipe.train.log_every_steps, epochs=1):
+        return None
+    code = agree(NAMES.index(interrupts.caught) + 1 if interrupts.caught else 0, run.device)
+    return NAMES[code - 1] if code else None
 
 
 def log_step(run: Run, terms: Terms) -> None:
     """One line of metrics; the only place where a step's numbers come to the host."""
-    values = {name: float(term) for name, term in terms.items()}
+    stop_if_bad(run)
     images = run.step * run.recipe.data.batch_size
     train_s = max(run.clock.train_s, 1e-9)
-    record = {
-        "event": "step",
-        "step": run.step,
-        "epoch": run.step / len(run.loader),
-        **values,
-        "lr": run.learning_rate(run.step - 1),
-        "images": images,
-        "views": images * run.views,
-        "train_s": round(train_s, 3),
-        "images_per_s": round(images / train_s, 1),
-        "views_per_s": round(images * run.views / train_s, 1),
-        "load_pct": round(100 * run.clock.load_s / train_s, 2),
-        "views_pct": round(100 * run.clock.views_s / train_s, 2),
-    }
-    if not math.isfinite(values["loss"]):
-        raise UserError(
-            f"The loss is not finite at step {run.step}: {', '.join(f'{k} {v:.4g}' for k, v in values.items())}.",
-            f"Lower optim.lr or set optim.clip_norm; the last checkpoint in {run.run_dir} is good.",
-        )
-    write_metrics(run, record)
-
-
-def evaluate_now(run: Run) -> None:
-    """Probes the held-out images, when there are labels."""
-    found = run.prober.while_training(run.network.backbone)
-    if found:
-        epoch = round(run.step / len(run.loader), 6)
-        write_metrics(run, {"event": "evaluation", "step": run.step, "epoch": epoch, **found} | spent(run))
-        warning = spectrum.collapse_warning(found)
-        if warning:
-            run.observe({"event": "warning", "message": warning})
-
-
-def spent(run: Run) -> dict[str, float]:
-    return {"train_s": round(run.clock.train_s, 3), "images": run.step * run.recipe.data.batch_size}
-
-
-def write_metrics(run: Run, record: dict[str, Any]) -> None:
-    run.last = {**run.last, **record}
-    if distributed.is_main():
-        with open(run.run_dir / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-    run.observe(record)
-
-
-def save(run: Run) -> None:
-    """A checkpoint of this moment; keeps the two newest."""
-    metrics = run.run_dir / "metrics.jsonl"
-    state = {
-        "fastssl": fastssl.__version__,
-        "data_digest": run.digest,
-        "metrics_bytes": metrics.stat().st_size if metrics.exists() else 0,
-        "clock": vars(run.clock),
-        "last": run.last,
-        "scaler": run.scaler.state_dict() if run.scaler else None,
-    }
-    folder = run.run_dir / "checkpoints"
-    try:
-        checkpoint.save(
-            folder,
-            step=run.step,
-            weights=checkpoint.snapshot(run.network),
-            optimizer=checkpoint.optimizer_snapshot(run.optimizer),
-            state=state,
-        )
-    except OSError as error:
-        raise UserError(
-            f"The checkpoint of step {run.step} cannot be written: {error.strerror}.",
-            f"Free space on the disk of {run.run_dir} and continue with --resume; earlier checkpoints are whole.",
-        ) from error
-    checkpoint.prune(folder, keep=2)
-
-
-def restore(run: Run) -> None:
-    """Puts the newest whole checkpoint back, and cuts metrics.jsonl to that moment.
-
-    Raises:
-        UserError: when the data has changed since.
-    """
-    found = checkpoint.latest(
-        run.run_dir / "checkpoints", warn=lambda text: run.observe({"event": "warning", "message": text})
+    run.record(
+        {
+            "event": "step",
+            "step": run.step,
+            "epoch": run.step / len(run.loader),
+            **{name: float(term) for name, term in terms.items()},
+            "lr": run.learning_rate(run.step - 1),
+            "images": images,
+            "views": images * run.views,
+            "train_s": round(train_s, 3),
+            "images_per_s": round(images / train_s, 1),
+            "views_per_s": round(images * run.views / train_s, 1),
+            "load_pct": round(100 * run.clock.load_s / train_s, 2),
+            "views_pct": round(100 * run.clock.views_s / train_s, 2),
+        }
     )
-    if found is None:
-        (run.run_dir / "metrics.jsonl").unlink(missing_ok=True)
-        return
-    weights, optimizer, state = found
-    if state["data_digest"] != run.digest:
-        raise UserError(
-            f"{run.recipe.data.path} has changed: its digest was {state['data_digest']} and is {run.digest}.",
-            "Put the earlier file back, or start a new run with another --run-dir.",
-        )
-    run.network.load_state_dict(weights)
-    checkpoint.restore_optimizer(run.optimizer, optimizer)
-    if run.scaler and state["scaler"]:
-        run.scaler.load_state_dict(state["scaler"])
-    run.step, run.clock, run.last = state["step"], Clock(**state["clock"]), state["last"]
-    metrics = run.run_dir / "metrics.jsonl"
-    if metrics.exists():
-        with open(metrics, "r+b") as file:
-            file.truncate(state["metrics_bytes"])
+
+
+def evaluate_now(run: Run) -> bool:
+    """Probes the held-out images, when there are labels; whether the run is better than ever."""
+    found = run.prober.while_training(run.network.backbone)
+    if not found:
+        return False
+    epoch = round(run.step / len(run.loader), 6)
+    spent = {"train_s": round(run.clock.train_s, 3), "images": run.step * run.recipe.data.batch_size}
+    run.record({"event": "evaluation", "step": run.step, "epoch": epoch, **found, **spent})
+    warning = spectrum.collapse_warning(found)
+    if warning:
+        run.warn(warning)
+    metric = f"knn{run.recipe.evaluate.knn_k[0]}_pct" if run.recipe.evaluate.knn_k else "ridge_pct"
+    if found[metric] <= run.best.get(metric, -1.0):
+        return False
+    run.best = {"step": run.step, "epoch": epoch, metric: found[metric]}
+    return True
 
 
 def finish(run: Run) -> dict[str, Any]:
-    """Evaluates on the test set, once, and writes summary.json."""
+    """Evaluates on the test set, once, and writes summary.json.
+
+    Raises:
+        UserError: when the end of the run cannot be saved.
+    """
+    must_be_whole(run.saver, run.step)
     recipe, found = run.recipe, dict[str, float]()
     if recipe.data.test_path is not None:
         found = run.prober.at_the_end(run.network.backbone, recipe.data.test_path)
         if recipe.evaluate.baselines and found:
             found |= run.prober.baselines(run.manifest["channels"], recipe.data.test_path)
-    val = {k: v for k, v in run.last.items() if k not in ("event",)}
     images = run.step * recipe.data.batch_size
     summary = {
         "name": recipe.name,
@@ -389,8 +298,18 @@ def finish(run: Run) -> dict[str, Any]:
         "compile_s": round(run.clock.compile_s, 1),
         "views_per_s": round(images * run.views / max(run.clock.train_s, 1e-9), 1),
         "data_digest": run.digest,
+        **({"skipped_steps": run.skipped_steps} if run.skipped_steps else {}),
         **found,
-        "validation": val,
+        "validation": {k: v for k, v in run.last.items() if k != "event"},
+        "best": run.best,
     }
-    (run.run_dir / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+    if distributed.is_main():
+        waits = run.records.flush()
+        if waits:
+            raise UserError(
+                f"metrics.jsonl cannot be written: {waits}.",
+                f"Free space on the disk of {run.run_dir} and call again with --resume.",
+            )
+        (run.run_dir / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+    distributed.barrier()
     return summary

@@ -32,7 +32,7 @@ def train(
         described = describe(resolved)
         print_result(described, described["text"], as_json)
         return
-    from fastssl import interrupts
+    from fastssl import distributed, interrupts
     from fastssl.console import TrainingProgress, conversion_progress, summary_text
     from fastssl.runs import FailureNote
     from fastssl.training import train as run
@@ -47,6 +47,10 @@ def train(
 
             summary = run(resolved, run_dir=folder, resume=resume, observe=observe, convert_progress=converting)
     except interrupts.Interrupted as stop:
-        print(stop, file=sys.stderr)
+        if distributed.is_main():
+            print(stop, file=sys.stderr)
+        distributed.stop()
         sys.exit(interrupts.EXIT_CODE)
-    print_result(summary, summary_text(summary), as_json)
+    if distributed.is_main():
+        print_result(summary, summary_text(summary), as_json)
+    distributed.stop()

@@ -171,8 +171,17 @@ class Train(Section):
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     channels_last: bool = True
     compile: bool = False
+    tf32: bool = Field(True, description="CUDA: products that stay float32 may use TF32.")
+    deterministic: bool = Field(False, description="Only kernels that repeat their bits; slower on CUDA.")
     log_every_steps: Count = 10
     checkpoint_every_epochs: Count = 1
+    checkpoint_every_steps: Annotated[int, Field(ge=0)] = Field(0, description="Besides, every so many steps.")
+    checkpoint_every_minutes: NonNegative = Field(0.0, description="Besides, every so many minutes; 0 is never.")
+    keep_checkpoints: Count = Field(2, description="The newest so many stay, and the best one.")
+    on_nonfinite: Literal["stop", "skip"] = Field(
+        "stop", description="A loss or gradient that is not finite ends the run, or the step is left out."
+    )
+    step_timeout_s: Positive = Field(1800.0, description="A step that takes longer ends the process with all stacks.")
 
 
 class Evaluate(Section):

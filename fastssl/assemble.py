@@ -1,0 +1,138 @@
+"""The parts of one run, built from its recipe before anything is written, and how far the run is."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastssl import build, distributed
+from fastssl.augment.engine import Augment
+from fastssl.guards import FirstBadStep
+from fastssl.memory import keep_freed_memory
+from fastssl.models import Pretrainer
+from fastssl.parallel import data_parallel, synchronise_batch_norm
+from fastssl.probe import Prober
+from fastssl.recipe import Recipe
+from fastssl.rundir import Records
+from fastssl.saving import Saver
+from fastssl.step import Terms
+
+Observer = Callable[[dict[str, Any]], None]
+
+
+@dataclass
+class Clock:
+    """Seconds of training (compiling, evaluation, saving apart) and, of those, waiting for images and making views."""
+
+    train_s: float = 0.0
+    compile_s: float = 0.0
+    load_s: float = 0.0
+    views_s: float = 0.0
+
+
+@dataclass
+class Run:
+    """The parts of one run, and how far it is. `network` holds the weights, `trained` is what the loop calls."""
+
+    recipe: Recipe
+    run_dir: Path
+    device: torch.device
+    loader: build.Loader
+    augment: Augment
+    network: Pretrainer
+    trained: nn.Module
+    loss: Callable[[Tensor], Terms]
+    optimizer: torch.optim.Optimizer
+    learning_rate: Callable[[int], float]
+    prober: Prober
+    manifest: dict[str, Any]
+    observe: Observer
+    records: Records
+    saver: Saver
+    scaler: torch.amp.GradScaler | None = None
+    bad: FirstBadStep = field(default_factory=FirstBadStep)
+    step: int = 0
+    clock: Clock = field(default_factory=Clock)
+    last: dict[str, Any] = field(default_factory=dict)
+    best: dict[str, Any] = field(default_factory=dict)
+    skipped_steps: int = 0
+
+    @property
+    def views(self) -> int:
+        return len(self.augment.views)
+
+    @property
+    def digest(self) -> str:
+        return str(self.manifest["digest"])
+
+    @property
+    def total_steps(self) -> int:
+        return self.recipe.train.epochs * len(self.loader)
+
+    def warn(self, message: str) -> None:
+        self.observe({"event": "warning", "message": message})
+
+    def record(self, record: dict[str, Any]) -> None:
+        """One line of metrics.jsonl, and what the observer sees."""
+        self.last = {**self.last, **record}
+        self.records.write(record)
+        self.observe(record)
+
+
+def assemble(recipe: Recipe, folder: Path, observe: Observer) -> Run:
+    """Builds every part; refuses what cannot work before anything is written.
+
+    Args:
+        recipe: decides everything.
+        folder: the run's, written by rank 0 alone.
+        observe: hears rank 0's records.
+    """
+    where = build.device(recipe)
+    if where.type == "cpu":
+        keep_freed_memory()
+    manifest = build.manifest_of(recipe.data.path)
+    probe_path = recipe.data.probe_path or recipe.data.path
+    sets = build.sets(recipe, build.labels_of(recipe.data.path), build.labels_of(probe_path))
+    loader = build.loader(recipe, recipe.data.path, sets.train, where=where)
+    network = build.network(recipe, in_channels=manifest["channels"], where=where)
+    synchronise_batch_norm(network, where)
+    main = distributed.is_main()
+    observe = observe if main else lambda record: None
+
+    def say(message: str) -> None:
+        observe({"event": "warning", "message": message})
+
+    return Run(
+        recipe=recipe,
+        run_dir=folder,
+        device=where,
+        loader=loader,
+        augment=build.augment(recipe, manifest, where=where),
+        network=network,
+        trained=trained(recipe, network, where),
+        loss=build.loss(recipe),
+        optimizer=build.optimizer(recipe, network, where=where),
+        learning_rate=build.learning_rate(recipe, steps_per_epoch=len(loader)),
+        prober=Prober(
+            recipe,
+            probe_path,
+            sets,
+            clean=build.clean_view(recipe, manifest, where=where),
+            where=where,
+            share=loader if recipe.data.probe_path is None else None,
+        ),
+        manifest=manifest,
+        observe=observe,
+        records=Records(folder / "metrics.jsonl" if main else None, say),
+        saver=Saver(folder / "checkpoints" if main else None, keep=recipe.train.keep_checkpoints, say=say),
+        scaler=torch.amp.GradScaler(where.type) if recipe.train.precision == "fp16" else None,
+    )
+
+
+def trained(recipe: Recipe, network: Pretrainer, where: torch.device) -> nn.Module:
+    """The network as the loop calls it: compiled if the recipe says so, with gradients averaged over ranks."""
+    module: nn.Module = torch.compile(network) if recipe.train.compile else network  # type: ignore[assignment]
+    return data_parallel(module, where)
