@@ -6,6 +6,7 @@ kinds one after another in every round, and the fastest step counts. Loading is 
 """
 
 import json
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from fastssl import build, memory
 from fastssl.recipe import Recipe
 from fastssl.step import train_step
 
-ROUNDS, STEPS = 5, 3
+ROUNDS, STEPS = 4, 2
 
 
 def seconds_per_step(recipes: Mapping[str, Recipe], kept: Path, *, again: bool = False) -> dict[str, float]:
@@ -31,6 +32,7 @@ def seconds_per_step(recipes: Mapping[str, Recipe], kept: Path, *, again: bool =
     known: dict[str, float] = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
     wanted = {name: recipe for name, recipe in recipes.items() if again or name not in known}
     if wanted:
+        print(f"Timing a step of each of {', '.join(wanted)}", file=sys.stderr)
         for name, seconds in fastest(wanted).items():
             known[name] = min(seconds, known.get(name, seconds))
         kept.parent.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,10 @@ the two-view formula, and lightly's two-view losses when installed. Every config
 round, so that a slow moment of the machine does not fall on one of them alone; memory is what autograd and
 the formula allocate beyond the embeddings and their gradient. Writes bench/results/losses.json.
 
+lightly's losses need torch alone, so they can be had without touching the environment's other packages:
+    pip install --no-deps --target build/peers lightly
+    PYTHONPATH=build/peers python bench/losses.py
+
 V views, B images, D dimensions.
 """
 
