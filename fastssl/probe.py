@@ -30,8 +30,8 @@ class Part:
     ) -> None:
         # With fewer images than ranks some would have nothing to embed: then every rank embeds all.
         self.shared = distributed.world() > 1 and len(indices) >= distributed.world()
-        mine = distributed.shard(len(indices)) if self.shared else range(len(indices))
-        self.loader = build.ordered_loader(recipe, path, indices[mine.start : mine.stop], where=where, share=share)
+        rank, world = (distributed.rank(), distributed.world()) if self.shared else (0, 1)
+        self.loader = build.ordered_loader(recipe, path, indices, where=where, share=share, rank=rank, world=world)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """This rank's batches."""

@@ -109,6 +109,8 @@ def file_of(name: str | Path, split: str, folder: Path | None) -> Path:
 
 
 def existing(path: Path) -> Path:
+    if path.is_dir():
+        raise UserError(f"{path} is a folder of shards.", "Name a labelled .beton with --data.")
     if not path.is_file():
         raise UserError(f"{path} does not exist.", "Name a labelled .beton with --data, made by `fastssl convert`.")
     return path
