@@ -43,8 +43,8 @@ def follow(
     backbone, steps = LOOPS[name](recipe, workers)
     knn = knn_of(recipe)
     wait = torch.cuda.synchronize if torch.cuda.is_available() else (lambda: None)
-    for _ in range(WARMUP):
-        next(steps)
+    if sum(1 for _ in zip(range(WARMUP), steps, strict=False)) < WARMUP:
+        sys.exit(f"The recipe ends within the {WARMUP} steps of the warm-up.")
     wait()
     train_s, images, curve, rates = 0.0, 0, list[dict[str, float]](), list[float]()
     while train_s < budget_s:
@@ -204,6 +204,8 @@ def main(argv: list[str] | None = None) -> None:
                 missing |= set() if found else {name}
                 runs.setdefault(name, []).extend([found] if found else [])
     runs = {name: done for name, done in runs.items() if done}
+    if not runs:
+        sys.exit("No loop has run.")
     fixed = fixed_rows(recipe, arguments.fixed_s) if arguments.fixed_s else []
     made = report(runs, recipe, arguments.target, fixed)
     save(arguments.out, made)

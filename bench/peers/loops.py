@@ -36,18 +36,10 @@ def fastssl(recipe: Recipe, workers: int) -> Loop:
     learning_rate = build.learning_rate(recipe, steps_per_epoch=len(made.loader))
 
     def steps() -> Iterator[int]:
-        for step, (batch, epoch) in enumerate(made.batches()):
-            if step == recipe.train.epochs * len(made.loader):
-                return
-            train_step(
-                made.network,
-                made.loss,
-                made.optimizer,
-                made.views(batch, epoch),
-                lr=learning_rate(step),
-                autocast=build.autocast(recipe),
-            )
-            yield len(batch)
+        for step, groups in zip(range(recipe.train.epochs * len(made.loader)), made.trained_on(), strict=False):
+            lr, autocast = learning_rate(step), build.autocast(recipe)
+            train_step(made.network, made.loss, made.optimizer, groups, lr=lr, autocast=autocast)
+            yield made.batch_size
 
     return made.plain.backbone, steps()
 

@@ -19,6 +19,7 @@ from fastssl.bench.record import record, row
 from fastssl.bench.timing import Laps, side_by_side, waiter
 from fastssl.probe import Prober
 from fastssl.recipe import Recipe, load
+from fastssl.settings import torch_settings
 
 MAX_STEP_S = 4.0
 EVALUATION_S = 20.0
@@ -36,7 +37,12 @@ def machine_check(recipe: Recipe, *, seconds: float = 30.0, say: Say = lambda te
         seconds: spent on steps, after the warm-up; ceilings and evaluation take up to 30 more.
         say: hears what is being measured.
     """
-    recipe, notes = bearable(recipe)
+    with torch_settings(recipe):
+        return checked(*bearable(recipe), seconds=seconds, say=say)
+
+
+def checked(recipe: Recipe, notes: list[str], *, seconds: float, say: Say) -> dict[str, Any]:
+    """`machine_check` of a recipe whose steps are bearable."""
     made = parts(recipe)
     wait = waiter(made.where)
     say("Ceilings: a matrix product and a copy")
@@ -96,12 +102,11 @@ def repeated_phases(made: Parts, wait: Callable[[], None], *, seconds: float, mo
 
 def whole_steps(made: Parts, wait: Callable[[], None], *, seconds: float, rounds: int = 5) -> list[dict[str, Any]]:
     """Rows of the step as training runs it, nothing waited for in between."""
-    batches = made.batches()
+    groups = made.trained_on()
 
     def step() -> int:
-        batch, epoch = next(batches)
-        made.step(made.views(batch, epoch))
-        return len(batch)
+        made.step(next(groups))
+        return made.batch_size
 
     rates = side_by_side({"step": step}, wait=wait, window_s=seconds / (rounds + 1), rounds=rounds)["step"]
     what = {"stage": "step"} | work(made.recipe, made.where)

@@ -5,6 +5,7 @@ V views, B images, C channels.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fastssl import build
+from fastssl.ahead import views_ahead
 from fastssl.augment.engine import Augment
 from fastssl.bench.timing import Laps
 from fastssl.data.batch import Batch
@@ -48,6 +50,11 @@ class Parts:
     def batches(self) -> Iterator[tuple[Batch, int]]:
         """Batches with their epochs, for ever."""
         return ((batch, epoch) for epoch in count() for batch in self.loader.epoch(epoch))
+
+    def trained_on(self) -> Iterator[Views]:
+        """The views of batch after batch, for ever, made as training makes them: on CUDA while a step runs."""
+        for epoch in count():
+            yield from views_ahead(self.loader.epoch(epoch), partial(self.views, epoch=epoch), self.where)
 
     def views(self, batch: Batch, epoch: int) -> Views:
         return self.augment(batch.images, batch.index_B, epoch, sizes_B2=batch.sizes_B2, offsets_B=batch.offsets_B)

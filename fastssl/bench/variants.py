@@ -16,6 +16,7 @@ from fastssl.bench.record import record, row
 from fastssl.bench.timing import Step, side_by_side, waiter
 from fastssl.data.choose import installed
 from fastssl.recipe import Recipe, load
+from fastssl.settings import torch_settings
 
 LOADERS = {
     "resident": ["data.loader=resident", "data.memory=device"],
@@ -80,7 +81,8 @@ def step(recipe: Recipe, *, seconds: float, only: list[str] | None = None, round
         try:
             made = parts(load(recipe, changes))
             steps[name] = training(made) if name == "as trained" else fixed(made)
-            steps[name]()
+            with torch_settings(recipe):
+                steps[name]()
         except RuntimeError as error:  # a compiler that is absent, a precision that the device lacks
             notes.append(f"{name} does not run here and is left out: {str(error).splitlines()[0][:150]}")
             steps.pop(name, None)
@@ -118,12 +120,11 @@ def fixed(made: Parts) -> Step:
 
 def training(made: Parts) -> Step:
     """Steps as the training loop takes them."""
-    batches = made.batches()
+    groups = made.trained_on()
 
     def step() -> int:
-        batch, epoch = next(batches)
-        made.step(made.views(batch, epoch))
-        return len(batch)
+        made.step(next(groups))
+        return made.batch_size
 
     return step
 
@@ -141,7 +142,8 @@ def measured(
     """The record of all variants' images per second."""
     wait: Callable[[], None] = waiter(where)
     window_s = seconds / max(1, len(steps)) / (rounds + 1)
-    rates = side_by_side(steps, wait=wait, window_s=window_s, rounds=rounds)
+    with torch_settings(recipe):
+        rates = side_by_side(steps, wait=wait, window_s=window_s, rounds=rounds)
     what = work(recipe, where)
     return record(
         bench,
