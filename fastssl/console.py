@@ -84,6 +84,9 @@ class TrainingProgress:
                 console.print(f"Warning: {record['message']}")
 
     def start(self, record: dict[str, Any]) -> None:
+        if self.task is not None:  # an earlier run of a sweep
+            self.progress.remove_task(self.task)
+        self.evaluation = ""
         self.task = self.progress.add_task("train", total=record["total_steps"], completed=record["step"], status="")
         console.print(
             f"{record['total_steps']} steps of {record['batch_size']} images and {record['views']} views"

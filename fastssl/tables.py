@@ -36,9 +36,7 @@ def runs_table(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def changes_text(changes: Mapping[str, Any]) -> str:
-    return ", ".join(
-        f"{key} {value if isinstance(value, str) else json.dumps(value)}" for key, value in changes.items()
-    )
+    return ", ".join(f"{key} {value_text(value)}" for key, value in changes.items())
 
 
 def percent(value: float | None) -> str:
@@ -52,3 +50,37 @@ def clock(seconds: float | None) -> str:
     if seconds < 100:
         return f"{seconds:.3g} s"
     return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def sweep_table(made: Mapping[str, Any]) -> str:
+    """`sweep.sweep` for people: every cell, and the combinations over their seeds when there are several."""
+    keys = list(dict.fromkeys(key for cell in made["cells"] for key in cell["changes"]))
+    table = Table(box=None, padding=(0, 1), header_style="")
+    for name in (*keys, "state", "best kNN", "test kNN", "linear", "views/s", "time"):
+        table.add_column(name, justify="left" if name in keys or name == "state" else "right")
+    for cell in made["cells"]:
+        changed = [value_text(cell["changes"].get(key)) for key in keys]
+        accuracies = [percent(cell.get(name)) for name in ("best_val_pct", "test_knn_pct", "test_linear_pct")]
+        speed = f"{cell['views_per_s']:,.0f}" if cell.get("views_per_s") else ""
+        table.add_row(*changed, cell["state"], *accuracies, speed, clock(cell.get("train_s")))
+    text = text_of(table)
+    return (
+        text if all(one["seeds"] == 1 for one in made["settings"]) else f"{text}\n\n{settings_table(made['settings'])}"
+    )
+
+
+def settings_table(settings: Sequence[Mapping[str, Any]]) -> str:
+    """Mean and range over seeds."""
+    keys = list(dict.fromkeys(key for one in settings for key in one["changes"]))
+    table = Table(box=None, padding=(0, 1), header_style="")
+    for name in (*keys, "kNN, mean", "least", "most", "seeds"):
+        table.add_column(name, justify="left" if name in keys else "right")
+    for one in settings:
+        changed = [value_text(one["changes"].get(key)) for key in keys]
+        spread = [percent(one[name]) for name in ("mean", "min", "max")]
+        table.add_row(*changed, *spread, f"{one['n']} of {one['seeds']}")
+    return text_of(table)
+
+
+def value_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)

@@ -1,0 +1,58 @@
+"""`fastssl sweep`: run a grid of recipes, resume it, and tabulate it."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fastssl.cli.app import JsonOption, RecipeArgument, SetOption, app, print_result
+
+
+@app.command()
+def sweep(
+    recipe: RecipeArgument,
+    grid: Annotated[
+        list[str] | None, typer.Option("--grid", metavar="SECTION.KEY=A,B,C", help="Values to try; repeatable.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Runs of each combination, with seeds of their own.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="Holds the runs; runs/<name>-sweep when absent.")] = None,
+    changes: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train every combination of a grid; the same command again goes on where it stopped.
+
+    Exit codes: 0 all cells are done, 2 some failed, 75 stopped by a signal after saving.
+    """
+    from fastssl import interrupts
+    from fastssl.console import TrainingProgress, console, conversion_progress
+    from fastssl.sweep import parse_grid
+    from fastssl.sweep import sweep as run
+    from fastssl.tables import changes_text, sweep_table
+
+    def observe(record: dict[str, Any]) -> None:
+        if record["event"] == "cell":
+            console.print(f"Cell {record['number']} of {record['of']}: {changes_text(record['changes'])}")
+        else:
+            progress(record)
+
+    try:
+        with conversion_progress() as converting, TrainingProgress() as progress:
+            made = run(
+                recipe,
+                parse_grid(grid or ()),
+                seeds=seeds,
+                out=out,
+                changes=changes or (),
+                observe=observe,
+                convert_progress=converting,
+            )
+    except interrupts.Interrupted as stop:
+        print(f"Stopped by {stop.name} after saving. Give the same command to go on.", file=sys.stderr)
+        sys.exit(interrupts.EXIT_CODE)
+    failed = [cell for cell in made["cells"] if cell["error"]]
+    for cell in failed:
+        print(f"Failed: {changes_text(cell['changes'])}: {cell['error']}", file=sys.stderr)
+    print_result(made, sweep_table(made), as_json)
+    if failed:
+        sys.exit(2)
