@@ -1,6 +1,5 @@
 """From a recipe to the objects of a run: the only place that chooses which part does what."""
 
-import difflib
 import math
 from collections.abc import Callable
 from functools import partial
@@ -30,6 +29,9 @@ from fastssl.build_data import (  # noqa: F401 - a part of build
     stream,
 )
 from fastssl.errors import UserError
+from fastssl.network import CUSTOM as CUSTOM
+from fastssl.network import check_model as check_model
+from fastssl.network import network as network
 from fastssl.recipe import Recipe, VicReg, ViewSpec, view_table
 
 
@@ -62,12 +64,7 @@ def check(recipe: Recipe) -> None:
         UserError: naming the field.
     """
     device(recipe)
-    if recipe.model.backbone not in models.RESNETS:
-        near = difflib.get_close_matches(recipe.model.backbone, models.RESNETS, n=1)
-        raise UserError(
-            f"model.backbone {recipe.model.backbone!r} is unknown" + (f", did you mean {near[0]}?" if near else "."),
-            "Set model.backbone to one of " + ", ".join(models.RESNETS) + ".",
-        )
+    check_model(recipe)
     if recipe.data.count and not recipe.data.path.exists():
         check_batch(recipe, round((recipe.data.count - recipe.data.val_count) * recipe.data.fraction))
 
@@ -83,7 +80,8 @@ def augment(recipe: Recipe, manifest: dict[str, Any], *, where: torch.device) ->
 
 def clean_view(recipe: Recipe, manifest: dict[str, Any], *, where: torch.device) -> Augment:
     """One view that changes nothing but the size, the largest centred square of the image, for evaluation."""
-    side_px = recipe.evaluate.side_px or manifest["side_px"] or recipe.augment.side_px
+    own = None if recipe.model.backbone.startswith(models.ONE_SIDE_ONLY) else manifest["side_px"]
+    side_px = recipe.evaluate.side_px or own or recipe.augment.side_px
     return make_augment(recipe, (View(**ViewSpec(side_px=side_px, crop="center").model_dump()),), manifest, where=where)
 
 
@@ -101,17 +99,6 @@ def make_augment(recipe: Recipe, rows: tuple[View, ...], manifest: dict[str, Any
         dtype=autocast(recipe) or torch.float32,
         applier=applier,
     )
-
-
-def network(recipe: Recipe, *, in_channels: int, where: torch.device) -> models.Pretrainer:
-    """Backbone and projector with weights drawn from the recipe's seed."""
-    torch.manual_seed(recipe.seed)
-    backbone = models.backbone(
-        recipe.model.backbone, stem=recipe.model.stem, width=recipe.model.width, in_channels=in_channels
-    )
-    both = models.Pretrainer(backbone, models.projector(backbone.features_dim, widths=recipe.model.projector))
-    layout = torch.channels_last if recipe.train.channels_last else torch.contiguous_format
-    return both.to(where).to(memory_format=layout)
 
 
 def loss(recipe: Recipe) -> Callable[[Tensor], dict[str, Tensor]]:

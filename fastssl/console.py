@@ -50,6 +50,14 @@ def conversion_progress() -> contextlib.AbstractContextManager[ConversionProgres
     return file_progress("Converting")
 
 
+@contextlib.contextmanager
+def counting(what: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A function of (images done, images in all) that draws one bar."""
+    with bar() as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
 class TrainingProgress:
     """Draws the records of a run: rates, loss and its terms, kNN, share of time waiting for data, time left."""
 

@@ -25,9 +25,10 @@ def describe(recipe: Recipe) -> dict[str, Any]:
     network = build.network(recipe, in_channels=channels, where=where)
     images = images_of(recipe)
     steps = images // recipe.data.batch_size if images else None
-    seconds = seconds_per_image(recipe, network, where)
+    seconds = seconds_per_image(recipe, network, channels, where)
     total_s = seconds * recipe.data.batch_size * steps * recipe.train.epochs if steps else None
-    dim = recipe.model.projector[-1] if recipe.model.projector else network.backbone.features_dim
+    features_dim = models.features_dim(network.backbone, side_px=rows[0].side_px, in_channels=channels)
+    dim = recipe.model.projector[-1] if recipe.model.projector else features_dim
     record = {
         "recipe": recipe.model_dump(mode="json"),
         "device": str(where),
@@ -36,7 +37,7 @@ def describe(recipe: Recipe) -> dict[str, Any]:
         "steps": steps * recipe.train.epochs if steps else None,
         "views": len(rows),
         "view_sides_px": [row.side_px for row in rows],
-        "features_dim": network.backbone.features_dim,
+        "features_dim": features_dim,
         "embedding_dim": dim,
         "orthogonality": build.orthogonality(recipe),
         "collapse_risk": build.collapse_risk(recipe),
@@ -58,10 +59,10 @@ def images_of(recipe: Recipe) -> int | None:
     return round((recipe.data.count - recipe.data.val_count) * recipe.data.fraction)
 
 
-def seconds_per_image(recipe: Recipe, network: models.Pretrainer, where: torch.device) -> float:
+def seconds_per_image(recipe: Recipe, network: models.Pretrainer, channels: int, where: torch.device) -> float:
     """Seconds of a step (not loading) for one image's views: the fastest of three steps after one unmeasured."""
     batch = min(ESTIMATE_IMAGES, recipe.data.batch_size)
-    rows, channels = view_table(recipe.augment), network.backbone.conv1.in_channels
+    rows = view_table(recipe.augment)
     groups = tuple(
         torch.rand(1, batch, row.side_px, row.side_px, channels, device=where).permute(0, 1, 4, 2, 3) for row in rows
     )

@@ -1,9 +1,10 @@
-"""A trained network with the preprocessing it was trained with: from a run, one of its checkpoints, or bare weights.
+"""A trained network with the preprocessing it was trained with: from a run, a checkpoint, an export, or bare weights.
 
 Shapes are compared before anything large is built, so that an edited recipe or a foreign file is a sentence, not a
 crash.
 """
 
+import copy
 import hashlib
 import json
 import math
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from fastssl import build, checkpoint, models
@@ -23,6 +25,8 @@ from fastssl.errors import UserError
 from fastssl.recipe import Recipe
 from fastssl.recipe import load as load_recipe
 
+METADATA_KEY = "fastssl"  # of an exported .safetensors file's metadata: the record of the export, as JSON
+EXPORTED = "model.safetensors"  # in a folder for Hugging Face
 Images = npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | Sequence[npt.NDArray[np.uint8]] | Tensor
 MAX_CHANNELS, MAX_SIDE_PX = 1024, 1024
 
@@ -50,6 +54,13 @@ class Pretrained:
     manifest: dict[str, Any]
     digest: str
     run_dir: Path | None
+
+    @property
+    def features_dim(self) -> int:
+        """F."""
+        return models.features_dim(
+            self.backbone, side_px=self.clean.views[0].side_px, in_channels=len(self.clean.mean_C)
+        )
 
     def embed(self, images: Images, *, batch_size: int = 512) -> npt.NDArray[np.float32]:
         """Features of images, in their order.
@@ -91,42 +102,79 @@ class Pretrained:
             )
 
 
-def load(source: str | Path, *, device: str = "auto", recipe: str | Path | Recipe | None = None) -> Pretrained:
+def load(
+    source: str | Path,
+    *,
+    device: str = "auto",
+    recipe: str | Path | Recipe | None = None,
+    backbone: nn.Module | None = None,
+) -> Pretrained:
     """The network of a run, from its newest whole checkpoint, or of a weights file.
 
     Args:
-        source: what `train` wrote, one of its checkpoints, or a .safetensors file.
+        source: what `train` wrote, one of its checkpoints, what `export` wrote, or a .safetensors file.
         device: "auto", "cpu", "cuda" or "mps".
         recipe: how weights that lie outside of a run were trained.
+        backbone: the module of a run that was given one; it is filled with the weights.
 
     Raises:
         UserError: when the folder is not a run, or the weights are damaged or do not fit the recipe.
     """
-    path = Path(source)
+    path = Path(source) / EXPORTED if (Path(source) / EXPORTED).is_file() else Path(source)
     run_dir = run_folder(path)
-    if recipe is None:
-        resolved, manifest = run_files(run_dir or path)
-    else:
+    if recipe is not None:
         resolved = load_recipe(recipe)
         manifest = build.manifest_of(resolved.data.path)
+    else:
+        resolved, manifest = export_record(path) or run_files(run_dir or path)
     resolved = load_recipe(resolved, [f"device={device}"])
-    build.check(resolved)
-    where = build.device(resolved)
+    # what the backbone started from is history: only its shape is needed here
+    bare = load_recipe(resolved, ["model.weights=null", "model.freeze=0"])
+    check_backbone(bare, backbone, path)
+    where = build.device(bare)
     weights = whole_names(checkpoint.load_weights(path))
-    check_fit(resolved, manifest["channels"], weights, path)
-    network = build.network(resolved, in_channels=manifest["channels"], where=where)
+    check_fit(bare, manifest["channels"], weights, path, backbone=backbone)
+    network = build.network(bare, in_channels=manifest["channels"], where=where, backbone=backbone)
     network.load_state_dict(weights, strict=False)
-    bare = len(network.projector.state_dict()) > 0 and not any(name.startswith("projector.") for name in weights)
+    alone = len(network.projector.state_dict()) > 0 and not any(name.startswith("projector.") for name in weights)
     return Pretrained(
         backbone=network.backbone.eval(),
         recipe=resolved,
         device=where,
         clean=build.clean_view(resolved, manifest, where=where),
-        projector=None if bare else network.projector.eval(),
+        projector=None if alone else network.projector.eval(),
         manifest=manifest,
         digest=digest_of(weights),
         run_dir=run_dir,
     )
+
+
+def check_backbone(recipe: Recipe, backbone: nn.Module | None, path: Path) -> None:
+    """A run that was given a module cannot be rebuilt from its recipe."""
+    if backbone is not None:
+        return
+    if recipe.model.backbone == build.CUSTOM:
+        raise UserError(
+            f"{path} was trained with a backbone of its own.", "Pass the same: fastssl.load(..., backbone=module)."
+        )
+    build.check(recipe)
+
+
+def export_record(path: Path) -> tuple[Recipe, dict[str, Any]] | None:
+    """Recipe and data manifest that an exported .safetensors file carries, None for anything else."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            record = json.loads((file.metadata() or {}).get(METADATA_KEY, "null"))
+        if record is None:
+            return None
+        check_manifest(record["data"])
+        return load_recipe(record["recipe"]), record["data"]
+    except (OSError, SafetensorError):
+        return None  # whoever reads the weights says what is wrong with them
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UserError(f"The record that {path} carries is damaged.", "Export it again.") from error
 
 
 def run_folder(path: Path) -> Path | None:
@@ -142,12 +190,17 @@ def whole_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"backbone.{name}": tensor for name, tensor in weights.items() if not name.startswith("fc.")}
 
 
-def check_fit(recipe: Recipe, channels: int, weights: Mapping[str, Tensor], path: Path) -> None:
+def check_fit(
+    recipe: Recipe, channels: int, weights: Mapping[str, Tensor], path: Path, *, backbone: nn.Module | None = None
+) -> None:
     """Refuses weights whose names or shapes are not the recipe's; a projector may be absent as a whole."""
     fix = "Give the weights of that recipe, and a run folder nobody edited."
     try:
         with torch.device("meta"):  # shapes without memory: an edited width may ask for terabytes
-            wanted = build.network(recipe, in_channels=channels, where=torch.device("meta")).state_dict()
+            given = copy.deepcopy(backbone).to("meta") if backbone is not None else None
+            wanted = build.network(
+                recipe, in_channels=channels, where=torch.device("meta"), backbone=given
+            ).state_dict()
     except (RuntimeError, OverflowError) as error:
         raise UserError(f"The network of {path}'s recipe cannot be built.", fix) from error
     if not any(name.startswith("projector.") for name in weights):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-VERBS = ("convert", "doctor", "train", "preview", "recipes", "bench", "runs", "eval", "report", "sweep")
+VERBS = ("convert", "doctor", "train", "preview", "recipes", "bench", "runs", "eval", "report", "sweep", "embed")
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 

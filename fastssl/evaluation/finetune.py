@@ -71,7 +71,7 @@ def finetune(net: Pretrained, train: Part, test: Part, *, epochs: int, lr: float
 
 
 def classifier(net: Pretrained, classes: int) -> nn.Sequential:
-    head = nn.Linear(int(net.backbone.features_dim), classes)  # type: ignore[arg-type]
+    head = nn.Linear(net.features_dim, classes)
     nn.init.zeros_(head.weight)  # the first steps then follow the features, not a random head
     nn.init.zeros_(head.bias)
     return nn.Sequential(copy.deepcopy(net.backbone), head).to(net.device)

@@ -118,9 +118,21 @@ class Augment(Section):
 
 
 class Model(Section):
-    backbone: str = Field("resnet18", description="resnet_tiny, resnet_small, resnet18, resnet34 or resnet50.")
-    stem: Literal["cifar", "imagenet", "patch2"] = "cifar"
-    width: Annotated[float, Field(gt=0, le=8)] = 1.0
+    backbone: str = Field(
+        "resnet18",
+        description="resnet_tiny, resnet_small, resnet18, resnet34, resnet50, torchvision/NAME or timm/NAME.",
+    )
+    stem: Literal["auto", "cifar", "imagenet", "patch2", "patch4", "patch8"] = Field(
+        "auto", description="First convolution; auto is cifar for the five ResNets, imagenet (as published) for others."
+    )
+    width: Annotated[float, Field(gt=0, le=8)] = Field(1.0, description="Factor on the channels of the five ResNets.")
+    weights: str | None = Field(
+        None,
+        description="Start from a run folder, a .safetensors or .pth file, or torchvision's or timm's own weights.",
+    )
+    freeze: Annotated[int, Field(ge=0)] | tuple[str, ...] = Field(
+        0, description="Stages that stay as they are, counted from the input, or beginnings of parameter names."
+    )
     projector: tuple[Count, ...] = Field(
         (256, 256), description="Widths of the projector's linear layers; the last is D."
     )

@@ -1,12 +1,11 @@
-"""Backbones and projectors. Parameter names are torchvision's, so weights load there unchanged.
+"""ResNets. Parameter names are torchvision's, so weights load there unchanged.
 
-The ResNet is torchvision's with three choices it does not offer: a small-image stem, a width factor and any number
-of stages. N images (views times batch), C channels, H W pixels, F features, D embedding dimensions.
+The network is torchvision's with three choices it does not offer: a small-image stem, a width factor and any number
+of stages. N images (views times batch), C channels, H W pixels, F features.
 """
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 
@@ -72,7 +71,7 @@ class ResNet(nn.Module):
         block: BasicBlock or Bottleneck.
         depths: blocks in each stage.
         widths: channels of each stage before the block's expansion; the stem has the first of them.
-        stem: "imagenet" (7x7 stride 2, then max-pool), "cifar" (3x3 stride 1, no pool) or "patch2" (2x2 stride 2).
+        stem: "imagenet" (7x7 stride 2, then max-pool), "cifar" (3x3 stride 1, no pool) or "patchN" (NxN stride N).
         in_channels: C.
     """
 
@@ -86,7 +85,8 @@ class ResNet(nn.Module):
         in_channels: int,
     ) -> None:
         super().__init__()
-        kernel, stride, padding = {"imagenet": (7, 2, 3), "cifar": (3, 1, 1), "patch2": (2, 2, 0)}[stem]
+        side = patch_px(stem)
+        kernel, stride, padding = (side, side, 0) if side else {"imagenet": (7, 2, 3), "cifar": (3, 1, 1)}[stem]
         self.conv1 = nn.Conv2d(in_channels, widths[0], kernel, stride=stride, padding=padding, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.relu = nn.ReLU(inplace=True)
@@ -109,6 +109,11 @@ class ResNet(nn.Module):
         return x.mean(dim=(2, 3))
 
 
+def patch_px(stem: str) -> int | None:
+    """N of a stem "patchN", None for another."""
+    return int(stem.removeprefix("patch")) if stem.startswith("patch") else None
+
+
 def initialise(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -123,7 +128,7 @@ RESNETS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...], t
 }
 
 
-def backbone(name: str, *, stem: str, width: float = 1.0, in_channels: int = 3) -> ResNet:
+def resnet(name: str, *, stem: str, width: float = 1.0, in_channels: int = 3) -> ResNet:
     """A randomly initialised backbone by name.
 
     Args:
@@ -135,70 +140,3 @@ def backbone(name: str, *, stem: str, width: float = 1.0, in_channels: int = 3) 
     block, depths, widths = RESNETS[name]
     scaled = [max(8, round(channels * width / 8) * 8) for channels in widths]
     return ResNet(block, depths=depths, widths=scaled, stem=stem, in_channels=in_channels)
-
-
-def projector(features_dim: int, *, widths: Sequence[int]) -> nn.Module:
-    """Features (N, F) to embeddings (N, D): Linear - BatchNorm - ReLU for each hidden width, then Linear.
-
-    Linear layers before a norm carry no bias (the norm would remove it). Empty `widths` gives the identity.
-
-    Args:
-        features_dim: F.
-        widths: output width of each linear layer; the last is D.
-    """
-    layers: list[nn.Module] = []
-    inputs = features_dim
-    for hidden in widths[:-1]:
-        layers += [nn.Linear(inputs, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True)]
-        inputs = hidden
-    layers += [nn.Linear(inputs, width) for width in widths[-1:]]
-    return nn.Sequential(*layers) if layers else nn.Identity()
-
-
-def parameter_count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-@torch.no_grad()
-def feature_shape(module: nn.Module, *, side_px: int, in_channels: int) -> tuple[int, ...]:
-    """Shape of the features of one image, found by running it; leaves batch statistics alone."""
-    training = module.training
-    module.eval()
-    shape = tuple(module(torch.zeros(1, in_channels, side_px, side_px)).shape[1:])
-    module.train(training)
-    return shape
-
-
-class Pretrainer(nn.Module):
-    """Backbone and projector: groups of views to features h_NF and embeddings z_VBD.
-
-    Views of one group share a side length; a group is (V_g, B, C, H, W). V is the sum over groups, N = V * B.
-    """
-
-    def __init__(self, backbone: ResNet, projector: nn.Module) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.projector = projector
-
-    def forward(self, groups: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        h_NF = torch.cat([self.backbone(views_VBCHW.flatten(0, 1)) for views_VBCHW in groups])
-        z_ND = self.projector(h_NF)
-        views = sum(len(views_VBCHW) for views_VBCHW in groups)
-        return h_NF, z_ND.view(views, -1, z_ND.shape[-1])
-
-
-@torch.inference_mode()
-def embed(backbone: nn.Module, images_BCHW: Tensor, *, autocast: torch.dtype | None) -> Tensor:
-    """Pooled features (B, F), float32, in evaluation mode; the module's mode is put back.
-
-    Args:
-        images_BCHW: normalised images on the module's device.
-        autocast: dtype of matrix products, or None for float32.
-    """
-    training = backbone.training
-    backbone.eval()
-    with torch.autocast(images_BCHW.device.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
-        h_BF = backbone(images_BCHW)
-    backbone.train(training)
-    features_BF: Tensor = h_BF.float()
-    return features_BF

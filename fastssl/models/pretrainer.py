@@ -1,0 +1,101 @@
+"""Around a backbone: the projector, both together as they are trained, and features in evaluation mode.
+
+A backbone is any module from images (N, C, H, W) to pooled features (N, F). N images (views times batch), C channels,
+H W pixels, F features, V views, B images of a batch, D embedding dimensions.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fastssl.errors import UserError
+
+
+def projector(features_dim: int, *, widths: Sequence[int]) -> nn.Module:
+    """Features (N, F) to embeddings (N, D): Linear - BatchNorm - ReLU for each hidden width, then Linear.
+
+    Linear layers before a norm carry no bias (the norm would remove it). Empty `widths` gives the identity.
+
+    Args:
+        features_dim: F.
+        widths: output width of each linear layer; the last is D.
+    """
+    layers: list[nn.Module] = []
+    inputs = features_dim
+    for hidden in widths[:-1]:
+        layers += [nn.Linear(inputs, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True)]
+        inputs = hidden
+    layers += [nn.Linear(inputs, width) for width in widths[-1:]]
+    return nn.Sequential(*layers) if layers else nn.Identity()
+
+
+def parameter_count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; each part's own mode is put back, since frozen parts stay in evaluation mode."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+@torch.no_grad()
+def features_dim(backbone: nn.Module, *, side_px: int, in_channels: int) -> int:
+    """F, found by running one image through the backbone, wherever that is; leaves batch statistics alone.
+
+    Raises:
+        UserError: when the backbone refuses such an image, or gives anything but pooled features (N, F).
+    """
+    parameter = next(backbone.parameters(), torch.zeros(()))
+    image_1CHW = torch.zeros(1, in_channels, side_px, side_px, device=parameter.device)
+    fix = "Choose another model.backbone or augment.side_px (some networks take one size of image only)."
+    try:
+        with evaluating(backbone):
+            h_1F = backbone(image_1CHW)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"The backbone refuses {in_channels} x {side_px} x {side_px} images: {reason}.", fix) from error
+    if not isinstance(h_1F, Tensor) or h_1F.ndim != 2 or len(h_1F) != 1:
+        found = tuple(h_1F.shape) if isinstance(h_1F, Tensor) else type(h_1F).__name__
+        raise UserError(f"The backbone gives {found} for one image, not pooled features (1, F).", fix)
+    return h_1F.shape[1]
+
+
+class Pretrainer(nn.Module):
+    """Backbone and projector: groups of views to features h_NF and embeddings z_VBD.
+
+    Views of one group share a side length; a group is (V_g, B, C, H, W). V is the sum over groups, N = V * B.
+    """
+
+    def __init__(self, backbone: nn.Module, projector: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.projector = projector
+
+    def forward(self, groups: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        h_NF = torch.cat([self.backbone(views_VBCHW.flatten(0, 1)) for views_VBCHW in groups])
+        z_ND = self.projector(h_NF)
+        views = sum(len(views_VBCHW) for views_VBCHW in groups)
+        return h_NF, z_ND.view(views, -1, z_ND.shape[-1])
+
+
+@torch.inference_mode()
+def embed(backbone: nn.Module, images_BCHW: Tensor, *, autocast: torch.dtype | None) -> Tensor:
+    """Pooled features (B, F), float32, in evaluation mode; the module's mode is put back.
+
+    Args:
+        images_BCHW: normalised images on the module's device.
+        autocast: dtype of matrix products, or None for float32.
+    """
+    kind = images_BCHW.device.type
+    with evaluating(backbone), torch.autocast(kind, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
+        features_BF: Tensor = backbone(images_BCHW).float()
+    return features_BF
