@@ -8,7 +8,19 @@ standard error. Exit codes: 0 done, 2 a mistake a person can mend, 75 stopped by
 import os
 import sys
 
-from fastssl.cli import (, bench, convert, doctor, eval, preview, recipes, report, runs, sweep, train  # noqa: F401 - each adds its verb
+from fastssl.cli import (  # noqa: F401 - each adds its verb
+    bench,
+    convert,
+    doctor,
+    embed,
+    eval,
+    preview,
+    recipes,
+    report,
+    runs,
+    sweep,
+    train,
+)
 from fastssl.cli.app import app
 from fastssl.errors import UserError
 
