@@ -165,7 +165,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--cifar", type=int, default=50_000, help="files unpacked for the jobs that need files")
     parser.add_argument("--photographs", type=int, default=2000)
-    parser.add_argument("--quick", action="store_true", help="one repeat, few photographs, nothing written")
+    parser.add_argument("--quick", action="store_true", help="one repeat, few files, nothing written")
     parser.add_argument("--only", nargs="*", default=list(JOBS), choices=list(JOBS))
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
@@ -176,12 +176,12 @@ def main() -> None:
     from fastssl.bench.record import row, write
 
     repeats = 1 if arguments.quick else arguments.repeats
-    photographs = 200 if arguments.quick else arguments.photographs
+    photographs, cifar = (200, 1000) if arguments.quick else (arguments.photographs, arguments.cifar)
     names = [name for name in arguments.only if CIFAR.exists() or not name.startswith("cifar")]
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder)
         if {"cifar-folder", "cifar-ffcv"} & set(names):
-            unpack_train(data / "cifar", arguments.cifar)
+            unpack_train(data / "cifar", cifar)
         if any(name.startswith("photo") for name in names):
             make_photographs(data / "photographs", photographs)
         results: dict[str, list[dict[str, float]]] = {name: [] for name in names}

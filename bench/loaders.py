@@ -26,15 +26,20 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 from convert import CIFAR, make_photographs, unpack_train  # noqa: E402
 
+from fastssl.bench.record import row, write  # noqa: E402
+
 Epoch = Callable[[int], Iterator[int]]  # epoch -> how many images each step delivered
 BATCH = {"cifar": 512, "photographs": 64}
 SIDE_PX = {"cifar": 32, "photographs": 224}
 
 
 def ours(kind: str, data: Path, images: str, views: int, workers: int) -> Epoch:
-    """One of our loaders; with views > 0 the fused CPU applier cuts them from each batch."""
+    """One of our loaders, as training on the CPU runs it; with views > 0 the fused applier cuts them."""
     from fastssl.augment.draws import permutation
     from fastssl.data.beton import Beton
+    from fastssl.memory import keep_freed_memory
+
+    keep_freed_memory()
 
     path = data / f"{images}.beton"
     options: dict[str, Any] = {"threads": workers, "device": "cpu", "batch_size": BATCH[images]}
@@ -167,16 +172,21 @@ IMPLS: dict[str, Callable[..., Epoch]] = {
 }
 
 
-def jobs(views: list[int]) -> list[tuple[str, str, int]]:
-    """(implementation, images, views); resident photographs have been decoded before, so they are no row of it."""
-    made = [(impl, images, 0) for images in BATCH for impl in IMPLS]
-    cut = ("fastssl-resident", "fastssl-ffcv", "fastssl-dali", "ffcv", "dali", "torchvision")
-    made += [(impl, images, v) for images in BATCH for v in views for impl in cut]
-    return [(impl, images, v) for impl, images, v in made if (impl, images) != ("fastssl-resident", "photographs")]
+Job = tuple[str, str, int]  # implementation, images, views; no views are decoded batches
+CUT = ("fastssl-resident", "fastssl-ffcv", "fastssl-dali", "ffcv", "dali", "torchvision")  # that make views too
 
 
-def measure_here(impl: str, images: str, views: int, data: Path, workers: int, seconds: float) -> dict[str, float]:
-    """Rates after an untimed warm-up of half the time, seconds from construction to the first batch, peak memory."""
+def jobs(data: Path, *, only: list[str], images: list[str], views: list[int]) -> list[Job]:
+    """What is to be measured; resident photographs have been decoded before, so they are no row of it."""
+    there = [kind for kind in images if (data / f"{kind}.beton").exists()]
+    every = [(impl, kind, v) for kind in there for v in views for impl in (CUT if v else IMPLS) if impl in only]
+    return [job for job in every if job[:2] != ("fastssl-resident", "photographs")]
+
+
+def measure_here(
+    impl: str, images: str, views: int, data: Path, workers: int, seconds: float, windows: int
+) -> dict[str, list[float]]:
+    """Rates of so many windows after an untimed one of half their length, seconds to the first batch, peak memory."""
     import torch
 
     warnings.simplefilter("ignore")
@@ -187,13 +197,13 @@ def measure_here(impl: str, images: str, views: int, data: Path, workers: int, s
     next(steps)
     first_s = time.perf_counter() - start
     rates = []
-    for limit_s in (seconds / 2, seconds):
+    for limit_s in (seconds / 2, *[seconds] * windows):
         start, delivered = time.perf_counter(), 0
         while (passed := time.perf_counter() - start) < limit_s:
             delivered += next(steps)
         rates.append(delivered / passed)
-    found = {"images_per_s": rates[1], "first_batch_s": first_s, "peak_mb": peak_mb()}
-    return {**found, "views_per_s": rates[1] * views} if views else found
+    found = {"images_per_s": rates[1:], "first_batch_s": [first_s], "peak_mb": [peak_mb()]}
+    return {**found, "views_per_s": [rate * views for rate in rates[1:]]} if views else found
 
 
 def peak_mb() -> float:
@@ -204,16 +214,14 @@ def peak_mb() -> float:
     return own_kib / 1024 + sum(child.memory_full_info().uss for child in children) / 2**20
 
 
-def measure(impl: str, images: str, views: int, data: Path, workers: int, seconds: float) -> dict[str, float] | None:
+def measure(job: Job, data: Path, *options: str) -> dict[str, list[float]] | None:
     """`measure_here` in a fresh process; None, with a word why, where a peer is missing or fails."""
-    job = json.dumps([impl, images, views])
-    command = [sys.executable, __file__, "--one", job, "--data", str(data)]
-    command += ["--workers", str(workers), "--seconds", str(seconds)]
+    command = [sys.executable, __file__, "--one", json.dumps(job), "--data", str(data), *options]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.returncode:
         print(job, "failed:", (run.stderr.strip().splitlines() or ["?"])[-1], file=sys.stderr)
         return None
-    found: dict[str, float] = json.loads(run.stdout.strip().splitlines()[-1])
+    found: dict[str, list[float]] = json.loads(run.stdout.strip().splitlines()[-1])
     print(job, found, file=sys.stderr)
     return found
 
@@ -226,8 +234,9 @@ def prepare(data: Path, photographs: int) -> None:
         unpack_train(data / "unpacked", 50_000)
         (data / "unpacked" / "train").rename(data / "cifar")
         convert(data / "cifar", data / "cifar.beton", mode="raw")
-    make_photographs(data / "photographs", photographs)
-    convert(data / "photographs", data / "photographs.beton", mode="jpg")
+    if photographs:
+        make_photographs(data / "photographs", photographs)
+        convert(data / "photographs", data / "photographs.beton", mode="jpg")
     for images in BATCH:
         if (data / images).exists():
             convert(data / images, data / f"{images}_shards", format="webdataset", shard_mb=16)
@@ -236,45 +245,50 @@ def prepare(data: Path, photographs: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement, after half of that unmeasured")
+    parser.add_argument("--repeats", type=int, default=5, help="processes of each measurement")
+    parser.add_argument("--windows", type=int, default=1, help="timed in each process: starting costs the most")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each window, after half of that unmeasured")
     parser.add_argument("--photographs", type=int, default=3000)
-    parser.add_argument("--views", type=int, nargs="*", default=[1, 2, 4, 8])
+    parser.add_argument("--views", type=int, nargs="*", default=[0, 1, 2, 4, 8], help="0: decoded batches, no views")
     parser.add_argument("--only", nargs="*", default=list(IMPLS), choices=list(IMPLS))
     parser.add_argument("--images", nargs="*", default=list(BATCH), choices=list(BATCH))
-    parser.add_argument("--quick", action="store_true", help="one short repeat, few photographs, nothing written")
+    parser.add_argument("--quick", action="store_true", help="a short look at CIFAR without views; nothing written")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    workers = arguments.workers
-    if arguments.one:
-        impl, images, views = json.loads(arguments.one)
-        print(json.dumps(measure_here(impl, images, views, arguments.data, workers, arguments.seconds)))
+    given = parser.parse_args()
+    if given.one:
+        job = json.loads(given.one)
+        print(json.dumps(measure_here(*job, given.data, given.workers, given.seconds, given.windows)))
         return
-    from fastssl.bench.record import row, write
-
-    if arguments.quick:
-        arguments.repeats, arguments.seconds, arguments.photographs = 1, 1.0, 300
-    results: dict[tuple[str, str, int], list[dict[str, float]]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        prepare(Path(folder), arguments.photographs)
-        wanted = [
-            job
-            for job in jobs(arguments.views)
-            if job[0] in arguments.only and job[1] in arguments.images and (Path(folder) / f"{job[1]}.beton").exists()
-        ]
-        for _ in range(arguments.repeats):  # in turn, so that a slow spell of the machine touches all alike
-            for job in wanted:
-                found = measure(*job, Path(folder), workers, arguments.seconds)
-                if found is not None:
-                    results.setdefault(job, []).append(found)
-    rows = []
-    for (impl, images, views), repeats in results.items():
-        work = {"images": images, "views": views, "batch": BATCH[images], "workers": workers}
-        rows += [row(impl, work, metric, [one[metric] for one in repeats]) for metric in repeats[0]]
+    if given.quick:
+        given.repeats, given.windows, given.seconds, given.photographs = 1, 1, 0.5, 200
+        given.views, given.images = [0], [*BATCH][: 1 if CIFAR.exists() else 2]
+    rows = as_rows(run_all(given), given.workers)
     print(json.dumps(rows, indent=1))
-    if not arguments.quick:
+    if not given.quick:
         write(ROOT / "bench" / "results" / "loaders.json", "loaders", rows)
+
+
+def run_all(given: argparse.Namespace) -> dict[Job, dict[str, list[float]]]:
+    """Every job in turn, again and again, so that a slow spell of the machine touches all alike."""
+    options = [f"--{name}={getattr(given, name)}" for name in ("workers", "seconds", "windows")]
+    results: dict[Job, dict[str, list[float]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder)
+        prepare(data, given.photographs if "photographs" in given.images else 0)
+        for _ in range(given.repeats):
+            for job in jobs(data, only=given.only, images=given.images, views=given.views):
+                for metric, values in (measure(job, data, *options) or {}).items():
+                    results.setdefault(job, {}).setdefault(metric, []).extend(values)
+    return results
+
+
+def as_rows(results: dict[Job, dict[str, list[float]]], workers: int) -> list[dict[str, Any]]:
+    return [
+        row(impl, {"images": images, "views": views, "batch": BATCH[images], "workers": workers}, metric, values)
+        for (impl, images, views), metrics in results.items()
+        for metric, values in metrics.items()
+    ]
 
 
 if __name__ == "__main__":
