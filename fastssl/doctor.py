@@ -28,7 +28,7 @@ from fastssl.data.decode import decode_image, encode_jpeg
 from fastssl.data.threads import cpu_count
 from fastssl.environment import cpu_name
 from fastssl.errors import UserError
-from fastssl.recipe import Recipe
+from fastssl.recipe import Recipe, load
 
 SIDE_PX, IMAGES = 24, 8
 IMAGE_KINDS: dict[str, dict[str, Any]] = {
@@ -60,10 +60,10 @@ class Check:
 
 
 def examine(target: Recipe | Path | None = None) -> dict[str, Any]:
-    """All checks, and the stages of a recipe's step (or of reading a .beton) with the slowest named.
+    """All checks, and the stages of a recipe's step (or of reading its data) with the slowest named.
 
     Args:
-        target: a recipe, a .beton, or None for the machine alone.
+        target: a recipe, a .beton, a folder of shards, or None for the machine alone.
 
     Returns:
         JSON values: "checks", "stages", "slowest" (a stage's name or None) and "note" (or None).
@@ -71,23 +71,30 @@ def examine(target: Recipe | Path | None = None) -> dict[str, Any]:
     Raises:
         UserError: when the target is not sound.
     """
-    checks = [*devices(), *loaders(), *formats(), *image_kinds(), *compilers()]
-    note, found = None, list[stages.Stage]()
-    if isinstance(target, Recipe):
-        found = stages.recipe_stages(target)
-        if not target.data.path.exists():
-            note = f"{target.data.path} is not converted yet: random images stood in, and reading was not timed."
-    elif target is not None:
-        cpu = torch.device("cpu")
-        found, _ = stages.data_stages(target, batch_size=256, threads=cpu_count(), where=cpu, once=False)
-        note = "Give a recipe rather than its data to time augmentation and the network too."
+    found, note = timed(target)
     worst = stages.slowest(found)
+    checks = [*devices(), *loaders(), *formats(), *image_kinds(), *compilers()]
     return {
         "checks": [asdict(check) for check in checks],
         "stages": [asdict(stage) for stage in found],
         "slowest": worst.name if worst else None,
         "note": note,
     }
+
+
+def timed(target: Recipe | Path | None) -> tuple[list[stages.Stage], str | None]:
+    """The target's stages, and what is missing from them in one sentence."""
+    if target is None:
+        return [], None
+    if isinstance(target, Recipe):
+        absent = f"{target.data.path} is not converted yet: random images stood in, and reading was not timed."
+        return stages.recipe_stages(target), None if target.data.path.exists() else absent
+    note = "Give a recipe rather than its data to time augmentation and the network too."
+    cpu = torch.device("cpu")
+    if target.is_dir():
+        recipe = load({"data": {"path": target, "batch_size": 64}, "train": {"epochs": 1}})
+        return stages.stream_stages(recipe, cpu)[0], note
+    return stages.data_stages(target, batch_size=256, threads=cpu_count(), where=cpu, once=False)[0], note
 
 
 def attempt(kind: str, name: str, work: Callable[[], str], fix: str = "") -> Check:

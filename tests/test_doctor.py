@@ -153,3 +153,16 @@ def test_the_table_names_the_slowest_stage():
     assert ["loader", "dali", "no", "[gone]", "pip", "install", "it"] in lines
     assert ["read", "bytes", "12,346", "when", "opened"] in lines
     assert ["decode", "JPEG", "10", "slowest"] in lines
+
+
+@pytest.mark.usefixtures("no_checks")
+@pytest.mark.parametrize("batch_size", [8, 40])
+def test_a_stream_of_shards_is_timed_as_one_stage(tiny_recipe, tmp_path, batch_size):
+    pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    from fastssl.data.convert import convert
+
+    convert("shapes", tmp_path / "shards", format="webdataset", count=40, side_px=16)
+    tiny_recipe["data"] = {"path": str(tmp_path / "shards"), "batch_size": batch_size}
+    found = doctor.examine(load(tiny_recipe))
+    assert [stage["name"] for stage in found["stages"]] == ["read", *STEP]
+    assert 0 < found["stages"][0]["images"] <= 40

@@ -11,7 +11,7 @@ from fastssl.cli.app import JsonOption, SetOption, app, print_result
 @app.command()
 def doctor(
     target: Annotated[
-        str | None, typer.Argument(metavar="[RECIPE|DATA]", help="A recipe, or a .beton file, to time stage by stage.")
+        str | None, typer.Argument(metavar="[RECIPE|DATA]", help="A recipe, a .beton or a folder of shards to time.")
     ] = None,
     changes: SetOption = None,
     as_json: JsonOption = False,
@@ -21,6 +21,6 @@ def doctor(
     from fastssl.doctor import examine
     from fastssl.recipe import load
 
-    is_data = target is not None and target.endswith(".beton")
+    is_data = target is not None and (target.endswith(".beton") or Path(target).is_dir())
     found = examine(Path(target) if is_data and target else load(target, changes or ()) if target else None)
     print_result(found, "" if as_json else doctor_text(found), as_json)

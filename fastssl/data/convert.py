@@ -7,13 +7,13 @@ shuffled goes through an unnamed file on disk first. Memory does not grow with t
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ..errors import UserError
 from .manifest import Manifest
 from .prepare import Mode, Shape
 from .sources import SPLITS, open_source
-from .sources.base import Stream, renumber
+from .sources.base import Source, Stream, renumber
 from .spool import spool
 from .storage import parents
 from .store import Job, Progress, check_target, made, place
@@ -86,31 +86,39 @@ def convert(
     """
     options = {key: value for key, value in locals().items() if key not in _NOT_RECORDED}
     options = {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
-    out = Path(out)
     _check(split=split, format=format, mode=mode, on_error=on_error)
     _check_least(side_px=side_px, max_side_px=max_side_px, channels=channels, count=count, workers=workers)
     shape = Shape(side_px, max_side_px, channels, dtype, mode, quality, encoded=format == "webdataset")
     shard_bytes = int(shard_mb * 1e6) if format == "webdataset" else None
     job = Job(shape, shard_bytes, on_error, workers or cpu_count(), resume, progress or _silent, options)
-    val_out = out.with_name(f"{out.stem}.val{out.suffix}")
-    for target in (out, val_out) if val_count else (out,):
+    out = Path(out)
+    val_out = out.with_name(f"{out.stem}.val{out.suffix}") if val_count else None
+    for target in (out, val_out) if val_out else (out,):
         check_target(target, job)
     opened = open_source(source, split=split, root=root, download=download, seed=seed, count=count, side_px=side_px)
+    which = {"seed": seed, "val_count": val_count, "fraction": fraction, "limit": limit, "shuffle": shuffle}
     chosen = bool(val_count or fraction != 1 or limit is not None or shuffle or classes is not None)
-    with parents(out.parent), contextlib.ExitStack() as stack:
+    with parents(out.parent):
         if isinstance(opened, Stream) and not chosen and format == "beton":
-            return place(stack.enter_context(made(job, out, opened)))
-        if isinstance(opened, Stream):
-            spooled = spool(opened, out.parent, tick=lambda done: job.progress(done, None))
-            opened = stack.enter_context(spooled)
+            with made(job, out, opened) as whole:
+                return place(whole)
+        return _convert_chosen(job, opened, out, val_out, classes=classes, which=which)
+
+
+def _convert_chosen(
+    job: Job, source: Source, out: Path, val_out: Path | None, *, classes: Sequence[str] | None, which: dict[str, Any]
+) -> Manifest:
+    """Convert what `choose` makes of `which`; both outputs are complete before either takes its name."""
+    with contextlib.ExitStack() as stack:
+        if isinstance(source, Stream):
+            spooled = spool(source, out.parent, tick=lambda done: job.progress(done, None))
+            source = stack.enter_context(spooled)
         if classes is not None:
-            opened = renumber(opened, tuple(classes))
-        kept_N, val_N = choose(
-            opened.labels_N, seed=seed, val_count=val_count, fraction=fraction, limit=limit, shuffle=shuffle
-        )
-        kept = stack.enter_context(made(job, out, opened, kept_N))
-        if val_count:
-            place(stack.enter_context(made(job, val_out, opened, val_N)))
+            source = renumber(source, tuple(classes))
+        kept_N, val_N = choose(source.labels_N, **which)
+        kept = stack.enter_context(made(job, out, source, kept_N))
+        if val_out is not None:
+            place(stack.enter_context(made(job, val_out, source, val_N)))
         return place(kept)
 
 
