@@ -91,6 +91,9 @@ class Prober:
         train_NF, train_labels_N = self.learn.features(embed)
         val_MF, val_labels_M = self.val.features(embed)
         found = self.quick(train_NF, train_labels_N, val_MF, val_labels_M)
+        epochs = self.recipe.evaluate.linear_epochs_while_training
+        if epochs:
+            found |= evaluate.linear_probe(train_NF, train_labels_N, val_MF, val_labels_M, epochs=epochs)
         views_NVF, _ = self.varied_val.features(lambda batch: self.embed_views(backbone, batch))
         return found | spectrum.figures(val_MF, views_VNF=views_NVF.movedim(1, 0))
 

@@ -317,6 +317,15 @@ def test_a_target_that_is_not_measured_is_refused_at_the_first_evaluation(pair: 
     assert "knn5" in refused.value.fix
 
 
+def test_the_linear_probe_can_be_a_target(pair: list[Any], tmp_path: Path):
+    with pytest.raises(UserError) as refused:
+        tta.tta(pair[:1], {"linear_pct": 1.0}, seeds=1, folder=tmp_path)
+    assert "linear_epochs_while_training" in refused.value.fix
+    probed = load(pair[0], ["evaluate.linear_epochs_while_training=1"])
+    made = tta.tta([probed], {"linear_pct": 1.0}, seeds=1, folder=tmp_path, stop_at_target=True)
+    assert {r["metric"]: r["values"] for r in made["rows"]}["steps"] == [5]
+
+
 def test_targets_are_parsed(pair: list[Any]):
     assert tta.parse_targets("knn=80, ridge=82.5", pair[0]) == {"knn5_pct": 80.0, "ridge_pct": 82.5}
     assert tta.parse_targets("knn20=80", pair[0]) == {"knn20_pct": 80.0}

@@ -21,6 +21,10 @@ from fastssl.recipe import Recipe, load, view_table
 Observer = Callable[[dict[str, Any]], None]
 WARMUP_STEPS = 2
 SIDECAR = "tta.json"
+ALIKE = (
+    "data.val_count",
+    *(f"evaluate.{name}" for name in ("knn_k", "max_train", "side_px", "linear_epochs_while_training")),
+)
 
 
 class Reached(Exception):  # noqa: N818 - not an error
@@ -71,6 +75,10 @@ def tta(
         Interrupted: after a signal; the same call goes on from there.
     """
     digest = same_work(recipes)
+    if "linear_pct" in targets and not recipes[0].evaluate.linear_epochs_while_training:
+        raise UserError(
+            "The linear probe is not trained while training.", "Add -s evaluate.linear_epochs_while_training=20, say."
+        )
     trials: dict[str, list[Trial]] = {recipe.name: [] for recipe in recipes}
     warm: set[str] = set()
     for seed in range(seeds):
@@ -98,7 +106,7 @@ def same_work(recipes: Sequence[Recipe]) -> str:
     if len(set(names)) < len(names):
         raise UserError("Two recipes have one name: " + ", ".join(names) + ".", "Set another `name:` in one of them.")
     for other in recipes[1:]:
-        for key in ("data.val_count", "evaluate.knn_k", "evaluate.max_train", "evaluate.side_px"):
+        for key in ALIKE:
             section, name = key.split(".")
             a, b = (getattr(getattr(recipe, section), name) for recipe in (first, other))
             if a != b:

@@ -209,6 +209,9 @@ class Evaluate(Section):
     )
     batch_size: Count = 512
     linear_epochs: Annotated[int, Field(ge=0)] = Field(200, description="0 skips the linear probe.")
+    linear_epochs_while_training: Annotated[int, Field(ge=0)] = Field(
+        0, description="Of a linear probe at every evaluation while training too; 0 skips it."
+    )
     baselines: bool = Field(False, description="Also kNN of raw pixels and of the untrained network, at the end.")
 
 
