@@ -8,6 +8,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 INTERPRETED = {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
 CUDA_PEERS = ["fastssl-cuda", "fastssl-torch", "dali", "torchvision-v2-batch", "kornia", "kornia-compiled", "copy"]
+PHOTOGRAPHS = "data/photographs.beton"
+LARGE: list[tuple[str, str, tuple[str, ...]]] = [
+    ("resnet50-224", "resnet50", ()),
+    ("vit_small-224", "timm/vit_small_patch16_224", ("timm",)),
+]
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,8 @@ class Setting:
 
 @dataclass(frozen=True)
 class Stage:
-    """Attributes: words after `python` (they write the record to the path given), limits in minutes, what it needs."""
+    """Attributes: words after `python` (they write the record to the path given), limits in minutes, packages it needs,
+    and a file in --out that an earlier stage makes."""
 
     name: str
     title: str
@@ -42,11 +48,14 @@ class Stage:
     least_min: float
     most_min: float
     needs: tuple[str, ...] = ()
+    file: str = ""
     dry_environment: dict[str, str] = field(default_factory=lambda: dict(INTERPRETED))
 
     def missing(self, setting: Setting) -> str:
         absent = [name for name in self.needs if importlib.util.find_spec(name) is None]
-        return f"{', '.join(absent)} is not installed" if absent else ""
+        if absent:
+            return f"{', '.join(absent)} is not installed"
+        return f"{self.file} is not there" if self.file and not (setting.out / self.file).exists() else ""
 
 
 def stages(setting: Setting) -> list[Stage]:
@@ -59,6 +68,20 @@ def stages(setting: Setting) -> list[Stage]:
         Stage("machine", "every stage of a step against the ceilings", machine, 0.2, 5),
         Stage("loader", "loaders side by side", loader, 0.2, 10),
         *(Stage(f"step-{name}", f"the step of {name}", step(name), 0.3, 10) for name in networks),
+        Stage("photographs", "photographs to measure with at 224 px", make_photographs, 0.5, 10, ("sklearn",)),
+        Stage("loader-224", "loaders side by side on photographs", loader_224, 0.5, 15, file=PHOTOGRAPHS),
+        *(
+            Stage(
+                f"step-{name}",
+                f"the step of {name} on photographs",
+                step_224(backbone),
+                0.5,
+                10,
+                needs,
+                file=PHOTOGRAPHS,
+            )
+            for name, backbone, needs in ([] if setting.dry else LARGE)
+        ),
         Stage("peers", "time to accuracy against lightly and a plain loop, ResNet-18", peers, 1, 45),
         Stage("tta", "time to accuracy, low-dimensional against the baseline, ResNet-18", tta("resnet18"), 1, 60),
         *([] if setting.dry else [larger]),
@@ -102,6 +125,31 @@ def step(backbone: str) -> Callable[[Setting, Path], list[str]]:
             few = ["--only", "fixed", "--only", "trained"]
             return bench("step", setting, out, "", "-s", "augment.applier=cuda", "-s", "data.batch_size=4", *few)
         return bench("step", setting, out, "cifar10_lowdim", "-s", f"model.backbone={backbone}")
+
+    return words
+
+
+def make_photographs(setting: Setting, out: Path) -> list[str]:
+    script = str(ROOT / "bench" / "gpu_photographs.py")
+    return [script, str(out), "24" if setting.dry else "4000", str(setting.out / PHOTOGRAPHS)]
+
+
+def on_photographs(setting: Setting) -> list[str]:
+    """Two views of 224 px of 256 images, none of them held out."""
+    places = [f"data.path={setting.out / PHOTOGRAPHS}", "data.test_path=null", "data.val_count=0"]
+    size = ["augment.side_px=8"] if setting.dry else ["augment.views=2", "data.batch_size=256"]
+    return [word for change in [*places, *size] for word in ("-s", change)]
+
+
+def loader_224(setting: Setting, out: Path) -> list[str]:
+    few = ["--only", "resident"] if setting.dry else []
+    return bench("loader", setting, out, "imagenet100_lowdim", *on_photographs(setting), *few)
+
+
+def step_224(backbone: str) -> Callable[[Setting, Path], list[str]]:
+    def words(setting: Setting, out: Path) -> list[str]:
+        network = ["-s", f"model.backbone={backbone}", "-s", "model.projector=[2048, 512]"]
+        return bench("step", setting, out, "imagenet100_lowdim", *on_photographs(setting), *network)
 
     return words
 
