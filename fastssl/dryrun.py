@@ -1,9 +1,11 @@
 """What a recipe would do, without writing anything: shapes, steps, sizes and a measured estimate of the time."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastssl import build, models
 from fastssl.recipe import Recipe, dump, view_table
@@ -28,6 +30,7 @@ def describe(recipe: Recipe) -> dict[str, Any]:
     seconds = seconds_per_image(recipe, network, channels, where)
     total_s = seconds * recipe.data.batch_size * steps * recipe.train.epochs if steps else None
     features_dim = models.features_dim(network.backbone, side_px=rows[0].side_px, in_channels=channels)
+    projector_s = projector_seconds_per_image(recipe, network, features_dim, where)
     dim = recipe.model.projector[-1] if recipe.model.projector else features_dim
     record = {
         "recipe": recipe.model_dump(mode="json"),
@@ -43,6 +46,7 @@ def describe(recipe: Recipe) -> dict[str, Any]:
         "collapse_risk": build.collapse_risk(recipe),
         "backbone_parameters": models.parameter_count(network.backbone),
         "projector_parameters": models.parameter_count(network.projector),
+        "projector_pct": round(100 * min(1.0, projector_s / seconds), 1),
         "estimated_train_s": round(total_s, 4) if total_s else None,
     }
     return record | {"text": dump(recipe) + "\n" + text_of(record, recipe)}
@@ -67,13 +71,35 @@ def seconds_per_image(recipe: Recipe, network: models.Pretrainer, channels: int,
         torch.rand(1, batch, row.side_px, row.side_px, channels, device=where).permute(0, 1, 4, 2, 3) for row in rows
     )
     optimizer = build.optimizer(recipe, network, where=where)
+    loss, autocast = build.loss(recipe), build.autocast(recipe)
+    return fastest_s(lambda: train_step(network, loss, optimizer, groups, lr=0.0, autocast=autocast)["loss"]) / batch
+
+
+def projector_seconds_per_image(
+    recipe: Recipe, network: models.Pretrainer, features_dim: int, where: torch.device
+) -> float:
+    """Of those, the projector's forward and backward pass over the features of one image's views."""
+    batch = min(ESTIMATE_IMAGES, recipe.data.batch_size)
+    h_NF = torch.randn(len(view_table(recipe.augment)) * batch, features_dim, device=where, requires_grad=True)
+    autocast = build.autocast(recipe)
+
+    def forward_and_backward() -> Tensor:
+        with torch.autocast(where.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
+            total: Tensor = network.projector(h_NF).float().square().mean()
+        total.backward()  # type: ignore[no-untyped-call]
+        return total
+
+    return fastest_s(forward_and_backward) / batch if recipe.model.projector else 0.0
+
+
+def fastest_s(call: Callable[[], Tensor]) -> float:
+    """Seconds of the fastest of three calls after one unmeasured, until the number it returns is there."""
     times = []
     for _ in range(4):
         start = time.perf_counter()
-        terms = train_step(network, build.loss(recipe), optimizer, groups, lr=0.0, autocast=build.autocast(recipe))
-        float(terms["loss"])
+        float(call())
         times.append(time.perf_counter() - start)
-    return min(times[1:]) / batch
+    return min(times[1:])
 
 
 def text_of(record: dict[str, Any], recipe: Recipe) -> str:
@@ -85,6 +111,7 @@ def text_of(record: dict[str, Any], recipe: Recipe) -> str:
         "shapes": f"images ({recipe.data.batch_size}, H, W, C) uint8 -> features ({record['views']} x "
         f"{recipe.data.batch_size}, {record['features_dim']}) -> embeddings (..., {record['embedding_dim']})",
         "parameters": f"backbone {record['backbone_parameters']:,}, projector {record['projector_parameters']:,}",
+        "projector": f"{record['projector_pct']:g} % of the time of a step (measured here, forward and backward)",
         "orthogonality": f"{record['orthogonality']:.4g}",
         "steps": f"{record['steps']} ({record['steps_per_epoch']} in each of {recipe.train.epochs} epochs)"
         if record["steps"]

@@ -58,7 +58,8 @@ def network(
         start(recipe, backbone)
     models.freeze(backbone, model.freeze)
     dims = [models.features_dim(backbone, side_px=side_px, in_channels=in_channels) for side_px in sides]
-    both = models.Pretrainer(backbone, models.projector(dims[0], widths=model.projector))
+    projector = models.projector(dims[0], widths=model.projector, norm=model.projector_norm, bias=model.projector_bias)
+    both = models.Pretrainer(backbone, projector)
     layout = torch.channels_last if recipe.train.channels_last else torch.contiguous_format
     return both.to(where).to(memory_format=layout)
 

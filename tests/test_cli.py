@@ -219,6 +219,7 @@ def test_dry_run_prints_shapes_and_steps_and_writes_nothing(fastssl_command: Com
     record = json.loads(done.stdout.splitlines()[-1])
     assert (record["images"], record["steps_per_epoch"], record["views"], record["embedding_dim"]) == (64, 4, 3, 8)
     assert record["estimated_train_s"] > 0
+    assert 0 < record["projector_pct"] < 100
     assert record["recipe"]["augment"]["views"] == 3
     assert not list((tmp_path / "work").iterdir())
 

@@ -44,6 +44,23 @@ def test_projector_is_linear_norm_relu_without_biases_before_norms() -> None:
     assert isinstance(projector(8, widths=()), nn.Identity)
 
 
+@pytest.mark.parametrize(
+    ("norm", "bias", "kinds", "biases"),
+    [
+        ("layer", "auto", ["Linear", "LayerNorm", "ReLU", "Linear"], [True, True]),
+        ("none", "auto", ["Linear", "ReLU", "Linear"], [True, True]),
+        ("batch", "all", ["Linear", "BatchNorm1d", "ReLU", "Linear"], [True, True]),
+        ("batch", "none", ["Linear", "BatchNorm1d", "ReLU", "Linear"], [False, False]),
+    ],
+)
+def test_projectors_norm_and_biases_are_chosen(norm: str, bias: str, kinds: list[str], biases: list[bool]) -> None:
+    made = projector(8, widths=(16, 4), norm=norm, bias=bias)
+    layers = list(made.children())
+    assert [type(layer).__name__ for layer in layers] == kinds
+    assert [layer.bias is not None for layer in layers if isinstance(layer, nn.Linear)] == biases
+    assert made(torch.randn(5, 8)).shape == (5, 4)
+
+
 def test_pretrainer_keeps_views_and_images_in_order_over_groups() -> None:
     both = Pretrainer(backbone("resnet_tiny", stem="patch2", width=0.25), projector(32, widths=(6,))).eval()
     large, small = torch.randn(2, 3, 3, 16, 16), torch.randn(1, 3, 3, 8, 8)

@@ -13,21 +13,24 @@ from torch import Tensor, nn
 from fastssl.errors import UserError
 
 
-def projector(features_dim: int, *, widths: Sequence[int]) -> nn.Module:
-    """Features (N, F) to embeddings (N, D): Linear - BatchNorm - ReLU for each hidden width, then Linear.
-
-    Linear layers before a norm carry no bias (the norm would remove it). Empty `widths` gives the identity.
+def projector(features_dim: int, *, widths: Sequence[int], norm: str = "batch", bias: str = "auto") -> nn.Module:
+    """Features (N, F) to embeddings (N, D): Linear - norm - ReLU for each hidden width, then Linear.
 
     Args:
         features_dim: F.
-        widths: output width of each linear layer; the last is D.
+        widths: output width of each linear layer; the last is D. None at all gives the identity.
+        norm: "batch", "layer" or "none".
+        bias: "all" or "none" of the linear layers, or "auto", all but those before a batch norm, which removes it.
     """
+    norms = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
     layers: list[nn.Module] = []
     inputs = features_dim
     for hidden in widths[:-1]:
-        layers += [nn.Linear(inputs, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True)]
+        layers.append(nn.Linear(inputs, hidden, bias=bias == "all" or (bias == "auto" and norm != "batch")))
+        layers += [norms[norm](hidden)] if norm in norms else []
+        layers.append(nn.ReLU(inplace=True))
         inputs = hidden
-    layers += [nn.Linear(inputs, width) for width in widths[-1:]]
+    layers += [nn.Linear(inputs, width, bias=bias != "none") for width in widths[-1:]]
     return nn.Sequential(*layers) if layers else nn.Identity()
 
 

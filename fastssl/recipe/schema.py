@@ -134,7 +134,11 @@ class Model(Section):
         0, description="Stages that stay as they are, counted from the input, or beginnings of parameter names."
     )
     projector: tuple[Count, ...] = Field(
-        (256, 256), description="Widths of the projector's linear layers; the last is D."
+        (256, 256), description="Widths of the projector's linear layers; the last is D. Empty is the identity."
+    )
+    projector_norm: Literal["batch", "layer", "none"] = Field("batch", description="After each hidden linear layer.")
+    projector_bias: Literal["auto", "all", "none"] = Field(
+        "auto", description="Which linear layers carry a bias; auto is all but those whose batch norm would remove it."
     )
 
 
