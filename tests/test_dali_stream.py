@@ -184,3 +184,29 @@ def test_a_stream_without_dali_names_its_extra(shards, tiny_data, tiny_recipe, m
     with pytest.raises(UserError, match="only the dali loader") as raised:
         build.loader(recipe, shards, torch.arange(COUNT), where=torch.device("cpu"))
     assert "fastssl-vision[dali]" in raised.value.fix
+
+
+def test_gray_shards_stay_gray(tmp_path):
+    convert("shapes", tmp_path / "out", format="webdataset", count=9, side_px=8, channels=1)
+    expected = [decode_image(item.data, key="", channels=1) for item in open_source(tmp_path / "out").items()]
+    (batch,) = stream(tmp_path / "out", batch_size=9, channels=1, image_shape=(8, 8, 1)).epoch(0)
+    for image, i in zip(batch.images.numpy(), batch.index_B.tolist(), strict=True):
+        np.testing.assert_array_equal(image, expected[i])
+
+
+def test_padded_and_flat_batches_give_the_same_views(tmp_path):
+    from test_convert import photographs
+
+    from fastssl.augment.engine import Augment
+    from fastssl.augment.policy import View
+    from fastssl.recipe.schema import ViewSpec
+
+    photographs(tmp_path / "in")
+    convert(tmp_path / "in", tmp_path / "out", format="webdataset")
+    view = View(**ViewSpec(side_px=24, crop="random_resized", hflip_p=0.5).model_dump())
+    augment = Augment((view, view), (0.5,) * 3, (0.25,) * 3, 0, torch.float32, "torch")
+    views = []
+    for layout in ("flat", "padded"):
+        (batch,) = stream(tmp_path / "out", batch_size=4, layout=layout).epoch(0)
+        views += augment(batch.images, batch.index_B, 0, sizes_B2=batch.sizes_B2, offsets_B=batch.offsets_B)
+    assert torch.equal(*views)
