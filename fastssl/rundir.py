@@ -31,7 +31,8 @@ def check_run_dir(folder: Path, recipe: Recipe, *, resume: bool) -> None:
 
 
 def same_recipe(before: Recipe, now: Recipe, what: str) -> None:
-    changed = different_keys(before.model_dump(mode="json"), now.model_dump(mode="json"))
+    a, b = (recipe.model_dump(mode="json", exclude={"log"}) for recipe in (before, now))
+    changed = different_keys(a, b)
     if changed:
         raise UserError(
             f"{what} was started with another recipe; {', '.join(changed)} differ.",

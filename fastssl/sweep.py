@@ -10,6 +10,7 @@ import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import yaml
 from fastssl import runs, training
 from fastssl.errors import UserError
 from fastssl.recipe import Recipe, load
+from fastssl.writers import Writers
 
 Observer = Callable[[dict[str, Any]], None]
 LONGEST_NAME = 100
@@ -170,13 +172,26 @@ def run(cell: Cell, *, observe: Observer, convert_progress: Callable[[str, int, 
         raise cell.recipe
     if (cell.folder / "summary.json").exists() and load(cell.folder / "recipe.yaml") == cell.recipe:
         return
-    with runs.FailureNote(cell.folder) as note:
+    warn = partial(told, observe)
+    with runs.FailureNote(cell.folder) as note, Writers(cell.recipe, cell.folder, warn=warn) as writers:
 
-        def both(record: dict[str, Any]) -> None:
-            note(record)
-            observe(record)
+        def all_of_them(record: dict[str, Any]) -> None:
+            for hears in (note, observe, writers):
+                hears(record)
 
-        training.train(cell.recipe, run_dir=cell.folder, resume=True, observe=both, convert_progress=convert_progress)
+        writers.summary(
+            training.train(
+                cell.recipe,
+                run_dir=cell.folder,
+                resume=True,
+                observe=all_of_them,
+                convert_progress=convert_progress,
+            )
+        )
+
+
+def told(observe: Observer, message: str) -> None:
+    observe({"event": "warning", "message": message})
 
 
 def tabulated(name: str, planned: Sequence[Cell], errors: Mapping[Path, UserError]) -> dict[str, Any]:

@@ -33,19 +33,26 @@ def train(
         print_result(described, described["text"], as_json)
         return
     from fastssl import distributed, interrupts
-    from fastssl.console import TrainingProgress, conversion_progress, summary_text
+    from fastssl.console import TrainingProgress, console, conversion_progress, summary_text
     from fastssl.runs import FailureNote
     from fastssl.training import train as run
+    from fastssl.writers import Writers
 
     folder = run_dir or Path("runs") / resolved.name
     try:
-        with conversion_progress() as converting, TrainingProgress() as progress, FailureNote(folder) as note:
+        with (
+            conversion_progress() as converting,
+            TrainingProgress() as progress,
+            FailureNote(folder) as note,
+            Writers(resolved, folder, warn=lambda text: console.print(f"Warning: {text}")) as writers,
+        ):
 
             def observe(record: dict[str, Any]) -> None:
-                progress(record)
-                note(record)
+                for told in (progress, note, writers):
+                    told(record)
 
             summary = run(resolved, run_dir=folder, resume=resume, observe=observe, convert_progress=converting)
+            writers.summary(summary)
     except interrupts.Interrupted as stop:
         if distributed.is_main():
             print(stop, file=sys.stderr)

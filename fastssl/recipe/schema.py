@@ -219,6 +219,14 @@ class Evaluate(Section):
     baselines: bool = Field(False, description="Also kNN of raw pixels and of the untrained network, at the end.")
 
 
+class Log(Section):
+    """Where a run's numbers go besides metrics.jsonl; none of it changes the run."""
+
+    tensorboard: bool = Field(False, description="Event files in the run's folder; needs the extra tensorboard.")
+    wandb: bool = Field(False, description="A Weights & Biases run; needs the extra wandb.")
+    wandb_project: str = "fastssl"
+
+
 class Recipe(Section):
     """Everything that decides a run. Equal recipes, data and machine give equal losses."""
 
@@ -234,3 +242,4 @@ class Recipe(Section):
     optim: Optim = Optim()
     train: Train
     evaluate: Evaluate = Evaluate()
+    log: Log = Log()
