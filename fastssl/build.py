@@ -32,6 +32,7 @@ from fastssl.errors import UserError
 from fastssl.network import CUSTOM as CUSTOM
 from fastssl.network import check_model as check_model
 from fastssl.network import network as network
+from fastssl.network import sides_px as sides_px
 from fastssl.recipe import Recipe, VicReg, ViewSpec, view_table
 
 

@@ -12,7 +12,20 @@ from pathlib import Path
 import pytest
 import yaml
 
-VERBS = ("convert", "doctor", "train", "preview", "recipes", "bench", "runs", "eval", "report", "sweep", "embed")
+VERBS = (
+    "convert",
+    "doctor",
+    "train",
+    "preview",
+    "recipes",
+    "bench",
+    "runs",
+    "eval",
+    "report",
+    "sweep",
+    "embed",
+    "export",
+)
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 

@@ -16,25 +16,6 @@ from fastssl.embedding import embed
 from fastssl.errors import UserError
 
 
-@pytest.fixture(scope="session")
-def tiny_run(tiny_data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of one epoch on 16 px shapes."""
-    folder = tmp_path_factory.mktemp("run") / "tiny"
-    fastssl.train(
-        {
-            "name": "tiny",
-            "device": "cpu",
-            "data": {"path": str(tiny_data[0]), "val_count": 40, "batch_size": 32},
-            "augment": {"side_px": 16},
-            "model": {"backbone": "resnet_tiny", "stem": "patch2", "width": 0.25, "projector": [16, 16]},
-            "train": {"epochs": 1, "precision": "fp32"},
-            "evaluate": {"linear_epochs": 0, "knn_k": [5]},
-        },
-        run_dir=folder,
-    )
-    return folder
-
-
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """Two classes of images of mixed sizes and kinds, as a camera's folder holds them."""

@@ -14,6 +14,7 @@ from fastssl.cli import (  # noqa: F401 - each adds its verb
     doctor,
     embed,
     eval,
+    export,
     preview,
     recipes,
     report,

@@ -16,6 +16,7 @@ from fastssl.models.published import published as published
 from fastssl.models.published import stock as stock
 from fastssl.models.resnet import RESNETS as RESNETS
 from fastssl.models.resnet import ResNet as ResNet
+from fastssl.models.resnet import is_published as is_published
 from fastssl.models.resnet import resnet as resnet
 from fastssl.models.start import download as download
 from fastssl.models.start import fit as fit

@@ -140,3 +140,8 @@ def resnet(name: str, *, stem: str, width: float = 1.0, in_channels: int = 3) ->
     block, depths, widths = RESNETS[name]
     scaled = [max(8, round(channels * width / 8) * 8) for channels in widths]
     return ResNet(block, depths=depths, widths=scaled, stem=stem, in_channels=in_channels)
+
+
+def is_published(name: str) -> bool:
+    """Whether torchvision and timm have the same network under the same names."""
+    return name in ("resnet18", "resnet34", "resnet50")

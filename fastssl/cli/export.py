@@ -1,0 +1,26 @@
+"""`fastssl export`: take the backbone away, in a format of others."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from fastssl.cli.app import JsonOption, app, print_result
+
+Format = Literal["torchvision", "timm", "safetensors", "torch-export", "onnx", "huggingface"]
+
+
+@app.command()
+def export(
+    source: Annotated[str, typer.Argument(metavar="RUN|WEIGHTS", help="A run folder, or exported weights.")],
+    to: Annotated[Format, typer.Option(help="What to write.")],
+    out: Annotated[Path, typer.Option(help="The file; for huggingface a folder that does not exist yet.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Write a backbone for use elsewhere, with its preprocessing, accuracy, recipe and data digest."""
+    from fastssl.export import export as run
+
+    record = run(source, out, to=to)
+    changes = [f"Changes to the library's model: {record['changes']}."] if "changes" in record else []
+    lines = [f"{out}: {record['backbone']}, {record['features_dim']} features", *changes, *record["loading"]]
+    print_result(record, "\n".join(lines), as_json)
