@@ -1,6 +1,6 @@
 """The parts of one run, built from its recipe before anything is written, and how far the run is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,13 @@ from fastssl.memory import keep_freed_memory
 from fastssl.models import Pretrainer
 from fastssl.parallel import data_parallel, synchronise_batch_norm
 from fastssl.probe import Prober
-from fastssl.recipe import Recipe
+from fastssl.recipe import Recipe, ViewSpec, load
 from fastssl.rundir import Records
 from fastssl.saving import Saver
 from fastssl.step import Terms
 
 Observer = Callable[[dict[str, Any]], None]
+OwnLoss = Callable[[Tensor], Tensor | Terms]
 
 
 @dataclass
@@ -82,13 +83,43 @@ class Run:
         self.observe(record)
 
 
-def assemble(recipe: Recipe, folder: Path, observe: Observer) -> Run:
+def with_own(recipe: Recipe, backbone: nn.Module | None, policy: Sequence[ViewSpec] | None) -> Recipe:
+    """The recipe of a run that is given a module or a view table from Python."""
+    tree = recipe.model_dump(mode="json")
+    if backbone is not None:
+        tree["model"]["backbone"] = build.CUSTOM
+    if policy is not None:
+        rows = [row.model_dump(mode="json") for row in policy]
+        sides = {"side_px": max(4, *(row.side_px for row in policy))} if policy else {}
+        tree["augment"] |= {"preset": "none", "all": {}, "rows": rows} | sides
+    return load(tree)
+
+
+def terms_of(loss: OwnLoss) -> Callable[[Tensor], Terms]:
+    """A loss that may give a scalar, as one that gives terms."""
+
+    def terms(z_VBD: Tensor) -> Terms:
+        found = loss(z_VBD)
+        return {"loss": found} if isinstance(found, Tensor) else found
+
+    return terms
+
+
+def assemble(
+    recipe: Recipe,
+    folder: Path,
+    observe: Observer,
+    *,
+    backbone: nn.Module | None = None,
+    loss: OwnLoss | None = None,
+) -> Run:
     """Builds every part; refuses what cannot work before anything is written.
 
     Args:
         recipe: decides everything.
         folder: the run's, written by rank 0 alone.
         observe: hears rank 0's records.
+        backbone, loss: in place of the recipe's, see `train`.
     """
     where = build.device(recipe)
     if where.type == "cpu":
@@ -97,7 +128,7 @@ def assemble(recipe: Recipe, folder: Path, observe: Observer) -> Run:
     probe_path = recipe.data.probe_path or recipe.data.path
     sets = build.sets(recipe, build.labels_of(recipe.data.path), build.labels_of(probe_path))
     loader = build.loader(recipe, recipe.data.path, sets.train, where=where)
-    network = build.network(recipe, in_channels=manifest["channels"], where=where)
+    network = build.network(recipe, in_channels=manifest["channels"], where=where, backbone=backbone)
     synchronise_batch_norm(network, where)
     main = distributed.is_main()
     observe = observe if main else lambda record: None
@@ -113,7 +144,7 @@ def assemble(recipe: Recipe, folder: Path, observe: Observer) -> Run:
         augment=build.augment(recipe, manifest, where=where),
         network=network,
         trained=trained(recipe, network, where),
-        loss=build.loss(recipe),
+        loss=build.loss(recipe) if loss is None else terms_of(loss),
         optimizer=build.optimizer(recipe, network, where=where),
         learning_rate=build.learning_rate(recipe, steps_per_epoch=len(loader)),
         prober=Prober(

@@ -16,6 +16,8 @@ CUSTOM = "custom"  # model.backbone of a run whose backbone was given as a modul
 def check_model(recipe: Recipe) -> None:
     """UserError for a backbone that is unknown or not installed, and for starting weights that are not there."""
     model = recipe.model
+    if model.backbone == CUSTOM:
+        return
     if "/" in model.backbone:
         models.check_name(model.backbone)
         if model.width != 1:
@@ -51,6 +53,10 @@ def network(
     """
     torch.manual_seed(recipe.seed)
     model, sides = recipe.model, sides_px(recipe)
+    if backbone is None and model.backbone == CUSTOM:
+        raise UserError(
+            "The recipe was run with a backbone of its own, which it cannot name.", "Pass the module as backbone=."
+        )
     if backbone is None:
         backbone = models.backbone(
             model.backbone, stem=model.stem, width=model.width, in_channels=in_channels, side_px=sides[0]

@@ -6,20 +6,20 @@ and, when done, summary.json. Under torchrun every rank runs this same file; ran
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastssl import build, checkpoint, distributed, guards, spectrum
 from fastssl.ahead import views_ahead
-from fastssl.assemble import Observer, Run, assemble
+from fastssl.assemble import Observer, OwnLoss, Run, assemble, with_own
 from fastssl.data.batch import Batch
 from fastssl.errors import UserError
 from fastssl.interrupts import NAMES, Interrupted, Interrupts
 from fastssl.parallel import agree
-from fastssl.recipe import Recipe, load, view_table
+from fastssl.recipe import Recipe, ViewSpec, load, view_table
 from fastssl.resuming import restore, save
 from fastssl.rundir import check_run_dir, write_beginnings
 from fastssl.saving import must_be_whole
@@ -38,6 +38,9 @@ def train(
     resume: bool = False,
     observe: Observer | None = None,
     convert_progress: ConvertProgress | None = None,
+    backbone: nn.Module | None = None,
+    loss: OwnLoss | None = None,
+    policy: Sequence[ViewSpec] | None = None,
 ) -> dict[str, Any]:
     """Pretrains a backbone as the recipe says and returns the run's summary.
 
@@ -47,6 +50,10 @@ def train(
         resume: continue from the newest whole checkpoint in `run_dir`, if there is one.
         observe: called with every record of metrics.jsonl as it is written, and with {"event": "start", ...} first.
         convert_progress: called with (file, images done, images in all) while a data file is made.
+        backbone: a module to train in place of the recipe's, from images (N, C, H, W) to features (N, F).
+        loss: to use in place of the recipe's, from embeddings (V, B, D), float32, to a scalar, or to terms of which
+            "loss" is it; the recipe cannot name it, so a resume has to be given it again.
+        policy: the view table, a row per view, in place of the recipe's; the recipe written to the run has it.
 
     Returns:
         What summary.json holds: accuracies in percent, steps, images, views, seconds and rates.
@@ -55,14 +62,14 @@ def train(
         UserError: for everything a person can mend.
         Interrupted: after a signal, when the checkpoint is written.
     """
-    recipe = load(recipe)
+    recipe = with_own(load(recipe), backbone, policy)
     folder = Path(run_dir) if run_dir is not None else Path("runs") / recipe.name
     build.check(recipe)
     check_run_dir(folder, recipe, resume=resume)
     distributed.start(build.device(recipe).type, timeout_s=GROUP_TIMEOUT_S)
     convert_once(recipe, convert_progress)
     with torch_settings(recipe):
-        run = assemble(recipe, folder, observe or (lambda record: None))
+        run = assemble(recipe, folder, observe or (lambda record: None), backbone=backbone, loss=loss)
         if distributed.is_main():
             folder.mkdir(parents=True, exist_ok=True)
         only = checkpoint.lock(folder) if distributed.is_main() else checkpoint.no_lock()
