@@ -17,11 +17,12 @@ LARGE: list[tuple[str, str, tuple[str, ...]]] = [
 
 @dataclass(frozen=True)
 class Setting:
-    """Attributes: what to convert, an absolute folder for results, and whether this is a dry run."""
+    """Attributes: what to convert, an absolute folder for results, whether this is a dry run, and a stage's limit."""
 
     source: str
     out: Path
     dry: bool
+    limit_min: float = 60.0
 
     def recipe(self, name: str) -> list[str]:
         """A shipped recipe on the suite's data, or the tiny one."""
@@ -176,7 +177,7 @@ def peers(setting: Setting, out: Path) -> list[str]:
     network += ["augment.side_px=32", "augment.all={hue: 0.0}", "train.epochs=200", "train.precision=bf16"]
     network += ["loss.orthogonality=auto", "optim.lr=0.001"]
     chosen = [word for change in network for word in ("-s", change)]
-    limits = ["--target", "75", "--seeds", "1", "--every-steps", "350", "--budget-s", "900", "--workers", "16"]
+    limits = ["--target", "75", "--seeds", "1", "--every-steps", "350", "--budget-s", "900"]
     return [*script, *chosen, *limits, "--out", str(out)]
 
 
@@ -203,4 +204,4 @@ def claims(setting: Setting, out: Path) -> list[str]:
     if setting.dry:
         grid = ["--dims", "8", "16", "--views", "2", "--fractions", "1", "--dim", "8", "--seeds", "1"]
         return [*command, *grid, "--metric", "ridge_pct"]
-    return [*command, "--dims", "64", "256", "1024", "8192", "--budget-min", "600"]
+    return [*command, "--dims", "64", "256", "1024", "8192", "--budget-min", str(0.8 * setting.limit_min)]

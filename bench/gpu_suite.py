@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ class Outcome:
 def run(stage: Stage, setting: Setting, limit_s: float) -> Outcome:
     """One stage as a process of its own, its output in --out/NAME.log; at the limit it is asked to stop."""
     out = setting.out / f"{stage.name}.json"
-    words = [sys.executable, *stage.words(setting, out)]
+    words = [sys.executable, *stage.words(replace(setting, limit_min=limit_s / 60), out)]
     shown = " ".join(["python", *(word.replace(f"{ROOT}/", "") for word in words[1:])])
     environment = os.environ | {"PYTHONPATH": str(ROOT)} | (stage.dry_environment if setting.dry else {})
     start = time.perf_counter()

@@ -61,6 +61,7 @@ def test_a_median_counts_those_that_did_not_arrive_as_last():
     assert median_or_none([3.0, None, 1.0]) == 3.0
     assert median_or_none([3.0, None, None]) is None
     assert median_or_none([4.0, 2.0]) == 3.0
+    assert median_or_none([]) is None
 
 
 def reached(*seconds: float) -> list[Timed]:
@@ -266,6 +267,21 @@ def test_time_to_accuracy_stops_reuses_and_tells(pair: list[Any], tmp_path: Path
     monkeypatch.setattr(tta, "warm_up", lambda recipe: pytest.fail("nothing is left to warm up for"))
     again = tta.tta(pair, {"knn5_pct": 1.0}, **options)
     assert again["rows"] == made["rows"]
+
+
+def test_a_cut_off_keeps_what_is_finished(pair: list[Any], tmp_path: Path):
+    kept: list[dict[str, Any]] = []
+
+    def keep(made: dict[str, Any]) -> None:
+        kept.append(made)
+        if len(kept) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tta.tta(pair, {"knn5_pct": 1.0}, seeds=2, folder=tmp_path, stop_at_target=True, keep=keep)
+    counts = [{r["impl"]: r["n"] for r in made["rows"] if r["metric"] == "train_s"} for made in kept]
+    assert counts == [{"two": 1, "three": 0}, {"two": 1, "three": 1}, {"two": 2, "three": 1}]
+    assert [made["speed_ups"][0]["bound"] for made in kept] == ["unknown", "exact", "exact"]
 
 
 def test_not_reached_is_a_result(pair: list[Any], tmp_path: Path):

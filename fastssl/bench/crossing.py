@@ -53,7 +53,9 @@ def first_crossing(
 
 
 def median_or_none(values: Sequence[float | None]) -> float | None:
-    """Median where None is longer than any number; None when the median itself was not reached."""
+    """Median where None is longer than any number; None when the median itself was not reached, and of nothing."""
+    if not values:
+        return None
     found = float(np.median([math.inf if value is None else value for value in values]))
     return found if math.isfinite(found) else None
 
@@ -78,6 +80,8 @@ def speed_up(
     bound = {(True, True): "exact", (False, True): "at least", (True, False): "at most", (False, False): "unknown"}[
         all(one.reached for one in base), all(one.reached for one in other)
     ]
+    if not base or not other:
+        bound = "unknown"
     found: dict[str, Any] = {"bound": bound, "ratio": None, "low": None, "high": None, "n": min(len(base), len(other))}
     if bound == "unknown":
         return found

@@ -58,6 +58,7 @@ def tta(
     stop_at_target: bool = False,
     observe: Observer = lambda record: None,
     say: Callable[[str], None] = lambda text: None,
+    keep: Observer = lambda record: None,
 ) -> dict[str, Any]:
     """The benchmark record: rows for each recipe and target, speed-ups over the first recipe, and all curves.
 
@@ -69,6 +70,7 @@ def tta(
         stop_at_target: end a run once all targets are reached.
         observe: hears each run's records.
         say: hears what happens.
+        keep: gets the record of what is finished after every run, so that a cut-off loses nothing.
 
     Raises:
         UserError: when the recipes cannot be compared, or a target is not measured while training.
@@ -81,6 +83,7 @@ def tta(
         )
     trials: dict[str, list[Trial]] = {recipe.name: [] for recipe in recipes}
     warm: set[str] = set()
+    found: dict[str, Any] = {}
     for seed in range(seeds):
         for recipe in recipes:
             one = load(recipe, [f"seed={recipe.seed + seed}"])
@@ -93,7 +96,9 @@ def tta(
                 say(f"{recipe.name}, seed {one.seed}")
                 run(one, where, targets, stop_at_target=stop_at_target, observe=observe)
             trials[recipe.name].append(trial(where, one.seed))
-    return result(recipes, targets, trials, digest)
+            found = result(recipes, targets, trials, digest)
+            keep(found)
+    return found
 
 
 def same_work(recipes: Sequence[Recipe]) -> str:

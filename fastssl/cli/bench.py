@@ -104,6 +104,7 @@ def tta(
     Finished runs in --run-dir are used again and unfinished ones go on, so the same command continues after a stop.
     """
     from fastssl import interrupts
+    from fastssl.bench.record import save
     from fastssl.bench.tables import tta_text
     from fastssl.bench.tta import parse_targets
     from fastssl.bench.tta import tta as run
@@ -120,6 +121,7 @@ def tta(
                 stop_at_target=stop_at_target,
                 observe=progress,
                 say=say,
+                keep=lambda record: save(out, record) if out else None,
             )
     except interrupts.Interrupted as stop:
         print(f"{stop}\nThe same command goes on from there.", file=sys.stderr)
