@@ -26,7 +26,22 @@ def start(device_type: str, *, timeout_s: float = 1800.0) -> None:
     if device_type == "cuda":
         torch.cuda.set_device(local_rank())
     backend = "nccl" if device_type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    timeout = timedelta(seconds=timeout_s)
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        dist.init_process_group(backend, store=agent_store(), rank=rank, world_size=world, timeout=timeout)
+    else:
+        dist.init_process_group(backend, timeout=timeout)
+
+
+def agent_store() -> dist.Store:
+    """The store of torchrun's agent, with keys of this restart alone.
+
+    The store outlives the processes: without a prefix, ranks that were started again wait for ever at the addresses
+    of the dead ones (seen with torch 2.14).
+    """
+    agent = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    return dist.PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", agent)
 
 
 def stop() -> None:
