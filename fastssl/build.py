@@ -139,6 +139,18 @@ def collapse_risk(recipe: Recipe) -> str | None:
     return losses.collapse_risk(spec.name, orthogonality(recipe), dim, views, form=form)
 
 
+def idle_colour(recipe: Recipe, channels: int) -> str | None:
+    """One sentence when jitter or grayscale is asked for and the images do not have three channels, else None."""
+    asked = [key for key in ("jitter_p", "gray_p") if any(getattr(row, key) for row in view_table(recipe.augment))]
+    if channels == 3 or not asked:
+        return None
+    off = ", ".join(f"{key}: 0" for key in asked)
+    return (
+        f"Jitter and grayscale act on 3 channels and the images have {channels}, so they change nothing; "
+        f"set augment.all={{{off}}} to say so."
+    )
+
+
 def optimizer(recipe: Recipe, module: torch.nn.Module, *, where: torch.device) -> torch.optim.Optimizer:
     spec = recipe.optim
     groups = optim.parameter_groups([module], weight_decay=spec.weight_decay)

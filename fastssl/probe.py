@@ -112,11 +112,14 @@ class Prober:
         return {f"test_{name}": value for name, value in found.items()}
 
     def baselines(self, in_channels: int, test_path: Path) -> dict[str, float]:
-        """kNN on the test set from raw pixels and from the same network untrained."""
+        """kNN on the test set from raw pixels and from the same network untrained, where the recipe can name it."""
         assert self.all_labelled is not None
-        untrained = build.network(self.recipe, in_channels=in_channels, where=self.where).backbone
+        embeds = {"raw_pixel": self.pixels}
+        if self.recipe.model.backbone != build.CUSTOM:
+            untrained = build.network(self.recipe, in_channels=in_channels, where=self.where).backbone
+            embeds["untrained"] = self.embed_with(untrained)
         test, found = self.test_part(test_path), dict[str, float]()
-        for name, embed in (("raw_pixel", self.pixels), ("untrained", self.embed_with(untrained))):
+        for name, embed in embeds.items():
             learned, tested = self.all_labelled.features(embed), test.features(embed)
             accuracies = evaluate.knn(*learned, *tested, ks=self.recipe.evaluate.knn_k)
             found |= {f"{name}_{key}": value for key, value in accuracies.items()}

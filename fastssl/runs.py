@@ -10,15 +10,14 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from fastssl.errors import UserError
+from fastssl.failure import FAILURE
 from fastssl.recipe import Recipe, load
 
 State = Literal["running", "done", "interrupted", "failed", "damaged"]
 Numbers = dict[str, float]
-FAILURE = "failure.json"
 REQUIRED = {
     "step": ("step", "epoch", "loss", "images", "views", "train_s"),
     "evaluation": ("step", "epoch", "images", "train_s"),
@@ -183,33 +182,6 @@ def is_locked(folder: Path) -> bool:
     except OSError:
         return os.name == "nt"
     return False
-
-
-class FailureNote:
-    """While entered, and given the run's records, leaves failure.json when an error ends a run that had started.
-
-    Errors from before the start (a wrong recipe, a folder that is taken) belong to no run and are not noted.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.started = folder, False
-
-    def __call__(self, record: Mapping[str, Any]) -> None:
-        if record["event"] == "start":
-            self.started = True
-            (self.folder / FAILURE).unlink(missing_ok=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        # Signals leave as Interrupted and KeyboardInterrupt: such a run is whole and can go on.
-        if self.started and isinstance(error, Exception) and type(error).__name__ != "Interrupted":
-            what = error.what if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            fix = error.fix if isinstance(error, UserError) else ""
-            (self.folder / FAILURE).write_text(json.dumps({"what": what, "fix": fix}, indent=1), encoding="utf-8")
 
 
 def listing(folder: Path) -> list[dict[str, Any]]:

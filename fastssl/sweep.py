@@ -173,10 +173,10 @@ def run(cell: Cell, *, observe: Observer, convert_progress: Callable[[str, int, 
     if (cell.folder / "summary.json").exists() and load(cell.folder / "recipe.yaml") == cell.recipe:
         return
     warn = partial(told, observe)
-    with runs.FailureNote(cell.folder) as note, Writers(cell.recipe, cell.folder, warn=warn) as writers:
+    with Writers(cell.recipe, cell.folder, warn=warn) as writers:
 
         def all_of_them(record: dict[str, Any]) -> None:
-            for hears in (note, observe, writers):
+            for hears in (observe, writers):
                 hears(record)
 
         writers.summary(

@@ -17,6 +17,7 @@ from fastssl.ahead import views_ahead
 from fastssl.assemble import Observer, OwnLoss, Run, assemble, with_own
 from fastssl.data.batch import Batch
 from fastssl.errors import UserError
+from fastssl.failure import noted
 from fastssl.interrupts import NAMES, Interrupted, Interrupts
 from fastssl.parallel import agree
 from fastssl.recipe import Recipe, ViewSpec, load, view_table
@@ -78,9 +79,10 @@ def train(
                 distributed.barrier()  # the lock is held, the folder is there
                 if resume:
                     restore(run)
-                begin(run)
-                loop(run, interrupts)
-                return finish(run)
+                with noted(folder if distributed.is_main() else None):
+                    begin(run)
+                    loop(run, interrupts)
+                    return finish(run)
             finally:
                 run.saver.close()
 
@@ -112,9 +114,9 @@ def begin(run: Run) -> None:
             "evaluated": run.prober.val is not None,
         }
     )
-    risk = build.collapse_risk(run.recipe)
-    if risk:
-        run.warn(risk)
+    for warning in (build.collapse_risk(run.recipe), build.idle_colour(run.recipe, run.manifest["channels"])):
+        if warning:
+            run.warn(warning)
 
 
 def loop(run: Run, interrupts: Interrupts) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from torch import nn
 
 import fastssl
 from fastssl.embedding import embed
@@ -47,6 +48,16 @@ def test_own_backbone_loss_and_views(tmp_path: Path, monkeypatch: pytest.MonkeyP
         fastssl.load("runs/own")
 
 
+def test_baselines_leave_out_an_untrained_backbone_that_cannot_be_named(
+    tiny_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    own = nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    recipe = tiny_recipe | {"train": {"epochs": 1}, "evaluate": {"linear_epochs": 0, "knn_k": [5], "baselines": True}}
+    summary = fastssl.train(recipe, run_dir=tmp_path / "run", backbone=own)
+    assert 0 <= summary["raw_pixel_knn5_pct"] <= 100
+    assert not [name for name in summary if name.startswith("untrained")]
+
+
 @pytest.mark.parametrize("channels", [1, 4])
 def test_images_of_other_channels_go_the_whole_way(channels: int, tmp_path: Path) -> None:
     """Convert, train, embed, export; gray ones from a folder of colour files, four channels from an array."""
@@ -68,7 +79,10 @@ def test_images_of_other_channels_go_the_whole_way(channels: int, tmp_path: Path
         "model": {"backbone": "resnet18", "stem": "patch2", "width": 0.125, "projector": [8]},
         "train": {"epochs": 1, "precision": "fp32"},
     }
-    fastssl.train(recipe, run_dir=tmp_path / "run")
+    observed: list[dict[str, Any]] = []
+    fastssl.train(recipe, run_dir=tmp_path / "run", observe=observed.append)
+    warned = [record["message"] for record in observed if record["event"] == "warning"]
+    assert [text for text in warned if f"the images have {channels}" in text and "jitter_p: 0, gray_p: 0" in text]
     embed(tmp_path / "run", source, tmp_path / "direct.npy")
     export(tmp_path / "run", tmp_path / "backbone.safetensors", to="safetensors")
     embed(tmp_path / "backbone.safetensors", tmp_path / "images.beton", tmp_path / "exported.npy")

@@ -34,7 +34,6 @@ def train(
         return
     from fastssl import distributed, interrupts
     from fastssl.console import TrainingProgress, console, conversion_progress, summary_text
-    from fastssl.runs import FailureNote
     from fastssl.training import train as run
     from fastssl.writers import Writers
 
@@ -43,12 +42,11 @@ def train(
         with (
             conversion_progress() as converting,
             TrainingProgress() as progress,
-            FailureNote(folder) as note,
             Writers(resolved, folder, warn=lambda text: console.print(f"Warning: {text}")) as writers,
         ):
 
             def observe(record: dict[str, Any]) -> None:
-                for told in (progress, note, writers):
+                for told in (progress, writers):
                     told(record)
 
             summary = run(resolved, run_dir=folder, resume=resume, observe=observe, convert_progress=converting)
