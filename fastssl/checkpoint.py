@@ -97,14 +97,18 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, An
 
     Raises:
         DamagedError: when anything is missing, cut short or changed.
+        UserError: when a newer version wrote it.
     """
     try:
         record = json.loads((path / STATE).read_bytes())
         claimed = record.pop("self")
         if digest(canonical(record)) != claimed:
             raise DamagedError(f"{path / STATE} does not match its checksum")
-        if record["format"] != FORMAT:
-            raise DamagedError(f"{path} has checkpoint format {record['format']}, this version reads {FORMAT}")
+        if record["format"] > FORMAT:  # whole, so not to be passed over for an older one
+            raise UserError(
+                f"{path} has checkpoint format {record['format']}; this version reads formats up to {FORMAT}.",
+                "Upgrade fastssl-vision to the version that wrote it, or a later one.",
+            )
         files = {}
         for name, expected in record["sha256"].items():
             files[name] = (path / Path(name).name).read_bytes()
