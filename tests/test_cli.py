@@ -25,6 +25,7 @@ VERBS = (
     "sweep",
     "embed",
     "export",
+    "recipe",
 )
 Command = Callable[..., subprocess.CompletedProcess[str]]
 

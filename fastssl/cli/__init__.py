@@ -16,6 +16,7 @@ from fastssl.cli import (  # noqa: F401 - each adds its verb
     eval,
     export,
     preview,
+    recipe,
     recipes,
     report,
     runs,

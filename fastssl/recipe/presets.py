@@ -57,6 +57,16 @@ def view_table(augment: Augment) -> tuple[ViewSpec, ...]:
     return tuple(rows)
 
 
+def views_text(augment: Augment) -> str:
+    """One line a view: side, crop, and what the row changes."""
+    plain = ViewSpec().model_dump()
+    lines = []
+    for i, row in enumerate(view_table(augment), start=1):
+        told = {k: v for k, v in row.model_dump().items() if k in ("side_px", "crop") or v != plain[k]}
+        lines.append(f"view {i}: " + ", ".join(f"{key} {value}" for key, value in told.items()))
+    return "\n".join(lines)
+
+
 class ViewTableError(ValueError):
     """Errors of pydantic's form, each with the field's place in the recipe."""
 

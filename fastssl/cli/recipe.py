@@ -1,0 +1,61 @@
+"""`fastssl recipe`: a recipe with every default, a new one for given images, the schema that editors read."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from fastssl.cli.app import JsonOption, SetOption, app, print_result
+
+recipe = typer.Typer(no_args_is_help=True, help="Show a recipe in full, write a new one, or print the recipes' schema.")
+app.add_typer(recipe, name="recipe")
+
+
+@recipe.command()
+def show(
+    name: Annotated[str, typer.Argument(metavar="RECIPE|RUN", help="A shipped recipe's name, a YAML file, or a run.")],
+    changes: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print a recipe with every default, and the views it stands for."""
+    from fastssl.recipe import dump, find, header, load, view_table, views_text
+
+    path = Path(name) / "recipe.yaml" if (Path(name) / "recipe.yaml").is_file() else find(Path(name))
+    resolved = load(path, changes or ())
+    comments = [*header(path).splitlines(), *views_text(resolved.augment).splitlines()]
+    views = [row.model_dump(mode="json") for row in view_table(resolved.augment)]
+    text = "\n".join([*(f"# {line}".rstrip() for line in comments), dump(resolved).rstrip()])
+    print_result({"recipe": resolved.model_dump(mode="json"), "views": views}, text, as_json)
+
+
+@recipe.command()
+def new(
+    data: Annotated[Path, typer.Argument(help="The .beton file that `fastssl convert` wrote.")],
+    out: Annotated[Path, typer.Option(help="The recipe to write, for example my.yaml.")],
+    device: Annotated[Literal["cpu", "cuda"] | None, typer.Option(help="What this machine has, when absent.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Of training, to choose epochs by; 10 on a CPU, 60 on a GPU when absent.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a commented recipe for a data file and a device, and the schema that editors check it by."""
+    from fastssl.newrecipe import write_new
+
+    record = write_new(data, out, device=device, minutes=minutes)
+    text = f"{out}: {record['backbone']}, {record['epochs']} epochs.\nSee it: fastssl train {out} --dry-run"
+    print_result(record, text, as_json)
+
+
+@recipe.command()
+def schema(
+    out: Annotated[Path | None, typer.Option(help="Write it to this file, too.")] = None, as_json: JsonOption = False
+) -> None:
+    """Print the JSON schema of recipes, for editors that complete and check YAML by one."""
+    import json
+
+    from fastssl.recipe.json_schema import json_schema
+
+    found = json_schema()
+    if out is not None:
+        out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print_result(found, json.dumps(found, indent=1), as_json)
