@@ -94,7 +94,7 @@ def projector_seconds_per_image(
         with torch.autocast(where.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
             total: Tensor = network.projector(h_NF).float().square().mean()
         total.backward()  # type: ignore[no-untyped-call]
-        return total
+        return total.detach()
 
     return fastest_s(forward_and_backward) / batch if recipe.model.projector else 0.0
 

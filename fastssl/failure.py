@@ -30,8 +30,12 @@ def noted(folder: Path | None) -> Iterator[None]:
     except Interrupted:
         raise
     except Exception as error:
-        known = isinstance(error, UserError)
-        what, fix = (error.what, error.fix) if known else (f"{type(error).__name__}: {error}", "")
         with contextlib.suppress(OSError):  # a full disk may be what ended it
-            path.write_text(json.dumps({"what": what, "fix": fix}, indent=1), encoding="utf-8")
+            path.write_text(json.dumps(note_of(error), indent=1), encoding="utf-8")
         raise
+
+
+def note_of(error: Exception) -> dict[str, str]:
+    if isinstance(error, UserError):
+        return {"what": error.what, "fix": error.fix}
+    return {"what": f"{type(error).__name__}: {error}", "fix": ""}

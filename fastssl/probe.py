@@ -114,7 +114,7 @@ class Prober:
     def baselines(self, in_channels: int, test_path: Path) -> dict[str, float]:
         """kNN on the test set from raw pixels and from the same network untrained, where the recipe can name it."""
         assert self.all_labelled is not None
-        embeds = {"raw_pixel": self.pixels}
+        embeds: dict[str, Embed] = {"raw_pixel": self.pixels}
         if self.recipe.model.backbone != build.CUSTOM:
             untrained = build.network(self.recipe, in_channels=in_channels, where=self.where).backbone
             embeds["untrained"] = self.embed_with(untrained)

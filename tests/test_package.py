@@ -54,8 +54,8 @@ def installed(built: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
 def test_the_wheel_holds_the_package_and_the_recipes(built: tuple[Path, Path]) -> None:
     with zipfile.ZipFile(built[1]) as wheel:
         held = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    files = [path for path in (ROOT / "fastssl").rglob("*") if path.is_file() and path.suffix != ".pyc"]
-    wanted = {path.relative_to(ROOT).as_posix() for path in files}
+    files = [path for path in (ROOT / "fastssl").rglob("*") if path.is_file()]
+    wanted = {path.relative_to(ROOT).as_posix() for path in files if "__pycache__" not in path.parts}
     assert {"fastssl/py.typed", "fastssl/report/page.css", "fastssl/cli/recipe.py"} <= wanted
     assert held == wanted | {f"fastssl/recipes/{path.name}" for path in (ROOT / "recipes").glob("*.yaml")}
 
