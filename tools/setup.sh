@@ -46,6 +46,11 @@ if [ ${#missing[@]} -gt 0 ]; then
   apt "${missing[@]}" >/dev/null || say "These could not be installed here: ${missing[*]}. Going on without FFCV."
 fi
 
+if [ "$what" = test ] && ! command -v chromium >/dev/null && ! command -v google-chrome >/dev/null; then
+  say "System package: chromium, in which the report's page is tested"
+  apt chromium >/dev/null || say "chromium could not be installed here; that test will be skipped."
+fi
+
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 pip() { .venv/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt "$@"; }
 
