@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -169,7 +170,7 @@ def test_python_of_the_pages_compiles_and_recipes_are_sound(page: Path) -> None:
 
 SMALL = [
     *("device=cpu", "data.val_count=8", "data.batch_size=16", "augment.side_px=16", "model.backbone=resnet_tiny"),
-    *("model.width=0.25", "model.projector=[8,8]", "train.epochs=1", "train.precision=fp32"),
+    *("model.width=0.25", "model.projector=[8,8]", "train.epochs=1", "train.precision=fp32", "train.compile=false"),
     *("evaluate.linear_epochs=2", "evaluate.baselines=false"),
 ]
 SHAPES = ["data.side_px=16", "data.count=160", "data.test_count=48"]
@@ -179,9 +180,15 @@ TINY = {  # what makes a verb's command small enough for a test; of options give
     "report": ["--images", "40"],
     "embed": ["--count", "32"],
 }
-NOT_RUN = {  # first words of a command and why it is parsed alone
-    "doctor": "times every loader; tests/test_doctor.py runs it",
+NOT_RUN = {  # what a command that is parsed alone has in it, and why
+    "^doctor": "times every loader; tests/test_doctor.py runs it",
+    "^bench": "times; tests/test_bench.py runs it",
+    "^sweep": "many trainings; tests/test_sweep.py runs it",
     "--install-completion": "changes the files of a person's shell",
+    "cifar10": "downloads",
+    "torchvision/|timm/": "large networks; tests/test_published.py trains with them",
+    "finetune": "a hundred steps at least; tests/test_evaluation.py runs it",
+    "log.tensorboard": "an extra; tests/test_writers.py",
 }
 
 
@@ -190,12 +197,13 @@ def run_page(page: Path, *, shapes: bool) -> list[str]:
     ran = []
     for words in commands(page):
         ours = fastssl_words(words)
-        if ours and ours[0] not in NOT_RUN:
+        if ours and not any(re.search(reason, shlex.join(ours)) for reason in NOT_RUN):
             changes = [*SMALL, *(SHAPES if shapes and "quickstart" in ours else [])]
             given = {word.partition("=")[0] for word in ours}
             takes = ours[0] in ("train", "preview", "sweep")
             named = [change for change in changes if takes and change.partition("=")[0] not in given]
-            small = [word for change in named for word in ("-s", change)] + TINY.get(ours[0], [])
+            small = [word for change in named for word in ("-s", change)]
+            small += [] if "--max-side-px" in ours else TINY.get(ours[0], [])
             typer.main.get_command(app).main([*ours, *small], prog_name="fastssl", standalone_mode=False)
             ran.append(ours[0])
     return ran
@@ -221,15 +229,20 @@ def test_the_quick_start_runs_from_beginning_to_end(tmp_path: Path, monkeypatch:
     assert names["backbone"].embed(names["images"]).shape == np.load("features.npy")[:3].shape
 
 
-def test_own_images_run_from_beginning_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def photographs(folder: Path) -> None:
+    """Two classes of 24 images of mixed sizes and kinds."""
     generator = np.random.default_rng(0)
     for name in ("cats", "dogs"):
-        (tmp_path / "my_photos" / name).mkdir(parents=True)
+        (folder / name).mkdir(parents=True)
         for i in range(24):
             sides = (int(generator.integers(16, 40)), int(generator.integers(16, 40)), 3)
             image = Image.fromarray(generator.integers(0, 256, sides, np.uint8))
-            image.save(tmp_path / "my_photos" / name / f"{i}.{'png' if i % 2 else 'jpg'}")
+            image.save(folder / name / f"{i}.{'png' if i % 2 else 'jpg'}")
+
+
+def test_own_images_run_from_beginning_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    photographs(tmp_path / "my_photos")
     page = ROOT / "docs" / "own-images.md"
     recipe = re.search(r"<!-- recipe: photos -->\n```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     assert recipe
@@ -268,3 +281,39 @@ def test_no_module_imports_what_only_one_system_has() -> None:
     alone = re.compile(r"^(?:import|from) (fcntl|msvcrt|resource|pwd|grp|termios|winreg|ffcv|nvidia)\b", re.MULTILINE)
     found = {p.name: alone.findall(p.read_text()) for p in (ROOT / "fastssl").rglob("*.py")}
     assert not {name: packages for name, packages in found.items() if packages}
+
+
+@pytest.fixture
+def workplace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished_run: Path, tiny_data: tuple[Path, Path]
+) -> Path:
+    """A folder with what the guides' commands name: photographs, files, two runs, weights, a benchmark record."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("my_photos", "test_photos", "photos"):
+        photographs(tmp_path / name)
+    for name in ("quickstart", "NAME"):
+        shutil.copytree(finished_run, tmp_path / "runs" / name)
+    for path, name in zip(tiny_data, ("pets-train.beton", "pets-test.beton"), strict=True):
+        shutil.copy(path, name)
+        shutil.copy(f"{path}.json", f"{name}.json")
+    shutil.copy(finished_run / "recipe.yaml", "recipe.yaml")
+    shutil.copytree(ROOT / "bench" / "results", tmp_path / "bench" / "results")
+    export = ["export", "runs/NAME", "--to", "safetensors", "--out", "weights.safetensors"]
+    typer.main.get_command(app).main(export, prog_name="fastssl", standalone_mode=False)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/data.md", "docs/evaluation.md", "docs/report.md", "docs/use.md"])
+def test_the_commands_of_the_guides_run(name: str, workplace: Path) -> None:
+    if name == "docs/report.md":
+        pytest.importorskip("matplotlib")
+    assert len(run_page(ROOT / name, shapes=True)) >= 2
+
+
+def test_python_of_the_readme_and_of_evaluation_runs(workplace: Path) -> None:
+    for page in (ROOT / "README.md", ROOT / "docs" / "evaluation.md"):
+        names: dict[str, Any] = {"images": np.zeros((2, 16, 16, 3), np.uint8)}
+        code = next(text for language, text in blocks(page) if language == "python")
+        exec(code.replace("count=2000", "count=400").replace('"epochs": 2', '"epochs": 1'), names)
+        made = names.get("backbone") or names["record"]
+        assert made["rows"] if isinstance(made, dict) else made.embed(names["images"]).shape[0] == 2
