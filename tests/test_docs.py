@@ -183,6 +183,7 @@ TINY = {  # what makes a verb's command small enough for a test; of options give
 NOT_RUN = {  # what a command that is parsed alone has in it, and why
     "^doctor": "times every loader; tests/test_doctor.py runs it",
     "^bench": "times; tests/test_bench.py runs it",
+    "recipe new|mine.yaml": "measures the machine; tests/test_newcomer.py runs it",
     "^sweep": "many trainings; tests/test_sweep.py runs it",
     "--install-completion": "changes the files of a person's shell",
     "cifar10": "downloads",
