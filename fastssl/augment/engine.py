@@ -69,6 +69,8 @@ class Augment:
         if self.applier == "cpu":
             from fastssl.augment.cpu import draws as draw  # the same bits, sooner
             from fastssl.augment.cpu import parameters as settle
+        elif self.applier == "cuda":
+            from fastssl.augment.cuda import draws as draw  # the same bits, in one launch
 
         drawn_BVS = draw(self.seed, epoch, index_B, views=len(self.views), slots=SLOTS)
         return settle(self.views, drawn_BVS, sizes_B2)
