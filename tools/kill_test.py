@@ -93,7 +93,7 @@ def wait_for(what: Callable[[], bool], process: "subprocess.Popen[bytes]") -> No
 
 def hit(process: "subprocess.Popen[bytes]", run: Path, data: Path, dice: random.Random, span_s: float) -> str | None:
     """Sends one signal at a random moment; the phase and the signal, or None when the run ended first."""
-    if not data.exists():
+    if not data.exists() and dice.random() < 0.5:
         wait_for(lambda: data.parent.exists() and any(data.parent.iterdir()), process)
         time.sleep(dice.uniform(0, 0.05))
     else:
@@ -133,7 +133,7 @@ def torture(kills: int, seed: int, folder: Path, say: Callable[[str], None]) -> 
     counts: Counter[str] = Counter()
     finished, different = 0, list[str]()
     while counts.total() < kills or run.exists():
-        if not run.exists() and dice.random() < 0.5:
+        if not run.exists() and dice.random() < 0.3:
             shutil.rmtree(data.parent, ignore_errors=True)
         process = start(made, run)
         found = None

@@ -2,7 +2,7 @@
 # A SLURM job that is never lost: sbatch tools/slurm_requeue.sh RECIPE RUN_DIR
 #
 # Two minutes before its time is up (and when it is preempted) SLURM signals the job; every rank finishes its step, one
-# saves, all exit with code 75, and the job puts itself back into the queue. --resume continues where it was. A rank
+# saves, all exit, and the job puts itself back into the queue. --resume continues where it was. A rank
 # that dies is started again by torchrun, up to three times. RUN_DIR must be on a disk that all nodes share.
 #SBATCH --job-name=fastssl
 #SBATCH --nodes=1
@@ -21,13 +21,15 @@ gpus=${SLURM_GPUS_ON_NODE:-1}
 head=$(scontrol show hostnames "${SLURM_JOB_NODELIST:-localhost}" | head -n 1)
 port=$((29500 + SLURM_JOB_ID % 1000))
 
-# The ranks are told directly, not their torchrun: it would not hand SIGUSR1 on, but die of it.
+# Each machine's torchrun gets SIGTERM: it hands that on to its ranks, leaves them 30 s to save, and does not start
+# them again as it would if they ended by themselves.
 asked=0
-tell_ranks() {
+stop_ranks() {
   asked=1
-  srun --overlap --ntasks="$nodes" --ntasks-per-node=1 pkill -USR1 -f -- "^[^ ]*python[^ ]* -u -m fastssl train .*--run-dir $run_dir " || true
+  srun --overlap --ntasks="$nodes" --ntasks-per-node=1 \
+    pkill -TERM -f -- "python.*(torchrun|torch.distributed.run) .*-m fastssl train .*--run-dir $run_dir " || true
 }
-trap tell_ranks USR1 TERM
+trap stop_ranks USR1 TERM
 
 srun --ntasks="$nodes" --ntasks-per-node=1 \
   torchrun --nnodes "$nodes" --nproc-per-node "$gpus" --max-restarts 3 \
