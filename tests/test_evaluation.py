@@ -23,6 +23,7 @@ from fastssl.evaluation import evaluate as judge
 from fastssl.evaluation import features
 from fastssl.evaluation.finetune import finetune
 from fastssl.evaluation.splits import splits
+from fastssl.export import export
 from fastssl.recipe import dump, load
 
 Data = tuple[Path, Path]
@@ -308,6 +309,8 @@ def test_random_damage_to_a_run_gives_figures_or_an_explanation(run: Path) -> No
         with contextlib.suppress(UserError):  # anything else, a crash above all, fails the test
             judge(run, probes=["knn"], **QUICK)
             explained -= 1
+        with contextlib.suppress(UserError):
+            export(run, run.parent / "out.safetensors", to="safetensors")
         explained += 1
         path.write_bytes(whole[path])
     assert explained > 20

@@ -267,7 +267,7 @@ def test_a_broken_jpeg_is_an_error_that_names_the_sample(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["mmap", "ffcv", "dali"])
-def test_a_hang_becomes_an_error(files, kind, monkeypatch):
+def test_a_hang_becomes_an_error_and_every_stack_is_told(files, kind, monkeypatch, capfd):
     release = threading.Event()
     loader = open_loader(kind, files / "jpg.beton", **({} if kind == "mmap" else {"limit_s": 0.3}))
     if kind == "mmap":
@@ -284,6 +284,9 @@ def test_a_hang_becomes_an_error(files, kind, monkeypatch):
             next(batches)
     finally:
         release.set()
+    told = capfd.readouterr().err
+    assert told.count("most recent call first") >= 2
+    assert "in wait" in told  # where it hangs
 
 
 def test_a_dead_ffcv_thread_is_an_error(files, monkeypatch):

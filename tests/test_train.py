@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -304,6 +305,15 @@ def test_changed_data_is_refused_with_both_digests(tiny_data: tuple[Path, Path],
         fastssl.train(recipe, run_dir=tmp_path / "run", resume=True)
     assert first["digest"] in error.value.what
     assert second["digest"] in error.value.what
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(
+    reference: Path, tiny_data: tuple[Path, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(reference / "checkpoints", tmp_path / "run" / "checkpoints")
+    with pytest.raises(UserError, match=r"started with another recipe; model\.width differ"):
+        fastssl.train(tiny(tiny_data, model={"width": 0.5}), run_dir=tmp_path / "run", resume=True)
+    assert not (tmp_path / "run" / "recipe.yaml").exists()
 
 
 def test_a_weight_far_above_the_rule_is_warned_about_before_the_first_step(
