@@ -458,6 +458,7 @@ def test_large_images_after_small_ones_do_not_fill_the_memory(tmp_path, monkeypa
         name.parent.mkdir(exist_ok=True)
         Image.new("RGB", (side_px, side_px), (i, 0, 0)).save(name)
     as_tar(tmp_path / "in", tmp_path / "in.tar")
+    convert("shapes", tmp_path / "warm-up.beton", count=2, side_px=4)  # what compiles and loads is not the images'
     for source in (tmp_path / "in", tmp_path / "in.tar"):
         tracemalloc.start()
         convert(source, tmp_path / "out.beton", workers=1)

@@ -64,8 +64,9 @@ def ahead(items: Iterator[T], *, limit_s: float = WATCHDOG_S) -> Iterator[T]:
 
 def hang(limit_s: float) -> UserError:
     """What to say when no batch has come for `limit_s` seconds; the stack of every thread goes to the log."""
-    with contextlib.suppress(AttributeError, ValueError, OSError):  # a standard error without a descriptor
-        faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
+    if sys.__stderr__ is not None:
+        with contextlib.suppress(ValueError, OSError):  # one without a descriptor
+            faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
     return UserError(
         f"no batch arrived within {limit_s:g} seconds",
         "Check that the data's disk answers; else choose resident.",
