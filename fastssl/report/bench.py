@@ -55,7 +55,7 @@ def tta_figures(slug: str, record: Record, rows: Sequence[Row]) -> list[Figure]:
 
 def tta_figure(name: str, record: Record, target: tuple[str, float], rows: Sequence[Row]) -> Figure:
     accuracy, pct = target
-    texts = [f"{row.impl}\n{row.n} of {row.attempts} seeds" for row in rows]
+    texts = [f"{plain(row.impl, 34)}\n{row.n} of {row.attempts} seeds" for row in rows]
 
     def draw(axes: Any) -> None:
         bars(axes, rows, texts, unit=" s")
@@ -144,7 +144,7 @@ def stage_figure(name: str, title: str, caption: str, rows: Sequence[Row], *, lo
 
 def stage_name(row: Row, rows: Sequence[Row]) -> str:
     stage = plain(str(row.work["stage"]), 30)
-    return f"{stage}, {row.impl}" if len({other.impl for other in rows}) > 1 else stage
+    return f"{stage}, {plain(row.impl, 34)}" if len({other.impl for other in rows}) > 1 else stage
 
 
 def metric_figures(slug: str, rows: Sequence[Row]) -> list[Figure]:
