@@ -49,6 +49,12 @@ OPERATIONS: dict[str, tuple[dict[str, object], ...]] = {
 }
 
 
+def check_out(out: Path) -> None:
+    """Refuses a target that is no .png."""
+    if out.suffix.lower() != ".png":
+        raise UserError(f"--out is {out}, but previews are PNG files.", "Give it the suffix .png.")
+
+
 def preview(recipe: Recipe, out: Path, *, images: int = 6, epoch: int = 0) -> list[Path]:
     """Writes `out`, the views of some images, and `<out>-operations.png`, every operation at four strengths.
 
@@ -64,6 +70,7 @@ def preview(recipe: Recipe, out: Path, *, images: int = 6, epoch: int = 0) -> li
     Raises:
         UserError: when the target cannot be written or the images do not have one or three channels.
     """
+    check_out(out)
     manifest, where = build.manifest_of(recipe.data.path), torch.device("cpu")
     if manifest["channels"] not in (1, 3):
         raise UserError(

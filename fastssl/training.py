@@ -146,7 +146,8 @@ def loop(run: Run, interrupts: Interrupts) -> None:
                 compiling = False
                 if due(run, steps=recipe.train.log_every_steps, epochs=1) and not skipped_in_a_row:
                     log_step(run, terms)
-                improved = due(run, epochs=recipe.evaluate.every_epochs) and evaluate_now(run)
+                watchdog.pat()
+                improved = due_to_evaluate(run) and evaluate_now(run)
                 signal = stop_asked(run, interrupts)
                 if signal or improved or due_to_save(run):
                     stop_if_bad(run)
@@ -223,6 +224,10 @@ def due(run: Run, *, epochs: int, steps: int = 0) -> bool:
     if run.step == run.total_steps or (steps and run.step % steps == 0):
         return True
     return bool(epochs) and run.step % (epochs * len(run.loader)) == 0
+
+
+def due_to_evaluate(run: Run) -> bool:
+    return due(run, epochs=run.recipe.evaluate.every_epochs, steps=run.recipe.evaluate.every_steps)
 
 
 def due_to_save(run: Run) -> bool:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import tiny
 
 ROOT = Path(__file__).resolve().parent.parent
 CIFAR_ARCHIVE = ROOT.parent / "shared" / "data" / "cifar10_jpeg.tar.xz"
@@ -31,57 +32,26 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture
 def tiny_recipe(tiny_data: tuple[Path, Path]) -> dict[str, Any]:
-    train, test = tiny_data
-    return {
-        "name": "tiny",
-        "device": "cpu",
-        "data": {"path": str(train), "test_path": str(test), "val_count": 40, "batch_size": 32},
-        "augment": {"side_px": 16, "views": 2},
-        "model": {"backbone": "resnet_tiny", "stem": "patch2", "width": 0.25, "projector": [16, 16]},
-        "optim": {"lr": 0.002},
-        "train": {"epochs": 2, "precision": "fp32", "log_every_steps": 1},
-        "evaluate": {"linear_epochs": 2, "knn_k": [5, 20]},
-    }
+    return tiny(tiny_data)
 
 
 @pytest.fixture(scope="session")
 def finished_run(tiny_data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that took two epochs, with evaluations, checkpoints and a summary."""
-    train_path, test_path = tiny_data
     from fastssl.training import train
 
     folder = tmp_path_factory.mktemp("runs") / "first"
-    recipe = {
-        "name": "tiny",
-        "device": "cpu",
-        "data": {"path": str(train_path), "test_path": str(test_path), "val_count": 40, "batch_size": 32},
-        "augment": {"side_px": 16, "views": 2},
-        "model": {"backbone": "resnet_tiny", "stem": "patch2", "width": 0.25, "projector": [16, 16]},
-        "train": {"epochs": 2, "precision": "fp32", "log_every_steps": 1},
-        "evaluate": {"linear_epochs": 2, "knn_k": [5, 20]},
-    }
-    train(recipe, run_dir=folder)
+    train(tiny(tiny_data), run_dir=folder)
     return folder
 
 
 @pytest.fixture(scope="session")
 def tiny_run(tiny_data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of one epoch on 16 px shapes."""
-    folder = tmp_path_factory.mktemp("run") / "tiny"
-    import fastssl
+    """A run of one epoch that has no test set."""
+    from fastssl.training import train
 
-    fastssl.train(
-        {
-            "name": "tiny",
-            "device": "cpu",
-            "data": {"path": str(tiny_data[0]), "val_count": 40, "batch_size": 32},
-            "augment": {"side_px": 16},
-            "model": {"backbone": "resnet_tiny", "stem": "patch2", "width": 0.25, "projector": [16, 16]},
-            "train": {"epochs": 1, "precision": "fp32"},
-            "evaluate": {"linear_epochs": 0, "knn_k": [5]},
-        },
-        run_dir=folder,
-    )
+    folder = tmp_path_factory.mktemp("run") / "tiny"
+    train(tiny((tiny_data[0], None), train={"epochs": 1}, evaluate={"knn_k": [5]}), run_dir=folder)
     return folder
 
 

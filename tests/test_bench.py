@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import one_torch_thread
 from typer.testing import CliRunner
 
 import fastssl
@@ -26,10 +27,8 @@ NOTHING = lambda: None  # noqa: E731
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with one_torch_thread():
+        yield
 
 
 def curve(*values: float) -> list[dict[str, Any]]:

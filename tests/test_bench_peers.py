@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from tiny import one_torch_thread
 
 sys.path.append(str(Path(__file__).parent.parent / "bench"))
 sys.path.append(str(Path(__file__).parent.parent / "bench" / "peers"))
@@ -20,10 +21,8 @@ from fastssl.recipe import load
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with one_torch_thread():
+        yield
 
 
 def needs(name: str) -> None:

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
+from tiny import one_torch_thread
 
 sys.path.append(str(Path(__file__).parent.parent / "bench"))
 import claims
@@ -23,10 +23,8 @@ REFERENCE = GRID.reference
 
 @pytest.fixture
 def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with one_torch_thread():
+        yield
 
 
 def runs(final: float, *, epochs: float = 8, seconds: float = 100, start: float = 20) -> list[Run]:

@@ -3,9 +3,11 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -148,6 +150,15 @@ MISTAKES: dict[str, tuple[Callable[[Path], list[str]], str]] = {
         lambda d: ["train", write_recipe(d, model={"backbone": "resnet19"}, data={"path": str(d / "s.beton")})],
         "model.backbone",
     ),
+    "a preview that is no picture": (lambda d: ["preview", write_recipe(d), "--out", "a.txt"], ".png"),
+    "a result over a folder": (
+        lambda d: ["bench", "step", write_recipe(d), "--out", empty(d)],
+        "--out",
+    ),
+    "no such variant": (
+        lambda d: ["bench", "loader", write_recipe(d, data={"path": str(d / "s.beton")}), "--only", "zzz"],
+        "zzz",
+    ),
     "no download": (
         lambda d: ["convert", "cifar10", "out.beton", "--no-download", "--root", str(d / "nothing")],
         "cifar-10",
@@ -188,6 +199,20 @@ def test_a_full_disk_ends_in_two_lines(fastssl_command: Command, tmp_path: Path)
         assert not list(small.iterdir())
     finally:
         subprocess.run(["umount", str(small)], check=True)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGTERM")
+def test_a_conversion_that_is_terminated_leaves_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "fastssl", "convert", "shapes", str(out / "a.beton"), "--count", "2000000"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (out.exists() and any(out.iterdir())) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert process.poll() is None
+    process.terminate()
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    assert not out.exists()
 
 
 def test_a_traceback_is_there_when_asked_for(fastssl_command: Command) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from test_cli import two_lines
+from tiny import tiny
 
 import fastssl
 from fastssl import build, checkpoint, evaluate, pretrained
@@ -32,15 +33,9 @@ QUICK: dict[str, Any] = {"linear_epochs": 3, "finetune_epochs": 1, "device": "cp
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, tiny_data: Data) -> Path:
-    train, test = tiny_data
-    recipe = {
-        "device": "cpu",
-        "data": {"path": str(train), "test_path": str(test), "val_count": 40, "batch_size": 32},
-        "augment": {"side_px": 16, "views": 2},
-        "model": {"backbone": "resnet_tiny", "stem": "patch2", "width": 0.25, "projector": [16, 8]},
-        "train": {"epochs": 1, "precision": "fp32"},
-        "evaluate": {"linear_epochs": 0, "knn_k": [20], "every_epochs": 1},
-    }
+    recipe = tiny(
+        tiny_data, model={"projector": [16, 8]}, train={"epochs": 1}, evaluate={"linear_epochs": 0, "knn_k": [20]}
+    )
     folder = tmp_path_factory.mktemp("trained") / "run"
     fastssl.train(recipe, run_dir=folder)
     return folder

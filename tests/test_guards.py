@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from tiny import tiny
 
 from fastssl import checkpoint
 from fastssl.guards import FirstBadStep
@@ -26,15 +27,7 @@ Done = subprocess.CompletedProcess[str]
 def recipe(tiny_data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four epochs of five steps; a checkpoint every two."""
     path = tmp_path_factory.mktemp("guards") / "tiny.yaml"
-    tree = {
-        "device": "cpu",
-        "data": {"path": str(tiny_data[0]), "val_count": 40, "batch_size": 32},
-        "augment": {"side_px": 16, "views": 2},
-        "model": {"backbone": "resnet_tiny", "stem": "patch2", "width": 0.25, "projector": [16, 16]},
-        "optim": {"lr": 0.002},
-        "train": {"epochs": 4, "precision": "fp32", "log_every_steps": 1, "checkpoint_every_steps": 2},
-        "evaluate": {"linear_epochs": 0, "knn_k": [5]},
-    }
+    tree = tiny((tiny_data[0], None), train={"epochs": 4, "checkpoint_every_steps": 2}, evaluate={"knn_k": [5]})
     path.write_text(yaml.safe_dump(tree))
     return path
 

@@ -8,7 +8,7 @@ from reference_augment import CIFAR, EVERYTHING
 from torchvision.transforms import RandomResizedCrop
 
 from fastssl.augment.draws import draws
-from fastssl.augment.policy import SLOTS, Column, Parameters, View, parameters, problems
+from fastssl.augment.policy import SLOTS, Column, Parameters, View, parameters
 
 COUNT = 4000
 
@@ -141,35 +141,3 @@ def test_parameters_do_not_depend_on_the_batch():
     whole = parameters(views, draws_BVS, sizes_B2).packed_BVP
     parts = [parameters(views, draws_BVS[i : i + 1], sizes_B2[i : i + 1]).packed_BVP for i in range(37)]
     assert torch.equal(whole, torch.cat(parts))
-
-
-def test_a_sound_row_has_no_problems():
-    assert problems(CIFAR) == problems(EVERYTHING) == []
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("side_px", 0),
-        ("side_px", 100_000),
-        ("area_min", 0.0),
-        ("area_max", 0.01),
-        ("area_max", 1.5),
-        ("aspect_min", 0.0),
-        ("aspect_max", 0.5),
-        ("pad_px", -1),
-        ("hflip_p", 1.01),
-        ("jitter_p", -0.1),
-        ("gray_p", float("nan")),
-        ("brightness", -0.1),
-        ("hue", 0.51),
-        ("rotate_max_deg", float("inf")),
-        ("blur_sigma_min_px", 0.0),
-        ("blur_sigma_max_px", 0.01),
-        ("solarize_threshold", 1.1),
-        ("posterize_bits", 0),
-        ("cutout_fraction", 1.1),
-    ],
-)
-def test_problems_name_the_field(field: str, value: float):
-    assert [name for name, _ in problems(replace(EVERYTHING, **{field: value}))] == [field]

@@ -17,6 +17,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 import yaml
+from tiny import tiny
 
 from fastssl import build, checkpoint, distributed, losses, models, parallel
 from fastssl.interrupts import EXIT_CODE
@@ -103,17 +104,14 @@ def test_twenty_float64_steps_and_their_samples_are_one_processs(
 
 @pytest.fixture(scope="module")
 def recipe(tiny_data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    train, test = tiny_data
     path = tmp_path_factory.mktemp("ranks") / "tiny.yaml"
-    tree = {
-        "device": "cpu",
-        "data": {"path": str(train), "test_path": str(test), "val_count": 41, "batch_size": 32},
-        "augment": {"side_px": 16, "views": 2},
-        "model": {"backbone": "resnet_tiny", "stem": "patch2", "width": 0.25, "projector": [16, 16]},
-        "optim": {"lr": 0.0005},
-        "train": {"epochs": 5, "precision": "fp32", "log_every_steps": 1, "checkpoint_every_steps": 3},
-        "evaluate": {"linear_epochs": 0, "knn_k": [5]},
-    }
+    tree = tiny(
+        tiny_data,
+        data={"val_count": 41},  # which does not divide over the ranks
+        optim={"lr": 0.0005},
+        train={"epochs": 5, "checkpoint_every_steps": 3},
+        evaluate={"linear_epochs": 0, "knn_k": [5]},
+    )
     path.write_text(yaml.safe_dump(tree))
     return path
 

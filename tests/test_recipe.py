@@ -141,3 +141,34 @@ def test_recipes_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         recipe.seed = 3  # type: ignore[misc]
     assert isinstance(recipe, Recipe)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("side_px", 0),
+        ("side_px", 100_000),
+        ("area_min", 0.0),
+        ("area_max", 0.01),
+        ("area_max", 1.5),
+        ("aspect_min", 0.0),
+        ("aspect_max", 0.5),
+        ("pad_px", -1),
+        ("hflip_p", 1.01),
+        ("jitter_p", -0.1),
+        ("gray_p", float("nan")),
+        ("brightness", -0.1),
+        ("hue", 0.51),
+        ("rotate_max_deg", float("inf")),
+        ("blur_sigma_min_px", 0.0),
+        ("blur_sigma_max_px", 0.01),
+        ("solarize_threshold", 1.1),
+        ("posterize_bits", 0),
+        ("cutout_fraction", 1.1),
+    ],
+)
+def test_each_bound_of_a_view_is_told_with_its_field(field: str, value: float) -> None:
+    tree = {"data": {"path": "a.beton"}, "train": {"epochs": 1}, "augment": {"all": {field: value}}}
+    with pytest.raises(UserError) as error:
+        load(tree)
+    assert field in error.value.what

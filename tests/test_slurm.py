@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tiny import tiny
 
 from fastssl import checkpoint
 
@@ -39,14 +40,8 @@ def test_a_signalled_job_saves_and_is_queued_again(
     shims: dict[str, str], tiny_data: tuple[Path, Path], tmp_path: Path
 ) -> None:
     run, recipe = tmp_path / "run", tmp_path / "recipe.yaml"
-    tree = {
-        "device": "cpu",
-        "data": {"path": str(tiny_data[0]), "val_count": 40, "batch_size": 32},
-        "augment": {"side_px": 16, "views": 2},
-        "model": {"backbone": "resnet_tiny", "stem": "patch2", "width": 0.25, "projector": [16]},
-        "train": {"epochs": 4000, "precision": "fp32", "log_every_steps": 1, "checkpoint_every_epochs": 4000},
-        "evaluate": {"every_epochs": 0},
-    }
+    long = {"epochs": 4000, "checkpoint_every_epochs": 4000}
+    tree = tiny((tiny_data[0], None), train=long, evaluate={"every_epochs": 0})
     recipe.write_text(yaml.safe_dump(tree))
     command = ["bash", str(ROOT / "tools" / "slurm_requeue.sh"), str(recipe), str(run)]
     process = subprocess.Popen(command, env=shims, stderr=subprocess.PIPE, text=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import one_torch_thread
 from torch import Tensor
 
 from fastssl.losses import barlow_twins, orthogonality_rule, vicreg
@@ -27,10 +28,8 @@ BATCH = eigenspace.full_batch(STATES, 2)
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with one_torch_thread():
+        yield
 
 
 def minimise(index_VN: Tensor, dim: int, loss, *, seed: int = 0) -> Tensor:

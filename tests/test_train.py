@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from tiny import one_torch_thread
+from tiny import tiny as smallest
 
 import fastssl
 from fastssl import checkpoint
@@ -42,12 +44,9 @@ def same_weights(a: Path, b: Path) -> bool:
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Equal bits need equal thread counts, here and in processes started here, whatever other tests have imported."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
+    with one_torch_thread(), pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -61,20 +60,9 @@ def reference(one_thread: None, tmp_path_factory: pytest.TempPathFactory, tiny_d
 
 
 def tiny(tiny_data: tuple[Path, Path], **sections: dict[str, Any]) -> dict[str, Any]:
-    train, test = tiny_data
-    recipe: dict[str, Any] = {
-        "name": "tiny",
-        "device": "cpu",
-        "data": {"path": str(train), "test_path": str(test), "val_count": 40, "batch_size": 32},
-        "augment": {"side_px": 16, "views": 2},
-        "model": {"backbone": "resnet_tiny", "stem": "patch2", "width": 0.25, "projector": [16, 16]},
-        "optim": {"lr": 0.002},
-        "train": {"epochs": 4, "precision": "bf16", "log_every_steps": 1},
-        "evaluate": {"linear_epochs": 2, "knn_k": [5, 20]},
-    }
-    for name, section in sections.items():
-        recipe[name] = recipe.get(name, {}) | section
-    return recipe
+    """Four epochs in bfloat16."""
+    train = {"epochs": 4, "precision": "bf16"} | sections.pop("train", {})
+    return smallest(tiny_data, train=train, **sections)
 
 
 def test_a_run_leaves_what_it_promises(reference: Path) -> None:
@@ -284,6 +272,12 @@ def test_a_folder_with_a_run_is_not_overwritten(reference: Path, tiny_data: tupl
     with pytest.raises(UserError, match=r"optim\.lr"):
         fastssl.train(tiny(tiny_data, optim={"lr": 0.1}), run_dir=reference, resume=True)
     assert (reference / "metrics.jsonl").read_bytes() == before
+
+
+def test_evaluations_come_every_so_many_steps_too(tiny_data: tuple[Path, Path], tmp_path: Path) -> None:
+    fastssl.train(tiny(tiny_data, train={"epochs": 2}, evaluate={"every_steps": 3}), run_dir=tmp_path)
+    evaluated = [r["step"] for r in metrics(tmp_path) if r["event"] == "evaluation"]
+    assert evaluated == [3, 5, 6, 9, 10]  # every third step, and the ends of epochs of five
 
 
 def test_resuming_a_finished_run_changes_nothing(reference: Path, tiny_data: tuple[Path, Path]) -> None:

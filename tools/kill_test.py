@@ -108,7 +108,7 @@ def hit(process: "subprocess.Popen[bytes]", run: Path, data: Path, dice: random.
     _, told = process.communicate(timeout=LIMIT_S)
     if process.returncode == 0:
         return None
-    if process.returncode not in (-signal.SIGKILL, -signal.SIGTERM, EXIT_CODE):
+    if process.returncode not in (-signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM, EXIT_CODE):
         raise SystemExit(f"exit code {process.returncode} after {number.name}:\n{told.decode()[-3000:]}")
     return f"{number.name}, {where}"
 

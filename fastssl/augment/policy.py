@@ -9,7 +9,7 @@ pixels.
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
 from itertools import permutations
@@ -21,7 +21,6 @@ from torch import Tensor
 TRIES = 10  # as torchvision's RandomResizedCrop: then the largest centred crop of an allowed shape
 JITTER_ORDERS = tuple(permutations(range(4)))  # 0 brightness, 1 contrast, 2 saturation, 3 hue
 NO_SOLARIZE = 2.0  # a threshold above every pixel
-LARGEST_SIDE_PX = 4096
 
 Crop = Literal["random_resized", "resize", "center", "pad", "none"]
 CROPS: tuple[Crop, ...] = get_args(Crop)
@@ -184,29 +183,6 @@ def parameters(views: tuple[View, ...], draws_BVS: Tensor, sizes_B2: Tensor) -> 
     packed += [_jitter(value_BVS, on_BVS), on_BVS[..., Slot.GRAY, None].double()]
     packed += [_late(table.columns, value_BVS, on_BVS)]
     return Parameters(torch.cat(packed, dim=-1).float())
-
-
-def problems(view: View) -> list[tuple[str, str]]:
-    """What is wrong with a row: (field, what it must be) for each mistake, none when it is sound."""
-    chances = [f.name for f in fields(view) if f.name.endswith("_p")]
-    checks = [(name, 0 <= getattr(view, name) <= 1, "must be a probability in [0, 1]") for name in chances]
-    strengths = ("brightness", "contrast", "saturation", "pad_px", "rotate_max_deg")
-    checks += [(name, 0 <= getattr(view, name) < math.inf, "must be 0 or more") for name in strengths]
-    checks += [
-        ("side_px", 1 <= view.side_px <= LARGEST_SIDE_PX, f"must be from 1 to {LARGEST_SIDE_PX} pixels"),
-        ("area_min", 0 < view.area_min <= 1, "must be a share of the image's area, above 0 and at most 1"),
-        ("area_max", view.area_min <= view.area_max <= 1, "must be from area_min to 1: no crop is left"),
-        ("aspect_min", 0 < view.aspect_min < math.inf, "must be above 0"),
-        ("aspect_max", view.aspect_min <= view.aspect_max < math.inf, "must be at least aspect_min"),
-        ("hue", 0 <= view.hue <= 0.5, "must be in [0, 0.5]: half a turn reaches every hue"),
-        ("blur_sigma_min_px", 0 < view.blur_sigma_min_px < math.inf, "must be above 0"),
-        ("blur_sigma_max_px", view.blur_sigma_min_px <= view.blur_sigma_max_px <= LARGEST_SIDE_PX,
-         f"must be from blur_sigma_min_px to {LARGEST_SIDE_PX}"),
-        ("solarize_threshold", 0 <= view.solarize_threshold <= 1, "must be in [0, 1]"),
-        ("posterize_bits", 1 <= view.posterize_bits <= 8, "must be from 1 to 8"),
-        ("cutout_fraction", 0 <= view.cutout_fraction <= 1, "must be in [0, 1]"),
-    ]  # fmt: skip
-    return [(name, message) for name, sound, message in checks if not sound]
 
 
 def constant(values: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

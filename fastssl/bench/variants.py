@@ -15,6 +15,7 @@ from fastssl.bench.parts import Parts, parts, work
 from fastssl.bench.record import record, row
 from fastssl.bench.timing import Step, side_by_side, waiter
 from fastssl.data.choose import installed
+from fastssl.errors import UserError
 from fastssl.recipe import Recipe, load
 from fastssl.settings import torch_settings
 
@@ -156,5 +157,14 @@ def measured(
 
 
 def chosen(variants: dict[str, Any], only: list[str] | None) -> dict[str, Any]:
-    """Those whose name contains one of `only`, or all."""
-    return {name: what for name, what in variants.items() if not only or any(word in name for word in only)}
+    """Those whose name contains one of `only`, or all.
+
+    Raises:
+        UserError: when there is none.
+    """
+    found = {name: what for name, what in variants.items() if not only or any(word in name for word in only)}
+    if not found:
+        raise UserError(
+            f"No variant's name has {' or '.join(only or ())} in it.", f"Choose from: {', '.join(variants)}."
+        )
+    return found

@@ -2,10 +2,12 @@
 --help is instant.
 
 Standard output carries results (with --json exactly one record, on the last line); progress and messages go to
-standard error. Exit codes: 0 done, 2 a mistake a person can mend, 75 stopped by a signal after saving.
+standard error. Exit codes: 0 done, 2 a mistake a person can mend, 75 stopped by a signal after saving,
+130 and 143 stopped by Ctrl-C and SIGTERM with nothing to save.
 """
 
 import os
+import signal
 import sys
 
 from fastssl.cli import (  # noqa: F401 - each adds its verb
@@ -29,6 +31,8 @@ from fastssl.errors import UserError
 
 def main() -> None:
     """Runs a verb; turns a UserError into two lines and exit code 2."""
+    # as Ctrl-C, so that half-written files are removed; a training run saves instead while it lasts
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         app(standalone_mode=True)
     except UserError as error:

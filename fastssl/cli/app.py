@@ -1,7 +1,8 @@
 """The typer application, the options that verbs share, and how a verb prints its result."""
 
 import json
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -16,6 +17,15 @@ RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML fi
 SetOption = Annotated[
     list[str] | None, typer.Option("-s", "--set", metavar="SECTION.KEY=VALUE", help="Change the recipe; repeatable.")
 ]
+DeviceOption = Annotated[Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="Where to run.")]
+# of verbs that read a source
+Split = Literal["train", "test", "val", "unlabelled"]
+SplitOption = Annotated[Split, typer.Option(help="Which part of the source.")]
+OnErrorOption = Annotated[Literal["fail", "skip"], typer.Option(help="What to do at an image that cannot be read.")]
+CountOption = Annotated[int | None, typer.Option(help="How many images to generate (shapes only).")]
+WorkersOption = Annotated[int | None, typer.Option(help="Threads that decode; one per core when absent.")]
+RootOption = Annotated[Path | None, typer.Option(help="Folder with torchvision's files of cifar10, cifar100, stl10.")]
+DownloadOption = Annotated[bool, typer.Option(help="Download a known data set that is absent.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON record as the last line.")]
 
 

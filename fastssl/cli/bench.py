@@ -1,5 +1,6 @@
 """`fastssl bench`: measure this machine, one stage's variants, or the time to an accuracy; compare two results."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -43,47 +44,35 @@ def machine(
     from fastssl.bench.machine import machine_check
     from fastssl.bench.tables import machine_text
 
+    check_out(out)
     made = machine_check(ready(recipe, changes), seconds=seconds, say=say)
     finish(made, machine_text(made), out, as_json)
 
 
-@bench.command()
-def loader(
-    recipe: OptionalRecipe = "quickstart",
-    changes: SetOption = None,
-    only: OnlyOption = None,
-    seconds: SecondsOption = 30.0,
-    out: OutOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Set every installed loader side by side on the recipe's images."""
-    variants("loader", recipe, changes, only, seconds, out, as_json)
+def add_stage(stage: str, seconds_each: float, text: str) -> None:
+    """A sub-command that sets the variants of one stage side by side."""
+
+    def command(
+        recipe: OptionalRecipe = "quickstart",
+        changes: SetOption = None,
+        only: OnlyOption = None,
+        seconds: SecondsOption = seconds_each,
+        out: OutOption = None,
+        as_json: JsonOption = False,
+    ) -> None:
+        from fastssl.bench import variants
+        from fastssl.bench.tables import variants_text
+
+        check_out(out)
+        made = getattr(variants, stage)(ready(recipe, changes), seconds=seconds, only=only)
+        finish(made, variants_text(made), out, as_json)
+
+    bench.command(stage, help=text)(command)
 
 
-@bench.command()
-def augment(
-    recipe: OptionalRecipe = "quickstart",
-    changes: SetOption = None,
-    only: OnlyOption = None,
-    seconds: SecondsOption = 30.0,
-    out: OutOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Set the appliers of the augmentation side by side on one batch."""
-    variants("augment", recipe, changes, only, seconds, out, as_json)
-
-
-@bench.command()
-def step(
-    recipe: OptionalRecipe = "quickstart",
-    changes: SetOption = None,
-    only: OnlyOption = None,
-    seconds: SecondsOption = 60.0,
-    out: OutOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Set the step's settings side by side, and the step as trained against one fed a fixed batch."""
-    variants("step", recipe, changes, only, seconds, out, as_json)
+add_stage("loader", 30.0, "Set every installed loader side by side on the recipe's images.")
+add_stage("augment", 30.0, "Set the appliers of the augmentation side by side on one batch.")
+add_stage("step", 60.0, "Set the step's settings side by side, and the step as trained against one fed a fixed batch.")
 
 
 @bench.command()
@@ -110,6 +99,7 @@ def tta(
     from fastssl.bench.tta import tta as run
     from fastssl.console import TrainingProgress
 
+    check_out(out)
     made = [ready(recipe, changes) for recipe in recipes]
     try:
         with TrainingProgress() as progress:
@@ -144,22 +134,6 @@ def compare(
     print_result(made, compare_text(made), as_json)
 
 
-def variants(
-    stage: str,
-    recipe: str,
-    changes: list[str] | None,
-    only: list[str] | None,
-    seconds: float,
-    out: Path | None,
-    as_json: bool,
-) -> None:
-    from fastssl.bench import variants
-    from fastssl.bench.tables import variants_text
-
-    made = getattr(variants, stage)(ready(recipe, changes), seconds=seconds, only=only)
-    finish(made, variants_text(made), out, as_json)
-
-
 def ready(recipe: str, changes: list[str] | None) -> Any:
     """The resolved recipe, its data converted."""
     from fastssl import build
@@ -171,6 +145,17 @@ def ready(recipe: str, changes: list[str] | None) -> Any:
     with conversion_progress() as progress:
         build.ensure_data(resolved, progress=progress, only_train=resolved.data.probe_path is None)
     return resolved
+
+
+def check_out(out: Path | None) -> None:
+    """Refuses, before anything is measured, a result file that cannot be written."""
+    from fastssl.errors import UserError
+
+    if out is None:
+        return
+    parent = next(p for p in out.absolute().parents if p.exists())
+    if out.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UserError(f"--out {out} is not a file that can be written.", "Give for example --out results/step.json.")
 
 
 def say(text: str) -> None:

@@ -5,11 +5,19 @@ from typing import Annotated, Literal
 
 import typer
 
-from fastssl.cli.app import JsonOption, app, print_result
+from fastssl.cli.app import (
+    CountOption,
+    DownloadOption,
+    JsonOption,
+    OnErrorOption,
+    RootOption,
+    SplitOption,
+    WorkersOption,
+    app,
+    print_result,
+)
 
-Split = Literal["train", "test", "val", "unlabelled"]
 FileFormat = Literal["beton", "webdataset"]
-OnError = Literal["fail", "skip"]
 Mode = Literal["raw", "jpg", "smart"]
 Dtype = Literal["uint8", "uint16"]
 
@@ -18,7 +26,7 @@ Dtype = Literal["uint8", "uint16"]
 def convert(
     source: Annotated[str, typer.Argument(help="shapes, cifar10, cifar100, stl10, or a folder, archive or data file.")],
     out: Annotated[Path, typer.Argument(help="The file to write, for example data/train.beton.")],
-    split: Annotated[Split, typer.Option(help="Which part of the source.")] = "train",
+    split: SplitOption = "train",
     format: Annotated[FileFormat, typer.Option(help="One .beton file, or a folder of tar shards.")] = "beton",
     side_px: Annotated[
         int | None, typer.Option(help="Resize to this side: the shorter side, then a centre crop.")
@@ -40,14 +48,12 @@ def convert(
     ] = None,
     shuffle: Annotated[bool, typer.Option("--shuffle", help="Store in random order.")] = False,
     seed: Annotated[int, typer.Option(help="Of subsets, of the random order and of the shapes.")] = 0,
-    count: Annotated[int | None, typer.Option(help="How many images to generate (shapes only).")] = None,
-    on_error: Annotated[OnError, typer.Option(help="What to do at an image that cannot be read.")] = "fail",
+    count: CountOption = None,
+    on_error: OnErrorOption = "fail",
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an earlier call was stopped.")] = False,
-    workers: Annotated[int | None, typer.Option(help="Threads that decode; one per core when absent.")] = None,
-    root: Annotated[
-        Path | None, typer.Option(help="Folder with torchvision's files of cifar10, cifar100, stl10.")
-    ] = None,
-    download: Annotated[bool, typer.Option(help="Download a known data set that is absent.")] = True,
+    workers: WorkersOption = None,
+    root: RootOption = None,
+    download: DownloadOption = True,
     as_json: JsonOption = False,
 ) -> None:
     """Convert images into one file that loads at memory speed."""

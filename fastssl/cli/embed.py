@@ -1,11 +1,22 @@
 """`fastssl embed`: turn every image of a source into features."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from fastssl.cli.app import JsonOption, app, print_result
+from fastssl.cli.app import (
+    CountOption,
+    DeviceOption,
+    DownloadOption,
+    JsonOption,
+    OnErrorOption,
+    RootOption,
+    SplitOption,
+    WorkersOption,
+    app,
+    print_result,
+)
 
 
 @app.command()
@@ -15,20 +26,14 @@ def embed(
     out: Annotated[Path, typer.Option(help="features.npy (with a .csv beside it) or features.parquet.")] = Path(
         "features.npy"
     ),
-    split: Annotated[
-        Literal["train", "test", "val", "unlabelled"], typer.Option(help="Which part of the source.")
-    ] = "train",
+    split: SplitOption = "train",
     batch_size: Annotated[int, typer.Option(min=1, help="Images in one forward pass.")] = 256,
-    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="Where to run.")] = "auto",
-    on_error: Annotated[
-        Literal["fail", "skip"], typer.Option(help="What to do at an image that cannot be read.")
-    ] = "fail",
-    count: Annotated[int | None, typer.Option(help="How many images to generate (shapes only).")] = None,
-    workers: Annotated[int | None, typer.Option(help="Threads that decode; one per core when absent.")] = None,
-    root: Annotated[
-        Path | None, typer.Option(help="Folder with torchvision's files of cifar10, cifar100, stl10.")
-    ] = None,
-    download: Annotated[bool, typer.Option(help="Download a known data set that is absent.")] = True,
+    device: DeviceOption = "auto",
+    on_error: OnErrorOption = "fail",
+    count: CountOption = None,
+    workers: WorkersOption = None,
+    root: RootOption = None,
+    download: DownloadOption = True,
     as_json: JsonOption = False,
 ) -> None:
     """Turn every image of a source into features, with ids and labels."""

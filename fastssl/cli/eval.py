@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from fastssl.cli.app import JsonOption, app, print_result
+from fastssl.cli.app import DeviceOption, JsonOption, app, print_result
 
 On = Literal["val", "test"]
 
@@ -24,7 +24,7 @@ def evaluate(
     linear_epochs: Annotated[int, typer.Option(min=1, help="Of the linear probe.")] = 200,
     finetune_epochs: Annotated[int, typer.Option(min=1, help="Of fine-tuning.")] = 10,
     finetune_lr: Annotated[float, typer.Option(help="Of fine-tuning.")] = 1e-3,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Judge a trained network: kNN, ridge, linear probe, few labels, fine-tuning, transfer; each with an interval."""

@@ -20,9 +20,11 @@ def preview(
     """Draw a recipe's views of real images, and every operation at four strengths."""
     from fastssl import build
     from fastssl.console import conversion_progress
+    from fastssl.preview import check_out
     from fastssl.preview import preview as run
     from fastssl.recipe import load
 
+    check_out(out)
     resolved = load(recipe, changes or ())
     with conversion_progress() as progress:
         build.ensure_data(resolved, progress=progress, only_train=True)

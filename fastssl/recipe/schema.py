@@ -204,6 +204,7 @@ class Evaluate(Section):
     """Probes on frozen features: kNN and ridge while training, and a linear probe on the test set at the end."""
 
     every_epochs: Annotated[int, Field(ge=0)] = Field(1, description="0 evaluates at the end only.")
+    every_steps: Annotated[int, Field(ge=0)] = Field(0, description="Besides, every so many steps; 0 is never.")
     knn_k: tuple[Count, ...] = (20, 200)
     max_train: Count | None = Field(
         None, description="Labelled images the probes learn from while training; None is all."
