@@ -1,5 +1,6 @@
 """The `.beton` reader and writer against FFCV itself, a file FFCV wrote, and files nobody should have written."""
 
+import gc
 import importlib.util
 import lzma
 import os
@@ -262,13 +263,19 @@ def ffcv_images(path: Path, **options: object) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.fixture
-def ffcv():
-    """FFCV, whose imports and writer warn about things that are not ours to mend."""
+def ffcv(request):
+    """FFCV, whose imports and writer warn about things that are not ours to mend.
+
+    numba's finalizers of the pipelines that FFCV compiles fail now and then; they run here, not in another test.
+    """
     import warnings
 
+    finalizers = "ignore:Exception ignored in. <finalize object:pytest.PytestUnraisableExceptionWarning"
+    request.node.add_marker(pytest.mark.filterwarnings(finalizers))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield pytest.importorskip("ffcv", reason="FFCV is not installed")
+    gc.collect()
 
 
 @pytest.mark.parametrize("mode", ["raw", "jpg", "smart"])

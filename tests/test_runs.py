@@ -57,7 +57,7 @@ def test_listing_compares_recipes_and_survives_a_damaged_run(copy: Path) -> None
         shutil.copytree(copy, copy.parent / name)
         recipe = copy.parent / name / "recipe.yaml"
         recipe.write_text(
-            recipe.read_text().replace("lr: 0.001", f"lr: {lr}").replace("\nseed: 0", f"\nseed: {seed}", 1)
+            recipe.read_text().replace("lr: 0.002", f"lr: {lr}").replace("\nseed: 0", f"\nseed: {seed}", 1)
         )
     shutil.copytree(copy, copy.parent / "d")
     (copy.parent / "d" / "metrics.jsonl").write_text("{not json}\n")
