@@ -6,6 +6,7 @@ import lzma
 import os
 import resource
 import struct
+import sys
 import tempfile
 from pathlib import Path
 
@@ -263,18 +264,17 @@ def ffcv_images(path: Path, **options: object) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.fixture
-def ffcv(request):
+def ffcv(monkeypatch):
     """FFCV, whose imports and writer warn about things that are not ours to mend.
 
     numba's finalizers of the pipelines that FFCV compiles fail now and then; they run here, not in another test.
     """
     import warnings
 
-    finalizers = "ignore:Exception ignored in. <finalize object:pytest.PytestUnraisableExceptionWarning"
-    request.node.add_marker(pytest.mark.filterwarnings(finalizers))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield pytest.importorskip("ffcv", reason="FFCV is not installed")
+    monkeypatch.setattr(sys, "unraisablehook", lambda failure: None)
     gc.collect()
 
 
