@@ -3,6 +3,7 @@
 import itertools
 import json
 import statistics
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ import fastssl
 from fastssl.bench import machine, tta, variants
 from fastssl.bench.compare import compare, read, verdict
 from fastssl.bench.crossing import Timed, first_crossing, median_or_none, speed_up
+from fastssl.bench.parts import parts
 from fastssl.bench.record import record, row, save
 from fastssl.bench.tables import compare_text, machine_text, tta_text, variants_text
 from fastssl.bench.timing import Laps, rate, side_by_side
 from fastssl.cli import app
 from fastssl.errors import UserError
+from fastssl.probe import Prober
 from fastssl.recipe import load
 
 NOTHING = lambda: None  # noqa: E731
@@ -222,6 +225,21 @@ def test_the_step_is_set_beside_a_fixed_batch(tiny_recipe: dict[str, Any]):
     assert "1.000x" in variants_text(made)
 
 
+def test_multicrop_is_measured_with_both_sides(tiny_recipe: dict[str, Any]):
+    recipe = load(tiny_recipe, ["augment.preset=multicrop", "augment.views=4", "augment.small_side_px=8"])
+    made = variants.step(recipe, seconds=0.05, rounds=1, only=["fixed", "as trained"])
+    assert [r["work"]["views"] for r in made["rows"]] == [4] * 3
+    sides = [tuple(group.shape[:1]) + tuple(group.shape[3:]) for group in next(parts(recipe).trained_on())]
+    assert sides == [(2, 16, 16), (2, 8, 8)]
+
+
+def test_graphs_are_a_variant_where_there_is_cuda(tiny_recipe: dict[str, Any]):
+    recipe, graphs = load(tiny_recipe), "compile=reduce-overhead"
+    assert graphs not in variants.settings(recipe, torch.device("cpu"))
+    assert variants.settings(recipe, torch.device("cuda"))[graphs] == ["train.compile=reduce-overhead"]
+    assert load(recipe, ["train.compile=reduce-overhead"]).train.compile == "reduce-overhead"
+
+
 def test_a_setting_that_does_not_run_here_is_said(tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
     def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("no compiler\nat all")
@@ -266,6 +284,26 @@ def test_time_to_accuracy_stops_reuses_and_tells(pair: list[Any], tmp_path: Path
     monkeypatch.setattr(tta, "warm_up", lambda recipe: pytest.fail("nothing is left to warm up for"))
     again = tta.tta(pair, {"knn5_pct": 1.0}, **options)
     assert again["rows"] == made["rows"]
+
+
+def test_evaluations_between_epochs_make_crossings_sharper_and_stay_off_the_clock(
+    pair: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    slow_s, measure = 0.3, Prober.while_training
+
+    def slowly(*arguments: Any) -> Any:
+        time.sleep(slow_s)
+        return measure(*arguments)
+
+    monkeypatch.setattr(Prober, "while_training", slowly)
+    often = [load(one, ["evaluate.every_steps=2", "train.epochs=1"]) for one in pair]
+    made = tta.tta(often, {"knn5_pct": 1.0}, seeds=1, folder=tmp_path)
+    rows = {(r["impl"], r["metric"]): r for r in made["rows"]}
+    for one in often:
+        (curve,) = made["curves"][one.name]
+        assert [e["step"] for e in curve["evaluations"]] == [2, 4, 5]
+        assert rows[one.name, "steps"]["values"] == [2]  # not the end of the epoch
+        assert rows[one.name, "apart_s"]["min"] >= 3 * slow_s
 
 
 def test_a_cut_off_keeps_what_is_finished(pair: list[Any], tmp_path: Path):
