@@ -15,7 +15,7 @@ from fastssl.memory import keep_freed_memory
 from fastssl.models import Pretrainer
 from fastssl.parallel import data_parallel, synchronise_batch_norm
 from fastssl.probe import Prober
-from fastssl.recipe import Recipe, ViewSpec, load
+from fastssl.recipe import Recipe, ViewSpec, load, view_table
 from fastssl.rundir import Records
 from fastssl.saving import Saver
 from fastssl.step import Terms
@@ -26,7 +26,7 @@ OwnLoss = Callable[[Tensor], Tensor | Terms]
 
 @dataclass
 class Clock:
-    """Seconds of training (compiling, evaluation, saving apart) and, of those, waiting for images and making views."""
+    """Seconds of training (compiling, evaluation, saving apart) and, of those, waiting for images and for views."""
 
     train_s: float = 0.0
     compile_s: float = 0.0
@@ -36,13 +36,16 @@ class Clock:
 
 @dataclass
 class Run:
-    """The parts of one run, and how far it is. `network` holds the weights, `trained` is what the loop calls."""
+    """The parts of one run, and how far it is. `network` holds the weights, `trained` is what the loop calls.
+
+    `augment_of` gives an epoch's view table.
+    """
 
     recipe: Recipe
     run_dir: Path
     device: torch.device
     loader: build.Loader
-    augment: Augment
+    augment_of: Callable[[int], Augment]
     network: Pretrainer
     trained: nn.Module
     loss: Callable[[Tensor], Terms]
@@ -63,7 +66,7 @@ class Run:
 
     @property
     def views(self) -> int:
-        return len(self.augment.views)
+        return len(view_table(self.recipe.augment))
 
     @property
     def digest(self) -> str:
@@ -141,7 +144,7 @@ def assemble(
         run_dir=folder,
         device=where,
         loader=loader,
-        augment=build.augment(recipe, manifest, where=where),
+        augment_of=build.augment_of_epoch(recipe, manifest, where=where),
         network=network,
         trained=trained(recipe, network, where),
         loss=build.loss(recipe) if loss is None else terms_of(loss),
@@ -165,5 +168,4 @@ def assemble(
 
 def trained(recipe: Recipe, network: Pretrainer, where: torch.device) -> nn.Module:
     """The network as the loop calls it: compiled if the recipe says so, with gradients averaged over ranks."""
-    module: nn.Module = torch.compile(network) if recipe.train.compile else network  # type: ignore[assignment]
-    return data_parallel(module, where)
+    return data_parallel(build.compiled(recipe, network), where)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -31,9 +32,11 @@ from fastssl.build_data import (  # noqa: F401 - a part of build
 from fastssl.errors import UserError
 from fastssl.network import CUSTOM as CUSTOM
 from fastssl.network import check_model as check_model
+from fastssl.network import compiled as compiled
 from fastssl.network import network as network
+from fastssl.network import replays_graphs as replays_graphs
 from fastssl.network import sides_px as sides_px
-from fastssl.recipe import Recipe, VicReg, ViewSpec, view_table
+from fastssl.recipe import Recipe, VicReg, ViewSpec, progressive, view_table
 
 
 def device(recipe: Recipe) -> torch.device:
@@ -77,6 +80,19 @@ def views(recipe: Recipe) -> tuple[View, ...]:
 def augment(recipe: Recipe, manifest: dict[str, Any], *, where: torch.device) -> Augment:
     """The recipe's view table, normalised by the data's own mean and standard deviation."""
     return make_augment(recipe, views(recipe), manifest, where=where)
+
+
+def augment_of_epoch(recipe: Recipe, manifest: dict[str, Any], *, where: torch.device) -> Callable[[int], Augment]:
+    """Epoch to its view table: `augment`, or smaller views where the recipe is progressive."""
+    full = augment(recipe, manifest, where=where)
+    if recipe.augment.progressive is None:
+        return lambda epoch: full
+
+    def of_epoch(epoch: int) -> Augment:
+        rows = progressive.views_of_epoch(recipe.augment, epoch, recipe.train.epochs)
+        return replace(full, views=tuple(View(**row.model_dump()) for row in rows))
+
+    return of_epoch
 
 
 def clean_view(recipe: Recipe, manifest: dict[str, Any], *, where: torch.device) -> Augment:

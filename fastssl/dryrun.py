@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastssl import build, models
-from fastssl.recipe import Recipe, dump, view_table
+from fastssl.recipe import Recipe, dump, progressive, view_table
 from fastssl.step import train_step
 
 ESTIMATE_IMAGES = 16
@@ -40,6 +40,7 @@ def describe(recipe: Recipe) -> dict[str, Any]:
         "steps": steps * recipe.train.epochs if steps else None,
         "views": len(rows),
         "view_sides_px": [row.side_px for row in rows],
+        "largest_sides_px": progressive.sides_px(recipe.augment, recipe.train.epochs),
         "features_dim": features_dim,
         "embedding_dim": dim,
         "orthogonality": build.orthogonality(recipe),
@@ -114,7 +115,8 @@ def text_of(record: dict[str, Any], recipe: Recipe) -> str:
     lines = {
         "device": record["device"],
         "images": record["images"] if record["images"] else "known once the data is converted",
-        "views": f"{record['views']} of {sorted(set(record['view_sides_px']), reverse=True)} px",
+        "views": f"{record['views']} of {sorted(set(record['view_sides_px']), reverse=True)} px"
+        + (f", at first of {record['largest_sides_px'][0]} px" if recipe.augment.progressive else ""),
         "shapes": f"images ({recipe.data.batch_size}, H, W, C) uint8 -> features ({record['views']} x "
         f"{recipe.data.batch_size}, {record['features_dim']}) -> embeddings (..., {record['embedding_dim']})",
         "parameters": f"backbone {record['backbone_parameters']:,}, projector {record['projector_parameters']:,}",

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastssl import checkpoint, models
 from fastssl.errors import UserError
-from fastssl.recipe import Recipe, view_table
+from fastssl.recipe import Recipe, progressive, view_table
 
 CUSTOM = "custom"  # model.backbone of a run whose backbone was given as a module
 
@@ -70,10 +70,26 @@ def network(
     return both.to(where).to(memory_format=layout)
 
 
+def compiled(recipe: Recipe, module: torch.nn.Module) -> torch.nn.Module:
+    """The module as the recipe wants it called: itself, or compiled for every shape apart."""
+    mode = recipe.train.compile
+    if not mode:
+        return module
+    made: torch.nn.Module = torch.compile(module, dynamic=False, mode=None if mode is True else mode)  # type: ignore[assignment]
+    return made
+
+
+def replays_graphs(recipe: Recipe) -> bool:
+    """Whether the compiled network's outputs lie in memory that its next call on CUDA overwrites."""
+    return isinstance(recipe.train.compile, str)
+
+
 def sides_px(recipe: Recipe) -> list[int]:
     """Sides of the images that the recipe shows the network, the largest view's first."""
-    views = sorted({row.side_px for row in view_table(recipe.augment)}, reverse=True)
-    return views + ([recipe.evaluate.side_px] if recipe.evaluate.side_px else [])
+    sides = {row.side_px for row in view_table(recipe.augment)} | {
+        *progressive.sides_px(recipe.augment, recipe.train.epochs)
+    }
+    return sorted(sides, reverse=True) + ([recipe.evaluate.side_px] if recipe.evaluate.side_px else [])
 
 
 def start(recipe: Recipe, backbone: torch.nn.Module) -> None:

@@ -188,7 +188,7 @@ def written(facts: Facts, template: Template, base: Recipe, *, device: Device, e
     sizes = f"{facts.side_px} px" if facts.one_size else f"of different sizes, half of them {facts.side_px} px or more"
     channels = "1 channel" if facts.channels == 1 else f"{facts.channels} channels"
     optim, loss = base.optim, base.loss
-    compiled = "\n  compile: true" if base.train.compile else ""
+    compiled = f"\n  compile: {str(base.train.compile).lower()}" if base.train.compile else ""
     return f"""\
 # yaml-language-server: $schema={FILE_NAME}
 # Images: {facts.count:,}, {sizes}, {channels}; labels: {labels}.

@@ -25,6 +25,7 @@ def train_step(
     accumulate_steps: int = 1,
     clip_norm: float | None = None,
     skip_nonfinite: bool = False,
+    replays_graphs: bool = False,
 ) -> Terms:
     """Forward, loss, backward and update.
 
@@ -39,12 +40,15 @@ def train_step(
         clip_norm: largest norm of the whole gradient.
         skip_nonfinite: leave weights, moments and batch statistics as they were when the gradient is not finite;
             costs a wait for the device and a copy of the statistics at every step.
+        replays_graphs: the network replays CUDA graphs; what it gave in the step before is overwritten from here on.
 
     Returns:
         The loss's terms and "gradient_norm" (before clipping), detached, on the device, averaged over the parts;
         with `skip_nonfinite` also "skipped", 0 or 1.
     """
     set_learning_rate(optimizer, lr)
+    if replays_graphs:
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
     kept = [(b, b.clone()) for b in network.buffers()] if skip_nonfinite and isinstance(network, nn.Module) else []
     total: Terms = {}
     parts = list(zip(*(group.chunk(accumulate_steps, dim=1) for group in groups), strict=True))

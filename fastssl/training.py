@@ -20,7 +20,7 @@ from fastssl.errors import UserError
 from fastssl.failure import noted
 from fastssl.interrupts import NAMES, Interrupted, Interrupts
 from fastssl.parallel import agree
-from fastssl.recipe import Recipe, ViewSpec, load, view_table
+from fastssl.recipe import Recipe, ViewSpec, load, progressive, view_table
 from fastssl.resuming import restore, save
 from fastssl.rundir import check_run_dir, write_beginnings
 from fastssl.saving import must_be_whole
@@ -122,10 +122,11 @@ def begin(run: Run) -> None:
 def loop(run: Run, interrupts: Interrupts) -> None:
     """All remaining steps. What is due at a step comes before its checkpoint: a resume skips and repeats nothing."""
     recipe, skipped_in_a_row = run.recipe, 0
-    compiling = recipe.train.compile
+    sides_seen = set[int]()
     with guards.memory_explained(recipe), guards.Watchdog(recipe.train.step_timeout_s) as watchdog:
         while run.step < run.total_steps:
             epoch, start = divmod(run.step, len(run.loader))
+            compiling = new_side(run, epoch, sides_seen) and bool(recipe.train.compile)
             mark = time.perf_counter()
             for groups in views_of_epoch(run, epoch, start):
                 terms = train_step(
@@ -139,6 +140,7 @@ def loop(run: Run, interrupts: Interrupts) -> None:
                     accumulate_steps=recipe.optim.accumulate_steps,
                     clip_norm=recipe.optim.clip_norm,
                     skip_nonfinite=recipe.train.on_nonfinite == "skip",
+                    replays_graphs=build.replays_graphs(recipe),
                 )
                 run.step += 1
                 skipped_in_a_row = watch(run, terms, skipped_in_a_row)
@@ -159,14 +161,28 @@ def loop(run: Run, interrupts: Interrupts) -> None:
                 mark = time.perf_counter()
 
 
+def largest_side_px(run: Run, epoch: int) -> int:
+    return progressive.largest_side_px(run.recipe.augment, epoch, run.recipe.train.epochs)
+
+
+def new_side(run: Run, epoch: int, seen: set[int]) -> bool:
+    """Whether this process has not yet trained on views of this epoch's size; a change of size is told."""
+    side_px = largest_side_px(run, epoch)
+    if side_px in seen:
+        return False
+    if run.recipe.augment.progressive:
+        run.observe({"event": "note", "message": f"Views of up to {side_px} px from epoch {epoch} on."})
+    seen.add(side_px)
+    return True
+
+
 def views_of_epoch(run: Run, epoch: int, start: int) -> Iterator[tuple[Tensor, ...]]:
-    """The views of the epoch's remaining batches, and the clock's share of making them."""
+    """The views of the epoch's remaining batches, and the clock's share of waiting for them."""
+
+    augment = run.augment_of(epoch)
 
     def views(batch: Batch) -> tuple[Tensor, ...]:
-        mark = time.perf_counter()
-        groups = run.augment(batch.images, batch.index_B, epoch, sizes_B2=batch.sizes_B2, offsets_B=batch.offsets_B)
-        run.clock.views_s += time.perf_counter() - mark
-        return groups
+        return augment(batch.images, batch.index_B, epoch, sizes_B2=batch.sizes_B2, offsets_B=batch.offsets_B)
 
     def batches() -> Iterator[Batch]:
         found = run.loader.epoch(epoch, start)
@@ -178,7 +194,14 @@ def views_of_epoch(run: Run, epoch: int, start: int) -> Iterator[tuple[Tensor, .
                 return
             yield batch
 
-    return views_ahead(batches(), views, run.device)
+    ahead = views_ahead(batches(), views, run.device, applier=augment.applier)
+    while True:
+        mark, loaded_s = time.perf_counter(), run.clock.load_s
+        groups = next(ahead, None)
+        run.clock.views_s += time.perf_counter() - mark - (run.clock.load_s - loaded_s)
+        if groups is None:
+            return
+        yield groups
 
 
 def watch(run: Run, terms: Terms, skipped_in_a_row: int) -> int:
@@ -211,7 +234,7 @@ def stop_if_bad(run: Run) -> None:
 
 
 def count_seconds(run: Run, seconds: float, *, compiling: bool) -> None:
-    """Adds a step to the clock; the first one of a compiled network is compilation's, and told once."""
+    """Adds a step to the clock; the first one of a compiled network at a size of views is compilation's, and told."""
     if compiling:
         run.clock.compile_s += seconds
         run.observe({"event": "note", "message": f"torch.compile took {seconds:.0f} s, not counted as training."})
@@ -252,6 +275,7 @@ def log_step(run: Run, terms: Terms) -> None:
     stop_if_bad(run)
     images = run.step * run.recipe.data.batch_size
     train_s = max(run.clock.train_s, 1e-9)
+    side_px = largest_side_px(run, (run.step - 1) // len(run.loader))
     run.record(
         {
             "event": "step",
@@ -266,6 +290,7 @@ def log_step(run: Run, terms: Terms) -> None:
             "views_per_s": round(images * run.views / train_s, 1),
             "load_pct": round(100 * run.clock.load_s / train_s, 2),
             "views_pct": round(100 * run.clock.views_s / train_s, 2),
+            **({"side_px": side_px} if run.recipe.augment.progressive else {}),
         }
     )
 

@@ -105,9 +105,15 @@ def apply(
     return views_VBX.view(len(views), batch, side, side, channels).permute(0, 1, 4, 2, 3)
 
 
+def limit_threads(threads: int) -> None:
+    """Kernels that this thread calls use so many at most."""
+    _local.threads = threads
+
+
 def _threads() -> int:
     """As many as torch uses, so that one setting rules both and ranks of one machine do not crowd it."""
-    threads: int = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+    wanted = getattr(_local, "threads", torch.get_num_threads())
+    threads: int = min(wanted, numba.config.NUMBA_NUM_THREADS)
     numba.set_num_threads(threads)
     return threads
 

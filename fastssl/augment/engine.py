@@ -3,6 +3,7 @@
 B batch, V views, S side of a view, C channels.
 """
 
+import threading
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +13,9 @@ from torch import Tensor
 from fastssl.augment import torch_ops
 from fastssl.augment.draws import draws
 from fastssl.augment.policy import SLOTS, Parameters, View, parameters
+
+# numba's simplest threading layer, the one that is always there, ends the process when two threads use it at once
+_turn = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,14 @@ class Augment:
         """
         if sizes_B2 is None:
             sizes_B2 = _equal_sizes(images)
+        if self.applier == "cpu":
+            with _turn:
+                return self._made(images, index_B, epoch, sizes_B2, offsets_B)
+        return self._made(images, index_B, epoch, sizes_B2, offsets_B)
+
+    def _made(
+        self, images: Tensor, index_B: Tensor, epoch: int | Tensor, sizes_B2: Tensor, offsets_B: Tensor | None
+    ) -> tuple[Tensor, ...]:
         drawn = self.parameters(index_B, epoch, sizes_B2)
         return tuple(
             _apply(self, images, sizes_B2, offsets_B, drawn.rows(first, last), self.views[first:last])

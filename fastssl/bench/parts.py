@@ -29,7 +29,10 @@ STILL_LR = 1e-9
 
 @dataclass
 class Parts:
-    """Everything one step needs. `network` is compiled where the recipe says so, `plain` never."""
+    """Everything one step needs. `network` is compiled where the recipe says so, `plain` never.
+
+    Views have their full sides: of a progressive recipe these are the last epochs' steps.
+    """
 
     recipe: Recipe
     where: torch.device
@@ -52,9 +55,14 @@ class Parts:
         return ((batch, epoch) for epoch in count() for batch in self.loader.epoch(epoch))
 
     def trained_on(self) -> Iterator[Views]:
-        """The views of batch after batch, for ever, made as training makes them: on CUDA while a step runs."""
+        """The views of batch after batch, for ever, made as training makes them, while a step runs."""
         for epoch in count():
-            yield from views_ahead(self.loader.epoch(epoch), partial(self.views, epoch=epoch), self.where)
+            yield from views_ahead(
+                self.loader.epoch(epoch),
+                partial(self.views, epoch=epoch),
+                self.where,
+                applier=self.augment.applier,
+            )
 
     def views(self, batch: Batch, epoch: int) -> Views:
         return self.augment(batch.images, batch.index_B, epoch, sizes_B2=batch.sizes_B2, offsets_B=batch.offsets_B)
@@ -72,6 +80,7 @@ class Parts:
             scaler=self.scaler,
             accumulate_steps=optim.accumulate_steps,
             clip_norm=optim.clip_norm,
+            replays_graphs=build.replays_graphs(self.recipe),
         )
 
     def phases(self, batches: Iterator[tuple[Batch, int]], wait: Callable[[], None]) -> dict[str, float]:
@@ -116,7 +125,7 @@ def parts(recipe: Recipe) -> Parts:
         loader=build.loader(recipe, data.path, sets.train, where=where),
         augment=build.augment(recipe, manifest, where=where),
         plain=plain,
-        network=torch.compile(plain) if recipe.train.compile else plain,
+        network=build.compiled(recipe, plain),
         loss=build.loss(recipe),
         optimizer=build.optimizer(recipe, plain, where=where),
         scaler=torch.amp.GradScaler(where.type) if recipe.train.precision == "fp16" else None,

@@ -78,7 +78,7 @@ def step(recipe: Recipe, *, seconds: float, only: list[str] | None = None, round
     steps: dict[str, Step] = {}
     notes: list[str] = []
     where = build.device(recipe)
-    for name, changes in chosen(settings(recipe), only).items():
+    for name, changes in chosen(settings(recipe, where), only).items():
         try:
             made = parts(load(recipe, changes))
             steps[name] = training(made) if name == "as trained" else fixed(made)
@@ -96,7 +96,7 @@ def step(recipe: Recipe, *, seconds: float, only: list[str] | None = None, round
     return result
 
 
-def settings(recipe: Recipe) -> dict[str, list[str]]:
+def settings(recipe: Recipe, where: torch.device) -> dict[str, list[str]]:
     """Name to changes: the recipe fed a fixed batch and as trained, then each setting that matters turned over."""
     train = recipe.train
     other = "fp32" if train.precision != "fp32" else "bf16"
@@ -104,6 +104,8 @@ def settings(recipe: Recipe) -> dict[str, list[str]]:
     changes = {
         f"{name}={str(value).lower()}": [f"train.{name}={str(value).lower()}"] for name, value in flipped.items()
     }
+    if where.type == "cuda" and train.compile != "reduce-overhead":  # what it adds to compiling is CUDA graphs
+        changes["compile=reduce-overhead"] = ["train.compile=reduce-overhead"]
     return {"fixed batch": [], "as trained": [], f"precision={other}": [f"train.precision={other}"], **changes}
 
 

@@ -10,8 +10,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from fastssl.errors import UserError
+from fastssl.recipe import progressive
 from fastssl.recipe.presets import ViewTableError, view_table
-from fastssl.recipe.schema import BarlowTwins, Recipe, VicReg, ViewSpec
+from fastssl.recipe.schema import BarlowTwins, Progressive, Recipe, VicReg, ViewSpec
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 16
@@ -143,10 +144,12 @@ def validate(tree: dict[str, Any], origin: str) -> Recipe:
 
 def disagreements(recipe: Recipe) -> list[str]:
     """Problems that need more than one field to see."""
-    found = []
+    found = list[str]()
     data, augment, optim = recipe.data, recipe.augment, recipe.optim
     if augment.rows is not None and len(augment.rows) < 2:
         found.append("augment.rows has fewer than 2 views; the losses compare views, so write at least two")
+    else:
+        found += progressive.disagreements(augment, recipe.train.epochs)
     part, rest = divmod(data.batch_size, optim.accumulate_steps)
     if rest or part < 2:
         found.append(
@@ -155,6 +158,11 @@ def disagreements(recipe: Recipe) -> list[str]:
         )
     if optim.warmup_epochs > recipe.train.epochs:
         found.append(f"optim.warmup_epochs {optim.warmup_epochs:g} is longer than train.epochs {recipe.train.epochs}")
+    if isinstance(recipe.train.compile, str) and optim.accumulate_steps > 1:
+        found.append(
+            f"train.compile {recipe.train.compile} replays graphs whose gradients the next part would overwrite, so it "
+            f"does not go with optim.accumulate_steps {optim.accumulate_steps}; set train.compile to true"
+        )
     if not recipe.model.projector and recipe.loss.orthogonality == "auto":
         found.append("model.projector is empty, so D is not known and loss.orthogonality must be a number")
     return found
@@ -186,6 +194,8 @@ def short(value: Any) -> str:
 
 def known_keys(sections: list[str]) -> list[str]:
     """The keys allowed at a place of the recipe."""
+    if sections == ["augment", "progressive"]:
+        return list(Progressive.model_fields)
     if sections and sections[0] == "augment" and len(sections) > 1:
         return list(ViewSpec.model_fields)
     if sections == ["loss"]:

@@ -99,6 +99,16 @@ class ViewSpec(Section):
         return self
 
 
+class Progressive(Section):
+    """Smaller views at first: their largest side grows in steps over the epochs to that of the view table."""
+
+    from_px: Annotated[int, Field(ge=4, le=MAX_SIDE_PX)] = Field(description="Largest side of the first epoch's views.")
+    until: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.75, description="Share of the epochs after which views have their full side."
+    )
+    step_px: Annotated[int, Field(ge=1, le=MAX_SIDE_PX)] = Field(8, description="What the side grows by at a time.")
+
+
 class Augment(Section):
     """The view table: `views` rows of a preset, `all` changed in every row, or `rows` written out."""
 
@@ -114,6 +124,7 @@ class Augment(Section):
     rows: tuple[dict[str, Any], ...] | None = Field(
         None, description="One entry a view, each changing fields of the preset's row."
     )
+    progressive: Progressive | None = Field(None, description="Start with smaller views, which cost less.")
     applier: Literal["auto", "torch", "cpu", "cuda"] = "auto"
 
 
@@ -186,7 +197,10 @@ class Train(Section):
     epochs: Count
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     channels_last: bool = True
-    compile: bool = False
+    compile: bool | Literal["reduce-overhead", "max-autotune"] = Field(
+        False,
+        description="torch.compile for the network; its modes reduce-overhead and max-autotune replay CUDA graphs too.",
+    )
     tf32: bool = Field(True, description="CUDA: products that stay float32 may use TF32.")
     deterministic: bool = Field(False, description="Only kernels that repeat their bits; slower on CUDA.")
     log_every_steps: Count = 10
