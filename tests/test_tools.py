@@ -9,9 +9,9 @@ import pytest
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
 
 
-def offline_wheels(*words: str) -> subprocess.CompletedProcess[str]:
+def offline_wheels(*words: str, cwd: Path = TOOLS.parent) -> subprocess.CompletedProcess[str]:
     command = ["bash", str(TOOLS / "offline_wheels.sh"), *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=cwd)
 
 
 @pytest.mark.parametrize("script", sorted(TOOLS.glob("*.sh")), ids=lambda path: path.name)
@@ -21,18 +21,19 @@ def test_scripts_parse(script: Path) -> None:
 
 
 def test_a_dry_run_names_every_command_and_does_none(tmp_path: Path) -> None:
-    folder = tmp_path / "my wheels"
-    done = offline_wheels("--dry-run", "--extras", "ffcv,report", "--python", "python3.11", str(folder))
+    folder = "my wheels"  # where the caller stands, not in the repository
+    done = offline_wheels("--dry-run", "--extras", "ffcv,report", "--python", "python3.11", folder, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     commands = [shlex.split(line) for line in done.stdout.splitlines()]
-    assert ["bash", "tools/build_ffcv_wheel.sh", "python3.11", str(folder)] in commands
+    assert ["bash", str(TOOLS / "build_ffcv_wheel.sh"), "python3.11", folder] in commands
     download = next(words for words in commands if "wheel" in words)
     assert download[:4] == ["python3.11", "-m", "pip", "wheel"]
-    assert download[-1] == ".[ffcv,report]"
-    assert download[download.index("--constraint") + 1] == "constraints.txt"
+    assert download[download.index("--wheel-dir") + 1] == folder
+    assert download[-1] == f"{TOOLS.parent}[ffcv,report]"
+    assert download[download.index("--constraint") + 1] == str(TOOLS.parent / "constraints.txt")
     assert commands[-1][-1] == "fastssl-vision[ffcv,report]"
-    assert commands[-1][commands[-1].index("--find-links") + 1] == str(folder)
-    assert not folder.exists()
+    assert commands[-1][commands[-1].index("--find-links") + 1] == "."
+    assert not list(tmp_path.iterdir())
 
 
 def test_ffcv_is_built_only_when_asked_for() -> None:
