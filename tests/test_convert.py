@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -431,6 +433,54 @@ def test_a_journal_of_other_options_is_not_believed(tmp_path):
     convert("shapes", tmp_path / "o.beton", count=200, seed=2, resume=True)
     convert("shapes", tmp_path / "fresh.beton", count=200, seed=2)
     assert (tmp_path / "o.beton").read_bytes() == (tmp_path / "fresh.beton").read_bytes()
+
+
+STUCK = """
+import sys, time
+from fastssl.data.convert import convert
+
+def wait(done, total):
+    print(done, flush=True)
+    time.sleep(600)
+
+convert("shapes", sys.argv[1], count=2000, progress=wait, format=sys.argv[2], workers=1)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no way to ask whether a process lives")
+@pytest.mark.parametrize("format", ["beton", "webdataset"])
+def test_what_a_killed_conversion_left_goes_with_the_next_one_and_nothing_else_does(tmp_path, format):
+    """Two real processes stopped in the middle of writing, of which one is killed."""
+    out = tmp_path / "out"
+    started = [
+        subprocess.Popen([sys.executable, "-c", STUCK, str(out), format], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    try:
+        assert all(int(process.stdout.readline()) > 0 for process in started)
+        killed, alive = started
+        killed.kill()
+        killed.wait()
+
+        def hidden(process):
+            return [name for name in os.listdir(tmp_path) if f".{process.pid}." in name]
+
+        assert hidden(killed)
+        living = hidden(alive)
+        others = [".out.beton.77.0123abcd.part", f".out.01234567.{killed.pid}.0123abcd.part", ".out.resume"]
+        for name in others:  # of another version, of another machine, and what --resume needs
+            (tmp_path / name).touch()
+        convert("shapes", tmp_path / "another", count=20, format=format)
+        assert hidden(killed)
+        convert("shapes", out, count=20, format=format)
+        assert not [name for name in hidden(killed) if name not in others]
+        assert hidden(alive) == living
+        assert {*others, "out", "out.json"} <= set(os.listdir(tmp_path))
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+            process.stdout.close()
 
 
 def test_memory_does_not_grow_with_the_set(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from .prepare import Mode, Shape
 from .sources import SPLITS, open_source
 from .sources.base import Source, Stream, renumber
 from .spool import spool
-from .storage import parents
+from .storage import parents, remove_abandoned
 from .store import Job, Progress, check_target, made, place
 from .subset import choose
 from .threads import cpu_count
@@ -93,12 +93,15 @@ def convert(
     job = Job(shape, shard_bytes, on_error, workers or cpu_count(), resume, progress or _silent, options)
     out = Path(out)
     val_out = out.with_name(f"{out.stem}.val{out.suffix}") if val_count else None
-    for target in (out, val_out) if val_out else (out,):
+    targets = (out, val_out) if val_out else (out,)
+    for target in targets:
         check_target(target, job)
     opened = open_source(source, split=split, root=root, download=download, seed=seed, count=count, side_px=side_px)
     which = {"seed": seed, "val_count": val_count, "fraction": fraction, "limit": limit, "shuffle": shuffle}
     chosen = bool(val_count or fraction != 1 or limit is not None or shuffle or classes is not None)
     with parents(out.parent):
+        for target in targets:
+            remove_abandoned(target)
         if isinstance(opened, Stream) and not chosen and format == "beton":
             with made(job, out, opened) as whole:
                 return place(whole)
