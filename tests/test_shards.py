@@ -178,7 +178,7 @@ def test_an_older_folder_of_shards_is_replaced_and_any_other_refused(tmp_path):
 def test_one_sample_larger_than_a_shard_gets_its_own(tmp_path):
     with ShardWriter(tmp_path / "out", shard_bytes=3000) as writer:
         for size in (100, 100, 9000, 100):
-            writer.add(png(1) + b"\0" * size, 0)
+            writer.extend([png(1) + b"\0" * size], [0])
     assert [len(index.read_text().splitlines()) - 1 for index in sorted((tmp_path / "out").glob("*.idx"))] == [
         1,
         1,

@@ -134,7 +134,8 @@ def _decode_plain_jpeg(data: bytes) -> np.ndarray | None:
     if colorspace in ("CMYK", "YCCK"):
         return None
     image_HWC = simplejpeg.decode_jpeg(data, colorspace="GRAY" if colorspace.upper() == "GRAY" else "RGB")
-    return _upright(image_HWC, _orientation(data))
+    orientation = _orientation(data)
+    return image_HWC if orientation == 1 else _upright(image_HWC, orientation)
 
 
 def _decode_pillow(data: bytes) -> np.ndarray:

@@ -79,7 +79,6 @@ def _next(file: BinaryIO) -> bytes | None:
 
 
 def _pack(run: Run) -> bytes:
-    assert run.sums_2C is not None
     arrays = [(d.shape, d.dtype.str) if isinstance(d, np.ndarray) else None for d in run.data]
     parts = [d.tobytes() if isinstance(d, np.ndarray) else d for d in run.data]
     head = json.dumps(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import struct
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
-from .prepare import Run
+from .prepare import Run, joined
 from .storage import temporary_name
 
 Manifest = dict[str, Any]
@@ -45,15 +46,14 @@ class Tally:
 
     def add(self, run: Run) -> None:
         """Count a run in."""
-        assert run.sums_2C is not None
         sums = run.sums_2C.tolist()
         old = self.sums_2C or [[0] * self.channels, [0] * self.channels]
         self.sums_2C = [[a + b for a, b in zip(x, y, strict=True)] for x, y in zip(old, sums, strict=True)]
         self.pixels += run.pixels
         self.count += len(run.data)
-        for (height, width), data in zip(run.sizes, run.data, strict=True):
-            self.hash.update(struct.pack("<HHH", height, width, self.channels))
-            self.hash.update(data)
+        heads = (struct.pack("<HHH", *size, self.channels) for size in run.sizes)
+        for piece in joined(itertools.chain.from_iterable(zip(heads, run.data, strict=True))):
+            self.hash.update(piece)
         for height, width in set(run.sizes):
             low = self.smallest or (height, width)
             self.smallest = (min(low[0], height), min(low[1], width))

@@ -1,6 +1,7 @@
 """Numbers for the classes of a stream, which are names until its end, when their sorted order is known."""
 
 from array import array
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +22,12 @@ class Numbering:
         self._numbers: dict[str, int] = {}  # names in order of appearance
         self.changed = False
 
-    def number(self, label: int | str) -> int:
-        """The label itself where it is a number, else a number for the time being."""
-        number = label if isinstance(label, int) else self._numbers.setdefault(label, len(self._numbers))
-        self._labels.append(number)
-        return number
+    def number(self, labels: Iterable[int | str]) -> list[int]:
+        """The labels themselves where they are numbers, else numbers for the time being."""
+        known = self._numbers
+        numbers = [label if isinstance(label, int) else known.setdefault(label, len(known)) for label in labels]
+        self._labels.extend(numbers)
+        return numbers
 
     def finish(self, source: Source) -> tuple[tuple[str, ...], NDArray[np.int64]]:
         """Class names and final labels, int64 (N,)."""

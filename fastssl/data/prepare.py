@@ -5,7 +5,7 @@ H W height and width in pixels, C channels.
 
 import dataclasses
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import numba
@@ -18,6 +18,7 @@ from .sources.base import Item
 
 MAX_SIDE_PX = 65535  # what 16 bits of a .beton's record can say
 FULL_BYTES = 64 << 20  # of pixels in one run, whatever the guess that chose its items
+_PIECE_BYTES = 1 << 20
 Mode = Literal["raw", "jpg", "smart"]
 
 
@@ -50,22 +51,22 @@ class Run:
     """Prepared samples of one run of items, and what they add to the channel statistics.
 
     Attributes:
+        sums_2C: sum of pixel values and of their squares, by channel; a run is far too short to overflow.
         data: as it will be stored: pixels (H, W, C) or the bytes of a file.
         sizes: (height, width) of each.
         labels, keys: of each.
         refused: (key, reason) of items that could not be read.
-        sums_2C: int64 sum of pixel values and of their squares, by channel; a run is far too short to overflow.
         pixels: number of pixels summed.
         pixel_bytes: of the same pixels, decoded.
         rest: the items that were left when the run was full; they may turn out to be none.
     """
 
+    sums_2C: NDArray[np.int64]
     data: list[np.ndarray | bytes] = dataclasses.field(default_factory=list)
     sizes: list[tuple[int, int]] = dataclasses.field(default_factory=list)
     labels: list[int | str] = dataclasses.field(default_factory=list)
     keys: list[str] = dataclasses.field(default_factory=list)
     refused: list[tuple[str, str]] = dataclasses.field(default_factory=list)
-    sums_2C: NDArray[np.int64] | None = None
     pixels: int = 0
     pixel_bytes: int = 0
     rest: Iterator[Item] | None = None
@@ -73,37 +74,61 @@ class Run:
 
 def prepare(items: Iterator[Item], shape: Shape) -> Run:
     """Decode, fit and encode items in order until the run is full; what cannot be read goes to `refused`."""
-    run = Run(sums_2C=np.zeros((2, shape.channels), np.int64))
-    assert run.sums_2C is not None
+    run = Run(np.zeros((2, shape.channels), np.int64))
+    for piece in joined(_fill(run, items, shape)):
+        values = np.frombuffer(piece, shape.dtype)
+        values.flags.writeable = False  # as those of joined bytes are: the kernel is compiled for one kind
+        _add_moments(values, run.sums_2C)
+        run.pixels += len(values) // shape.channels
+    return run
+
+
+def _fill(run: Run, items: Iterator[Item], shape: Shape) -> Iterator[np.ndarray]:
+    """Append prepared items to the run until it is full; yields their pixels."""
     for item in items:
         try:
             image_HWC, stored = _prepare_one(item, shape)
         except ValueError as error:
             run.refused.append((item.key, str(error)))
             continue
-        _add_moments(image_HWC.reshape(len(image_HWC), -1), run.sums_2C)
-        run.pixels += image_HWC.shape[0] * image_HWC.shape[1]
         run.pixel_bytes += image_HWC.nbytes
         run.data.append(stored)
-        run.sizes.append((image_HWC.shape[0], image_HWC.shape[1]))
+        run.sizes.append(image_HWC.shape[:2])
         run.labels.append(item.label)
         run.keys.append(item.key)
+        yield image_HWC
         if run.pixel_bytes > FULL_BYTES:
             run.rest = items
-            break
-    return run
+            return
+
+
+def joined(parts: Iterable[np.ndarray | bytes]) -> Iterator[memoryview | bytes]:
+    """The same bytes in pieces of about 1 MiB: a call for each small part would cost more than the work on it.
+
+    Parts are contiguous; larger ones are handed on as they are.
+    """
+    held: list[memoryview | bytes] = []
+    size = 0
+    for part in parts:
+        held.append(part.data if isinstance(part, np.ndarray) else part)
+        size += part.nbytes if isinstance(part, np.ndarray) else len(part)
+        if size >= _PIECE_BYTES:
+            yield held[0] if len(held) == 1 else b"".join(held)
+            held, size = [], 0
+    if held:
+        yield b"".join(held)
 
 
 def _prepare_one(item: Item, shape: Shape) -> tuple[np.ndarray, np.ndarray | bytes]:
     """The image's pixels and what to store of it."""
     data = item.data
-    if isinstance(data, Exception):
-        raise data if isinstance(data, ValueError) else ValueError(str(data))
     if isinstance(data, bytes):
         image_HWC = decode.decode_image(data, key=item.key, channels=shape.channels)
+    elif isinstance(data, Exception):
+        raise data if isinstance(data, ValueError) else ValueError(str(data))
     else:
-        image_HWC = decode.to_channels(data, shape.channels, key=item.key)
-    if max(image_HWC.shape) > MAX_SIDE_PX and shape.side_px is None and shape.max_side_px is None:
+        image_HWC = decode.to_channels(np.ascontiguousarray(data), shape.channels, key=item.key)
+    if image_HWC.size > MAX_SIDE_PX and max(image_HWC.shape) > MAX_SIDE_PX and not (shape.side_px or shape.max_side_px):
         raise ValueError(f"{item.key!r} is {image_HWC.shape[1]}x{image_HWC.shape[0]}, longer than {MAX_SIDE_PX}")
     fitted_HWC = _fit(_scale_range(image_HWC, shape.dtype), shape)
     as_jpeg = shape.mode == "jpg" or (shape.mode == "smart" and fitted_HWC.nbytes > shape.smart_bytes)
@@ -149,14 +174,20 @@ def _scale_range(image_HWC: np.ndarray, dtype: str) -> np.ndarray:
 
 
 @numba.njit(cache=True, nogil=True)
-def _add_moments(rows_HX: np.ndarray, sums_2C: np.ndarray) -> None:
-    """Add the sum and the sum of squares of each channel, exactly; X = W*C, channels innermost."""
-    columns_2X = np.zeros((2, rows_HX.shape[1]), np.uint64)  # whole rows at a time: the compiler makes vectors of it
-    for row in range(rows_HX.shape[0]):
-        for x in range(rows_HX.shape[1]):
-            value = np.uint64(rows_HX[row, x])
+def _add_moments(values: np.ndarray, sums_2C: np.ndarray) -> None:
+    """Add the sum and the sum of squares of each channel, exactly; channels are innermost in `values`."""
+    channels = sums_2C.shape[1]
+    columns_2X = np.zeros((2, 64 * channels), np.uint64)  # whole rows of them: the compiler makes vectors of it
+    rest = len(values) % columns_2X.shape[1]
+    for row in values[: len(values) - rest].reshape(-1, 64 * channels):
+        for x in range(len(row)):
+            value = np.uint64(row[x])
             columns_2X[0, x] += value
             columns_2X[1, x] += value * value
-    for x in range(rows_HX.shape[1]):
-        sums_2C[0, x % sums_2C.shape[1]] += np.int64(columns_2X[0, x])
-        sums_2C[1, x % sums_2C.shape[1]] += np.int64(columns_2X[1, x])
+    for x in range(rest):
+        value = np.uint64(values[len(values) - rest + x])
+        columns_2X[0, x] += value
+        columns_2X[1, x] += value * value
+    for x in range(columns_2X.shape[1]):
+        sums_2C[0, x % channels] += np.int64(columns_2X[0, x])
+        sums_2C[1, x % channels] += np.int64(columns_2X[1, x])

@@ -53,9 +53,10 @@ def _some(items: Iterator[Item], count: int) -> Iterator[Item]:
     size = 0
     for item in itertools.islice(items, count):
         yield item
-        size += len(item.data) if isinstance(item.data, bytes) else 0
-        if size > _ENCODED_BYTES:
-            return
+        if isinstance(item.data, bytes):
+            size += len(item.data)
+            if size > _ENCODED_BYTES:
+                return
 
 
 class _Pace:

@@ -7,6 +7,7 @@ costs nothing, because the writer knows each offset.
 import contextlib
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -42,8 +43,12 @@ class ShardWriter:
         with writing(self.folder):
             self._temporary.mkdir()
 
-    def add(self, data: np.ndarray | bytes, label: int = -1) -> None:
-        """Append one encoded image (never pixels), and its label unless that is -1."""
+    def extend(self, images: Sequence[np.ndarray | bytes], labels: Sequence[int]) -> None:
+        """Append encoded images (never pixels), and their labels unless those are -1."""
+        for data, label in zip(images, labels, strict=True):
+            self._add(data, label)
+
+    def _add(self, data: np.ndarray | bytes, label: int) -> None:
         assert isinstance(data, bytes)
         key = f"{self.count:09d}"
         members = [("jpg" if data[:2] == b"\xff\xd8" else "png", data)]

@@ -30,7 +30,7 @@ def spool(stream: Stream, folder: Path, *, tick: Callable[[int], None]) -> Itera
         for item in stream.items():
             with writing(folder):
                 offsets.append(offsets[-1] + _put(item, file))
-            numbering.number(item.label)
+            numbering.number((item.label,))
             tick(len(offsets) - 1)
         with writing(folder):
             file.flush()

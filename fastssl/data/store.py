@@ -112,8 +112,7 @@ def _write(
             if run.refused and job.on_error == "fail":
                 raise UserError(run.refused[0][1], "Mend or remove it, or set on_error to skip.")
             tally.add(run)
-            for data, label in zip(run.data, run.labels, strict=True):
-                writer.add(data, numbering.number(label))
+            writer.extend(run.data, numbering.number(run.labels))
             job.progress(tally.count + tally.skipped_count, total)
         if not tally.count:
             raise UserError(f"{source.name}: no image could be read", "See whether it holds images at all.")

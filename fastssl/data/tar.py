@@ -7,6 +7,7 @@ files are named and refused; nothing larger than the limit is ever held.
 
 import bz2
 import gzip
+import io
 import lzma
 import queue
 import threading
@@ -19,9 +20,12 @@ from ..errors import UserError
 
 _BLOCK = 512
 _CHUNK = 1 << 20
+_COMPRESSED_CHUNK = 1 << 18
 _MAX_NAME_BYTES = 1 << 16  # of a pax or long-name header
 _BOMB_FROM_BYTES, _BOMB_RATIO = 1 << 30, 200  # image files hardly compress again; 200-fold is no data set
-_REGULAR, _DIRECTORY = (b"0", b"\0", b"7"), b"5"
+_ZEROS = bytes(_BLOCK)
+_REGULAR, _EXTENSIONS = (b"0", b"\0", b"7"), (b"x", b"L", b"K", b"g")
+_EMPTY = (b"1", b"2", b"3", b"4", b"5", b"6")  # nothing follows their headers, whatever size they state
 _REFUSED = {
     b"1": "a hard link",
     b"2": "a symbolic link",
@@ -67,44 +71,45 @@ def _members(
     blocks: "_Blocks", max_bytes: int, wanted: Callable[[str], bool]
 ) -> Iterator[tuple[str, bytes | Exception]]:
     longer: dict[str, bytes] = {}  # what extension headers say of the member that follows
-    while (header := blocks.take(_BLOCK)) and header.count(0) != _BLOCK:
+    while (header := blocks.take(_BLOCK)) and header != _ZEROS:
         _check(header)
         kind, size = header[156:157], _number(header[124:136])
-        if kind in (b"x", b"L", b"K", b"g"):
+        if kind in _EXTENSIONS:
             if size > _MAX_NAME_BYTES:
                 raise ValueError(f"an extension header of {size} bytes")
-            text = blocks.take(_padded(size))[:size]
+            text = blocks.take(size, padding=-size % _BLOCK)
             if kind == b"x":
                 longer |= _pax(text)
             elif kind == b"L":
                 longer["path"] = text.rstrip(b"\0")
             continue
-        name = _name(header, longer)
-        size = _possible(int(longer["size"])) if "size" in longer else size
-        sparse = any(key.startswith("GNU.sparse") for key in longer)
-        longer = {}
-        if kind in _REGULAR and not sparse:
-            yield from _file(blocks, name, size, max_bytes, wanted)
-        else:
-            blocks.skip(_padded(size) if kind not in (b"1", b"2", b"3", b"4", b"5", b"6") else 0)
-            reason = "a sparse file" if sparse else _REFUSED.get(kind)
-            if reason and wanted(name):
-                yield name, ValueError(f"{name!r} is {reason}")
+        name = _name(header, longer.get("path"))
+        if longer:
+            size = _possible(int(longer["size"])) if "size" in longer else size
+            if kind in _REGULAR and any(key.startswith("GNU.sparse") for key in longer):
+                kind = b"S"
+            longer = {}
+        contents = _contents(blocks, name, kind, size=size, max_bytes=max_bytes, wanted=wanted)
+        if contents is not None:
+            yield name, contents
 
 
-def _file(
-    blocks: "_Blocks", name: str, size: int, max_bytes: int, wanted: Callable[[str], bool]
-) -> Iterator[tuple[str, bytes | Exception]]:
-    if name.endswith("/") or not (wanted(name) or leaves(name)):
-        blocks.skip(_padded(size))
-    elif leaves(name):
-        blocks.skip(_padded(size))
-        yield name, ValueError(f"{name!r} leaves the archive's folder")
-    elif size > max_bytes:
-        blocks.skip(_padded(size))
-        yield name, ValueError(f"{name!r} has {size} bytes, the limit is {max_bytes}")
-    else:
-        yield name, blocks.take(_padded(size))[:size]
+def _contents(
+    blocks: "_Blocks", name: str, kind: bytes, *, size: int, max_bytes: int, wanted: Callable[[str], bool]
+) -> bytes | Exception | None:
+    """Pass over a member; its contents, why it is refused, or None where it is not wanted."""
+    outside, regular = leaves(name), kind in _REGULAR
+    if regular and size <= max_bytes and not outside and not name.endswith("/") and wanted(name):
+        return blocks.take(size, padding=-size % _BLOCK)
+    if kind not in _EMPTY:
+        blocks.skip(size + -size % _BLOCK)
+    if not regular:
+        return ValueError(f"{name!r} is {_REFUSED[kind]}") if kind in _REFUSED and wanted(name) else None
+    if name.endswith("/") or not (outside or wanted(name)):
+        return None
+    if outside:
+        return ValueError(f"{name!r} leaves the archive's folder")
+    return ValueError(f"{name!r} has {size} bytes, the limit is {max_bytes}")
 
 
 def leaves(name: str) -> bool:
@@ -112,14 +117,11 @@ def leaves(name: str) -> bool:
     return name.startswith("/") or (".." in name and ".." in name.replace("\\", "/").split("/"))
 
 
-def _padded(size: int) -> int:
-    return -(-size // _BLOCK) * _BLOCK
-
-
 def _check(header: bytes) -> None:
     """Hold the header's checksum against its bytes (modulo 65521, adler32's sum: one call, not 512 additions)."""
-    stated = int(header[148:156].strip(b"\0 ") or b"0", 8)
-    summed = (zlib.adler32(header) & 0xFFFF) - 1 - sum(header[148:156]) + 8 * 32
+    field = header[148:156]  # counts as eight spaces
+    stated = int(field.strip(b"\0 ") or b"0", 8)
+    summed = (zlib.adler32(header) & 0xFFFF) - (zlib.adler32(field) & 0xFFFF) + 8 * 32
     if (summed - stated) % 65521:
         raise ValueError("a header's checksum is wrong")
 
@@ -139,12 +141,12 @@ def _possible(size: int) -> int:
     return size
 
 
-def _name(header: bytes, longer: dict[str, bytes]) -> str:
-    raw = longer.get("path")
+def _name(header: bytes, longer: bytes | None) -> str:
+    raw = longer
     if raw is None:
         raw = header[:100].partition(b"\0")[0]
-        prefix = header[345:500].partition(b"\0")[0] if header[257:263] == b"ustar\0" else b""
-        raw = prefix + b"/" + raw if prefix else raw
+        if header[345] and header[257:263] == b"ustar\0":
+            raw = header[345:500].partition(b"\0")[0] + b"/" + raw
     return raw.decode("utf-8", "surrogateescape")
 
 
@@ -159,6 +161,20 @@ def _pax(text: bytes) -> dict[str, bytes]:
         if not record:
             raise ValueError("a pax header is malformed")
     return records
+
+
+class _Generous:
+    """Gives a decompressor that asks for a buffer's fill more than that: after each one it waits for the interpreter.
+
+    The decoding threads leave it little of that: with fills of 8 KiB an archive of small JPEGs came 15 % slower.
+    """
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self._raw = raw
+
+    def read(self, size: int = -1) -> bytes:
+        """`size` bytes where they are few, as gzip's header has them."""
+        return self._raw.read(max(size, _COMPRESSED_CHUNK) if size >= io.DEFAULT_BUFFER_SIZE else size)
 
 
 class _Blocks:
@@ -177,7 +193,7 @@ class _Blocks:
                 start = raw.read(6)
                 raw.seek(0)
                 opener = next((o for magic, o in _OPENERS.items() if start.startswith(magic)), None)
-                stream = raw if opener is None else cast(BinaryIO, opener(raw))
+                stream = raw if opener is None else cast(BinaryIO, opener(_Generous(raw)))
                 total = 0
                 while not self._closed.is_set() and (chunk := stream.read(_CHUNK)):
                     total += len(chunk)
@@ -198,12 +214,13 @@ class _Blocks:
         self._buffer, self._at = self._buffer[self._at :] + chunk, 0
         return True
 
-    def take(self, size: int) -> bytes:
-        """The next `size` bytes; b"" at the very end, ValueError when it comes in the middle."""
-        if len(self._buffer) - self._at < size:
-            return self._take_far(size)
-        start, self._at = self._at, self._at + size
-        return self._buffer[start : self._at]
+    def take(self, size: int, *, padding: int = 0) -> bytes:
+        """The next `size` bytes, passing over as many more; b"" at the very end, ValueError when it comes before."""
+        start, end = self._at, self._at + size
+        if end + padding > len(self._buffer):
+            return self._take_far(size + padding)[:size]
+        self._at = end + padding
+        return self._buffer[start:end]
 
     def _take_far(self, size: int) -> bytes:
         parts = [self._buffer[self._at :]]

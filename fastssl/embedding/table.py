@@ -58,8 +58,7 @@ class Table:
             self.features.write(np.ascontiguousarray(h_BF, np.float32).tobytes())
             self.names.writelines(json.dumps(key) + "\n" for key in keys)
         self.count += len(h_BF)
-        for label in labels:
-            self.numbering.number(label)
+        self.numbering.number(labels)
 
     def write_header(self) -> None:
         """numpy leaves room in the header for the number of rows to grow, so it can be written again at the end."""

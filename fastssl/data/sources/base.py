@@ -42,8 +42,7 @@ SPLITS = {
 }
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Item:
+class Item(NamedTuple):
     """One image as the source holds it.
 
     Attributes:
@@ -104,6 +103,8 @@ def is_image_name(name: str) -> bool:
     _, dot, suffix = name.rpartition(".")
     if "." + suffix.lower() not in IMAGE_SUFFIXES or not dot:
         return False
+    if "/." not in "/" + name and "__MACOSX" not in name:  # nearly all names, and they are many
+        return True
     return not any((p.startswith(".") and p not in (".", "..")) or p == "__MACOSX" for p in name.split("/"))
 
 
@@ -236,6 +237,6 @@ def renumber(source: Indexed, classes: tuple[str, ...]) -> Indexed:
     labels_N = table[source.labels_N]  # -1 picks the last entry, -1
 
     def read(index: int) -> Item:
-        return dataclasses.replace(source.read(index), label=int(labels_N[index]))
+        return source.read(index)._replace(label=int(labels_N[index]))
 
     return Indexed(source.name, classes, labels_N, read)
