@@ -11,10 +11,18 @@ from test_torch_ops import FLAT_JITTER, MEAN_C, SINGLE, SIZES, run
 from fastssl.augment import cpu
 from fastssl.augment.draws import draws
 from fastssl.augment.engine import Augment
-from fastssl.augment.policy import View
+from fastssl.augment.policy import SLOTS, View, parameters
 
 SMOOTH = replace(EVERYTHING, solarize_p=0, posterize_p=0)
 CASES = SINGLE | {"linear hue": replace(FLAT_JITTER, hue=0.5, hue_mode="linear")}
+
+
+MIXED = (
+    EVERYTHING,
+    replace(EVERYTHING, crop="pad", pad_px=5, blur_sigma_max_px=9.0, side_px=16),
+    *(replace(EVERYTHING, crop=crop, area_max=0.7, cutout_fraction=0.3) for crop in ("center", "resize", "none")),
+    replace(EVERYTHING, aspect_min=2.0, aspect_max=9.0, area_min=0.6),  # few of these boxes fit
+)
 
 
 def engine(view: View, applier: str, dtype: torch.dtype = torch.float32) -> Augment:
@@ -25,6 +33,13 @@ def test_draws_are_the_same_bits():
     index_B = torch.tensor([0, 1, 10**12])
     same = cpu.draws(-5, torch.tensor(4), index_B, views=3, slots=42)
     assert torch.equal(same, draws(-5, 4, index_B, views=3, slots=42))
+
+
+def test_parameters_are_the_same_numbers():
+    sizes_B2 = torch.randint(1, 400, (500, 2), generator=torch.Generator().manual_seed(0))
+    drawn_BVS = draws(3, 1, torch.arange(500), views=len(MIXED), slots=SLOTS)
+    found, expected = cpu.parameters(MIXED, drawn_BVS, sizes_B2), parameters(MIXED, drawn_BVS, sizes_B2)
+    assert torch.equal(found.packed_BVP, expected.packed_BVP)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -81,12 +96,21 @@ def test_bits_do_not_depend_on_the_cut_the_order_or_the_threads():
         torch.set_num_threads(threads)
 
 
-def test_bfloat16_is_rounded_to_nearest():
-    images, index_B = pictures(16, 21, 34), torch.arange(16)
-    (wide,) = engine(EVERYTHING, "cpu")(images, index_B, 5)
-    (narrow,) = engine(EVERYTHING, "cpu", torch.bfloat16)(images, index_B, 5)
+@pytest.mark.parametrize("view", [EVERYTHING, SINGLE["crop"], SINGLE["bicubic crop"], SINGLE["pad"]])
+def test_bfloat16_is_rounded_to_nearest(view: View):
+    images, index_B = pictures(16, 32, 32), torch.arange(16)
+    (wide,) = engine(view, "cpu")(images, index_B, 5)
+    (narrow,) = engine(view, "cpu", torch.bfloat16)(images, index_B, 5)
     assert narrow.dtype == torch.bfloat16
     assert torch.equal(narrow, wide.to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("name", ["crop", "bicubic crop", "pad", "flips"])
+def test_views_without_colour_are_normalised_as_the_others(name: str):
+    view, images, index_B = SINGLE[name], pictures(8, 32, 32), torch.arange(8)
+    (found,) = engine(view, "cpu")(images, index_B, 5)
+    assert (found - engine(view, "torch")(images, index_B, 5)[0]).abs().max() < 0.05 / 255 / 0.2
+    assert found.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
 
 
 def test_float16_is_converted():
@@ -107,5 +131,5 @@ def test_an_empty_batch_gives_no_views():
 
 
 def test_the_disk_cache_watches_every_file_the_kernel_takes_in():
-    inlined = {f.py_func.__module__ for f in (cpu.resample, cpu.transform, cpu.interleave, cpu.interleave_narrow)}
+    inlined = {f.py_func.__module__ for f in (cpu.resample, cpu.settle, cpu.transform, cpu.interleave)}
     assert {name.rsplit(".", 1)[-1] + ".py" for name in inlined} <= set(cpu.INLINED)

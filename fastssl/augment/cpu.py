@@ -19,17 +19,16 @@ import torch
 from numba import njit, prange
 from torch import Tensor
 
-from fastssl.augment import policy
-from fastssl.augment.cpu_colour import blur_scratch, interleave, interleave_narrow, transform
-from fastssl.augment.cpu_resample import resample
+from fastssl.augment.cpu_colour import blur_scratch, interleave, interleave_narrow, is_plain, narrowed, split, transform
+from fastssl.augment.cpu_lanes import LANES, LINE
+from fastssl.augment.cpu_policy import rows_of, settle
+from fastssl.augment.cpu_resample import BLOCK, resample
 from fastssl.augment.draws import FIRST, GOLDEN, SECOND, UNIT
 from fastssl.augment.policy import Column, Parameters, View, blur_radius_px
 
 Array = npt.NDArray[Any]
 RECORD = np.dtype([(column.name.lower(), np.float32) for column in Column])
-INLINED = ("cpu_colour.py", "cpu_resample.py", "policy.py")
-LINE = 16  # floats in a cache line
-TORCH_GRAIN = 32768  # at::internal::GRAIN_SIZE: the elements below which torch's loops stay on one thread
+INLINED = ("cpu_colour.py", "cpu_lanes.py", "cpu_policy.py", "cpu_resample.py", "policy.py")
 U_GOLDEN, U_FIRST, U_SECOND = np.uint64(GOLDEN), np.uint64(FIRST), np.uint64(SECOND)
 U_27, U_30, U_31, U_40, U_1 = (np.uint64(x) for x in (27, 30, 31, 40, 1))
 
@@ -56,13 +55,11 @@ def draws(seed: int, epoch: int | Tensor, index_B: Tensor, *, views: int, slots:
 
 
 def parameters(views: tuple[View, ...], draws_BVS: Tensor, sizes_B2: Tensor) -> Parameters:
-    """`policy.parameters` in pieces that torch keeps on this thread: waking the others takes longer."""
-    piece = max(1, TORCH_GRAIN // max(1, draws_BVS[:1].numel()))
-    packed_BVP = torch.empty(len(draws_BVS), len(views), len(Column))
-    for first in range(0, len(draws_BVS), piece):
-        some = slice(first, first + piece)
-        packed_BVP[some] = policy.parameters(views, draws_BVS[some], sizes_B2[some]).packed_BVP
-    return Parameters(packed_BVP)
+    """`policy.parameters`, in one pass."""
+    _threads()
+    packed_BVP = np.empty((len(draws_BVS), len(views), len(Column)), dtype=np.float32)
+    settle(STAMP, *rows_of(views), draws_BVS.numpy(), sizes_B2.contiguous().numpy(), packed_BVP.view(RECORD)[..., 0])
+    return Parameters(torch.from_numpy(packed_BVP))
 
 
 def apply(
@@ -81,9 +78,8 @@ def apply(
     """
     batch, side, channels = len(sizes_B2), views[0].side_px, len(mean_C)
     sizes, narrow = sizes_B2.contiguous().numpy(), dtype == torch.bfloat16
-    # numpy asks for huge pages for its large arrays, torch does not: fresh memory is then four times as fast
-    out_VBX = np.empty((len(views), batch, side * side * channels), dtype=np.uint16 if narrow else np.float32)
-    nothing = np.empty((len(views), batch, 0))
+    wide_VBX = _aligned(len(views), batch, 0 if narrow else side * side * channels)
+    narrow_VBX = np.empty((len(views), batch, side * side * channels if narrow else 0), dtype=np.uint16)
     threads = _threads()
     with numba.parallel_chunksize(max(1, batch // (8 * threads))):
         _render(
@@ -96,18 +92,25 @@ def apply(
             np.array([view.hue_mode == "linear" for view in views]),
             np.array(mean_C, dtype=np.float32),
             (1 / np.array(std_C)).astype(np.float32),
-            nothing.astype(np.float32) if narrow else out_VBX,
-            out_VBX if narrow else nothing.astype(np.uint16),
+            wide_VBX,
+            narrow_VBX,
+            _norms(side, mean_C, std_C),
             *_scratch(threads, channels, views, *sizes.max(axis=0, initial=1).tolist()),
         )
-    views_VBX = torch.from_numpy(out_VBX)
-    views_VBX = views_VBX.view(torch.bfloat16) if narrow else views_VBX.to(dtype)
+    views_VBX = torch.from_numpy(narrow_VBX).view(torch.bfloat16) if narrow else torch.from_numpy(wide_VBX).to(dtype)
     return views_VBX.view(len(views), batch, side, side, channels).permute(0, 1, 4, 2, 3)
 
 
 def limit_threads(threads: int) -> None:
     """Kernels that this thread calls use so many at most."""
     _local.threads = threads
+
+
+def _norms(side: int, mean_C: tuple[float, ...], std_C: tuple[float, ...]) -> Array:
+    """Factor and summand of each element of a view's line, for finished pixels and for pixels in [0, 1]."""
+    mean, std = np.array(mean_C), np.array(std_C)
+    norm_22C = np.array([[1 / std, -mean / std], [np.ones_like(std), np.zeros_like(std)]], dtype=np.float32)
+    return np.tile(norm_22C, side + LANES)
 
 
 def _threads() -> int:
@@ -136,9 +139,9 @@ def _scratch(threads: int, channels: int, views: tuple[View, ...], height: int, 
     if getattr(_local, "key", None) != key:
         _local.key = key
         _local.buffers = (
-            _aligned(threads, 2, side * channels * width),
-            _aligned(threads, 2, channels * side * side),
-            _aligned(threads, blur_scratch(side, radius)),
+            _rows(threads, 2, max(side, width + taps) * channels + BLOCK),
+            _rows(threads, 2, channels * side * side),
+            _rows(threads, blur_scratch(side, radius)),
             np.empty((threads, 2, 2, side), dtype=np.int64),
             np.empty((threads, 2, side, taps), dtype=np.float32),
         )
@@ -146,13 +149,21 @@ def _scratch(threads: int, channels: int, views: tuple[View, ...], height: int, 
     return buffers
 
 
-def _aligned(*shape: int) -> Array:
-    """float32 whose rows start on cache lines: a load that straddles two takes twice as long."""
+def _rows(*shape: int) -> Array:
+    """Scratch: float32 zeros whose rows start on cache lines, because a load that straddles two takes twice as long."""
     *rows, wanted = shape
-    pitch = -(-wanted // LINE) * LINE
-    buffer = np.empty(math.prod(rows) * pitch + LINE, dtype=np.float32)
+    buffer = _aligned(*rows, -(-wanted // LINE) * LINE)
+    buffer[:] = 0  # a kernel may read what it gives no weight, and that must be finite
+    return buffer
+
+
+def _aligned(*shape: int) -> Array:
+    """Unset float32 that starts on a cache line. numpy's, because it asks for huge pages and torch does not: fresh
+    memory is then four times as fast."""
+    count = math.prod(shape)
+    buffer = np.empty(count + LINE, dtype=np.float32)
     first = -buffer.ctypes.data // buffer.itemsize % LINE
-    return buffer[first : first + math.prod(rows) * pitch].reshape(*rows, pitch)
+    return buffer[first : first + count].reshape(shape)
 
 
 @njit(cache=True, nogil=True)
@@ -188,24 +199,38 @@ def _render(
     scale_C: Array,
     wide_out_VBX: Array,
     narrow_out_VBX: Array,
-    mixed_T2X: Array,
+    norm_22X: Array,
+    lines_T2X: Array,
     planes_T2X: Array,
     blur_TX: Array,
     spans_T22S: Array,
     weights_T2SK: Array,
 ) -> None:
     """Fill whichever of the two outputs is not empty."""
-    size = max(wide_out_VBX.shape[2], narrow_out_VBX.shape[2])
+    size, narrow = max(wide_out_VBX.shape[2], narrow_out_VBX.shape[2]), narrow_out_VBX.shape[2] > 0
+    side = weights_T2SK.shape[2]
     for b in prange(drawn_BV.shape[0]):
         t = numba.get_thread_id()
         planes_X, spare_X = planes_T2X[t, 0, :size], planes_T2X[t, 1, :size]
-        spans_22S, weights_2SK = spans_T22S[t], weights_T2SK[t]
         for v in range(drawn_BV.shape[1]):
-            place = (source, offset_B[b], pitch_B[b], size_B2[b])
-            scratch = (mixed_T2X[t], planes_X, spare_X, spans_22S, weights_2SK)
-            resample(*place, drawn_BV[b, v], cubic_V[v], len(mean_C), *scratch)
-            transform(planes_X, spare_X, blur_TX[t], spans_22S.shape[2], drawn_BV[b, v], linear_V[v], mean_C)
-            if narrow_out_VBX.shape[2] > 0:
+            drawn = drawn_BV[b, v]
+            place = (source, offset_B[b], pitch_B[b], size_B2[b], drawn, cubic_V[v], len(mean_C))
+            scratch = (lines_T2X[t], spans_T22S[t, 0], spans_T22S[t, 1], weights_T2SK[t])
+            plain = is_plain(drawn)
+            norm_2X, pixels_X = norm_22X[1], spare_X
+            if plain:
+                norm_2X = norm_22X[0]
+                if not narrow:
+                    pixels_X = wide_out_VBX[v, b]
+            leaves = plain and not narrow
+            resample(*place, norm_2X, *scratch, leaves, pixels_X)
+            if plain:
+                if narrow:
+                    narrowed(spare_X, narrow_out_VBX[v, b])
+                continue
+            split(spare_X, side, drawn.turns % 2 == 1, planes_X)
+            transform(planes_X, spare_X, blur_TX[t], side, drawn, linear_V[v], mean_C)
+            if narrow:
                 interleave_narrow(planes_X, mean_C, scale_C, narrow_out_VBX[v, b])
             else:
                 interleave(planes_X, mean_C, scale_C, wide_out_VBX[v, b])

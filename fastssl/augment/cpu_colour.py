@@ -59,6 +59,37 @@ def transform(
 
 
 @jit
+def is_plain(drawn: Any) -> bool:
+    """Whether nothing but the crop and the flips has been drawn."""
+    still = drawn.turns % TWO == ZERO and drawn.rotate_deg == ZERO and drawn.cutout_side == ZERO
+    jittered = drawn.brightness != ONE or drawn.contrast != ONE or drawn.saturation != ONE or drawn.hue != ZERO
+    late = drawn.gray > ZERO or drawn.blur_radius_px > ZERO or drawn.solarize <= ONE or drawn.posterize_bits > ZERO
+    return still and not jittered and not late
+
+
+@jit
+def split(pixels_X: Array, side: int, turned: bool, planes_X: Array) -> None:
+    """Pixels (S, S, C) into planes (C, S, S), transposed if `turned`; then the pixels are lost."""
+    n = side * side
+    channels = len(planes_X) // n
+    if channels == 3:
+        red, green, blue = planes_X[:n], planes_X[n : 2 * n], planes_X[2 * n :]
+        for i in range(n):
+            red[i] = pixels_X[3 * i]
+            green[i] = pixels_X[3 * i + 1]
+            blue[i] = pixels_X[3 * i + 2]
+    else:
+        for c in range(channels):
+            plane = planes_X[c * n : (c + 1) * n]
+            for i in range(n):
+                plane[i] = pixels_X[i * channels + c]
+    if turned:
+        pixels_X[:] = planes_X
+        for first in range(0, len(planes_X), n):
+            transpose(pixels_X[first : first + n], side, side, planes_X[first : first + n])
+
+
+@jit
 def interleave(planes_X: Array, mean_C: Array, scale_C: Array, out_X: Array) -> None:
     """Normalise planes into float32 pixels."""
     channels = len(mean_C)
@@ -99,6 +130,14 @@ def interleave_narrow(planes_X: Array, mean_C: Array, scale_C: Array, out_X: Arr
         bits = bits_X[c * n : (c + 1) * n]
         for i in range(n):
             out_X[i * channels + c] = _narrow(bits[i])
+
+
+@jit
+def narrowed(pixels_X: Array, out_X: Array) -> None:
+    """float32 as bfloat16 bit patterns."""
+    bits_X = pixels_X.view(np.uint32)
+    for i in range(len(out_X)):
+        out_X[i] = _narrow(bits_X[i])
 
 
 @jit

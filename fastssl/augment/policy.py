@@ -159,7 +159,7 @@ class Parameters:
 
 
 @dataclass(frozen=True, slots=True)
-class _Table:
+class Table:
     """A slot's value is low + span * draw. A chance holds p - draw: positive, it happens."""
 
     low_VS: Tensor
@@ -175,7 +175,7 @@ def parameters(views: tuple[View, ...], draws_BVS: Tensor, sizes_B2: Tensor) -> 
         draws_BVS: float32 in [0, 1), S at least `SLOTS`.
         sizes_B2: int64 height and width in pixels of each image.
     """
-    table = _table(views, draws_BVS.device)
+    table = table_of(views, draws_BVS.device)
     value_BVS = table.low_VS + table.span_VS * draws_BVS[..., :SLOTS].double()
     on_BVS = value_BVS > 0
     packed = [_boxes(views, table, value_BVS, sizes_B2.double()[:, :, None])]
@@ -232,13 +232,14 @@ def _chance(p: float) -> tuple[float, float]:
     return p, -1.0
 
 
-def _table(views: tuple[View, ...], device: torch.device) -> _Table:
+def table_of(views: tuple[View, ...], device: torch.device) -> Table:
+    """The policy's numbers, in the form that `parameters` works with."""
     if torch.compiler.is_compiling():
         return _build_table(views, device)
     return _cached_table(views, device)
 
 
-def _build_table(views: tuple[View, ...], device: torch.device) -> _Table:
+def _build_table(views: tuple[View, ...], device: torch.device) -> Table:
     table_VS2 = constant(tuple(tuple(_ranges(view)) for view in views), torch.float64, device)
     columns: dict[str, list[float]] = {
         "side_px": [view.side_px for view in views],
@@ -252,13 +253,13 @@ def _build_table(views: tuple[View, ...], device: torch.device) -> _Table:
         "cutout_side_px": [cutout_side_px(view) for view in views],
     }
     tensors = {name: constant(tuple(column), torch.float64, device) for name, column in columns.items()}
-    return _Table(table_VS2[..., 0], table_VS2[..., 1], tensors)
+    return Table(table_VS2[..., 0], table_VS2[..., 1], tensors)
 
 
 _cached_table = lru_cache(maxsize=64)(_build_table)
 
 
-def _boxes(views: tuple[View, ...], table: _Table, value_BVS: Tensor, sizes_B21: Tensor) -> Tensor:
+def _boxes(views: tuple[View, ...], table: Table, value_BVS: Tensor, sizes_B21: Tensor) -> Tensor:
     """Crop boxes (B, V, 4): each row by its own kind of crop."""
     boxes_BV4: Tensor | None = None
     for kind in sorted({view.crop for view in views}):

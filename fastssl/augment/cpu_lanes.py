@@ -1,0 +1,166 @@
+"""Vectors that LLVM does not find in scalar loops, written as its instructions: neighbouring channels, small squares.
+
+K taps. Places and pitches are in elements.
+"""
+
+from typing import Any
+
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+TILE = 8  # side of the squares that are transposed
+LANES = 4  # channels of a pixel that are mixed at once
+LINE = 16  # floats in a cache line
+VECTOR = ir.VectorType(ir.FloatType(), LANES)
+
+
+def _load(builder: Any, pointer: Any, kind: Any) -> Any:
+    return builder.load(builder.bitcast(pointer, kind.as_pointer()), align=4)
+
+
+def _mixed(builder: Any, pixel: Any, weight: Any, pitch: Any, taps: int | None, count: Any) -> Any:
+    """The weighted sum of `taps` vectors, `pitch` floats apart; None: of `count`."""
+    zeros, number = ir.Constant(VECTOR, [0.0] * LANES), ir.IntType(64)
+
+    def tap(k: Any) -> Any:
+        lanes = _load(builder, builder.gep(pixel, [builder.mul(pitch, k)]), VECTOR)
+        one = builder.load(builder.gep(weight, [k]))
+        lane = builder.insert_element(ir.Constant(VECTOR, ir.Undefined), one, ir.Constant(ir.IntType(32), 0))
+        spread = builder.shuffle_vector(lane, lane, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
+        return builder.fmul(lanes, spread, flags=("fast",))
+
+    if taps is not None:
+        total = tap(ir.Constant(number, 0))
+        for k in range(1, taps):
+            total = builder.fadd(total, tap(ir.Constant(number, k)), flags=("fast",))
+        return total
+    sums = cgutils.alloca_once(builder, VECTOR)
+    builder.store(zeros, sums)
+    with cgutils.for_range(builder, count) as loop:
+        builder.store(builder.fadd(builder.load(sums), tap(loop.index), flags=("fast",)), sums)
+    return builder.load(sums)
+
+
+def _pixel_mixer(taps: int | None) -> Any:
+    @intrinsic
+    def mix(
+        typing: Any,
+        line: Any,
+        place_S: Any,
+        weight_SK: Any,
+        count: Any,
+        channels: Any,
+        norm_2X: Any,
+        first: Any,
+        out: Any,
+    ) -> Any:
+        """LANES channels from `first` on of each pixel of a line: the sum of `count` weighted pixels of `line`, from
+        place_S onwards, cut to [0, 1] and normalised. Writes up to LANES - 1 channels too far."""
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            line, place, weight, norm, out = (
+                cgutils.create_struct_proxy(signature.args[i])(context, builder, value=arguments[i])
+                for i in (0, 1, 2, 5, 7)
+            )
+            count, channels, first = arguments[3], arguments[4], arguments[6]
+            side, taps_wide = cgutils.unpack_tuple(builder, weight.shape, 2)
+            across = cgutils.unpack_tuple(builder, norm.shape, 2)[1]
+            factor = _load(builder, builder.gep(norm.data, [first]), VECTOR)
+            summand = _load(builder, builder.gep(norm.data, [builder.add(first, across)]), VECTOR)
+            with cgutils.for_range(builder, side) as loop:
+                pixel = builder.gep(
+                    line.data, [builder.add(first, builder.load(builder.gep(place.data, [loop.index])))]
+                )
+                weights = builder.gep(weight.data, [builder.mul(loop.index, taps_wide)])
+                mixed = _mixed(builder, pixel, weights, channels, taps, count)
+                for sign, bound in ((">", 0.0), ("<", 1.0)):
+                    limit = ir.Constant(VECTOR, [bound] * LANES)
+                    mixed = builder.select(builder.fcmp_ordered(sign, mixed, limit, flags=("fast",)), mixed, limit)
+                done = builder.fadd(builder.fmul(mixed, factor, flags=("fast",)), summand, flags=("fast",))
+                to = builder.gep(out.data, [builder.add(first, builder.mul(loop.index, channels))])
+                builder.store(done, builder.bitcast(to, VECTOR.as_pointer()), align=4)
+            return context.get_dummy_value()
+
+        number = types.intp
+        return types.void(line, place_S, weight_SK, number, number, norm_2X, number, out), generate
+
+    return mix
+
+
+mix_two, mix_three, mix_any = _pixel_mixer(2), _pixel_mixer(3), _pixel_mixer(None)
+
+
+@intrinsic
+def turn_round(typing: Any, line: Any, side: Any, channels: Any, first: Any, out: Any) -> Any:
+    """LANES channels from `first` on of each pixel of `line`, the last pixel first. Writes as far as the mixers."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        line, out = (
+            cgutils.create_struct_proxy(signature.args[i])(context, builder, value=arguments[i]) for i in (0, 4)
+        )
+        side, channels, first = arguments[1:4]
+        with cgutils.for_range(builder, side) as loop:
+            other = builder.sub(builder.sub(side, loop.index), ir.Constant(ir.IntType(64), 1))
+            start, end = (builder.add(first, builder.mul(i, channels)) for i in (other, loop.index))
+            lanes = _load(builder, builder.gep(line.data, [start]), VECTOR)
+            to = builder.gep(out.data, [end])
+            builder.store(lanes, builder.bitcast(to, VECTOR.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.void(line, types.intp, types.intp, types.intp, out), generate
+
+
+@intrinsic
+def stream(typing: Any, source: Any, out: Any, to: Any, count: Any) -> Any:
+    """Copy `count` floats, whole cache lines to whole cache lines, past the caches: a plain store first reads what it
+    overwrites. The locks with which a parallel loop ends put such stores before whatever follows it."""
+    line = ir.VectorType(ir.FloatType(), LINE)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        source, out = (
+            cgutils.create_struct_proxy(signature.args[i])(context, builder, value=arguments[i]) for i in (0, 1)
+        )
+        number = ir.IntType(64)
+        with cgutils.for_range(builder, builder.sdiv(arguments[3], ir.Constant(number, LINE))) as loop:
+            place = builder.mul(loop.index, ir.Constant(number, LINE))
+            start = builder.bitcast(builder.gep(source.data, [place]), line.as_pointer())
+            end = builder.bitcast(builder.gep(out.data, [builder.add(arguments[2], place)]), line.as_pointer())
+            store = builder.store(builder.load(start, align=4), end, align=4 * LINE)
+            store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
+        return context.get_dummy_value()
+
+    return types.void(source, out, types.intp, types.intp), generate
+
+
+@intrinsic
+def transpose_tile(typing: Any, source: Any, place: Any, pitch: Any, out: Any, out_place: Any, out_pitch: Any) -> Any:
+    """Transpose 8 x 8 floats in registers: LLVM finds no shuffles in scalar loops, 4 to 7 times slower."""
+    vector = ir.VectorType(ir.FloatType(), TILE)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        def line(which: int, k: int) -> Any:
+            array, start, step = arguments[3 * which : 3 * which + 3]
+            data = cgutils.create_struct_proxy(signature.args[3 * which])(context, builder, value=array).data
+            place = builder.add(start, builder.mul(step, ir.Constant(ir.IntType(64), k)))
+            return builder.bitcast(builder.gep(data, [place]), vector.as_pointer())
+
+        lines = [builder.load(line(0, k), align=4) for k in range(TILE)]
+        for step in (1, 2, 4):
+            for k in (k for k in range(TILE) if not k & step):
+                pair = lines[k], lines[k + step]
+                lines[k], lines[k + step] = (builder.shuffle_vector(*pair, mask) for mask in _masks(step))
+        for k in range(TILE):
+            builder.store(lines[k], line(1, k), align=4)
+        return context.get_dummy_value()
+
+    return types.void(source, types.intp, types.intp, out, types.intp, types.intp), generate
+
+
+def _masks(step: int) -> tuple[ir.Constant, ir.Constant]:
+    """Swap the off-diagonal blocks of `step` lanes of two lines; lanes TILE onwards are the second line's."""
+    kind = ir.VectorType(ir.IntType(32), TILE)
+    upper = [j - step + TILE if j & step else j for j in range(TILE)]
+    lower = [j + TILE if j & step else j + step for j in range(TILE)]
+    return ir.Constant(kind, upper), ir.Constant(kind, lower)

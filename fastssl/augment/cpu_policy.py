@@ -1,0 +1,119 @@
+"""`policy.parameters` as one numba pass: the same numbers, without sixty small tensors for each batch.
+
+Nothing is decided here: every formula is the policy's, in its order of float64 operations, and a test holds the two
+equal. Of the tries at a crop, those after the first that fits are not computed.
+
+B batch, V views, S slots.
+"""
+
+import math
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from numba import njit, prange
+
+from fastssl.augment.policy import CROPS, NO_SOLARIZE, TRIES, Slot, View, table_of
+
+Array = npt.NDArray[Any]
+RANDOM_RESIZED, RESIZE, CENTER, PAD = (CROPS.index(kind) for kind in ("random_resized", "resize", "center", "pad"))
+jit = njit(error_model="numpy", nogil=True)  # without fastmath: the policy's rounding is part of its answer
+
+
+@lru_cache(maxsize=64)
+def rows_of(views: tuple[View, ...]) -> tuple[Array, Array, Array]:
+    """Of each slot its lowest value and its span, float64 (V, S), and the view's other numbers, records (V,)."""
+    made = table_of(views, torch.device("cpu"))
+    rows_V = np.empty(len(views), dtype=[(name, np.float64) for name in made.columns])
+    for name, column_V in made.columns.items():
+        rows_V[name] = column_V.numpy()
+    return made.low_VS.contiguous().numpy(), made.span_VS.contiguous().numpy(), rows_V
+
+
+@njit(cache=True, nogil=True, parallel=True, error_model="numpy")
+def settle(
+    stamp: Array, low_VS: Array, span_VS: Array, rows_V: Array, draws_BVS: Array, size_B2: Array, out_BV: Array
+) -> None:
+    """Fill the records of `out_BV`."""
+    for b in prange(len(out_BV)):
+        for v in range(len(rows_V)):
+            of_view = (low_VS[v], span_VS[v], draws_BVS[b, v])
+            row, out = rows_V[v], out_BV[b, v]
+            _place(of_view, row, float(size_B2[b, 0]), float(size_B2[b, 1]), out)
+            _turn(of_view, out)
+            _jitter(of_view, out)
+            _finish(of_view, row, out)
+
+
+@jit
+def _value(of_view: Any, slot: int) -> Any:
+    low_S, span_S, draw_S = of_view
+    return low_S[slot] + span_S[slot] * np.float64(draw_S[slot])
+
+
+@jit
+def _on(of_view: Any, slot: int) -> Any:
+    return _value(of_view, slot) > 0
+
+
+@jit
+def _place(of_view: Any, row: Any, height: float, width: float, out: Any) -> None:
+    out.top, out.left, out.height, out.width = 0, 0, height, width
+    if row.crop == RANDOM_RESIZED:
+        _place_at_random(of_view, row, height, width, out)
+    elif row.crop == PAD:
+        out.top = math.floor(_value(of_view, Slot.TOP.value) * (2 * row.pad_px + 1)) - row.pad_px
+        out.left = math.floor(_value(of_view, Slot.LEFT.value) * (2 * row.pad_px + 1)) - row.pad_px
+    elif row.crop != RESIZE:
+        side = row.side_px
+        if row.crop == CENTER:
+            side = max(np.rint(min(height, width) * math.sqrt(row.area_max)), 1.0)
+        out.top, out.left, out.height, out.width = np.rint((height - side) / 2), np.rint((width - side) / 2), side, side
+
+
+@jit
+def _place_at_random(of_view: Any, row: Any, height: float, width: float, out: Any) -> None:
+    box_height, box_width = np.rint(width / row.aspect_min), np.rint(height * row.aspect_max)
+    fits = False
+    for k in range(TRIES):
+        area = _value(of_view, Slot.AREA.value + k) * (height * width)
+        aspect = row.aspect_min * (row.aspect_max / row.aspect_min) ** _value(of_view, Slot.ASPECT.value + k)
+        tall, wide = area / aspect, area * aspect
+        fits = 0.25 < tall < (height + 0.5) * (height + 0.5) and 0.25 < wide < (width + 0.5) * (width + 0.5)
+        if fits:
+            box_height, box_width = np.rint(math.sqrt(tall)), np.rint(math.sqrt(wide))
+            break
+    out.height, out.width = min(max(box_height, 1.0), height), min(max(box_width, 1.0), width)
+    spare_top, spare_left = height - np.float64(out.height), width - np.float64(out.width)
+    out.top = math.floor(_value(of_view, Slot.TOP.value) * (spare_top + 1) if fits else spare_top / 2)
+    out.left = math.floor(_value(of_view, Slot.LEFT.value) * (spare_left + 1) if fits else spare_left / 2)
+
+
+@jit
+def _turn(of_view: Any, out: Any) -> None:
+    out.hflip, out.vflip = _on(of_view, Slot.HFLIP.value), _on(of_view, Slot.VFLIP.value)
+    out.turns = math.floor(_value(of_view, Slot.TURNS.value)) if _on(of_view, Slot.TURN.value) else 0
+    out.rotate_deg = _value(of_view, Slot.ROTATE_DEG.value) if _on(of_view, Slot.ROTATE.value) else 0
+
+
+@jit
+def _jitter(of_view: Any, out: Any) -> None:
+    out.brightness, out.contrast, out.saturation, out.hue, out.order = 1, 1, 1, 0, 0
+    if _on(of_view, Slot.JITTER.value):
+        out.brightness, out.contrast = _value(of_view, Slot.BRIGHTNESS.value), _value(of_view, Slot.CONTRAST.value)
+        out.saturation, out.hue = _value(of_view, Slot.SATURATION.value), _value(of_view, Slot.HUE.value)
+        out.order = math.floor(_value(of_view, Slot.ORDER.value))
+    out.gray = _on(of_view, Slot.GRAY.value)
+
+
+@jit
+def _finish(of_view: Any, row: Any, out: Any) -> None:
+    sigma = _value(of_view, Slot.BLUR_SIGMA.value) if _on(of_view, Slot.BLUR.value) else 0.0
+    out.blur_sigma_px, out.blur_radius_px = sigma, min(math.ceil(3 * sigma), row.side_px - 1)
+    out.solarize = row.solarize_threshold if _on(of_view, Slot.SOLARIZE.value) else NO_SOLARIZE
+    out.posterize_bits = row.posterize_bits if _on(of_view, Slot.POSTERIZE.value) else 0
+    out.cutout_top = math.floor(_value(of_view, Slot.CUTOUT_TOP.value))
+    out.cutout_left = math.floor(_value(of_view, Slot.CUTOUT_LEFT.value))
+    out.cutout_side = row.cutout_side_px if _on(of_view, Slot.CUTOUT.value) else 0
