@@ -77,16 +77,20 @@ class _Store:
         if fitting is not None:
             self._idle.remove(fitting)
         size, pipeline = fitting or (max(1, most), self._build(max(1, most)))
-        for index_B in wanted:
+        self._start(pipeline, self._encoded(wanted[0]) if wanted else [])
+        for k, index_B in enumerate(wanted):
             try:
-                batch = self._decode(pipeline, index_B)
+                following = self._encoded(wanted[k + 1]) if k + 1 < len(wanted) else []
+                images = self._finished(pipeline, index_B)
+                self._start(pipeline, following)  # so that DALI's threads do not rest while this batch is taken out
+                batch = self._decode(images, index_B)
             except RuntimeError as error:  # DALI's pipeline is lost then
-                raise self._reason(index_B, error) from error
+                raise self._reason(torch.cat(wanted[k : k + 2]), error) from error
             yield batch
         self._idle.append((size, pipeline))
 
     def _build(self, batch_size: int) -> Any:
-        # one batch in flight: the thread that waits for it is already one ahead of the training step
+        # one batch in flight, started as soon as the one before is done: a second would hold as much memory again
         pipeline = dali.Pipeline(
             batch_size=batch_size,
             num_threads=self._threads,
@@ -99,39 +103,49 @@ class _Store:
         pipeline.build()
         return pipeline
 
-    def _decode(self, pipeline: Any, index_B: Tensor) -> Batch:
+    def _encoded(self, index_B: Tensor) -> list[np.ndarray]:
+        """The JPEGs among these samples."""
+        index = index_B.numpy()
+        return [np.frombuffer(self._beton.encoded(i)[1], np.uint8) for i in index[self._is_jpeg_N[index]]]
+
+    def _start(self, pipeline: Any, jpegs: list[np.ndarray]) -> None:
+        if jpegs:
+            pipeline.feed_input("encoded", jpegs)
+            pipeline.schedule_run()
+
+    def _finished(self, pipeline: Any, index_B: Tensor) -> Any:
+        """The decoded JPEGs of a batch that has been started; None where there is none. DALI counts who holds them."""
+        if not self._is_jpeg_N[index_B.numpy()].any():
+            return None
+        (images,) = pipeline.share_outputs()
+        pipeline.release_outputs()
+        return images
+
+    def _decode(self, images: Any, index_B: Tensor) -> Batch:
+        """The batch of these samples, whose JPEGs have been decoded."""
         index = index_B.numpy()
         sizes_B2, is_jpeg_B = self._beton.sizes[index], self._is_jpeg_N[index]
-        if is_jpeg_B.all() and len(index):
-            flat = self._jpegs(pipeline, index, sizes_B2)
+        if images is not None:
+            expected_B3 = np.column_stack([sizes_B2[is_jpeg_B], np.full(is_jpeg_B.sum(), 3)])
+            if (np.array(images.shape(), np.int64) != expected_B3).any():
+                raise RuntimeError("sizes differ from the file's records")
+        if is_jpeg_B.all() and images is not None:
+            flat = packed(images, self._device)
         else:
-            flat = self._mixed(pipeline, index, sizes_B2, is_jpeg_B)
+            flat = self._mixed(images, index, sizes_B2, is_jpeg_B)
         return as_batch(flat, index_B, sizes_B2, self._beton.channels, self._shape)
 
-    def _jpegs(self, pipeline: Any, index: np.ndarray, sizes_B2: np.ndarray) -> Tensor:
-        """Decode these samples, packed one after another on the device."""
-        pipeline.feed_input("encoded", [np.frombuffer(self._beton.encoded(i)[1], np.uint8) for i in index])
-        pipeline.schedule_run()
-        (images,) = pipeline.share_outputs()
-        try:
-            shapes = np.array(images.shape(), np.int64)
-            if (shapes != np.column_stack([sizes_B2, np.full(len(index), 3)])).any():
-                raise RuntimeError("sizes differ from the file's records")
-            return packed(images, self._device)
-        finally:
-            pipeline.release_outputs()
-
-    def _mixed(self, pipeline: Any, index: np.ndarray, sizes_B2: np.ndarray, is_jpeg_B: np.ndarray) -> Tensor:
-        """Raw images copied from the file, JPEGs decoded and put between them."""
+    def _mixed(self, images: Any, index: np.ndarray, sizes_B2: np.ndarray, is_jpeg_B: np.ndarray) -> Tensor:
+        """Raw images copied from the file, decoded JPEGs put between them."""
         ends = ends_of(sizes_B2, self._beton.channels)
         flat = empty(int(ends[-1]), self._beton.dtype, pin=self._device.type == "cuda")
         target = flat.numpy()
         for k in np.flatnonzero(~is_jpeg_B):
             target[ends[k] : ends[k + 1]] = self._beton.image(int(index[k])).reshape(-1)
-        if not is_jpeg_B.any():
+        if images is None:
             return flat
         flat = flat.to(self._device, non_blocking=True)
-        decoded, start = self._jpegs(pipeline, index[is_jpeg_B], sizes_B2[is_jpeg_B]), 0
+        decoded, start = packed(images, self._device), 0
         for k in np.flatnonzero(is_jpeg_B):
             length = int(ends[k + 1] - ends[k])
             flat[ends[k] : ends[k + 1]] = decoded[start : start + length]
@@ -165,8 +179,12 @@ def decoded(encoded: Any, device: torch.device, *, gray: bool = False, upright: 
 
 
 def packed(images: Any, device: torch.device) -> Tensor:
-    """Images that DALI has decoded, copied one after another into memory of our own on the device: uint8 (total,)."""
-    elements = int(np.array(images.shape(), np.int64).prod(axis=1).sum())
+    """Images that DALI has decoded, one after another on the device, which stay what they are: uint8 (total,)."""
+    shapes = np.array(images.shape(), np.int64)
+    if device.type == "cpu" and (shapes == shapes[:1]).all():
+        dense: Tensor = torch.from_dlpack(images.as_tensor())  # DALI does not use these pages again while we hold them
+        return dense.view(-1)
+    elements = int(shapes.prod(axis=1).sum())
     flat = empty(elements, np.dtype(np.uint8), device=device)
     address = ctypes.c_void_p(flat.data_ptr())
     if device.type == "cuda":

@@ -93,6 +93,9 @@ class _Store:
         self._threads = min(threads, numba_config.NUMBA_NUM_THREADS)
         self._length = int(beton.sizes.prod(axis=1).max()) * beton.channels
         self._dtype, self._shape = TORCH_TYPES[beton.dtype.name], image_shape(beton)
+        reader = SimpleNamespace(file_name=beton.path)
+        # once for all epochs: a fresh mapping costs a page fault for each of the file's pages
+        self._mapped = OSCacheContext(SimpleNamespace(reader=reader, ptrs=None, sizes=None))
         self._sizes_N2 = torch.from_numpy(np.ascontiguousarray(beton.sizes)).to(device)
         self.labels_N = torch.from_numpy(beton.labels).to(device)
 
@@ -135,14 +138,12 @@ class _Store:
         """What FFCV's epoch thread asks of a Loader: the mapped file, and the stage that decodes a batch."""
         queued = 5  # batches that FFCV's thread may be ahead, and the one it is at
         require_memory(queued * batch_size * self._length * self._beton.dtype.itemsize, torch.device("cpu"))
-        reader = SimpleNamespace(file_name=self._beton.path)
-        context = OSCacheContext(SimpleNamespace(reader=reader, ptrs=None, sizes=None))
         return SimpleNamespace(
             batch_size=batch_size,
             batches_ahead=queued - 2,
             num_workers=self._threads,
             reader=SimpleNamespace(metadata=None),
-            memory_manager=SimpleNamespace(schedule_epoch=lambda batches: context),
+            memory_manager=SimpleNamespace(schedule_epoch=lambda batches: self._mapped),
             graph=SimpleNamespace(allocate_memory=lambda batch_size, slots: {"operation": {}, "shared": {}}),
             traversal_order=None,
             code=([(self.decode, ["image"])], ["image"]),
@@ -188,19 +189,20 @@ class _Epoch(EpochIterator):  # type: ignore[misc]
 @njit(parallel=True, nogil=True, cache=True)  # type: ignore[misc]
 def _decode(index_B, file, modes_N, offsets_N, lengths_N, sizes_N2, pixels_BL, failed_B):  # type: ignore[no-untyped-def]
     """Raw images are copied, JPEGs decoded by FFCV; failed_B marks those it cannot decode."""
+    # addresses, because slices of one array in several threads fight for its reference count
+    first, target, pitch = np.int64(file.ctypes.data), np.int64(pixels_BL.ctypes.data), pixels_BL.shape[1]
     for k in prange(len(index_B)):
         i = index_B[k]
-        data = file[offsets_N[i] : offsets_N[i] + lengths_N[i]]
+        start, length, end = np.int64(offsets_N[i]), np.int64(lengths_N[i]), target + np.int64(k) * pitch
         height, width = sizes_N2[i, 0], sizes_N2[i, 1]
         if modes_N[i] == 0:
-            if not _states_size(data, height, width):
+            if not _states_size(file[start : start + length], height, width):
                 failed_B[k] = True  # FFCV would scale the image to whatever fits
                 continue
-            target = pixels_BL[k].ctypes.data
-            result = _imdecode(data.ctypes.data, data.size, height, width, target, height, width, 0, 0, 1, 1, 0, 0)
+            result = _imdecode(first + start, length, height, width, end, height, width, 0, 0, 1, 1, 0, 0)
             failed_B[k] = result != 0
         else:
-            _copy(data.ctypes.data, pixels_BL[k].ctypes.data, data.size)
+            _copy(first + start, end, length)
 
 
 @njit(nogil=True, cache=True)  # type: ignore[misc]
