@@ -1,8 +1,9 @@
 """Loaders beside their peers, each measurement in a process of its own: python bench/loaders.py [--quick]
 
-"batches": decoded uint8 batches in shuffled order. "views": V random resized crops with flips, float tensors in ours
-(normalised), uint8 in FFCV (one pipeline per view, as it has to be) and torchvision. CIFAR: 50,000 images of 32 px;
-photographs: JPEGs of 340x256 px, views of 224 px. All files lie in the page cache. Writes bench/results/loaders.json.
+No views: decoded uint8 batches in shuffled order. Views: V crops with flips of each image, "random_resized" or "pad"
+(shifted by up to 4 px, black outside, never scaled). Ours are float32 and normalised; the peers' stay uint8, save those
+of ffcv-normalised. FFCV needs one pipeline per view. CIFAR: 50,000 images of 32 px; photographs: JPEGs of 340x256 px,
+views of 224 px. All files lie in the page cache. Writes bench/results/loaders.json.
 """
 
 import argparse
@@ -31,9 +32,10 @@ from fastssl.bench.record import row, write  # noqa: E402
 Epoch = Callable[[int], Iterator[int]]  # epoch -> how many images each step delivered
 BATCH = {"cifar": 512, "photographs": 64}
 SIDE_PX = {"cifar": 32, "photographs": 224}
+PAD_PX = 4
 
 
-def ours(kind: str, data: Path, images: str, views: int, workers: int) -> Epoch:
+def ours(kind: str, data: Path, images: str, views: int, crop: str, workers: int) -> Epoch:
     """One of our loaders, as training on the CPU runs it; with views > 0 the fused applier cuts them."""
     from fastssl.augment.draws import permutation
     from fastssl.data.beton import Beton
@@ -48,7 +50,7 @@ def ours(kind: str, data: Path, images: str, views: int, workers: int) -> Epoch:
         options["memory"] = "mmap" if kind == "mmap" else "device"
     module = importlib.import_module("fastssl.data." + (kind if kind in ("ffcv", "dali") else "resident"))
     loader = module.open_loader(path, **options)
-    augment = cutter(SIDE_PX[images], views) if views else None
+    augment = cutter(SIDE_PX[images], views, crop) if views else None
 
     def epoch(number: int) -> Iterator[int]:
         for batch in loader.epoch(number):
@@ -60,32 +62,38 @@ def ours(kind: str, data: Path, images: str, views: int, workers: int) -> Epoch:
     return epoch
 
 
-def cutter(side_px: int, views: int) -> Any:
-    """Random resized crops and flips, nothing else: what the peers do here."""
+def cutter(side_px: int, views: int, crop: str = "random_resized") -> Any:
+    """Crops and flips, nothing else: what the peers do here."""
     import torch
 
     from fastssl.augment.engine import Augment
     from fastssl.augment.policy import View
     from fastssl.recipe.schema import ViewSpec
 
-    spec = ViewSpec(side_px=side_px, crop="random_resized", area_min=0.08, area_max=1.0, hflip_p=0.5)
+    kind: dict[str, Any] = {"pad_px": PAD_PX} if crop == "pad" else {"area_min": 0.08, "area_max": 1.0}
+    spec = ViewSpec(side_px=side_px, crop=crop, hflip_p=0.5, **kind)
     rows = (View(**spec.model_dump(include=set(View.__slots__))),) * views
     return Augment(rows, (0.5,) * 3, (0.25,) * 3, 0, torch.float32, "cpu")
 
 
-def plain_ffcv(data: Path, images: str, views: int, workers: int) -> Epoch:
+def plain_ffcv(data: Path, images: str, views: int, crop: str, workers: int, *, normalises: bool = False) -> Epoch:
     """FFCV as its documentation sets it up; several views are several pipelines from one field."""
     import numba
+    import numpy as np
     from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder, SimpleRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
     from ffcv.pipeline import PipelineSpec
-    from ffcv.transforms import RandomHorizontalFlip, ToTensor
+    from ffcv.transforms import NormalizeImage, RandomHorizontalFlip, RandomTranslate, ToTensor
 
     pipelines: dict[str, Any] = {"image": [SimpleRGBImageDecoder(), ToTensor()]}
     for view in range(views):
-        decoder = RandomResizedCropRGBImageDecoder((SIDE_PX[images],) * 2)
+        decoder, steps = RandomResizedCropRGBImageDecoder((SIDE_PX[images],) * 2), [RandomHorizontalFlip()]
+        if crop == "pad":
+            decoder, steps = SimpleRGBImageDecoder(), [RandomHorizontalFlip(), RandomTranslate(padding=PAD_PX)]
+        if normalises:
+            steps += [NormalizeImage(np.full(3, 127.5), np.full(3, 63.75), np.float32)]
         name = "image" if view == 0 else f"view{view}"
-        pipelines[name] = PipelineSpec("image", decoder=decoder, transforms=[RandomHorizontalFlip(), ToTensor()])
+        pipelines[name] = PipelineSpec("image", decoder=decoder, transforms=[*steps, ToTensor()])
     loader = Loader(
         str(data / f"{images}.beton"),
         batch_size=BATCH[images],
@@ -96,7 +104,7 @@ def plain_ffcv(data: Path, images: str, views: int, workers: int) -> Epoch:
     return lambda _: (len(batch[0]) for batch in loader)
 
 
-def plain_dali(data: Path, images: str, views: int, workers: int) -> Epoch:
+def plain_dali(data: Path, images: str, views: int, crop: str, workers: int) -> Epoch:
     """DALI as its documentation sets it up: a file reader that shuffles, a decoder, its PyTorch iterator."""
     from nvidia.dali import fn, pipeline_def, types
     from nvidia.dali.plugin.base_iterator import LastBatchPolicy
@@ -122,7 +130,7 @@ def plain_dali(data: Path, images: str, views: int, workers: int) -> Epoch:
     return lambda _: (len(step[0]["labels"]) for step in iterator)
 
 
-def torchvision_folder(data: Path, images: str, views: int, workers: int) -> Epoch:
+def torchvision_folder(data: Path, images: str, views: int, crop: str, workers: int) -> Epoch:
     """ImageFolder and DataLoader; each image is decoded once and cut `views` times."""
     import torch
     from torchvision import datasets
@@ -141,7 +149,7 @@ def torchvision_folder(data: Path, images: str, views: int, workers: int) -> Epo
     return lambda _: (len(batch) for batch, _ in loader)
 
 
-def webdataset_shards(data: Path, images: str, views: int, workers: int) -> Epoch:
+def webdataset_shards(data: Path, images: str, views: int, crop: str, workers: int) -> Epoch:
     """The webdataset package over our shards, shuffled through a buffer."""
     import webdataset
     from torchvision.transforms import v2
@@ -166,33 +174,41 @@ IMPLS: dict[str, Callable[..., Epoch]] = {
     "fastssl-ffcv": partial(ours, "ffcv"),
     "fastssl-dali": partial(ours, "dali"),
     "ffcv": plain_ffcv,
+    "ffcv-normalised": partial(plain_ffcv, normalises=True),
     "dali": plain_dali,
     "torchvision": torchvision_folder,
     "webdataset": webdataset_shards,
 }
 
 
-Job = tuple[str, str, int]  # implementation, images, views; no views are decoded batches
-CUT = ("fastssl-resident", "fastssl-ffcv", "fastssl-dali", "ffcv", "dali", "torchvision")  # that make views too
+Job = tuple[str, str, int, str]  # implementation, images, views, kind of crop; no views are decoded batches
+CUT = {  # that make views of a kind too
+    "random_resized": ("fastssl-resident", "fastssl-ffcv", "fastssl-dali", "ffcv", "dali", "torchvision"),
+    "pad": ("fastssl-resident", "fastssl-ffcv", "ffcv", "ffcv-normalised"),
+}
 
 
 def jobs(data: Path, *, only: list[str], images: list[str], views: list[int]) -> list[Job]:
     """What is to be measured; resident photographs have been decoded before, so they are no row of it."""
     there = [kind for kind in images if (data / f"{kind}.beton").exists()]
-    every = [(impl, kind, v) for kind in there for v in views for impl in (CUT if v else IMPLS) if impl in only]
-    return [job for job in every if job[:2] != ("fastssl-resident", "photographs")]
+    every: list[Job] = []
+    for kind in there:
+        if 0 in views:
+            every += [(impl, kind, 0, "") for impl in IMPLS if impl != "ffcv-normalised"]
+        for crop in CUT if kind == "cifar" else ("random_resized",):
+            every += [(impl, kind, v, crop) for v in views if v for impl in CUT[crop]]
+    return [job for job in every if job[0] in only and job[:2] != ("fastssl-resident", "photographs")]
 
 
-def measure_here(
-    impl: str, images: str, views: int, data: Path, workers: int, seconds: float, windows: int
-) -> dict[str, list[float]]:
+def measure_here(job: Job, data: Path, workers: int, seconds: float, windows: int) -> dict[str, list[float]]:
     """Rates of so many windows after an untimed one of half their length, seconds to the first batch, peak memory."""
     import torch
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(workers)
+    impl, images, views, crop = job
     start = time.perf_counter()
-    epoch = IMPLS[impl](data, images, views, workers)
+    epoch = IMPLS[impl](data, images, views, crop, workers)
     steps = (step for number in count() for step in epoch(number))
     next(steps)
     first_s = time.perf_counter() - start
@@ -258,7 +274,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.one:
         job = json.loads(given.one)
-        print(json.dumps(measure_here(*job, given.data, given.workers, given.seconds, given.windows)))
+        print(json.dumps(measure_here(job, given.data, given.workers, given.seconds, given.windows)))
         return
     if given.quick:
         given.repeats, given.windows, given.seconds, given.photographs = 1, 1, 0.5, 200
@@ -284,11 +300,16 @@ def run_all(given: argparse.Namespace) -> dict[Job, dict[str, list[float]]]:
 
 
 def as_rows(results: dict[Job, dict[str, list[float]]], workers: int) -> list[dict[str, Any]]:
-    return [
-        row(impl, {"images": images, "views": views, "batch": BATCH[images], "workers": workers}, metric, values)
-        for (impl, images, views), metrics in results.items()
-        for metric, values in metrics.items()
-    ]
+    rows = []
+    for (impl, images, views, crop), metrics in results.items():
+        work: dict[str, Any] = {"images": images, "views": views, "batch": BATCH[images], "workers": workers}
+        note = {}
+        if views:
+            work["crop"] = crop
+            is_float = impl.startswith("fastssl") or impl == "ffcv-normalised"
+            note = {"note": "float32, normalised" if is_float else "uint8"}
+        rows += [row(impl, work, metric, values, **note) for metric, values in metrics.items()]
+    return rows
 
 
 if __name__ == "__main__":
