@@ -1,12 +1,20 @@
-"""Rewrites constraints.txt: the installed version of everything that fastssl and its extras need, as it is here.
+"""Rewrites constraints.txt and constraints-cuda12.txt: one version of everything that fastssl and its extras need.
 
-Run it in the environment that the tests pass in: `python tools/lock.py`. What an extra needs and is not installed here
-is left out, since its version would not have been tested. Pins have no build label (torch==2.14.1, not +cu130), so they
-hold for torch's wheels for CPU, CUDA 12 and CUDA 13 alike.
+`python tools/lock.py`, in the environment that the tests pass in, writes what is installed there. What an extra needs
+and is not installed is left out, since its version would not have been tested. Pins have no build label (torch==2.14.1,
+not +cpu), so they hold for torch's CPU wheels and for pip's own, which are built for CUDA 13.
+
+`python tools/lock.py cuda12` then writes the same pins with torch's stack for CUDA 12 in place of that for CUDA 13:
+torch 2.10 is the last whose own wheels are built for CUDA 12. It resolves, by `uv pip compile` (pip install uv), and
+installs nothing.
 """
 
 import importlib.metadata
 import platform
+import re
+import subprocess
+import sys
+import tempfile
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +23,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
+CUDA12 = ("torch==2.10.*", "torchvision==0.25.*", "nvidia-dali-cuda120", "timm")  # timm: asks for torch
+CUDA13_STACK = re.compile(r"(torch|torchvision|triton|cuda-.*|nvidia-.*)==")
 
 
 def direct() -> list[Requirement]:
@@ -48,9 +58,40 @@ def installed(wanted: Iterable[Requirement]) -> dict[str, str]:
     return found
 
 
-if __name__ == "__main__":
-    path, system = ROOT / "constraints.txt", f"{platform.system()} {platform.machine()}"
-    top = f"# Versions the tests pass with (Python {platform.python_version()}, {system}), made by tools/lock.py;"
-    pins = [f"{name}=={version}" for name, version in sorted(installed(direct()).items())]
-    path.write_text("\n".join([top, "# upper bounds are not claimed.", *pins]) + "\n", encoding="utf-8")
+def pins_of(path: Path) -> list[str]:
+    return [line for line in path.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+
+
+def resolved_for_cuda12(pins: list[str]) -> list[str]:
+    """The pins, with what torch and DALI need on CUDA 12 for what they need on CUDA 13."""
+    kept = [pin for pin in pins if not CUDA13_STACK.match(pin)]
+    with tempfile.TemporaryDirectory() as folder:
+        bounds, asked = Path(folder, "bounds.txt"), Path(folder, "asked.in")
+        bounds.write_text("\n".join(kept))
+        asked.write_text("\n".join(CUDA12))
+        command = ["uv", "pip", "compile", "--quiet", "--no-header", "--no-annotate", "--constraint", str(bounds)]
+        system = ["--python-version", platform.python_version(), "--python-platform", "x86_64-manylinux_2_28"]
+        made = subprocess.run([*command, *system, str(asked)], stdout=subprocess.PIPE, text=True, check=True).stdout
+    found = {line.partition("+")[0] for line in made.splitlines() if "==" in line}
+    return sorted({*kept, *found}, key=lambda pin: pin.partition("==")[0])
+
+
+def write(path: Path, header: list[str], pins: list[str]) -> None:
+    path.write_text("\n".join([*(f"# {line}" for line in header), *pins]) + "\n", encoding="utf-8")
     print(f"{path.name}: {len(pins)} packages")
+
+
+def main(words: list[str]) -> None:
+    system = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
+    bounds = "upper bounds are not claimed."
+    if words == ["cuda12"]:
+        header = ["As constraints.txt, with torch's wheels for CUDA 12; resolved by tools/lock.py cuda12;", bounds]
+        write(ROOT / "constraints-cuda12.txt", header, resolved_for_cuda12(pins_of(ROOT / "constraints.txt")))
+    else:
+        header = [f"Versions the tests pass with ({system}), made by tools/lock.py;", bounds]
+        pins = [f"{name}=={version}" for name, version in sorted(installed(direct()).items())]
+        write(ROOT / "constraints.txt", header, pins)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
