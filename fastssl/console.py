@@ -1,23 +1,24 @@
 """What a person sees while work goes on: rich progress on standard error, plain lines when it is not a terminal."""
 
 import contextlib
+import re
 import sys
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column, Table
+from rich.text import Text
 
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, markup=False)  # [extras] in a text are no styles
 ConversionProgress = Callable[[str, int, int | None], None]
 
 
 def bar(*columns: Any) -> Progress:
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         *columns,
@@ -32,7 +33,7 @@ def bar(*columns: Any) -> Progress:
 @contextlib.contextmanager
 def file_progress(doing: str) -> Iterator[ConversionProgress]:
     """A function of (file, images done, images in all) that draws one bar per file, after a word such as Converting."""
-    with bar(TextColumn("{task.fields[rate]}")) as progress:
+    with bar(TextColumn("{task.fields[rate]}", markup=False)) as progress:
         tasks: dict[str, Any] = {}
 
         def show(name: str, done: int, total: int | None) -> None:
@@ -62,7 +63,7 @@ class TrainingProgress:
     """Draws the records of a run: rates, loss and its terms, kNN, share of time waiting for data, time left."""
 
     def __init__(self) -> None:
-        self.progress = bar(TextColumn("{task.fields[status]}"))
+        self.progress = bar(TextColumn("{task.fields[status]}", markup=False))
         self.task: Any = None
         self.evaluation = ""
 
@@ -113,44 +114,49 @@ def step_text(record: dict[str, Any]) -> str:
 
 
 def evaluation_text(record: dict[str, Any]) -> str:
-    names = {"knn20_pct": "kNN", "ridge_pct": "ridge", "linear_pct": "linear"}
-    return ", ".join(f"{name} {record[key]:.1f} %" for key, name in names.items() if key in record)
+    return ", ".join(f"{name} {pct:.1f} %" for name, pct in probes_of(record).items())
+
+
+def probes_of(record: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """Accuracies in percent by the probe's name; of several kNN the first that the recipe names."""
+    found = {key.removeprefix(prefix): pct for key, pct in record.items() if key.startswith(prefix)}
+    k = next((match[1] for key in found if (match := re.fullmatch(r"knn(\d+)_pct", key))), "")
+    names = {f"knn{k}_pct": f"kNN (k = {k})", "ridge_pct": "ridge", "linear_pct": "linear"}
+    return {name: found[key] for key, name in names.items() if key in found}
 
 
 def summary_text(summary: dict[str, Any]) -> str:
-    """A few lines for the end of a run: test accuracies, their baselines, and where everything is."""
+    """A few lines for the end of a run: accuracies, on held-out images where there is no test set, and where all is."""
     lines = [
         f"{summary['name']}: {summary['views']:,} views in {summary['train_s']:.0f} s of training"
         f" ({summary['views_per_s']:,.0f} views/s)"
     ]
-    names = {
-        "test_knn20_pct": "kNN (k = 20) on test",
-        "test_ridge_pct": "ridge probe on test",
-        "test_linear_pct": "linear probe on test",
-        "raw_pixel_knn20_pct": "kNN of raw pixels",
-        "untrained_knn20_pct": "kNN of the untrained network",
-    }
-    lines += [f"  {name:30s} {summary[key]:5.1f} %" for key, name in names.items() if key in summary]
+    tested = probes_of(summary, "test_")
+    where = "test" if tested else "held-out images"
+    rows = {f"{name} on {where}": pct for name, pct in (tested or probes_of(summary["validation"])).items()}
+    for prefix, what in (("raw_pixel_", "raw pixels"), ("untrained_", "the untrained network")):
+        rows |= {f"{name} of {what}": pct for name, pct in probes_of(summary, prefix).items()}
+    lines += [f"  {name:36s} {pct:5.1f} %" for name, pct in rows.items()]
     lines.append(f"Results: {summary['run_dir']}/summary.json, metrics.jsonl, checkpoints/")
     return "\n".join(lines)
 
 
 def doctor_text(found: dict[str, Any]) -> str:
     """Tables of what `doctor.examine` found."""
-    checks = Table("", "", "works", "found", "what mends it", box=None, pad_edge=False)
+    checks = Table("", "", "works", "found", Column("what mends it", overflow="fold"), box=None, pad_edge=False)
     for check in found["checks"]:
-        works = "[green]yes[/green]" if check["works"] else "[red]no[/red]"
-        checks.add_row(check["kind"], check["name"], works, *(escape(check[key]) for key in ("detail", "fix")))
+        works = Text("yes", "green") if check["works"] else Text("no", "red")
+        checks.add_row(check["kind"], check["name"], works, check["detail"], check["fix"])
     tables = [checks]
     if found["stages"]:
         stages = Table("stage", "what was timed", Column("img/s", justify="right"), "", box=None, pad_edge=False)
         for stage in found["stages"]:
             remark = "slowest" if stage["name"] == found["slowest"] else "when opened" if stage["once"] else ""
-            stages.add_row(stage["name"], escape(stage["work"]), f"{stage['images_per_s']:,.0f}", remark)
+            stages.add_row(stage["name"], stage["work"], f"{stage['images_per_s']:,.0f}", remark)
         tables.append(stages)
-    with (out := Console(highlight=False)).capture() as text:
+    with (out := Console(highlight=False, markup=False)).capture() as text:
         for table in tables:
             out.print(table, "")
         if found["note"]:
-            out.print(escape(found["note"]))
+            out.print(found["note"])
     return text.get().rstrip()

@@ -13,7 +13,7 @@ from rich.table import Table
 def text_of(table: Table) -> str:
     """The table as text; an unknown width is 160."""
     width = shutil.get_terminal_size((160, 24)).columns
-    console = Console(file=io.StringIO(), width=width, color_system=None)
+    console = Console(file=io.StringIO(), width=width, color_system=None, markup=False)
     console.print(table)
     return console.file.getvalue().rstrip()  # type: ignore[attr-defined,no-any-return]
 

@@ -268,3 +268,48 @@ def test_recipes_are_listed_with_their_headers(fastssl_command: Command) -> None
     assert done.returncode == 0
     assert "quickstart.yaml" in done.stdout
     assert "Command:" in done.stdout
+
+
+def test_the_shell_completes_verbs_and_options() -> None:
+    command = str(Path(sys.executable).with_name("fastssl"))
+    for typed, wanted in (("fastssl tr", "train"), ("fastssl eval --pro", "--probe"), ("fastssl recipe sc", "schema")):
+        given = {"COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1), "_FASTSSL_COMPLETE": "complete_bash"}
+        done = subprocess.run([command], capture_output=True, text=True, timeout=60, env={**os.environ, **given})
+        assert done.stdout.split() == [wanted]
+
+
+def test_the_version_and_the_verbs_in_order_of_use(fastssl_command: Command) -> None:
+    import fastssl
+    from fastssl.cli.app import WORKFLOW
+
+    assert fastssl_command("--version").stdout == f"fastssl {fastssl.__version__}\n"
+    assert {*WORKFLOW} == {*VERBS}
+    shown = fastssl_command("--help").stdout
+    assert shown.index(" doctor ") < shown.index(" convert ") < shown.index(" train ") < shown.index(" export ")
+
+
+def test_a_text_in_brackets_is_shown_and_not_taken_for_a_style(capsys: pytest.CaptureFixture[str]) -> None:
+    from fastssl.console import console as stderr
+    from fastssl.console import doctor_text
+
+    fix = "pip install 'fastssl-vision[parquet]'"
+    stderr.print(f"Warning: {fix}", soft_wrap=True)
+    assert fix in capsys.readouterr().err
+    checks = [{"kind": "format", "name": "Parquet", "works": False, "detail": "absent", "fix": fix}]
+    assert "[parquet]" in doctor_text({"checks": checks, "stages": [], "note": None})
+
+
+def test_the_end_of_a_run_tells_its_accuracies_with_and_without_a_test_set() -> None:
+    from fastssl.console import evaluation_text, summary_text
+
+    summary = {"name": "a", "views": 8, "train_s": 2.0, "views_per_s": 4.0, "run_dir": "runs/a"}
+    held_out = {"knn5_pct": 61.0, "knn20_pct": 60.0, "ridge_pct": 62.0}
+    assert evaluation_text(held_out) == "kNN (k = 5) 61.0 %, ridge 62.0 %"
+    assert "kNN (k = 5) on held-out images       61.0 %" in summary_text({**summary, "validation": held_out})
+    tested = {**summary, "validation": held_out, "test_knn5_pct": 50.0, "raw_pixel_knn5_pct": 30.0}
+    lines = summary_text(tested).splitlines()
+    assert [line.split() for line in lines[1:-1]] == [
+        ["kNN", "(k", "=", "5)", "on", "test", "50.0", "%"],
+        ["kNN", "(k", "=", "5)", "of", "raw", "pixels", "30.0", "%"],
+    ]
+    assert "held-out" not in summary_text({**summary, "validation": {}})

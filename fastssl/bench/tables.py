@@ -11,7 +11,7 @@ Row = dict[str, Any]
 
 def rendered(*parts: Any) -> str:
     """Tables and lines as text, coloured only where the terminal is asked to."""
-    console = Console(file=io.StringIO(), width=110, highlight=False)
+    console = Console(file=io.StringIO(), width=110, highlight=False, markup=False)
     for part in parts:
         console.print(part)
     return console.file.getvalue().rstrip()  # type: ignore[attr-defined, no-any-return]

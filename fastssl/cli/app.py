@@ -5,13 +5,45 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
+
+from fastssl import __version__
+
+WORKFLOW = (
+    *("doctor", "recipes", "recipe", "convert", "preview", "train"),
+    *("sweep", "runs", "eval", "report", "embed", "export", "bench"),
+)
+
+
+class InOrderOfUse(TyperGroup):
+    """Lists the verbs as one comes to need them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=WORKFLOW.index)
+
 
 app = typer.Typer(
+    cls=InOrderOfUse,
     add_completion=True,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Pretrain a vision backbone on unlabelled images as fast as the hardware allows.",
 )
+
+
+def print_version(asked: bool) -> None:
+    if asked:
+        print(f"fastssl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Pretrain a vision backbone on unlabelled images as fast as the hardware allows."""
+
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or a shipped recipe's name.")]
 SetOption = Annotated[

@@ -24,8 +24,11 @@ Dtype = Literal["uint8", "uint16"]
 
 @app.command()
 def convert(
-    source: Annotated[str, typer.Argument(help="shapes, cifar10, cifar100, stl10, or a folder, archive or data file.")],
-    out: Annotated[Path, typer.Argument(help="The file to write, for example data/train.beton.")],
+    source: Annotated[
+        str,
+        typer.Argument(metavar="SOURCE", help="shapes, cifar10, cifar100, stl10, or a folder, archive or data file."),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write, for example data/train.beton.")],
     split: SplitOption = "train",
     format: Annotated[FileFormat, typer.Option(help="One .beton file, or a folder of tar shards.")] = "beton",
     side_px: Annotated[

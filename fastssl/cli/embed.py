@@ -22,7 +22,9 @@ from fastssl.cli.app import (
 @app.command()
 def embed(
     weights: Annotated[str, typer.Argument(metavar="RUN|WEIGHTS", help="A run folder, or exported weights.")],
-    source: Annotated[str, typer.Argument(help="What `convert` reads: a folder, archive, data file or known name.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="What `convert` reads: a folder, archive, data file or known name.")
+    ],
     out: Annotated[Path, typer.Option(help="features.npy (with a .csv beside it) or features.parquet.")] = Path(
         "features.npy"
     ),

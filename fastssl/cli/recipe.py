@@ -42,7 +42,7 @@ def new(
     from fastssl.newrecipe import write_new
 
     record = write_new(data, out, device=device, minutes=minutes)
-    text = f"{out}: {record['backbone']}, {record['epochs']} epochs.\nSee it: fastssl train {out} --dry-run"
+    text = f"{out}: {record['backbone']}, {record['epochs']} epoch(s).\nSee it: fastssl train {out} --dry-run"
     print_result(record, text, as_json)
 
 

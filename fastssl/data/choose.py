@@ -19,7 +19,7 @@ def choose(
         free_bytes: memory free on that device (host memory for "cpu").
         has_ffcv, has_dali: the packages can be imported.
     """
-    size, room = _gigabytes(decoded_bytes), _gigabytes(int(free_bytes * ROOM))
+    size, room = _size(decoded_bytes), _size(int(free_bytes * ROOM))
     if decoded_bytes <= free_bytes * ROOM:
         return "resident", f"{size} of pixels fit in the {room} of {device} memory that may be used"
     too_large = f"{size} of pixels exceed the {room} of {device} memory that may be used"
@@ -53,5 +53,5 @@ def free_host_bytes() -> int:
     return max(0, free)
 
 
-def _gigabytes(size_bytes: int) -> str:
-    return f"{size_bytes / 1e9:.3g} GB"
+def _size(size_bytes: int) -> str:
+    return f"{size_bytes / 1e9:.3g} GB" if size_bytes >= 1e8 else f"{size_bytes / 1e6:.3g} MB"

@@ -29,7 +29,8 @@ try:
     from nvidia.dali import fn, types
 except ImportError as error:
     raise UserError(
-        f"DALI cannot be imported: {error}", "Install it with: pip install 'fastssl-vision[dali]'."
+        f"DALI cannot be imported: {error}",
+        "Install it with: pip install 'fastssl-vision[dali]' (for CUDA 12: dali-cuda12).",
     ) from error
 
 

@@ -20,7 +20,7 @@ def table(record: dict[str, Any], *, width: int = 100) -> str:
             f"{row['low_pct']:.2f} to {row['high_pct']:.2f}",
         )
     out = io.StringIO()
-    console = Console(file=out, width=width, highlight=False)
+    console = Console(file=out, width=width, highlight=False, markup=False)
     console.print(lines)
     for layer, found in record["spectrum"].items():
         console.print(f"{layer}: {figures_text(found)}", soft_wrap=True)

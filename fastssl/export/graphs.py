@@ -33,7 +33,7 @@ def require_onnx() -> None:
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
-            f"Exporting to ONNX needs {', '.join(missing)}, which is not installed.",
+            f"Exporting to ONNX needs what is not installed: {', '.join(missing)}.",
             "Install it with: pip install 'fastssl-vision[onnx]'.",
         )
 
