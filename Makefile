@@ -16,7 +16,7 @@ gpu-suite: setup-test
 	.venv/bin/python bench/gpu_suite.py --data "$(DATA)" --budget-min $(BUDGET) --out "$(OUT)"
 
 lint: setup-test
-	.venv/bin/ruff check . && .venv/bin/mypy && .venv/bin/lint-imports
+	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports
 
 setup:
 	@bash tools/setup.sh base

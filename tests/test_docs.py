@@ -174,23 +174,31 @@ SMALL = [
     *("evaluate.linear_epochs=2", "evaluate.baselines=false"),
 ]
 SHAPES = ["data.side_px=16", "data.count=160", "data.test_count=48"]
-TINY = {  # what makes a verb's command small enough for a test; of options given twice the last counts
+TINY = {  # what makes a command small enough for a test, by its first words; of options given twice the last counts
     "convert": ["--side-px", "16"],
     "eval": ["--linear-epochs", "2"],
     "report": ["--images", "40"],
     "embed": ["--count", "32"],
+    "recipe new": ["--minutes", "0.001"],
+    "sweep": ["--seeds", "1"],
 }
-NOT_RUN = {  # what a command that is parsed alone has in it, and why
-    "^doctor": "times every loader; tests/test_doctor.py runs it",
-    "^bench": "times; tests/test_bench.py runs it",
-    "recipe new|mine.yaml": "measures the machine; tests/test_newcomer.py runs it",
-    "^sweep": "many trainings; tests/test_sweep.py runs it",
-    "--install-completion": "changes the files of a person's shell",
-    "cifar10": "downloads",
-    "torchvision/|timm/": "large networks; tests/test_published.py trains with them",
-    "finetune": "a hundred steps at least; tests/test_evaluation.py runs it",
-    "log.tensorboard": "an extra; tests/test_writers.py",
+RUN_PAGES = ("README", "index", "quickstart", "own-images", "choosing", "data", "evaluation", "report", "use")
+NOT_RUN = {  # what a command that is parsed alone has in it: which test does the same at another size, and why
+    r"^(\S*fastssl )?doctor": "tests/test_doctor.py: times every loader",
+    r"^(\S*fastssl )?bench|bench/\w+\.py": "tests/test_bench.py: times",
+    "^torchrun": "tests/test_ranks.py: several processes",
+    "--install-completion": "tests/test_cli.py: would change the files of a person's shell",
+    "cifar10": "tests/test_sources.py: downloads",
+    "torchvision/|timm/": "tests/test_published.py: large networks",
+    "--probe finetune": "tests/test_evaluation.py: a hundred steps at least",
+    "log.tensorboard": "tests/test_writers.py: an extra",
+    r"pip install|-m venv|activate|^git |^cd ": "tests/test_package.py: sets up a machine",
+    r"^make |-m pytest|pre-commit": "tests/test_repository.py: what runs the tests runs these",
 }
+
+
+def excuse(words: list[str]) -> str | None:
+    return next((why for pattern, why in NOT_RUN.items() if re.search(pattern, " ".join(words))), None)
 
 
 def run_page(page: Path, *, shapes: bool) -> list[str]:
@@ -198,16 +206,30 @@ def run_page(page: Path, *, shapes: bool) -> list[str]:
     ran = []
     for words in commands(page):
         ours = fastssl_words(words)
-        if ours and not any(re.search(reason, shlex.join(ours)) for reason in NOT_RUN):
+        if ours and not excuse(words):
             changes = [*SMALL, *(SHAPES if shapes and "quickstart" in ours else [])]
             given = {word.partition("=")[0] for word in ours}
             takes = ours[0] in ("train", "preview", "sweep")
             named = [change for change in changes if takes and change.partition("=")[0] not in given]
             small = [word for change in named for word in ("-s", change)]
-            small += [] if "--max-side-px" in ours else TINY.get(ours[0], [])
+            small += [] if "--max-side-px" in ours else TINY.get(ours[0], TINY.get(" ".join(ours[:2]), []))
             typer.main.get_command(app).main([*ours, *small], prog_name="fastssl", standalone_mode=False)
             ran.append(ours[0])
     return ran
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_is_run_or_says_which_test_does_the_same(page: Path) -> None:
+    silent = [words for words in commands(page) if not excuse(words)]
+    assert not silent or page.stem in RUN_PAGES
+    assert not [words for words in silent if fastssl_words(words) is None]
+
+
+def test_the_excuses_name_tests_that_exist_and_commands_that_are_written() -> None:
+    lines = [" ".join(words) for page in PAGES for words in commands(page)]
+    for pattern, why in NOT_RUN.items():
+        assert (ROOT / why.partition(":")[0]).is_file(), why
+        assert any(re.search(pattern, line) for line in lines), pattern
 
 
 def python_of(page: Path, name: str) -> str:
@@ -248,7 +270,9 @@ def test_own_images_run_from_beginning_to_end(tmp_path: Path, monkeypatch: pytes
     recipe = re.search(r"<!-- recipe: photos -->\n```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     assert recipe
     (tmp_path / "photos.yaml").write_text(recipe[1])
-    assert run_page(page, shapes=False) == ["convert", "train", "train", "preview", "train"]
+    ran = run_page(page, shapes=False)
+    assert ran == ["convert", "recipe", "train", "train", "train", "preview", "train"]
+    assert (tmp_path / "runs" / "mine" / "summary.json").exists()
     assert (tmp_path / "runs" / "photos" / "summary.json").exists()
 
 
@@ -304,11 +328,14 @@ def workplace(
     return tmp_path
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/data.md", "docs/evaluation.md", "docs/report.md", "docs/use.md"])
+@pytest.mark.parametrize("name", [name for name in RUN_PAGES if name not in ("quickstart", "own-images")])
 def test_the_commands_of_the_guides_run(name: str, workplace: Path) -> None:
-    if name == "docs/report.md":
+    if name == "report":
         pytest.importorskip("matplotlib")
-    assert len(run_page(ROOT / name, shapes=True)) >= 2
+    (page,) = [page for page in PAGES if page.stem == name]
+    if name == "index":  # trains it
+        shutil.rmtree("runs/quickstart")
+    assert run_page(page, shapes=True)
 
 
 def test_python_of_the_readme_and_of_evaluation_runs(workplace: Path) -> None:
