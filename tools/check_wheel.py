@@ -39,7 +39,7 @@ STEPS: list[tuple[str, str, str]] = [  # what to run, the extra it needs, a modu
     ("export runs/mine --to safetensors --out weights.safetensors", "", ""),
     ("export runs/mine --to huggingface --out folder", "", ""),
     ("export runs/mine --to torch-export --out graph.pt2", "", ""),
-    ("bench step mine.yaml --seconds 0.1 --only fp32 CHANGES", "", ""),
+    ("bench step mine.yaml --seconds 0.1 --only trained CHANGES", "", ""),
     ("report runs/mine", "report", "matplotlib"),
     ("embed runs/mine photos --out features.parquet", "parquet", "pyarrow"),
     ("convert features.parquet data/table.beton", "parquet", "pyarrow"),
