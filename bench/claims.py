@@ -40,6 +40,7 @@ class Grid:
     """What is varied; `dim` is the projector of the multi-view cells, the largest of `dims` the reference's.
 
     `per_step` is what all cells share of the base's step: the number of views forwarded, or of images.
+    `only` keeps the cells of these names.
     """
 
     dims: tuple[int, ...]
@@ -47,6 +48,7 @@ class Grid:
     fractions: tuple[float, ...]
     dim: int
     per_step: PerStep = "views"
+    only: tuple[str, ...] = ()
 
     @property
     def reference(self) -> Cell:
@@ -65,7 +67,8 @@ def cells(grid: Grid) -> list[Cell]:
     wanted = telling + by_views + paired + by_fraction + by_dim
     # With the weight for the largest D held fixed, fixed and scaled are one cell there.
     same = Cell(2, max(grid.dims), "scaled", 1.0)
-    return list(dict.fromkeys(grid.reference if cell == same else cell for cell in wanted))
+    every = dict.fromkeys(grid.reference if cell == same else cell for cell in wanted)
+    return [cell for cell in every if not grid.only or cell.name in grid.only]
 
 
 def recipe_of(base: Recipe, cell: Cell, seed: int, grid: Grid, schedule: str) -> Recipe:
@@ -205,6 +208,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--metric", default="ridge_pct", help="of evaluations and, with test_, of summaries")
     parser.add_argument("--schedule", default="constant", choices=["constant", "cosine"])
     parser.add_argument("--per-step", default="views", choices=["views", "images"], help="what steps have alike")
+    parser.add_argument("--only", nargs="+", default=[], metavar="CELL", help="names as --plan prints them")
     parser.add_argument("--time-again", action="store_true", help="time steps once more and keep the faster")
     parser.add_argument("-s", dest="changes", action="append", default=[], metavar="SECTION.KEY=VALUE")
     parser.add_argument("--out", type=Path, default=Path("runs/claims"))
@@ -217,7 +221,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse(arguments)
     base = load(args.recipe, args.changes)
-    grid = Grid(tuple(args.dims), tuple(args.views), tuple(args.fractions), args.dim, args.per_step)
+    grid = Grid(tuple(args.dims), tuple(args.views), tuple(args.fractions), args.dim, args.per_step, tuple(args.only))
+    if not cells(grid):
+        raise UserError(f"No cell is named {' or '.join(args.only)}.", "See the names with --plan.")
     if args.plan:
         for cell in cells(grid):
             one = recipe_of(base, cell, 0, grid, args.schedule)

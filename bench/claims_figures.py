@@ -3,10 +3,11 @@
 import math
 import statistics
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from claims_verdicts import Cell, Found, Run, finals
+from claims_verdicts import Cell, Found, Run, at_epoch, finals
 
 COLOURS = ("#1f6f8b", "#dd8452", "#6a9f58", "#8172b3", "#c44e52", "#937860")
 GREY = "0.6"
@@ -24,7 +25,7 @@ def draw(folder: Path, found: Found, reference: Cell, dim: int, metric: str) -> 
     for name, panels, fill in (
         ("dims", 1, dims_figure),
         ("views", 3, views_figure),
-        ("fractions", 1, fractions_figure),
+        ("fractions", 2, fractions_figure),
         ("pareto", 1, pareto_figure),
     ):
         fig, axes = plt.subplots(1, panels, figsize=(4.6 * panels, 3.4), layout="constrained", sharey=True)
@@ -77,20 +78,24 @@ def curve_band(axis: Any, runs: Sequence[Run], what: int, *, color: str, label: 
     axis.fill_between(x, [min(v) for v in y], [max(v) for v in y], color=color, alpha=0.15, lw=0)
 
 
-def fractions_figure(axis: Any, found: Found, reference: Cell, dim: int, metric: str) -> None:
-    mine = {(c.views, c.fraction): finals(r) for c, r in found.items() if (c.dim, c.weight) == (dim, "scaled")}
+def fractions_figure(axes: Any, found: Found, reference: Cell, dim: int, metric: str) -> None:
+    """In equal time on test, and on validation after as many epochs as two views of all images take."""
+    mine = {(c.views, c.fraction): r for c, r in found.items() if (c.dim, c.weight) == (dim, "scaled")}
+    epoch = mine[2, 1.0][0].curve[-1][0] if (2, 1.0) in mine else 0.0
     lines = (
         ("V × fraction constant", COLOURS[0], [k for k in mine if math.isclose(k[0] * k[1], 2)]),
         ("V = 2", COLOURS[1], [k for k in mine if k[0] == 2]),
     )
     for label, colour, keys in lines:
         keys = sorted(keys, key=lambda k: k[1])
-        if keys:
-            bars(axis, [100 * k[1] for k in keys], [mine[k] for k in keys], color=colour, label=label)
-    axis.set_xscale("log", base=2)
-    axis.xaxis.set_major_formatter("{x:g}")
-    axis.set(xlabel="share of the images, %", ylabel=f"test {metric}", title="accuracy in equal time")
-    label_lines(axis)
+        for axis, read in zip(axes, (finals, partial(at_epoch, epoch=epoch)), strict=True):
+            if keys:
+                bars(axis, [100 * k[1] for k in keys], [read(mine[k]) for k in keys], color=colour, label=label)
+    for axis, title, of in zip(axes, ("in equal time", f"after {epoch:g} epochs"), ("test", "validation"), strict=True):
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.set(xlabel="share of the images, %", ylabel=f"{of} {metric}", title=f"accuracy {title}")
+    label_lines(axes[0])
 
 
 def pareto_figure(axis: Any, found: Found, reference: Cell, dim: int, metric: str) -> None:

@@ -115,6 +115,17 @@ def test_less_data(quarter, lonely, expected):
     assert outcome("3.", found)[0] == expected
 
 
+def test_fewer_images_at_equal_epochs_and_in_equal_time():
+    """Two views of a quarter take four times the epochs to the end, so after equal epochs they are a quarter there."""
+    state, text = outcome("3.", story(v2=80, v2_quarter=80, v8_quarter=80))
+    assert state == PART
+    assert "V = 2 on 100 % 80.0 ± 0.2 % (n = 3); V = 8 on 25 % 80.0 ± 0.2 % (n = 3)" in text
+    assert text.count("V = 2 on 25 % 35.0 ± 0.0 % (n = 3)") == 1
+    assert text.endswith("in equal time two views do so too.")
+    flat = {Cell(2, 256, "scaled", 0.25): runs(80, epochs=32, start=80)}
+    assert outcome("3.", story(v2=80, v8_quarter=80) | flat)[1].endswith("views are not what saves them.")
+
+
 def test_less_time():
     fast = {Cell(4, 256, "scaled", 1.0): runs(80, seconds=40)}
     state, text = outcome("4.", story(ref=80) | fast)
@@ -160,6 +171,10 @@ def test_the_command_runs_resumes_and_reports(tiny_recipe, tmp_path, capsys, one
         step_s = seconds[f"{name[:2]}-{name.split('-')[1]}-B{64 // int(name[1])}"]
         steps = json.loads((tmp_path / "runs" / f"{name}-s0" / "summary.json").read_text())["steps"]
         assert done[0]["train_s"] == done[0]["curve"][-1][2] == pytest.approx(steps * step_s)
+    claims.main([*words, "--plan", "--only", "V4-D8-scaled-f0.5"])
+    assert capsys.readouterr().out.splitlines()[-1].startswith("V4-D8-scaled-f0.5 ")
+    with pytest.raises(UserError, match="No cell is named V3"):
+        claims.main([*words, "--only", "V3"])
     with pytest.raises(UserError, match="another recipe"):
         claims.main([*words, "-s", "optim.lr=0.1"])
     claims.main(words)  # nothing is run again
