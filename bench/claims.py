@@ -127,12 +127,13 @@ def run_of(folder: Path, wanted: Recipe, metric: str, step_s: float) -> Run | No
     done = json.loads(summary.read_text(encoding="utf-8"))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     per_image = done["views"] / done["images"]
+    commit = json.loads((folder / "environment.json").read_text(encoding="utf-8"))["commit"]
     curve = [
         (e["epoch"], e["images"] * per_image, e["step"] * step_s, e[metric])
         for e in lines
         if e["event"] == "evaluation"
     ]
-    return Run(wanted.seed, float(done[f"test_{metric}"]), done["steps"] * step_s, curve)
+    return Run(wanted.seed, float(done[f"test_{metric}"]), done["steps"] * step_s, curve, commit)
 
 
 def measure(

@@ -34,6 +34,23 @@ def draw(folder: Path, found: Found, reference: Cell, dim: int, metric: str) -> 
         plt.close(fig)
 
 
+def log_axis(axis: Any, ticks: Sequence[float] | None = None) -> None:
+    """A logarithmic x axis with plain numbers, at the given ticks or at every doubling."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(base=2))
+    axis.xaxis.set_minor_locator(NullLocator())
+    if ticks is not None:
+        axis.set_xticks(ticks)
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:,g}" if value < 10_000 else f"{value / 1000:,.0f}k")
+
+
+def named(metric: str) -> str:
+    """ridge_pct is "ridge accuracy, %"."""
+    return f"{metric.removesuffix('_pct')} accuracy, %" if metric.endswith("_pct") else metric
+
+
 def label_lines(axis: Any) -> None:
     if axis.get_legend_handles_labels()[0]:
         axis.legend()
@@ -54,8 +71,8 @@ def dims_figure(axis: Any, found: Found, reference: Cell, dim: int, metric: str)
             mine[reference.dim] = finals(found[reference])
         if mine:
             bars(axis, sorted(mine), [mine[d] for d in sorted(mine)], color=colour, label=f"weight {weight}")
-    axis.set_xscale("log", base=2)
-    axis.set(xlabel="projector width D", ylabel=f"test {metric}", title="accuracy against D, two views")
+    log_axis(axis, sorted({c.dim for c in found}))
+    axis.set(xlabel="projector width D", ylabel=f"test {named(metric)}", title="accuracy against D, two views")
     label_lines(axis)
 
 
@@ -65,8 +82,8 @@ def views_figure(axes: Any, found: Found, reference: Cell, dim: int, metric: str
         for colour, views in zip(COLOURS, sorted(mine), strict=False):
             curve_band(axis, mine[views], what, color=colour, label=f"V = {views}")
         axis.set(xlabel=label)
-        axis.set_xscale("log")
-    axes[0].set_ylabel(f"validation {metric}")
+        log_axis(axis)
+    axes[0].set_ylabel(f"validation {named(metric)}")
     label_lines(axes[0])
 
 
@@ -74,7 +91,7 @@ def curve_band(axis: Any, runs: Sequence[Run], what: int, *, color: str, label: 
     points = list(zip(*(run.curve for run in runs), strict=False))
     x = [statistics.mean(p[what] for p in at) for at in points]
     y = [[p[3] for p in at] for at in points]
-    axis.plot(x, [statistics.mean(v) for v in y], color=color, label=label, lw=1.6)
+    axis.plot(x, [statistics.mean(v) for v in y], color=color, label=label, marker="o", ms=3, lw=1.6)
     axis.fill_between(x, [min(v) for v in y], [max(v) for v in y], color=color, alpha=0.15, lw=0)
 
 
@@ -92,9 +109,8 @@ def fractions_figure(axes: Any, found: Found, reference: Cell, dim: int, metric:
             if keys:
                 bars(axis, [100 * k[1] for k in keys], [read(mine[k]) for k in keys], color=colour, label=label)
     for axis, title, of in zip(axes, ("in equal time", f"after {epoch:g} epochs"), ("test", "validation"), strict=True):
-        axis.set_xscale("log", base=2)
-        axis.xaxis.set_major_formatter("{x:g}")
-        axis.set(xlabel="share of the images, %", ylabel=f"{of} {metric}", title=f"accuracy {title}")
+        log_axis(axis, sorted({100 * fraction for _, fraction in mine}))
+        axis.set(xlabel="share of the images, %", ylabel=f"{of} {named(metric)}", title=f"accuracy {title}")
     label_lines(axes[0])
 
 
@@ -111,6 +127,6 @@ def pareto_figure(axis: Any, found: Found, reference: Cell, dim: int, metric: st
         if not front or y < front[-1][1]:
             front.append((x, y))
     axis.step(*zip(*front, strict=True), where="post", color=COLOURS[0], lw=1.6, label="front") if front else None
-    axis.set_xscale("log")
-    axis.set(xlabel="seconds of training", ylabel=f"error, 100 - validation {metric}", title="error and time")
+    log_axis(axis)
+    axis.set(xlabel="seconds of training", ylabel=f"error, 100 - validation {named(metric)}", title="error and time")
     label_lines(axis)

@@ -37,12 +37,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Run:
-    """One seed of a cell: test accuracy, seconds of training, and (epoch, views, train_s, val accuracy) points."""
+    """One seed of a cell: test accuracy, seconds of training, (epoch, views, train_s, val accuracy) points, and the
+    commit that it ran at."""
 
     seed: int
     final: float
     train_s: float
     curve: list[tuple[float, float, float, float]]
+    commit: str | None = None
 
 
 Found = Mapping[Cell, Sequence[Run]]
@@ -136,7 +138,7 @@ def views_verdict(found: Found, reference: Cell, dim: int) -> tuple[str, str]:
         earlier += [views] if better(many, two) else []
         best += [views] if better(finals(by_views[views]), finals(by_views[2])) else []
         told.append(
-            f"V = {views}: {spread(many)} against {spread(two)} on validation after {epoch:g} epochs, "
+            f"V = {views}: {spread(many)} against {spread(two)} on validation at epoch {epoch:g}, "
             f"{spread(finals(by_views[views]))} on test after the same views in all"
         )
     text = f"V = 2 gives {spread(finals(by_views[2]))} on test. {'; '.join(told)}."

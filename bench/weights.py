@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
 from claims import run_of  # noqa: E402
-from claims_figures import COLOURS, bars  # noqa: E402
+from claims_figures import COLOURS, bars, log_axis, named  # noqa: E402
 
 import fastssl  # noqa: E402
 from fastssl.bench.record import record, row  # noqa: E402
@@ -122,8 +122,8 @@ def draw(path: Path, found: Found, base: Recipe, metric: str) -> None:
             groups = [found[dim, w] for w in weights]
             bars(axis, [w * times for w in weights], groups, color=colour, label=f"D = {dim}")
             axis.axvline(rule(base, dim) * times, color=colour if times == 1 else "0.5", ls=":", lw=1)
-            axis.set_xscale("log")
-    axes[0].set(xlabel="orthogonality weight (dotted: the rule's)", ylabel=f"validation {metric}")
+            log_axis(axis)
+    axes[0].set(xlabel="orthogonality weight (dotted: the rule's)", ylabel=f"validation {named(metric)}")
     axes[1].set(xlabel="weight times D (dotted: the rule's c)")
     axes[0].legend()
     path.parent.mkdir(parents=True, exist_ok=True)
