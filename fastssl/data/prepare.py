@@ -18,7 +18,7 @@ from .sources.base import Item
 
 MAX_SIDE_PX = 65535  # what 16 bits of a .beton's record can say
 FULL_BYTES = 64 << 20  # of pixels in one run, whatever the guess that chose its items
-_PIECE_BYTES = 1 << 20
+_PIECE_BYTES, _LARGE_BYTES = 1 << 20, 1 << 16
 Mode = Literal["raw", "jpg", "smart"]
 
 
@@ -103,18 +103,23 @@ def _fill(run: Run, items: Iterator[Item], shape: Shape) -> Iterator[np.ndarray]
 
 
 def joined(parts: Iterable[np.ndarray | bytes]) -> Iterator[memoryview | bytes]:
-    """The same bytes in pieces of about 1 MiB: a call for each small part would cost more than the work on it.
+    """The same bytes in pieces of up to about 1 MiB: a call for each small part would cost more than the work on it.
 
-    Parts are contiguous; larger ones are handed on as they are.
+    Parts are contiguous; those that are large already are handed on as they are.
     """
     held: list[memoryview | bytes] = []
     size = 0
     for part in parts:
-        held.append(part.data if isinstance(part, np.ndarray) else part)
-        size += part.nbytes if isinstance(part, np.ndarray) else len(part)
-        if size >= _PIECE_BYTES:
-            yield held[0] if len(held) == 1 else b"".join(held)
+        plain = part.data if isinstance(part, np.ndarray) else part
+        length = memoryview(plain).nbytes
+        if held and (length >= _LARGE_BYTES or size + length > _PIECE_BYTES):
+            yield b"".join(held)
             held, size = [], 0
+        if length >= _LARGE_BYTES:
+            yield plain
+        else:
+            held.append(plain)
+            size += length
     if held:
         yield b"".join(held)
 
