@@ -15,11 +15,12 @@ PACKAGES = ("torch", "torchvision", "numpy", "numba", "ffcv", "nvidia-dali-cuda1
 
 def environment() -> dict[str, Any]:
     """Hardware, versions, commit and command, as JSON values."""
+    program = Path(sys.argv[0]).name.replace("__main__.py", "fastssl")  # what python -m fastssl is called
     return {
         "hardware": hardware(),
         "versions": versions(),
         "commit": commit(),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": " ".join([program, *sys.argv[1:]]),
     }
 
 
