@@ -78,10 +78,15 @@ class _Device:
                 sizes_B2, offsets_B = self._sizes_N2[index_B], self._offsets_N[index_B]
                 yield Batch(self._flat, labels_N[index_B], index_B, sizes_B2, offsets_B)
             return
-        images_NHWC = _selectable(self._flat).view(-1, *self._shape)
         for index_B in (index_M[part] for part in parts):
-            images = images_NHWC.index_select(0, index_B).view(self._flat.dtype)
-            yield Batch(images, labels_N[index_B], index_B)
+            yield Batch(self._images(index_B, self._shape), labels_N[index_B], index_B)
+
+    def _images(self, index_B: Tensor, shape: tuple[int, int, int]) -> Tensor:
+        """These images, of one size."""
+        if self._device.type == "cpu":
+            # not torch's index: its threads would then wait in a loop beside those that cut the views
+            return torch.from_numpy(self._flat.numpy().reshape(-1, *shape).take(index_B.numpy(), axis=0))
+        return _selectable(self._flat).view(-1, *shape).index_select(0, index_B).view(self._flat.dtype)
 
 
 class _Host:
