@@ -165,7 +165,7 @@ def test_without_onnxruntime_the_extra_is_named(
 ) -> None:
     real = __import__("importlib.util").util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxruntime" else real(name))
-    with pytest.raises(UserError, match=r"needs onnxruntime(.|\n)*fastssl-vision\[onnx\]"):
+    with pytest.raises(UserError, match=r"not installed: onnxruntime(.|\n)*fastssl-vision\[onnx\]"):
         export(tiny_run, tmp_path / "a.onnx", to="onnx")
 
 
