@@ -122,8 +122,9 @@ def draw(path: Path, found: Found, base: Recipe, metric: str) -> None:
             groups = [found[dim, w] for w in weights]
             bars(axis, [w * times for w in weights], groups, color=colour, label=f"D = {dim}")
             axis.axvline(rule(base, dim) * times, color=colour if times == 1 else "0.5", ls=":", lw=1)
-            log_axis(axis)
+            axis.set_xscale("log")
     axes[0].set(xlabel="orthogonality weight (dotted: the rule's)", ylabel=f"validation {named(metric)}")
+    log_axis(axes[1])
     axes[1].set(xlabel="weight times D (dotted: the rule's c)")
     axes[0].legend()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -68,7 +68,7 @@ def table_of(title: str, columns: list[str], lines: list[list[str]]) -> Table:
 def spread_text(one: Row | None, digits: int) -> str:
     if one is None or one["median"] is None:
         return ""
-    return f"{one['median']:,.{digits}f} \\[{one['min']:,.{digits}f}, {one['max']:,.{digits}f}]"
+    return f"{one['median']:,.{digits}f} [{one['min']:,.{digits}f}, {one['max']:,.{digits}f}]"
 
 
 def pct(one: Row | None) -> str:
