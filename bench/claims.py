@@ -13,7 +13,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -126,6 +126,9 @@ def run_of(folder: Path, wanted: Recipe, metric: str, step_s: float) -> Run | No
         return None
     done = json.loads(summary.read_text(encoding="utf-8"))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    if f"test_{metric}" not in done:
+        known = ", ".join(key.removeprefix("test_") for key in done if key.startswith("test_") and key.endswith("_pct"))
+        raise UserError(f"--metric {metric} is not measured on the test set.", f"Choose one of: {known or 'none'}.")
     per_image = done["views"] / done["images"]
     commit = json.loads((folder / "environment.json").read_text(encoding="utf-8"))["commit"]
     curve = [
@@ -201,11 +204,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("recipe", help="the base: its epochs and views set how many views every run forwards")
     parser.add_argument("--budget-min", type=float, default=60.0)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--dims", type=int, nargs="+", default=[64, 256, 1024, 2048])
+    parser.add_argument("--seeds", type=at_least_one, default=3)
+    parser.add_argument("--dims", type=at_least_one, nargs="+", default=[64, 256, 1024, 2048])
     parser.add_argument("--views", type=int, nargs="+", default=[2, 4, 8, 16])
     parser.add_argument("--fractions", type=float, nargs="+", default=[1.0, 0.5, 0.25, 0.125])
-    parser.add_argument("--dim", type=int, default=256, help="projector of the multi-view cells")
+    parser.add_argument("--dim", type=at_least_one, default=256, help="projector of the multi-view cells")
     parser.add_argument("--metric", default="ridge_pct", help="of evaluations and, with test_, of summaries")
     parser.add_argument("--schedule", default="constant", choices=["constant", "cosine"])
     parser.add_argument("--per-step", default="views", choices=["views", "images"], help="what steps have alike")
@@ -247,11 +250,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{said['claim']}\n  {said['outcome']}: {said['text']}")
 
 
-if __name__ == "__main__":
+def as_command(run: Callable[[], None]) -> None:
+    """Runs it; a mistake ends in two lines and exit code 2, a signal with what to do next."""
     try:
-        main()
+        run()
     except UserError as error:
-        sys.exit(f"Error: {error.what}\n{error.fix}")
+        print(f"Error: {error.what}\n{error.fix}", file=sys.stderr)
+        sys.exit(2)
     except Interrupted:
         print("Stopped; the run that was under way is saved. Repeat the command to go on.", file=sys.stderr)
         sys.exit(EXIT_CODE)
+
+
+def at_least_one(text: str) -> int:
+    """An argument's whole number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 on")
+    return int(text)
+
+
+if __name__ == "__main__":
+    as_command(main)

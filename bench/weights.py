@@ -20,13 +20,11 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
-from claims import run_of  # noqa: E402
+from claims import as_command, at_least_one, run_of  # noqa: E402
 from claims_figures import COLOURS, bars, log_axis, named  # noqa: E402
 
 import fastssl  # noqa: E402
 from fastssl.bench.record import record, row  # noqa: E402
-from fastssl.errors import UserError  # noqa: E402
-from fastssl.interrupts import EXIT_CODE, Interrupted  # noqa: E402
 from fastssl.losses import orthogonality_rule  # noqa: E402
 from fastssl.recipe import Recipe, load  # noqa: E402
 
@@ -136,9 +134,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("recipe")
     parser.add_argument("-s", dest="changes", action="append", default=[], metavar="SECTION.KEY=VALUE")
-    parser.add_argument("--dims", type=int, nargs="+", default=[64, 256, 1024])
+    parser.add_argument("--dims", type=at_least_one, nargs="+", default=[64, 256, 1024])
     parser.add_argument("--factors", type=float, nargs="+", default=[1 / 16, 1 / 4, 1, 4, 16], help="of the rule's")
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=at_least_one, default=2)
     parser.add_argument("--metric", default="ridge_pct", help="of the evaluations")
     parser.add_argument("--out", type=Path, default=Path("runs/weights"))
     parser.add_argument("--json", type=Path, default=ROOT / "bench/results/weights.json")
@@ -163,10 +161,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"Error: {error.what}\n{error.fix}")
-    except Interrupted:
-        print("Stopped; the run that was under way is saved. Repeat the command to go on.", file=sys.stderr)
-        sys.exit(EXIT_CODE)
+    as_command(main)

@@ -175,6 +175,8 @@ def test_the_command_runs_resumes_and_reports(tiny_recipe, tmp_path, capsys, one
     assert capsys.readouterr().out.splitlines()[-1].startswith("V4-D8-scaled-f0.5 ")
     with pytest.raises(UserError, match="No cell is named V3"):
         claims.main([*words, "--only", "V3"])
+    with pytest.raises(UserError, match=r"Choose one of: .*ridge_pct"):
+        claims.main([*words, "--metric", "nope"])
     with pytest.raises(UserError, match="another recipe"):
         claims.main([*words, "-s", "optim.lr=0.1"])
     claims.main(words)  # nothing is run again

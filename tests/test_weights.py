@@ -46,3 +46,12 @@ def test_the_command_runs_once_and_writes_its_record(tiny_recipe, tmp_path, caps
     assert {r["metric"] for r in made["rows"]} == {"val_ridge_pct", "best_weight", "c", "slope"}
     assert (tmp_path / "w.png").stat().st_size > 1000
     assert "D = 16: best weight" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["--dims", "0"], ["--seeds", "0"], ["--seeds", "x"]])
+def test_a_number_that_is_none_is_refused_before_anything_is_written(words, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        weights.main(["quickstart", *words, "--json", str(tmp_path / "w.json")])
+    assert stop.value.code == 2
+    assert f"{words[1]} is not a whole number from 1 on" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -9,11 +9,8 @@ from fastssl.recipe.presets import view_table
 from fastssl.recipe.schema import Augment, ViewSpec
 
 MAX_SIDES = 8  # torch.compile keeps so many shapes of a function and then gives up on it
-SCALED = (
-    "random_resized",
-    "resize",
-    "center",
-)  # crops that show the same picture smaller; others would show less of it
+# Crops that show the same picture smaller; the others would show less of it.
+SCALED = ("random_resized", "resize", "center")
 
 
 def full_side_px(augment: Augment) -> int:
