@@ -61,7 +61,10 @@ def first_images(recipes: Mapping[str, Recipe], where: torch.device) -> Tensor:
     """As many images as the largest batch takes; images of one size only."""
     largest = max(recipes.values(), key=lambda recipe: recipe.data.batch_size)
     reading = largest.model_copy(
-        update={"evaluate": largest.evaluate.model_copy(update={"batch_size": largest.data.batch_size})}
+        update={
+            "augment": largest.augment.model_copy(update={"applier": "torch"}),  # which takes no batch in place
+            "evaluate": largest.evaluate.model_copy(update={"batch_size": largest.data.batch_size}),
+        }
     )
     batch = next(
         build.ordered_loader(reading, reading.data.path, torch.arange(reading.data.batch_size), where=where).epoch(0)

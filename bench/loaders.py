@@ -47,7 +47,7 @@ def ours(kind: str, data: Path, images: str, views: int, crop: str, workers: int
     options: dict[str, Any] = {"threads": workers, "device": "cpu", "batch_size": BATCH[images]}
     options["order"] = partial(permutation, 0, count=len(Beton(path)))
     if kind in ("resident", "mmap"):
-        options["memory"] = "mmap" if kind == "mmap" else "device"
+        options |= {"memory": "mmap" if kind == "mmap" else "device", "in_place": views > 0}
     module = importlib.import_module("fastssl.data." + (kind if kind in ("ffcv", "dali") else "resident"))
     loader = module.open_loader(path, **options)
     augment = cutter(SIDE_PX[images], views, crop) if views else None

@@ -279,7 +279,13 @@ def open_loader(recipe: Recipe, path: Path, *, where: torch.device, **plan: Unpa
             return dali.open_loader(path, device=where, threads=threads, layout=data.layout, **plan)
         case _:
             return resident.open_loader(
-                path, device=where, threads=threads, memory=data.memory, layout=data.layout, **plan
+                path,
+                device=where,
+                threads=threads,
+                memory=data.memory,
+                layout=data.layout,
+                in_place=where.type == "cpu" and recipe.augment.applier != "torch",  # the fused applier reads anywhere
+                **plan,
             )
 
 

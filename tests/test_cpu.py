@@ -96,6 +96,34 @@ def test_bits_do_not_depend_on_the_cut_the_order_or_the_threads():
         torch.set_num_threads(threads)
 
 
+def test_views_are_those_of_their_parameters():
+    """The kernel draws for itself; views of several sides are made by several calls of it."""
+    images, index_B = pictures(37, 21, 34), torch.arange(37) * 5
+    views = (EVERYTHING, replace(EVERYTHING, crop="pad", pad_px=3), replace(SMOOTH, side_px=12))
+    augment = Augment(views, MEAN_C, (0.2, 0.25, 0.3), -7, torch.float32, "cpu")
+    groups = augment(images, index_B, torch.tensor(3))
+    sizes_B2 = torch.tensor([[21, 34]]).expand(37, 2)
+    drawn = augment.parameters(index_B, 3, sizes_B2)
+    for found, (first, last) in zip(groups, ((0, 2), (2, 3)), strict=True):
+        arguments = drawn.rows(first, last), views[first:last], augment.mean_C, augment.std_C, augment.dtype
+        assert torch.equal(found, cpu.apply(images, sizes_B2, None, *arguments))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+@pytest.mark.parametrize("side", [3, 7, 20])
+def test_lines_shorter_and_longer_than_a_vector(side: int, channels: int):
+    view, images = (
+        replace(SINGLE["pad"], side_px=side, pad_px=2, hflip_p=0.5, vflip_p=0.5),
+        pictures(9, side, side, channels),
+    )
+    mean_C = tuple(0.1 * (c + 1) for c in range(channels))
+    found, expected = (
+        Augment((view,), mean_C, (0.25,) * channels, 0, torch.float32, applier)(images, torch.arange(9), 0)[0]
+        for applier in ("cpu", "torch")
+    )
+    assert (found - expected).abs().max() < 1e-4
+
+
 @pytest.mark.parametrize("view", [EVERYTHING, SINGLE["crop"], SINGLE["bicubic crop"], SINGLE["pad"]])
 def test_bfloat16_is_rounded_to_nearest(view: View):
     images, index_B = pictures(16, 32, 32), torch.arange(16)

@@ -22,7 +22,7 @@ from fastssl.data.threads import ahead, spread
 from fastssl.errors import UserError
 
 COUNT = 53
-LOADERS = ("resident", "host", "mmap", "ffcv", "dali")
+LOADERS = ("resident", "in place", "host", "mmap", "ffcv", "dali")
 FILES = ("raw", "jpg", "mixed", "ragged", "ragged_jpg", "uint16")
 
 
@@ -55,7 +55,8 @@ def open_loader(kind: str, path: Path, **options: object):
     if kind in ("ffcv", "dali"):
         pytest.importorskip({"dali": "nvidia.dali"}.get(kind, kind), reason=f"{kind} is not installed")
         return importlib.import_module(f"fastssl.data.{kind}").open_loader(path, **options)
-    return resident.open_loader(path, memory="device" if kind == "resident" else kind, **options)
+    memory = "device" if kind in ("resident", "in place") else kind
+    return resident.open_loader(path, memory=memory, in_place=kind == "in place", **options)
 
 
 def shuffled(seed: int, epoch: int, count: int = COUNT) -> torch.Tensor:
@@ -70,8 +71,9 @@ def image_of(batch: Batch, k: int) -> np.ndarray:
     if batch.offsets_B is None:
         return batch.images[k].numpy()
     height, width = batch.sizes_B2[k].tolist()
+    channels = 2 if batch.images.dtype == torch.uint16 else 3
     start = int(batch.offsets_B[k])
-    return batch.images[start : start + height * width * 3].view(height, width, 3).numpy()
+    return batch.images[start : start + height * width * channels].view(height, width, channels).numpy()
 
 
 def indices(batches) -> list[int]:
@@ -139,7 +141,8 @@ def test_fewer_samples_in_the_last_batch_than_ranks(files, kind):
     ]
     last = [list(loader.epoch(0))[-1] for loader in ranks]
     assert sorted(len(batch) for batch in last) == [0, 0, 0, 1]
-    assert all(batch.images.shape[1:] == (24, 40, 3) for batch in last)
+    if kind != "in place":
+        assert all(batch.images.shape[1:] == (24, 40, 3) for batch in last)
 
 
 @pytest.mark.parametrize("kind", LOADERS)
@@ -177,10 +180,17 @@ def test_a_subset_keeps_the_ranks_it_is_given(files, kind):
     assert [i for step in steps for batch in step for i in batch.index_B.tolist()] == shuffled(3, 0).tolist()
 
 
+def test_a_batch_in_place_copies_nothing(files):
+    one, two = list(open_loader("in place", files / "raw.beton").epoch(0))[:2]
+    assert one.images.shape == (COUNT * 24 * 40 * 3,)
+    assert one.images.data_ptr() == two.images.data_ptr()
+
+
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("kind", LOADERS)
 def test_padded_batches_hold_the_same_images_with_zeros_around_them(files, kind, name):
-    flat, padded = (open_loader(kind, files / f"{name}.beton", layout=layout) for layout in ("flat", "padded"))
+    plain = "resident" if kind == "in place" else kind
+    flat, padded = (open_loader(k, files / f"{name}.beton", layout=n) for k, n in ((plain, "flat"), (kind, "padded")))
     for expected, batch in zip(flat.epoch(1), padded.epoch(1), strict=True):
         assert batch.offsets_B is None
         assert torch.equal(batch.index_B, expected.index_B)

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 import fastssl
 from fastssl import build, checkpoint
+from fastssl.augment.engine import Augment
 from fastssl.cli import app
 from fastssl.errors import UserError
 from fastssl.recipe import Recipe, load, progressive, view_table
@@ -99,10 +100,13 @@ def test_views_have_the_epochs_side_and_what_they_show_is_drawn_alike(growing: R
         build.augment_of_epoch(growing, manifest, where=where),
         build.augment(growing, manifest, where=where),
     )
-    shapes = [tuple(of_epoch(e)(batch.images, batch.index_B, e)[0].shape) for e in range(4)]
-    assert shapes == [(2, 32, 3, side, side) for side in (8, 8, 12, 16)]
-    assert torch.equal(of_epoch(3)(batch.images, batch.index_B, 3)[0], full(batch.images, batch.index_B, 3)[0])
-    small, large = (augment(batch.images, batch.index_B, 0)[0] for augment in (of_epoch(0), full))
+
+    def views(augment: Augment, epoch: int) -> torch.Tensor:
+        return augment(batch.images, batch.index_B, epoch, sizes_B2=batch.sizes_B2, offsets_B=batch.offsets_B)[0]
+
+    assert [tuple(views(of_epoch(e), e).shape) for e in range(4)] == [(2, 32, 3, s, s) for s in (8, 8, 12, 16)]
+    assert torch.equal(views(of_epoch(3), 3), views(full, 3))
+    small, large = views(of_epoch(0), 0), views(full, 0)
     shrunk = torch.nn.functional.avg_pool2d(large.flatten(0, 1), 2).flatten()
     correlation = torch.corrcoef(torch.stack([small.flatten(), shrunk]))[0, 1]
     assert correlation > 0.95  # the same crops, flips and colours

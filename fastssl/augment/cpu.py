@@ -1,14 +1,17 @@
-"""The CPU applier: one fused numba kernel, parallel over images, that writes the network's layout once.
+"""The CPU applier: one fused numba kernel, parallel over images, that draws, settles and cuts an image's views and
+writes the network's layout once.
 
 A view's bits depend on its image and its parameters alone, not on the batch or the threads. The compiled
 kernel is kept on disk, so that only the first process on a machine waits for it.
 
-B batch, V views, C channels, S side of a view, K taps, T threads. Places in the source are in elements.
+B batch, V views, C channels, S side of a view (of draws: slots), K taps, T threads. Places in the source are in
+elements.
 """
 
 import hashlib
 import math
 import threading
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +24,17 @@ from torch import Tensor
 
 from fastssl.augment.cpu_colour import blur_scratch, interleave, interleave_narrow, is_plain, narrowed, split, transform
 from fastssl.augment.cpu_lanes import LANES, LINE
-from fastssl.augment.cpu_policy import rows_of, settle
+from fastssl.augment.cpu_policy import rows_of, settle, settle_view
 from fastssl.augment.cpu_resample import BLOCK, resample
-from fastssl.augment.draws import FIRST, GOLDEN, SECOND, UNIT
-from fastssl.augment.policy import Column, Parameters, View, blur_radius_px
+from fastssl.augment.draws import FIRST, GOLDEN, SECOND, UNIT, Draw
+from fastssl.augment.policy import SLOTS, Column, Parameters, View, blur_radius_px
 
 Array = npt.NDArray[Any]
 RECORD = np.dtype([(column.name.lower(), np.float32) for column in Column])
 INLINED = ("cpu_colour.py", "cpu_lanes.py", "cpu_policy.py", "cpu_resample.py", "policy.py")
 U_GOLDEN, U_FIRST, U_SECOND = np.uint64(GOLDEN), np.uint64(FIRST), np.uint64(SECOND)
 U_27, U_30, U_31, U_40, U_1 = (np.uint64(x) for x in (27, 30, 31, 40, 1))
+
 
 _local = threading.local()
 
@@ -66,13 +70,14 @@ def apply(
     images: Tensor,
     sizes_B2: Tensor,
     offsets_B: Tensor | None,
-    drawn: Parameters,
+    drawn: Parameters | Draw,
     views: tuple[View, ...],
     mean_C: tuple[float, ...],
     std_C: tuple[float, ...],
     dtype: torch.dtype,
 ) -> Tensor:
-    """Cut and transform views of one side length; arguments and result as in `torch_ops.apply`.
+    """Cut and transform views of one side length; arguments and result as in `torch_ops.apply`, but `drawn` may be
+    left to the kernel.
 
     float16 views are written as float32 and converted.
     """
@@ -80,6 +85,12 @@ def apply(
     sizes, narrow = sizes_B2.contiguous().numpy(), dtype == torch.bfloat16
     wide_VBX = _aligned(len(views), batch, 0 if narrow else side * side * channels)
     narrow_VBX = np.empty((len(views), batch, side * side * channels if narrow else 0), dtype=np.uint16)
+    if isinstance(drawn, Draw):
+        words = np.array([drawn.seed % 2**64, int(drawn.epoch) % 2**64, drawn.first], dtype=np.uint64)
+        index = drawn.index_B.contiguous().numpy().view(np.uint64)
+        packed_BVP = np.empty((batch, len(views), len(Column)), dtype=np.float32)
+    else:
+        words, index, packed_BVP = np.empty(3, np.uint64), np.empty(0, np.uint64), drawn.packed_BVP.contiguous().numpy()
     threads = _threads()
     with numba.parallel_chunksize(max(1, batch // (8 * threads))):
         _render(
@@ -87,14 +98,13 @@ def apply(
             images.contiguous().view(-1).numpy(),
             *_places(images, sizes, offsets_B, channels),
             sizes,
-            drawn.packed_BVP.contiguous().numpy().view(RECORD)[..., 0],
-            np.array([view.interpolation == "bicubic" for view in views]),
-            np.array([view.hue_mode == "linear" for view in views]),
-            np.array(mean_C, dtype=np.float32),
-            (1 / np.array(std_C)).astype(np.float32),
+            words,
+            index,
+            *rows_of(views),
+            packed_BVP.view(RECORD)[..., 0],
+            *_constants(views, mean_C, std_C),
             wide_VBX,
             narrow_VBX,
-            _norms(side, mean_C, std_C),
             *_scratch(threads, channels, views, *sizes.max(axis=0, initial=1).tolist()),
         )
     views_VBX = torch.from_numpy(narrow_VBX).view(torch.bfloat16) if narrow else torch.from_numpy(wide_VBX).to(dtype)
@@ -106,11 +116,16 @@ def limit_threads(threads: int) -> None:
     _local.threads = threads
 
 
-def _norms(side: int, mean_C: tuple[float, ...], std_C: tuple[float, ...]) -> Array:
-    """Factor and summand of each element of a view's line, for finished pixels and for pixels in [0, 1]."""
+@lru_cache(maxsize=64)
+def _constants(views: tuple[View, ...], mean_C: tuple[float, ...], std_C: tuple[float, ...]) -> tuple[Array, ...]:
+    """What `_render` takes that only the policy decides, from cubic_V to norm_22X: factor and summand of each element
+    of a view's line, for finished pixels and for pixels in [0, 1]."""
     mean, std = np.array(mean_C), np.array(std_C)
     norm_22C = np.array([[1 / std, -mean / std], [np.ones_like(std), np.zeros_like(std)]], dtype=np.float32)
-    return np.tile(norm_22C, side + LANES)
+    cubic_V = np.array([view.interpolation == "bicubic" for view in views])
+    linear_V = np.array([view.hue_mode == "linear" for view in views])
+    line_22X = np.tile(norm_22C, views[0].side_px + LANES)
+    return cubic_V, linear_V, mean.astype(np.float32), (1 / std).astype(np.float32), line_22X
 
 
 def _threads() -> int:
@@ -144,6 +159,7 @@ def _scratch(threads: int, channels: int, views: tuple[View, ...], height: int, 
             _rows(threads, blur_scratch(side, radius)),
             np.empty((threads, 2, 2, side), dtype=np.int64),
             np.empty((threads, 2, side, taps), dtype=np.float32),
+            np.empty((threads, SLOTS), dtype=np.float32),
         )
     buffers: tuple[Array, ...] = _local.buffers
     return buffers
@@ -180,9 +196,13 @@ def _draw(seed: int, epoch: int, index_B: Array, out_BVS: Array) -> None:
     for b in prange(len(index_B)):
         sample = _child(root, index_B[b])
         for v in range(out_BVS.shape[1]):
-            view = _child(sample, np.uint64(v))
-            for s in range(out_BVS.shape[2]):
-                out_BVS[b, v, s] = np.float32(_child(view, np.uint64(s)) >> U_40) * np.float32(UNIT)
+            _draw_slots(_child(sample, np.uint64(v)), out_BVS[b, v])
+
+
+@njit(cache=True, nogil=True)
+def _draw_slots(key: Any, out_S: Array) -> None:
+    for s in range(len(out_S)):
+        out_S[s] = np.float32(_child(key, np.uint64(s)) >> U_40) * np.float32(UNIT)
 
 
 @njit(cache=True, nogil=True, parallel=True, fastmath=True, error_model="numpy")
@@ -192,28 +212,38 @@ def _render(
     offset_B: Array,
     pitch_B: Array,
     size_B2: Array,
+    words_3: Array,
+    index_B: Array,
+    low_VS: Array,
+    span_VS: Array,
+    rows_V: Array,
     drawn_BV: Array,
     cubic_V: Array,
     linear_V: Array,
     mean_C: Array,
     scale_C: Array,
+    norm_22X: Array,
     wide_out_VBX: Array,
     narrow_out_VBX: Array,
-    norm_22X: Array,
     lines_T2X: Array,
     planes_T2X: Array,
     blur_TX: Array,
     spans_T22S: Array,
     weights_T2SK: Array,
+    draws_TS: Array,
 ) -> None:
-    """Fill whichever of the two outputs is not empty."""
+    """Fill whichever of the two outputs is not empty, and `drawn_BV` unless `index_B` is empty."""
     size, narrow = max(wide_out_VBX.shape[2], narrow_out_VBX.shape[2]), narrow_out_VBX.shape[2] > 0
     side = weights_T2SK.shape[2]
+    root = _child(_child(np.uint64(0), words_3[0]), words_3[1])
     for b in prange(drawn_BV.shape[0]):
         t = numba.get_thread_id()
         planes_X, spare_X = planes_T2X[t, 0, :size], planes_T2X[t, 1, :size]
         for v in range(drawn_BV.shape[1]):
             drawn = drawn_BV[b, v]
+            if len(index_B) > 0:
+                _draw_slots(_child(_child(root, index_B[b]), words_3[2] + np.uint64(v)), draws_TS[t])
+                settle_view((low_VS[v], span_VS[v], draws_TS[t]), rows_V[v], size_B2[b], drawn)
             place = (source, offset_B[b], pitch_B[b], size_B2[b], drawn, cubic_V[v], len(mean_C))
             scratch = (lines_T2X[t], spans_T22S[t, 0], spans_T22S[t, 1], weights_T2SK[t])
             plain = is_plain(drawn)
@@ -222,8 +252,7 @@ def _render(
                 norm_2X = norm_22X[0]
                 if not narrow:
                     pixels_X = wide_out_VBX[v, b]
-            leaves = plain and not narrow
-            resample(*place, norm_2X, *scratch, leaves, pixels_X)
+            resample(*place, norm_2X, *scratch, pixels_X)
             if plain:
                 if narrow:
                     narrowed(spare_X, narrow_out_VBX[v, b])

@@ -16,6 +16,11 @@ LINE = 16  # floats in a cache line
 VECTOR = ir.VectorType(ir.FloatType(), LANES)
 
 
+def _structs(context: Any, builder: Any, signature: Any, arguments: Any, *which: int) -> list[Any]:
+    """These arguments, which are arrays, with their fields."""
+    return [cgutils.create_struct_proxy(signature.args[i])(context, builder, value=arguments[i]) for i in which]
+
+
 def _load(builder: Any, pointer: Any, kind: Any) -> Any:
     return builder.load(builder.bitcast(pointer, kind.as_pointer()), align=4)
 
@@ -60,10 +65,7 @@ def _pixel_mixer(taps: int | None) -> Any:
         place_S onwards, cut to [0, 1] and normalised. Writes up to LANES - 1 channels too far."""
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            line, place, weight, norm, out = (
-                cgutils.create_struct_proxy(signature.args[i])(context, builder, value=arguments[i])
-                for i in (0, 1, 2, 5, 7)
-            )
+            line, place, weight, norm, out = _structs(context, builder, signature, arguments, 0, 1, 2, 5, 7)
             count, channels, first = arguments[3], arguments[4], arguments[6]
             side, taps_wide = cgutils.unpack_tuple(builder, weight.shape, 2)
             across = cgutils.unpack_tuple(builder, norm.shape, 2)[1]
@@ -92,14 +94,76 @@ def _pixel_mixer(taps: int | None) -> Any:
 mix_two, mix_three, mix_any = _pixel_mixer(2), _pixel_mixer(3), _pixel_mixer(None)
 
 
+def _each_vector(builder: Any, count: Any, put: Any) -> None:
+    """`put(place, lanes)` over `count` elements, LINE at a time; the last vector overlaps the one before."""
+    wide, rounding = (ir.Constant(ir.IntType(64), number) for number in (LINE, LINE - 1))
+    with builder.if_else(builder.icmp_signed(">=", count, wide)) as (many, few):
+        with many:
+            last, vectors = builder.sub(count, wide), builder.sdiv(builder.add(count, rounding), wide)
+            with cgutils.for_range(builder, vectors) as loop:
+                place = builder.mul(loop.index, wide)
+                put(builder.select(builder.icmp_signed("<", place, last), place, last), LINE)
+        with few, cgutils.for_range(builder, count) as loop:
+            put(loop.index, 1)
+
+
+def _at(builder: Any, data: Any, place: Any, lanes: int) -> Any:
+    """Pointer to so many elements from `place` on."""
+    pointer = builder.gep(data, [place])
+    return builder.bitcast(pointer, ir.VectorType(pointer.type.pointee, lanes).as_pointer())
+
+
+@intrinsic
+def put_row(typing: Any, source: Any, start: Any, count: Any, norm_2X: Any, first: Any, out: Any, to: Any) -> Any:
+    """`count` unsigned integers of `source` from `start` on, in [0, 1] and normalised as the elements of a line from
+    `first` on."""
+    bits = source.dtype.bitwidth
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        source, norm, out = _structs(context, builder, signature, arguments, 0, 3, 5)
+        _, start, count, _, first, _, to = arguments
+        across = cgutils.unpack_tuple(builder, norm.shape, 2)[1]
+
+        def put(place: Any, lanes: int) -> None:
+            kind, element = ir.VectorType(ir.FloatType(), lanes), builder.add(first, place)
+            pixels = builder.load(_at(builder, source.data, builder.add(start, place), lanes), align=bits // 8)
+            unit = builder.fmul(builder.uitofp(pixels, kind), ir.Constant(kind, [1 / (2**bits - 1)] * lanes))
+            factor = builder.load(_at(builder, norm.data, element, lanes), align=4)
+            summand = builder.load(_at(builder, norm.data, builder.add(across, element), lanes), align=4)
+            done = builder.fadd(builder.fmul(unit, factor, flags=("fast",)), summand, flags=("fast",))
+            builder.store(done, _at(builder, out.data, builder.add(to, place), lanes), align=4)
+
+        _each_vector(builder, count, put)
+        return context.get_dummy_value()
+
+    number = types.intp
+    return types.void(source, number, number, norm_2X, number, out, number), generate
+
+
+@intrinsic
+def put_line(typing: Any, line: Any, first: Any, count: Any, out: Any, to: Any) -> Any:
+    """`count` floats of `line` from `first` on."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        line, out = _structs(context, builder, signature, arguments, 0, 3)
+        _, first, count, _, to = arguments
+
+        def put(place: Any, lanes: int) -> None:
+            floats = builder.load(_at(builder, line.data, builder.add(first, place), lanes), align=4)
+            builder.store(floats, _at(builder, out.data, builder.add(to, place), lanes), align=4)
+
+        _each_vector(builder, count, put)
+        return context.get_dummy_value()
+
+    return types.void(line, types.intp, types.intp, out, types.intp), generate
+
+
 @intrinsic
 def turn_round(typing: Any, line: Any, side: Any, channels: Any, first: Any, out: Any) -> Any:
     """LANES channels from `first` on of each pixel of `line`, the last pixel first. Writes as far as the mixers."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        line, out = (
-            cgutils.create_struct_proxy(signature.args[i])(context, builder, value=arguments[i]) for i in (0, 4)
-        )
+        line, out = _structs(context, builder, signature, arguments, 0, 4)
         side, channels, first = arguments[1:4]
         with cgutils.for_range(builder, side) as loop:
             other = builder.sub(builder.sub(side, loop.index), ir.Constant(ir.IntType(64), 1))
@@ -110,28 +174,6 @@ def turn_round(typing: Any, line: Any, side: Any, channels: Any, first: Any, out
         return context.get_dummy_value()
 
     return types.void(line, types.intp, types.intp, types.intp, out), generate
-
-
-@intrinsic
-def stream(typing: Any, source: Any, out: Any, to: Any, count: Any) -> Any:
-    """Copy `count` floats, whole cache lines to whole cache lines, past the caches: a plain store first reads what it
-    overwrites. The locks with which a parallel loop ends put such stores before whatever follows it."""
-    line = ir.VectorType(ir.FloatType(), LINE)
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        source, out = (
-            cgutils.create_struct_proxy(signature.args[i])(context, builder, value=arguments[i]) for i in (0, 1)
-        )
-        number = ir.IntType(64)
-        with cgutils.for_range(builder, builder.sdiv(arguments[3], ir.Constant(number, LINE))) as loop:
-            place = builder.mul(loop.index, ir.Constant(number, LINE))
-            start = builder.bitcast(builder.gep(source.data, [place]), line.as_pointer())
-            end = builder.bitcast(builder.gep(out.data, [builder.add(arguments[2], place)]), line.as_pointer())
-            store = builder.store(builder.load(start, align=4), end, align=4 * LINE)
-            store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
-        return context.get_dummy_value()
-
-    return types.void(source, out, types.intp, types.intp), generate
 
 
 @intrinsic

@@ -36,15 +36,23 @@ def rows_of(views: tuple[View, ...]) -> tuple[Array, Array, Array]:
 def settle(
     stamp: Array, low_VS: Array, span_VS: Array, rows_V: Array, draws_BVS: Array, size_B2: Array, out_BV: Array
 ) -> None:
-    """Fill the records of `out_BV`."""
+    """Fill the records of `out_BV`, (B, V)."""
     for b in prange(len(out_BV)):
         for v in range(len(rows_V)):
-            of_view = (low_VS[v], span_VS[v], draws_BVS[b, v])
-            row, out = rows_V[v], out_BV[b, v]
-            _place(of_view, row, float(size_B2[b, 0]), float(size_B2[b, 1]), out)
-            _turn(of_view, out)
-            _jitter(of_view, out)
-            _finish(of_view, row, out)
+            settle_view((low_VS[v], span_VS[v], draws_BVS[b, v]), rows_V[v], size_B2[b], out_BV[b, v])
+
+
+@jit
+def settle_view(of_view: Any, row: Any, size_2: Array, out: Any) -> None:
+    """Fill one record.
+
+    Args:
+        of_view: lowest value, span and draw of each slot, (S,).
+    """
+    _place(of_view, row, float(size_2[0]), float(size_2[1]), out)
+    _turn(of_view, out)
+    _jitter(of_view, out)
+    _finish(of_view, row, out)
 
 
 @jit

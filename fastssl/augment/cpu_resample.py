@@ -16,12 +16,12 @@ from numba import njit
 
 from fastssl.augment.cpu_lanes import (
     LANES,
-    LINE,
     TILE,
     mix_any,
     mix_three,
     mix_two,
-    stream,
+    put_line,
+    put_row,
     transpose_tile,
     turn_round,
 )
@@ -46,7 +46,6 @@ def resample(
     starts_2S: Array,
     counts_2S: Array,
     weights_2SK: Array,
-    leaves: bool,
     out_X: Array,
 ) -> None:
     """Fill `out_X` (S, S, C) with the view; the buffers after `norm_2X` are scratch, finite from the start.
@@ -58,7 +57,6 @@ def resample(
         size_2: height and width of the image.
         drawn: one record of parameters.
         norm_2X: factor and summand of each element of a line, for pixels in [0, 1].
-        leaves: `out_X` is finished and not read again here.
     """
     side = weights_2SK.shape[1]
     turns = int(drawn.turns)
@@ -71,7 +69,7 @@ def resample(
     rows, columns = max(0, bottom - first_row), max(0, right - first_column)
     if height == side and width == side:
         box = (place, pitch, rows, columns, first_row - top, first_column - left)
-        _shift(source, box, vflip, hflip, side, channels, norm_2X, lines_2X, leaves, out_X)
+        _shift(source, box, vflip, hflip, side, channels, norm_2X, lines_2X, out_X)
         return
     unit = 1.0 / np.iinfo(source.dtype).max
     _weigh(height, first_row - top, rows, vflip, cubic, unit, starts_2S[0], counts_2S[0], weights_2SK[0])
@@ -83,18 +81,7 @@ def resample(
         first = place + starts_2S[0, i] * pitch
         _mix_rows(source, first, pitch, wide, counts_2S[0, i], weights_2SK[0, i], lines_2X[0])
         _mix_pixels(lines_2X[0], starts_2S[1], weights_2SK[1], taps, channels, norm_2X, lines_2X[1])
-        _put(lines_2X[1], across, leaves, out_X, i * across)
-
-
-@jit
-def _put(line: Array, count: int, leaves: bool, out_X: Array, to: int) -> None:
-    """Copy a line to its place: whole cache lines, because stores that leave the cache must be few."""
-    if leaves and count % LINE == 0 and (np.int64(out_X.ctypes.data) + 4 * to) % (4 * LINE) == 0:
-        stream(line, out_X, to, count)
-        return
-    out = out_X[to : to + count]
-    for j in range(count):
-        out[j] = line[j]
+        put_line(lines_2X[1], 0, across, out_X, i * across)
 
 
 @jit
@@ -107,32 +94,26 @@ def _shift(
     channels: int,
     norm_2X: Array,
     lines_2X: Array,
-    leaves: bool,
     out_X: Array,
 ) -> None:
     """The view whose box has its size: what of the box lies in the image, black around it."""
     place, pitch, rows, columns, above, before = box
-    across = side * channels
-    unit = np.float32(1.0 / np.iinfo(source.dtype).max)
-    factor_X, summand_X = norm_2X[0], norm_2X[1]
+    across, black, line, turned = side * channels, norm_2X[1], lines_2X[0], lines_2X[1]
     first, count = min(before, side) * channels, columns * channels
-    line = lines_2X[0][:across]
-    inside = line[first : first + count]
+    stop = first + count
     for i in range(side):
-        if above <= i < above + rows:
-            one = source[place + (i - above) * pitch : place + (i - above) * pitch + count]
-            line[:first] = summand_X[:first]
-            for j in range(count):
-                inside[j] = np.float32(one[j]) * unit * factor_X[j] + summand_X[j]
-            line[first + count :] = summand_X[first + count : across]
-        else:
-            line[:] = summand_X[:across]
-        done = lines_2X[0]
+        to = (side - 1 - i if vflip else i) * across
+        if i < above or i >= above + rows:
+            put_line(black, 0, across, out_X, to)
+            continue
+        one, at = (line, 0) if hflip else (out_X, to)
+        put_line(black, 0, first, one, at)
+        put_row(source, place + (i - above) * pitch, count, norm_2X, first, one, at + first)
+        put_line(black, stop, across - stop, one, at + stop)
         if hflip:
-            done = lines_2X[1]
             for c in range((channels - 1) // LANES * LANES, -1, -LANES):
-                turn_round(lines_2X[0], side, channels, c, done)
-        _put(done, across, leaves, out_X, (side - 1 - i if vflip else i) * across)
+                turn_round(line, side, channels, c, turned)
+            put_line(turned, 0, across, out_X, to)
 
 
 @jit

@@ -6,7 +6,7 @@ the level above it. Plain 64-bit multiplies, so torch (int64), numba (uint64) an
 B batch, V views, S slots.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,20 @@ FIRST = 0xBF58476D1CE4E5B9
 SECOND = 0x94D049BB133111EB
 UNIT = 2.0**-24  # float32 keeps 24 bits: the largest uniform is 1 - 2^-24, never 1
 ORDER_OF_EPOCH = -1  # takes the place of a sample index, which is never negative
+
+
+class Draw(NamedTuple):
+    """What decides the draws of some views, for an applier that makes them itself.
+
+    Attributes:
+        seed, epoch, index_B: the arguments of `draws`.
+        first: the policy's row that is the first of these views.
+    """
+
+    seed: int
+    epoch: int | Tensor
+    index_B: Tensor
+    first: int
 
 
 def draws(seed: int, epoch: int | Tensor, index_B: Tensor, *, views: int, slots: int) -> Tensor:

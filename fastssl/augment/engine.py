@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastssl.augment import torch_ops
-from fastssl.augment.draws import draws
+from fastssl.augment.draws import Draw, draws
 from fastssl.augment.policy import SLOTS, Parameters, View, parameters
 
 # numba's simplest threading layer, the one that is always there, ends the process when two threads use it at once
@@ -69,10 +69,15 @@ class Augment:
     def _made(
         self, images: Tensor, index_B: Tensor, epoch: int | Tensor, sizes_B2: Tensor, offsets_B: Tensor | None
     ) -> tuple[Tensor, ...]:
-        drawn = self.parameters(index_B, epoch, sizes_B2)
+        runs = torch_ops.runs(tuple(view.side_px for view in self.views))
+        if self.applier == "cpu":  # one launch draws, settles and applies
+            drawn: list[Parameters | Draw] = [Draw(self.seed, epoch, index_B, first) for first, _ in runs]
+        else:
+            settled = self.parameters(index_B, epoch, sizes_B2)
+            drawn = [settled.rows(first, last) for first, last in runs]
         return tuple(
-            _apply(self, images, sizes_B2, offsets_B, drawn.rows(first, last), self.views[first:last])
-            for first, last in torch_ops.runs(tuple(view.side_px for view in self.views))
+            _apply(self, images, sizes_B2, offsets_B, some, self.views[first:last])
+            for some, (first, last) in zip(drawn, runs, strict=True)
         )
 
     def parameters(self, index_B: Tensor, epoch: int | Tensor, sizes_B2: Tensor) -> Parameters:
@@ -100,18 +105,17 @@ def _apply(
     images: Tensor,
     sizes_B2: Tensor,
     offsets_B: Tensor | None,
-    drawn: Parameters,
+    drawn: Parameters | Draw,
     views: tuple[View, ...],
 ) -> Tensor:
-    arguments = (images, sizes_B2, offsets_B, drawn, views, augment.mean_C, augment.std_C, augment.dtype)
-    match augment.applier:
-        case "torch":
-            return torch_ops.apply(*arguments)
-        case "cpu":
-            from fastssl.augment import cpu  # numba takes half a second to import
+    place, norm = (images, sizes_B2, offsets_B), (augment.mean_C, augment.std_C, augment.dtype)
+    if augment.applier == "cpu":
+        from fastssl.augment import cpu  # numba takes half a second to import
 
-            return cpu.apply(*arguments)
-        case "cuda":
-            from fastssl.augment import cuda  # Triton exists on CUDA machines only
+        return cpu.apply(*place, drawn, views, *norm)
+    assert isinstance(drawn, Parameters)
+    if augment.applier == "cuda":
+        from fastssl.augment import cuda  # Triton exists on CUDA machines only
 
-            return cuda.apply(*arguments)
+        return cuda.apply(*place, drawn, views, *norm)
+    return torch_ops.apply(*place, drawn, views, *norm)

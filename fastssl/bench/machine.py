@@ -154,11 +154,16 @@ def stage_bytes(made: Parts) -> dict[str, float]:
     """Bytes that a stage cannot avoid reading and writing."""
     batch, epoch = next(made.batches())
     groups = made.views(batch, epoch)
-    pixels = batch.images.numel() * batch.images.element_size() if batch.offsets_B is None else 0
+    is_copied = batch.offsets_B is None
+    elements = batch.images.numel()
+    if not is_copied:
+        assert batch.sizes_B2 is not None
+        elements = int(batch.sizes_B2.prod(dim=1).sum()) * made.manifest["channels"]
+    pixels = elements * batch.images.element_size()
     cut = sum(group.numel() * group.element_size() for group in groups)
     update = 4 * OPTIMISER_TRAFFIC[made.recipe.optim.name] * models.parameter_count(made.plain)
     found = {"augmentation": float(pixels + cut), "optimiser": float(update)}
-    return found | ({"loader": 2.0 * pixels} if pixels else {})
+    return found | ({"loader": 2.0 * pixels} if is_copied else {})
 
 
 def transfer(made: Parts, wait: Callable[[], None]) -> tuple[list[dict[str, Any]], list[str]]:

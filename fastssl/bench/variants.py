@@ -41,6 +41,8 @@ def loader(recipe: Recipe, *, seconds: float, only: list[str] | None = None, rou
         elif name != "resident, host memory" or where.type != "cpu":  # on the CPU they are one
             made = build.loader(load(recipe, changes), recipe.data.path, sets.train, where=where)
             steps[name] = loading(made)
+            if next(iter(made.epoch(0))).offsets_B is not None and name == "resident":
+                notes.append("resident: nothing is copied, a batch is places in the buffer of all images.")
     return measured("loader", recipe, steps, where=where, seconds=seconds, rounds=rounds, notes=notes)
 
 
@@ -51,7 +53,7 @@ def loading(made: build.Loader) -> Step:
 
 def augment(recipe: Recipe, *, seconds: float, only: list[str] | None = None, rounds: int = 5) -> dict[str, Any]:
     """Images per second of every applier in bfloat16 and float32, on one batch of the recipe's images."""
-    made = parts(load(recipe, ["train.compile=false"]))
+    made = parts(load(recipe, ["train.compile=false", "augment.applier=torch"]))  # a batch that lies as any takes it
     batch, epoch = next(made.batches())
     fused = {"cpu": ["cpu"], "cuda": ["cuda"]}.get(made.where.type, [])
     steps: dict[str, Step] = {}

@@ -12,8 +12,9 @@ from torch import Tensor
 class Batch:
     """Images of one step, each decoded once.
 
-    Images of one size arrive as (B, H, W, C). Images of different sizes arrive either padded to the largest
-    (B, H, W, C) with `sizes_B2`, or as one flat buffer with `offsets_B` and `sizes_B2`.
+    Images of one size arrive as (B, H, W, C), or as their places in a flat buffer that holds them already: with
+    `offsets_B` and `sizes_B2`. Images of different sizes arrive either padded to the largest (B, H, W, C) with
+    `sizes_B2`, or as one flat buffer.
 
     Attributes:
         images: uint8 or uint16, (B, H, W, C), or (total,) when `offsets_B` is given.

@@ -39,7 +39,7 @@ class BetonLoader:
         labels: int64 (N,) of the whole file, on the device.
         layout: "flat": images of different sizes arrive as one buffer with offsets and sizes; "padded": as one
             (B, H, W, C) with sizes, which on an accelerator waits for the device once a batch. Images of one size
-            arrive as (B, H, W, C) either way.
+            arrive as (B, H, W, C) either way, unless the store leaves them in place.
     """
 
     beton: Beton

@@ -1,7 +1,8 @@
 """The whole data set as uint8 in memory, so that loading a batch costs one index.
 
-Each JPEG is decoded once, when the set is opened. Images of one size are rows of one tensor; images that differ in
-size lie one after another in a flat buffer, and a batch is offsets into it, nothing copied.
+Each JPEG is decoded once, when the set is opened. The images lie one after another in a flat buffer. A batch of one
+size is gathered into (B, H, W, C), unless it is to stay in place; images that differ in size always do: a batch is then
+offsets into the buffer, nothing copied.
 
 N stored samples, B batch of one rank, H W height and width in pixels, C channels.
 """
@@ -33,6 +34,7 @@ def open_loader(
     memory: Memory = "device",
     threads: int | None = None,
     layout: Layout = "flat",
+    in_place: bool = False,
     **plan: Unpack[PlanOptions],
 ) -> BetonLoader:
     """Load a file.
@@ -44,6 +46,7 @@ def open_loader(
             file, decoded at each use, one batch ahead.
         threads: that decode JPEGs; None for one per core.
         layout: of images of different sizes, see `BetonLoader`.
+        in_place: with memory "device" and layout "flat", images of one size arrive as offsets into the buffer too.
         plan: see `PlanOptions`.
     """
     device, beton = torch.device(device), Beton(path)
@@ -55,15 +58,15 @@ def open_loader(
     elif memory == "host" and device.type != "cpu":
         store = _Host(beton, device, threads)
     else:
-        store = _Device(beton, device, threads)
+        store = _Device(beton, device, threads, in_place=in_place and layout == "flat")
     return BetonLoader(beton, store, steps, torch.from_numpy(beton.labels).to(device), layout)
 
 
 class _Device:
-    """Pixels on the device: a batch is one index, or offsets into the flat buffer when sizes differ."""
+    """Pixels on the device: a batch is one index, or offsets into the flat buffer: in place, or when sizes differ."""
 
-    def __init__(self, beton: Beton, device: torch.device, threads: int) -> None:
-        self._device, self._shape = device, image_shape(beton)
+    def __init__(self, beton: Beton, device: torch.device, threads: int, *, in_place: bool) -> None:
+        self._device, self._shape = device, None if in_place else image_shape(beton)
         require_memory(_decoded_bytes(beton), device)
         ends = ends_of(beton.sizes, beton.channels)
         self._flat = empty(int(ends[-1]), beton.dtype, device=device)
