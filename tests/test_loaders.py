@@ -3,6 +3,8 @@
 import gc
 import importlib
 import os
+import subprocess
+import sys
 import threading
 from functools import partial
 from pathlib import Path
@@ -244,6 +246,35 @@ def test_200_epochs_leave_nothing_behind(files, kind):
     rss_after, *after = run(160)
     assert after == before
     assert rss_after - rss_before < 16 << 20  # one batch kept per epoch would be 40 MiB
+
+
+@pytest.mark.parametrize("kind", ["mmap", "ffcv", "dali"])
+def test_no_thread_outlives_an_iteration_that_is_never_closed(files, kind):
+    """One that comes back from C++ to an interpreter that is gone would abort the process."""
+    if kind != "mmap":
+        pytest.importorskip({"dali": "nvidia.dali"}.get(kind, kind), reason=f"{kind} is not installed")
+    script = f"""
+import atexit, os, threading
+before = {{t.name for t in threading.enumerate()}}
+def look():  # after every other function registered
+    left = [t.name for t in threading.enumerate() if t.name not in before]
+    print(left)
+    os._exit(len(left))
+atexit.register(look)
+import torch
+from pathlib import Path
+from fastssl.data import {"resident" if kind == "mmap" else kind} as module
+options = {"dict(memory='mmap')" if kind == "mmap" else "{}"}
+loader = module.open_loader(
+    Path({str(files / "jpg.beton")!r}), device="cpu", batch_size=4, order=lambda _: torch.arange({COUNT}), **options
+)
+held = [loader.epoch(0)]
+held.append(held)  # a cycle: no count of references closes it
+next(held[0])
+assert threading.active_count() > 1
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("kind", LOADERS)

@@ -10,6 +10,7 @@ N stored samples, B batch of one rank, H W height and width in pixels, C channel
 import contextlib
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from queue import Empty
 from time import monotonic
@@ -29,7 +30,7 @@ from .beton import Beton
 from .layout import TORCH_TYPES, Layout, image_shape, require_memory
 from .loader import BetonLoader
 from .plan import Plan, PlanOptions
-from .threads import WATCHDOG_S, cpu_count, hang
+from .threads import EXIT_S, WATCHDOG_S, cpu_count, ended_at_exit, hang
 
 _threads = torch.get_num_threads(), get_num_threads()
 with warnings.catch_warnings():
@@ -105,13 +106,14 @@ class _Store:
         wanted = [index_M[part] for part in parts]
         stream = _Epoch(self.source(max(1, len(wanted[0]))), torch.cat(wanted).numpy())
         nothing = torch.empty((0, self._length), dtype=self._dtype), np.zeros(0, np.bool_)
-        try:
-            for index_B in wanted:
-                # a last batch smaller than the number of ranks leaves some of them without a sample
-                pixels_BL, failed_B = stream.next_within(self._limit_s) if len(index_B) else nothing
-                yield self._batch(pixels_BL, failed_B, index_B, labels_N)
-        finally:
-            stream.end(self._limit_s)
+        with ended_at_exit(partial(stream.end, EXIT_S)):
+            try:
+                for index_B in wanted:
+                    # a last batch smaller than the number of ranks leaves some of them without a sample
+                    pixels_BL, failed_B = stream.next_within(self._limit_s) if len(index_B) else nothing
+                    yield self._batch(pixels_BL, failed_B, index_B, labels_N)
+            finally:
+                stream.end(self._limit_s)
 
     def _batch(self, pixels_BL: Tensor, failed_B: np.ndarray, index_B: Tensor, labels_N: Tensor) -> Batch:
         if failed_B.any():

@@ -1,11 +1,13 @@
 """Threads that end: work done one step ahead, loops over many images, and a limit that turns a hang into an error."""
 
+import atexit
 import contextlib
 import faulthandler
 import os
 import sys
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import TypeVar
@@ -14,6 +16,26 @@ from ..errors import UserError
 
 T = TypeVar("T")
 WATCHDOG_S = 300.0
+EXIT_S = 10.0  # that the end of the process waits for a thread
+
+_open: set[Callable[[], None]] = set()
+
+
+@contextlib.contextmanager
+def ended_at_exit(end: Callable[[], None]) -> Generator[None]:
+    """Call `end` if the process ends within: a thread that comes back from C++ to an interpreter that is gone takes
+    the process down with it, whatever it had to say."""
+    _open.add(end)
+    try:
+        yield
+    finally:
+        _open.discard(end)
+
+
+@atexit.register
+def _end_open() -> None:
+    for end in tuple(_open):
+        end()
 
 
 def cpu_count() -> int:
@@ -42,24 +64,28 @@ def ahead(items: Iterator[T], *, limit_s: float = WATCHDOG_S) -> Iterator[T]:
     thread = Thread(target=make, name="fastssl-ahead", daemon=True)
     thread.start()
     asked.put(True)
-    hangs = False
-    try:
-        while True:
-            try:
-                item, error = made.get(timeout=limit_s)
-            except Empty:
-                hangs = True
-                raise hang(limit_s) from None
-            if error is not None:
-                raise error
-            if item is None:
-                return
-            asked.put(True)
-            yield item
-    finally:
+
+    def end(wait_s: float | None) -> None:
         asked.put(False)
-        if not hangs:
-            thread.join()
+        thread.join(wait_s)
+
+    hangs = False
+    with ended_at_exit(partial(end, EXIT_S)):
+        try:
+            while True:
+                try:
+                    item, error = made.get(timeout=limit_s)
+                except Empty:
+                    hangs = True
+                    raise hang(limit_s) from None
+                if error is not None:
+                    raise error
+                if item is None:
+                    return
+                asked.put(True)
+                yield item
+        finally:
+            end(0 if hangs else None)
 
 
 def hang(limit_s: float) -> UserError:
