@@ -13,6 +13,8 @@ from numba.extending import intrinsic
 TILE = 8  # side of the squares that are transposed
 LANES = 4  # channels of a pixel that are mixed at once
 LINE = 16  # floats in a cache line
+RGB = 3
+TURNED = RGB * LINE  # elements that change places at once in a row that is turned round
 VECTOR = ir.VectorType(ir.FloatType(), LANES)
 
 
@@ -94,17 +96,18 @@ def _pixel_mixer(taps: int | None) -> Any:
 mix_two, mix_three, mix_any = _pixel_mixer(2), _pixel_mixer(3), _pixel_mixer(None)
 
 
-def _each_vector(builder: Any, count: Any, put: Any) -> None:
-    """`put(place, lanes)` over `count` elements, LINE at a time; the last vector overlaps the one before."""
-    wide, rounding = (ir.Constant(ir.IntType(64), number) for number in (LINE, LINE - 1))
+def _each_vector(builder: Any, count: Any, put: Any, lanes: int = LINE, least: int = 1) -> None:
+    """`put(place, lanes)` over `count` elements, so many at a time; the last vector overlaps the one before. Fewer
+    elements than that go by `least`, which divides both."""
+    wide, rounding, step = (ir.Constant(ir.IntType(64), number) for number in (lanes, lanes - 1, least))
     with builder.if_else(builder.icmp_signed(">=", count, wide)) as (many, few):
         with many:
             last, vectors = builder.sub(count, wide), builder.sdiv(builder.add(count, rounding), wide)
             with cgutils.for_range(builder, vectors) as loop:
                 place = builder.mul(loop.index, wide)
-                put(builder.select(builder.icmp_signed("<", place, last), place, last), LINE)
-        with few, cgutils.for_range(builder, count) as loop:
-            put(loop.index, 1)
+                put(builder.select(builder.icmp_signed("<", place, last), place, last), lanes)
+        with few, cgutils.for_range(builder, builder.sdiv(count, step)) as loop:
+            put(builder.mul(loop.index, step), least)
 
 
 def _at(builder: Any, data: Any, place: Any, lanes: int) -> Any:
@@ -113,31 +116,42 @@ def _at(builder: Any, data: Any, place: Any, lanes: int) -> Any:
     return builder.bitcast(pointer, ir.VectorType(pointer.type.pointee, lanes).as_pointer())
 
 
-@intrinsic
-def put_row(typing: Any, source: Any, start: Any, count: Any, norm_2X: Any, first: Any, out: Any, to: Any) -> Any:
-    """`count` unsigned integers of `source` from `start` on, in [0, 1] and normalised as the elements of a line from
-    `first` on."""
-    bits = source.dtype.bitwidth
+def _row_putter(turns: bool) -> Any:
+    @intrinsic
+    def put(typing: Any, source: Any, start: Any, count: Any, norm_2X: Any, out: Any, to: Any) -> Any:
+        """`count` unsigned integers of `source` from `start` on, in [0, 1] and normalised."""
+        bits = source.dtype.bitwidth
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        source, norm, out = _structs(context, builder, signature, arguments, 0, 3, 5)
-        _, start, count, _, first, _, to = arguments
-        across = cgutils.unpack_tuple(builder, norm.shape, 2)[1]
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            source, norm, out = _structs(context, builder, signature, arguments, 0, 3, 4)
+            _, start, count, _, _, to = arguments
+            across = cgutils.unpack_tuple(builder, norm.shape, 2)[1]
 
-        def put(place: Any, lanes: int) -> None:
-            kind, element = ir.VectorType(ir.FloatType(), lanes), builder.add(first, place)
-            pixels = builder.load(_at(builder, source.data, builder.add(start, place), lanes), align=bits // 8)
-            unit = builder.fmul(builder.uitofp(pixels, kind), ir.Constant(kind, [1 / (2**bits - 1)] * lanes))
-            factor = builder.load(_at(builder, norm.data, element, lanes), align=4)
-            summand = builder.load(_at(builder, norm.data, builder.add(across, element), lanes), align=4)
-            done = builder.fadd(builder.fmul(unit, factor, flags=("fast",)), summand, flags=("fast",))
-            builder.store(done, _at(builder, out.data, builder.add(to, place), lanes), align=4)
+            def put_vector(place: Any, lanes: int) -> None:
+                kind, first = ir.VectorType(ir.FloatType(), lanes), place
+                if turns:
+                    first = builder.sub(builder.sub(count, place), ir.Constant(ir.IntType(64), lanes))
+                pixels = builder.load(_at(builder, source.data, builder.add(start, first), lanes), align=bits // 8)
+                if turns:
+                    order = [lanes - RGB * (k // RGB + 1) + k % RGB for k in range(lanes)]
+                    mask = ir.Constant(ir.VectorType(ir.IntType(32), lanes), order)
+                    pixels = builder.shuffle_vector(pixels, pixels, mask)
+                unit = builder.fmul(builder.uitofp(pixels, kind), ir.Constant(kind, [1 / (2**bits - 1)] * lanes))
+                factor = builder.load(_at(builder, norm.data, place, lanes), align=4)
+                summand = builder.load(_at(builder, norm.data, builder.add(across, place), lanes), align=4)
+                done = builder.fadd(builder.fmul(unit, factor, flags=("fast",)), summand, flags=("fast",))
+                builder.store(done, _at(builder, out.data, builder.add(to, place), lanes), align=4)
 
-        _each_vector(builder, count, put)
-        return context.get_dummy_value()
+            _each_vector(builder, count, put_vector, *((TURNED, RGB) if turns else (LINE, 1)))
+            return context.get_dummy_value()
 
-    number = types.intp
-    return types.void(source, number, number, norm_2X, number, out, number), generate
+        number = types.intp
+        return types.void(source, number, number, norm_2X, out, number), generate
+
+    return put
+
+
+put_row, put_turned_row = _row_putter(False), _row_putter(True)  # turned: of RGB pixels, the last one first
 
 
 @intrinsic

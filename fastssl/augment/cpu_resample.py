@@ -16,12 +16,14 @@ from numba import njit
 
 from fastssl.augment.cpu_lanes import (
     LANES,
+    RGB,
     TILE,
     mix_any,
     mix_three,
     mix_two,
     put_line,
     put_row,
+    put_turned_row,
     transpose_tile,
     turn_round,
 )
@@ -99,21 +101,26 @@ def _shift(
     """The view whose box has its size: what of the box lies in the image, black around it."""
     place, pitch, rows, columns, above, before = box
     across, black, line, turned = side * channels, norm_2X[1], lines_2X[0], lines_2X[1]
-    first, count = min(before, side) * channels, columns * channels
-    stop = first + count
+    lead, count = min(before, side) * channels, columns * channels
+    if hflip:
+        lead = across - lead - count
     for i in range(side):
         to = (side - 1 - i if vflip else i) * across
         if i < above or i >= above + rows:
             put_line(black, 0, across, out_X, to)
             continue
-        one, at = (line, 0) if hflip else (out_X, to)
-        put_line(black, 0, first, one, at)
-        put_row(source, place + (i - above) * pitch, count, norm_2X, first, one, at + first)
-        put_line(black, stop, across - stop, one, at + stop)
-        if hflip:
+        row = place + (i - above) * pitch
+        put_line(black, 0, lead, out_X, to)
+        if not hflip:
+            put_row(source, row, count, norm_2X, out_X, to + lead)
+        elif channels == RGB:
+            put_turned_row(source, row, count, norm_2X, out_X, to + lead)
+        else:
+            put_row(source, row, count, norm_2X, line, 0)
             for c in range((channels - 1) // LANES * LANES, -1, -LANES):
-                turn_round(line, side, channels, c, turned)
-            put_line(turned, 0, across, out_X, to)
+                turn_round(line, columns, channels, c, turned)
+            put_line(turned, 0, count, out_X, to + lead)
+        put_line(black, 0, across - lead - count, out_X, to + lead + count)
 
 
 @jit
