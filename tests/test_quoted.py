@@ -35,6 +35,24 @@ def test_every_quoted_time_to_accuracy_is_in_its_record(page, name):
         assert f"{row['median']:.1f} ({row['min']:.1f} to {row['max']:.1f})" in text, row["impl"]
 
 
+def test_the_rates_of_loading_are_those_of_the_record():
+    rows = json.loads((ROOT / "bench" / "results" / "loaders.json").read_text())["rows"]
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+
+    def rate(impl: str, **work: object) -> float:
+        wanted = {"impl": impl, "metric": "images_per_s"}
+        (found,) = (r for r in rows if wanted.items() <= r.items() and work.items() <= r["work"].items())
+        return found["median"]
+
+    padded = {"images": "cifar", "views": 1, "crop": "pad"}
+    cut = [rate(impl, **padded) for impl in ("fastssl-resident", "ffcv", "ffcv-normalised")]
+    cut += [rate(impl, images="photographs", views=4) for impl in ("fastssl-ffcv", "ffcv")]
+    cut += [rate(impl, images="photographs", views=0) for impl in ("fastssl-ffcv", "ffcv")]
+    assert [f"{value:,.0f}" for value in cut if f"{value:,.0f}" not in text] == []
+    raw = [rate(impl, images="cifar", views=0) / 1e6 for impl in ("fastssl-ffcv", "ffcv")]
+    assert "{:.2f} and {:.2f} million".format(*raw) in text
+
+
 def test_the_verdicts_quoted_are_those_of_the_record():
     record = json.loads((ROOT / "bench" / "results" / "claims.json").read_text())
     page = (ROOT / "docs" / "claims.md").read_text(encoding="utf-8")
