@@ -35,6 +35,18 @@ def test_every_quoted_time_to_accuracy_is_in_its_record(page, name):
         assert f"{row['median']:.1f} ({row['min']:.1f} to {row['max']:.1f})" in text, row["impl"]
 
 
+def test_the_rates_of_augmentation_are_those_of_the_record():
+    rows = json.loads((ROOT / "bench" / "results" / "augment.json").read_text())["rows"]
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    wanted = [("fastssl-cpu", 2), ("fastssl-cpu", 4), ("dali", 4), ("torchvision-v1", 4)]
+    for side_px in (32, 224):
+        for impl, views in wanted:
+            work = {"side_px": side_px, "views": views, "blur": False}
+            of = [r for r in rows if r["impl"] == impl and r["metric"] == "views_per_s"]
+            (found,) = (r["median"] for r in of if work.items() <= r["work"].items())
+            assert f"{found:,.0f}" in text, (impl, work)
+
+
 def test_the_rates_of_loading_are_those_of_the_record():
     rows = json.loads((ROOT / "bench" / "results" / "loaders.json").read_text())["rows"]
     text = (ROOT / "README.md").read_text(encoding="utf-8")
