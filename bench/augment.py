@@ -43,7 +43,7 @@ def images(name: str, count: int, folder: Path) -> Path:
 
     path = folder / f"{name}.npy"
     if name == "shapes":
-        from fastssl.data import shapes
+        from fastssl.data.sources import shapes
 
         np.save(path, shapes.images(count, 32, seed=0)[0])
         return path

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastssl.augment.engine import Augment
+from fastssl.augment.augment import Augment
 from fastssl.augment.policy import View, blur_radius_px
 from fastssl.recipe.schema import ViewSpec
 

@@ -28,9 +28,9 @@ from claims_verdicts import Cell, Run, verdicts  # noqa: E402
 import fastssl  # noqa: E402
 from fastssl.bench.record import record, row  # noqa: E402
 from fastssl.errors import UserError  # noqa: E402
-from fastssl.interrupts import EXIT_CODE, Interrupted  # noqa: E402
 from fastssl.losses import orthogonality_rule  # noqa: E402
 from fastssl.recipe import Recipe, load  # noqa: E402
+from fastssl.training.interrupts import EXIT_CODE, Interrupted  # noqa: E402
 
 PerStep = Literal["views", "images"]
 

@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastssl import build, memory
+from fastssl import build
 from fastssl.recipe import Recipe
-from fastssl.step import train_step
+from fastssl.training import memory
+from fastssl.training.step import train_step
 
 ROUNDS, STEPS = 4, 2
 

@@ -28,7 +28,7 @@ CIFAR = ROOT.parent / "shared" / "data" / "cifar10_jpeg.tar.xz"
 
 
 def ours(source: Path, out: Path, workers: int, **options: Any) -> int:
-    from fastssl.data.convert import convert
+    from fastssl.data.convert.convert import convert
 
     return int(convert(source, out, workers=workers, **options)["count"])
 

@@ -11,7 +11,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 from convert import make_photographs  # noqa: E402
 
 from fastssl.bench.record import row, write  # noqa: E402
-from fastssl.data.convert import convert  # noqa: E402
+from fastssl.data.convert.convert import convert  # noqa: E402
 
 
 def main(out: Path, count: int, beton: Path) -> None:

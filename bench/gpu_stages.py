@@ -91,7 +91,13 @@ def stages(setting: Setting) -> list[Stage]:
 
 
 def tests(setting: Setting, out: Path) -> list[str]:
-    files = ["test_cuda.py", "test_no_sync.py", "test_loaders.py", "test_distributed.py", "test_train.py"]
+    files = [
+        "augment/test_cuda.py",
+        "training/test_no_sync.py",
+        "data/test_loaders.py",
+        "build/test_all_sum.py",
+        "training/test_loop.py",
+    ]
     few = ["-k", "draws_are_the_same_bits or asks_for_no_number"] if setting.dry else []
     chosen = [str(ROOT / "tests" / name) for name in (files[:2] if setting.dry else files)]
     return [str(ROOT / "bench" / "gpu_tests.py"), str(out), "-q", "-p", "no:cacheprovider", *few, *chosen]

@@ -38,8 +38,8 @@ PAD_PX = 4
 def ours(kind: str, data: Path, images: str, views: int, crop: str, workers: int) -> Epoch:
     """One of our loaders, as training on the CPU runs it; with views > 0 the fused applier cuts them."""
     from fastssl.augment.draws import permutation
-    from fastssl.data.beton import Beton
-    from fastssl.memory import keep_freed_memory
+    from fastssl.data.beton.reader import Beton
+    from fastssl.training.memory import keep_freed_memory
 
     keep_freed_memory()
 
@@ -48,7 +48,7 @@ def ours(kind: str, data: Path, images: str, views: int, crop: str, workers: int
     options["order"] = partial(permutation, 0, count=len(Beton(path)))
     if kind in ("resident", "mmap"):
         options |= {"memory": "mmap" if kind == "mmap" else "device", "in_place": views > 0}
-    module = importlib.import_module("fastssl.data." + (kind if kind in ("ffcv", "dali") else "resident"))
+    module = importlib.import_module("fastssl.data.loaders." + (kind if kind in ("ffcv", "dali") else "resident"))
     loader = module.open_loader(path, **options)
     augment = cutter(SIDE_PX[images], views, crop) if views else None
 
@@ -66,7 +66,7 @@ def cutter(side_px: int, views: int, crop: str = "random_resized") -> Any:
     """Crops and flips, nothing else: what the peers do here."""
     import torch
 
-    from fastssl.augment.engine import Augment
+    from fastssl.augment.augment import Augment
     from fastssl.augment.policy import View
     from fastssl.recipe.schema import ViewSpec
 
@@ -244,7 +244,7 @@ def measure(job: Job, data: Path, *options: str) -> dict[str, list[float]] | Non
 
 def prepare(data: Path, photographs: int) -> None:
     """Folders of JPEGs, and the same images as a `.beton` (raw CIFAR, JPEG photographs) and as shards."""
-    from fastssl.data.convert import convert
+    from fastssl.data.convert.convert import convert
 
     if CIFAR.exists():
         unpack_train(data / "unpacked", 50_000)

@@ -27,8 +27,9 @@ from torch.profiler import ProfilerActivity, profile
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
-from fastssl import losses, memory  # noqa: E402
+from fastssl import losses  # noqa: E402
 from fastssl.bench.record import row, write  # noqa: E402
+from fastssl.training import memory  # noqa: E402
 
 Loss = Callable[[Tensor], Tensor]
 LAMBDA = 0.0051

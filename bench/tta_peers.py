@@ -22,14 +22,15 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench" / "peers")]
 import torch  # noqa: E402
 from loops import LOOPS, NOTES, fits  # noqa: E402
 
-from fastssl import build, evaluate  # noqa: E402
+from fastssl import build  # noqa: E402
 from fastssl.bench.crossing import Timed, median_or_none, speed_up  # noqa: E402
 from fastssl.bench.parts import work  # noqa: E402
 from fastssl.bench.record import record, row, save  # noqa: E402
-from fastssl.bench.tables import rendered, table_of  # noqa: E402
 from fastssl.bench.variants import step as step_variants  # noqa: E402
-from fastssl.probe import Prober  # noqa: E402
+from fastssl.cli.bench_tables import rendered, table_of  # noqa: E402
+from fastssl.probes import evaluate  # noqa: E402
 from fastssl.recipe import Recipe, load  # noqa: E402
+from fastssl.training.online_probes import Prober  # noqa: E402
 
 WARMUP = 5
 LARGER = ["model.backbone=resnet18", "model.stem=cifar", "model.width=1", "data.batch_size=32"]

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from fastssl.data.convert import convert as convert
-    from fastssl.pretrained import Pretrained as Pretrained
-    from fastssl.pretrained import load as load
+    from fastssl.data.convert.convert import convert as convert
+    from fastssl.pretrained.load import Pretrained as Pretrained
+    from fastssl.pretrained.load import load as load
     from fastssl.recipe import Recipe as Recipe
-    from fastssl.training import train as train
+    from fastssl.training.loop import train as train
 
 # Imported on first use, so that `fastssl --help` does not wait for torch.
 _HOMES = {
-    "convert": "fastssl.data.convert",
-    "Pretrained": "fastssl.pretrained",
-    "load": "fastssl.pretrained",
+    "convert": "fastssl.data.convert.convert",
+    "Pretrained": "fastssl.pretrained.load",
+    "load": "fastssl.pretrained.load",
     "Recipe": "fastssl.recipe",
-    "train": "fastssl.training",
+    "train": "fastssl.training.loop",
 }
 __all__ = ["Pretrained", "Recipe", "convert", "load", "train"]
 

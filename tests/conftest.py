@@ -21,7 +21,7 @@ def cifar_archive() -> Path:
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """200 training and 100 test shapes of 16 px."""
-    from fastssl.data.convert import convert
+    from fastssl.data.convert.convert import convert
 
     folder = tmp_path_factory.mktemp("tiny")
     paths = folder / "train.beton", folder / "test.beton"
@@ -38,7 +38,7 @@ def tiny_recipe(tiny_data: tuple[Path, Path]) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def finished_run(tiny_data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that took two epochs, with evaluations, checkpoints and a summary."""
-    from fastssl.training import train
+    from fastssl.training.loop import train
 
     folder = tmp_path_factory.mktemp("runs") / "first"
     train(tiny(tiny_data), run_dir=folder)
@@ -48,7 +48,7 @@ def finished_run(tiny_data: tuple[Path, Path], tmp_path_factory: pytest.TempPath
 @pytest.fixture(scope="session")
 def tiny_run(tiny_data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one epoch that has no test set."""
-    from fastssl.training import train
+    from fastssl.training.loop import train
 
     folder = tmp_path_factory.mktemp("run") / "tiny"
     train(tiny((tiny_data[0], None), train={"epochs": 1}, evaluate={"knn_k": [5]}), run_dir=folder)

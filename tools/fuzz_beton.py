@@ -1,7 +1,7 @@
 """Throw mutated `.beton` files at the reader: python tools/fuzz_beton.py --count 1000000 --seed 0.
 
 Every file must be read rightly or be refused with a UserError. Anything else ends the run and leaves the file behind.
-tests/test_beton.py runs the first mutations of each release.
+tests/data/test_beton.py runs the first mutations of each release.
 """
 
 import argparse
@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fastssl.data.beton import Beton, BetonWriter
-from fastssl.data.beton_format import FIELD, HEADER, TABLE
+from fastssl.data.beton.format import FIELD, HEADER, TABLE
+from fastssl.data.beton.reader import Beton, BetonWriter
 from fastssl.errors import UserError
 
 EXTREMES = (

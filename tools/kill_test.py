@@ -28,8 +28,8 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from fastssl import checkpoint  # noqa: E402
-from fastssl.interrupts import EXIT_CODE  # noqa: E402
+from fastssl.runs import checkpoint  # noqa: E402
+from fastssl.training.interrupts import EXIT_CODE  # noqa: E402
 
 TIMES = ("train_s", "images_per_s", "views_per_s", "load_pct", "views_pct")
 LIMIT_S = 600.0

@@ -17,7 +17,7 @@ COUNT = 12
 
 
 class Samples:
-    """What is written; tests/test_beton.py computes the same pixels."""
+    """What is written; tests/data/test_beton.py computes the same pixels."""
 
     def __len__(self) -> int:
         return COUNT

@@ -23,9 +23,9 @@ sys.path.append(str(PACKAGES))  # where lightly lies when it is installed for th
 from fastssl import build  # noqa: E402
 from fastssl.augment.policy import View  # noqa: E402
 from fastssl.bench.parts import parts  # noqa: E402
-from fastssl.data.beton import Beton  # noqa: E402
+from fastssl.data.beton.reader import Beton  # noqa: E402
 from fastssl.recipe import Recipe, VicReg  # noqa: E402
-from fastssl.step import train_step  # noqa: E402
+from fastssl.training.step import train_step  # noqa: E402
 
 Loop = tuple[nn.Module, Iterator[int]]
 

@@ -14,14 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastssl.augment.policy import (
-    JITTER_ORDERS,
-    Column,
-    Parameters,
-    View,
-    blur_radius_px,
-    constant,
-)
+from fastssl.augment.policy import JITTER_ORDERS, Column, Parameters, View, blur_radius_px, constant
 
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # torchvision's rounding of ITU-R 601-2
 TINY = 1e-12

@@ -17,9 +17,9 @@ from fastssl.bench.ceilings import ceilings, highest
 from fastssl.bench.parts import Parts, parts, work
 from fastssl.bench.record import record, row
 from fastssl.bench.timing import Laps, side_by_side, waiter
-from fastssl.probe import Prober
 from fastssl.recipe import Recipe, load
-from fastssl.settings import torch_settings
+from fastssl.training.online_probes import Prober
+from fastssl.training.torch_flags import torch_settings
 
 MAX_STEP_S = 4.0
 EVALUATION_S = 20.0

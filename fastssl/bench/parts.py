@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 from fastssl import build
-from fastssl.ahead import views_ahead
-from fastssl.augment.engine import Augment
+from fastssl.augment.augment import Augment
 from fastssl.bench.timing import Laps
+from fastssl.build.optim import set_learning_rate
 from fastssl.data.batch import Batch
-from fastssl.memory import keep_freed_memory
 from fastssl.models import Pretrainer
-from fastssl.optim import set_learning_rate
 from fastssl.recipe import Recipe, view_table
-from fastssl.step import Terms, train_step, update
+from fastssl.training.memory import keep_freed_memory
+from fastssl.training.prefetch import views_ahead
+from fastssl.training.step import Terms, train_step, update
 
 Views = tuple[Tensor, ...]
 STILL_LR = 1e-9

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fastssl.environment import environment
+from fastssl.runs.environment import environment
 
 
 def record(bench: str, rows: list[dict[str, Any]], recipe: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastssl import build, training
+from fastssl import build
 from fastssl.bench.crossing import Timed, first_crossing, median_or_none, speed_up
 from fastssl.bench.parts import parts
 from fastssl.bench.record import record, row
 from fastssl.errors import UserError
 from fastssl.recipe import Recipe, load, view_table
+from fastssl.training import loop
 
 Observer = Callable[[dict[str, Any]], None]
 WARMUP_STEPS = 2
@@ -161,7 +162,7 @@ def run(recipe: Recipe, where: Path, targets: dict[str, float], *, stop_at_targe
     start, before_s = time.perf_counter(), apart_of(where) or 0.0
     watch = Watch(where, targets, stop_at_target=stop_at_target, observe=observe)
     try:
-        training.train(recipe, run_dir=where, resume=True, observe=watch)
+        loop.train(recipe, run_dir=where, resume=True, observe=watch)
     except Reached:
         pass
     finally:

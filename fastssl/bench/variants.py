@@ -14,10 +14,10 @@ from fastssl import build
 from fastssl.bench.parts import Parts, parts, work
 from fastssl.bench.record import record, row
 from fastssl.bench.timing import Step, side_by_side, waiter
-from fastssl.data.choose import installed
+from fastssl.data.loaders.choose import installed
 from fastssl.errors import UserError
 from fastssl.recipe import Recipe, load
-from fastssl.settings import torch_settings
+from fastssl.training.torch_flags import torch_settings
 
 LOADERS = {
     "resident": ["data.loader=resident", "data.memory=device"],

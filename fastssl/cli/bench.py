@@ -42,7 +42,7 @@ def machine(
 ) -> None:
     """Check every stage of a step on this machine, in under two minutes (the default)."""
     from fastssl.bench.machine import machine_check
-    from fastssl.bench.tables import machine_text
+    from fastssl.cli.bench_tables import machine_text
 
     check_out(out)
     made = machine_check(ready(recipe, changes), seconds=seconds, say=say)
@@ -61,7 +61,7 @@ def add_stage(stage: str, seconds_each: float, text: str) -> None:
         as_json: JsonOption = False,
     ) -> None:
         from fastssl.bench import variants
-        from fastssl.bench.tables import variants_text
+        from fastssl.cli.bench_tables import variants_text
 
         check_out(out)
         made = getattr(variants, stage)(ready(recipe, changes), seconds=seconds, only=only)
@@ -92,12 +92,12 @@ def tta(
 
     Finished runs in --run-dir are used again and unfinished ones go on, so the same command continues after a stop.
     """
-    from fastssl import interrupts
     from fastssl.bench.record import save
-    from fastssl.bench.tables import tta_text
     from fastssl.bench.tta import parse_targets
     from fastssl.bench.tta import tta as run
-    from fastssl.console import TrainingProgress
+    from fastssl.cli.bench_tables import tta_text
+    from fastssl.cli.progress import TrainingProgress
+    from fastssl.training import interrupts
 
     check_out(out)
     made = [ready(recipe, changes) for recipe in recipes]
@@ -128,7 +128,7 @@ def compare(
     """Say what differs between two results beyond the noise."""
     from fastssl.bench.compare import compare as run
     from fastssl.bench.compare import read
-    from fastssl.bench.tables import compare_text
+    from fastssl.cli.bench_tables import compare_text
 
     made = run(read(a), read(b))
     print_result(made, compare_text(made), as_json)
@@ -137,7 +137,7 @@ def compare(
 def ready(recipe: str, changes: list[str] | None) -> Any:
     """The resolved recipe, its data converted."""
     from fastssl import build
-    from fastssl.console import conversion_progress
+    from fastssl.cli.progress import conversion_progress
     from fastssl.recipe import load
 
     resolved = load(recipe, changes or ())
@@ -159,7 +159,7 @@ def check_out(out: Path | None) -> None:
 
 
 def say(text: str) -> None:
-    from fastssl.console import console
+    from fastssl.cli.progress import console
 
     console.print(text)
 

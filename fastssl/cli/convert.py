@@ -61,9 +61,9 @@ def convert(
 ) -> None:
     """Convert images into one file that loads at memory speed."""
     options = {name: value for name, value in locals().items() if name not in ("source", "out", "classes", "as_json")}
-    from fastssl.console import conversion_progress
-    from fastssl.data.classes import read_classes
-    from fastssl.data.convert import convert as run
+    from fastssl.cli.progress import conversion_progress
+    from fastssl.data.convert.classes import read_classes
+    from fastssl.data.convert.convert import convert as run
 
     options["classes"] = read_classes(classes) if classes else None
     with conversion_progress() as progress:

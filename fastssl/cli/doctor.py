@@ -17,8 +17,8 @@ def doctor(
     as_json: JsonOption = False,
 ) -> None:
     """Tell what works on this machine, why the rest does not, and which stage of a recipe is the slowest."""
-    from fastssl.console import doctor_text
-    from fastssl.doctor import examine
+    from fastssl.bench.doctor import examine
+    from fastssl.cli.progress import doctor_text
     from fastssl.recipe import load
 
     is_data = target is not None and (target.endswith(".beton") or Path(target).is_dir())

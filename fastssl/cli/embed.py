@@ -39,8 +39,8 @@ def embed(
     as_json: JsonOption = False,
 ) -> None:
     """Turn every image of a source into features, with ids and labels."""
-    from fastssl.console import counting
-    from fastssl.embedding import embed as run
+    from fastssl.cli.progress import counting
+    from fastssl.pretrained.embedding.embed import embed as run
 
     with counting("embed") as progress:
         record = run(

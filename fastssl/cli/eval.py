@@ -34,9 +34,9 @@ def evaluate(
         "layers": words(layers),
         "few_label_pct": numbers("--few-label", few_label, float),
     }
-    from fastssl.console import file_progress
-    from fastssl.evaluation import evaluate as judge
-    from fastssl.evaluation.table import table
+    from fastssl.cli.eval_tables import table
+    from fastssl.cli.progress import file_progress
+    from fastssl.pretrained.evaluation.evaluate import evaluate as judge
 
     with file_progress("Embedding") as progress:
         record = judge(

@@ -18,7 +18,7 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write a backbone for use elsewhere, with its preprocessing, accuracy, recipe and data digest."""
-    from fastssl.export import export as run
+    from fastssl.pretrained.export.export import export as run
 
     record = run(source, out, to=to)
     changes = [f"Changes to the library's model: {record['changes']}."] if "changes" in record else []

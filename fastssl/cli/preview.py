@@ -19,10 +19,10 @@ def preview(
 ) -> None:
     """Draw a recipe's views of real images, and every operation at four strengths."""
     from fastssl import build
-    from fastssl.console import conversion_progress
-    from fastssl.preview import check_out
-    from fastssl.preview import preview as run
+    from fastssl.cli.progress import conversion_progress
     from fastssl.recipe import load
+    from fastssl.report.preview import check_out
+    from fastssl.report.preview import preview as run
 
     check_out(out)
     resolved = load(recipe, changes or ())

@@ -39,7 +39,7 @@ def new(
     as_json: JsonOption = False,
 ) -> None:
     """Write a commented recipe for a data file and a device, and the schema that editors check it by."""
-    from fastssl.newrecipe import write_new
+    from fastssl.bench.new_recipe import write_new
 
     record = write_new(data, out, device=device, minutes=minutes)
     text = f"{out}: {record['backbone']}, {record['epochs']} epoch(s).\nSee it: fastssl train {out} --dry-run"

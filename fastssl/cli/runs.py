@@ -14,8 +14,8 @@ def runs(
     as_json: JsonOption = False,
 ) -> None:
     """List runs with their state, best accuracy, speed and how their recipes differ."""
-    from fastssl.runs import listing
-    from fastssl.tables import runs_table
+    from fastssl.cli.tables import runs_table
+    from fastssl.runs.reading import listing
 
     found = listing(folder)
     print_result({"runs": found}, runs_table(found) if found else f"There are no runs in {folder}.", as_json)

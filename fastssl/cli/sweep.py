@@ -24,11 +24,11 @@ def sweep(
 
     Exit codes: 0 all cells are done, 2 some failed, 75 stopped by a signal after saving.
     """
-    from fastssl import interrupts
-    from fastssl.console import TrainingProgress, console, conversion_progress
-    from fastssl.sweep import parse_grid
-    from fastssl.sweep import sweep as run
-    from fastssl.tables import changes_text, sweep_table
+    from fastssl.cli.progress import TrainingProgress, console, conversion_progress
+    from fastssl.cli.tables import changes_text, sweep_table
+    from fastssl.training import interrupts
+    from fastssl.training.sweep import parse_grid
+    from fastssl.training.sweep import sweep as run
 
     def observe(record: dict[str, Any]) -> None:
         if record["event"] == "cell":

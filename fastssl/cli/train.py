@@ -27,15 +27,16 @@ def train(
 
     resolved = load(recipe, changes or ())
     if dry_run:
-        from fastssl.dryrun import describe
+        from fastssl.bench.dry_run import describe
 
         described = describe(resolved)
         print_result(described, described["text"], as_json)
         return
-    from fastssl import distributed, interrupts
-    from fastssl.console import TrainingProgress, console, conversion_progress, summary_text
-    from fastssl.training import train as run
-    from fastssl.writers import Writers
+    from fastssl.build import ranks
+    from fastssl.cli.progress import TrainingProgress, console, conversion_progress, summary_text
+    from fastssl.training import interrupts
+    from fastssl.training.loop import train as run
+    from fastssl.training.trackers import Writers
 
     folder = run_dir or Path("runs") / resolved.name
     try:
@@ -52,10 +53,10 @@ def train(
             summary = run(resolved, run_dir=folder, resume=resume, observe=observe, convert_progress=converting)
             writers.summary(summary)
     except interrupts.Interrupted as stop:
-        if distributed.is_main():
+        if ranks.is_main():
             print(stop, file=sys.stderr)
-        distributed.stop()
+        ranks.stop()
         sys.exit(interrupts.EXIT_CODE)
-    if distributed.is_main():
+    if ranks.is_main():
         print_result(summary, summary_text(summary), as_json)
-    distributed.stop()
+    ranks.stop()

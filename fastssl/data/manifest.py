@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__
-from .prepare import Run, joined
-from .storage import temporary_name
+from fastssl import __version__
+from fastssl.data.convert.prepare import Run, joined
+from fastssl.data.storage import temporary_name
 
 Manifest = dict[str, Any]
 MAX_LISTED = 10_000  # skipped items named one by one; beyond, they are only counted

@@ -2,25 +2,25 @@
 
 from torch import nn
 
+from fastssl.models.hub import LIBRARIES as LIBRARIES
+from fastssl.models.hub import ONE_SIDE_ONLY as ONE_SIDE_ONLY
+from fastssl.models.hub import Stock as Stock
+from fastssl.models.hub import check_name as check_name
+from fastssl.models.hub import published as published
+from fastssl.models.hub import stock as stock
 from fastssl.models.pretrainer import Pretrainer as Pretrainer
 from fastssl.models.pretrainer import embed as embed
 from fastssl.models.pretrainer import evaluating as evaluating
 from fastssl.models.pretrainer import features_dim as features_dim
 from fastssl.models.pretrainer import parameter_count as parameter_count
 from fastssl.models.pretrainer import projector as projector
-from fastssl.models.published import LIBRARIES as LIBRARIES
-from fastssl.models.published import ONE_SIDE_ONLY as ONE_SIDE_ONLY
-from fastssl.models.published import Stock as Stock
-from fastssl.models.published import check_name as check_name
-from fastssl.models.published import published as published
-from fastssl.models.published import stock as stock
 from fastssl.models.resnet import RESNETS as RESNETS
 from fastssl.models.resnet import ResNet as ResNet
 from fastssl.models.resnet import is_published as is_published
 from fastssl.models.resnet import resnet as resnet
-from fastssl.models.start import download as download
-from fastssl.models.start import fit as fit
-from fastssl.models.start import freeze as freeze
+from fastssl.models.starting_weights import download as download
+from fastssl.models.starting_weights import fit as fit
+from fastssl.models.starting_weights import freeze as freeze
 
 
 def backbone(name: str, *, stem: str, width: float = 1.0, in_channels: int = 3, side_px: int = 224) -> nn.Module:

@@ -6,7 +6,7 @@ from typing import Any
 from fastssl.recipe import view_table
 from fastssl.report.figure import INK, LINE, MUTED, SERIES, Figure, Section, plot
 from fastssl.report.inputs import LabelledRun
-from fastssl.runs import Numbers
+from fastssl.runs.reading import Numbers
 
 TERMS = ("loss", "invariance", "redundancy", "variance", "covariance")
 MAX_POINTS = 400

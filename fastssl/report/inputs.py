@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastssl import runs
 from fastssl.errors import UserError
+from fastssl.runs import reading
 
 MAX_BYTES = 64 << 20
 TARGET_METRIC = re.compile(r"time_to_(?P<target>\w+?)_(?P<pct>\d+(?:\.\d+)?)_s")
 
 
 @dataclass(frozen=True)
-class LabelledRun(runs.RunFiles):
+class LabelledRun(reading.RunFiles):
     """A run with the name it has in figures, and the group of runs that differ from it in the seed alone."""
 
     label: str
@@ -83,7 +83,7 @@ def read_inputs(paths: Sequence[Path]) -> tuple[list[LabelledRun], list[tuple[st
     records: list[tuple[str, Record]] = []
     for path in paths:
         if path.is_dir():
-            found = runs.find(path)
+            found = reading.find(path)
             if not found:
                 raise UserError(f"{path} holds no run.", "Give a folder that `fastssl train` wrote, or one above it.")
             folders += [folder for folder in found if folder not in folders]
@@ -91,14 +91,14 @@ def read_inputs(paths: Sequence[Path]) -> tuple[list[LabelledRun], list[tuple[st
             records.append((path.stem, read_record(path)))
         else:
             raise UserError(f"{path} does not exist.", "Give run folders and benchmark records (.json).")
-    return labelled([runs.read(folder) for folder in folders]), records
+    return labelled([reading.read(folder) for folder in folders]), records
 
 
-def labelled(found: Sequence[runs.RunFiles]) -> list[LabelledRun]:
+def labelled(found: Sequence[reading.RunFiles]) -> list[LabelledRun]:
     """Labels are the shortest ends of the folders' paths that tell them apart."""
     parts = [run.folder.resolve().parts for run in found]
     depth = next((d for d in range(1, 9) if len({p[-d:] for p in parts}) == len(parts)), 9)
-    changes = runs.differences([run.recipe for run in found])
+    changes = reading.differences([run.recipe for run in found])
     kinds = [json.dumps({k: v for k, v in change.items() if k != "seed"}, sort_keys=True) for change in changes]
     groups = list(dict.fromkeys(kinds))
     return [
@@ -148,7 +148,7 @@ def row_of(row: Any) -> Row:
 
 
 def is_number(value: Any) -> bool:
-    return type(value) in (int, float) and -runs.LARGEST < value < runs.LARGEST
+    return type(value) in (int, float) and -reading.LARGEST < value < reading.LARGEST
 
 
 def number_or_none(value: Any) -> float | None:

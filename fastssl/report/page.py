@@ -6,11 +6,11 @@ from html import escape
 from typing import Any
 
 import fastssl
+from fastssl.cli.tables import changes_text, clock, percent
 from fastssl.recipe import view_table
 from fastssl.report.figure import Figure, Section, palettes
 from fastssl.report.inputs import LabelledRun, Record, plain
-from fastssl.runs import entry
-from fastssl.tables import changes_text, clock, percent
+from fastssl.runs.reading import entry
 
 # Nothing may be fetched, and nothing can run.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"

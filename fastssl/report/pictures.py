@@ -20,14 +20,17 @@ import torch.nn.functional as nnf
 from PIL import Image, features
 from torch import Tensor
 
-from fastssl import build, models, pretrained, spectrum
+from fastssl import build, models
 from fastssl.errors import UserError
-from fastssl.preview import pictures, plain
-from fastssl.recipe import Recipe, load
+from fastssl.pretrained.load import Pretrained, load
+from fastssl.probes import spectrum
+from fastssl.recipe import Recipe
+from fastssl.recipe import load as load_recipe
 from fastssl.recipe.schema import MAX_SIDE_PX
 from fastssl.report.figure import INK, MUTED, SERIES, Figure, Section, data_uri, plot
 from fastssl.report.inputs import LabelledRun, is_number
 from fastssl.report.inputs import plain as plain_text
+from fastssl.report.preview import pictures, plain
 
 Picture = npt.NDArray[np.uint8]
 TILE_PX, GAP_PX, MARK_PX = 64, 6, 5
@@ -69,7 +72,7 @@ def section(run: LabelledRun, *, images: int) -> Section:
         made.figures.append(views_figure(run))
     with Skipping(made, f"{run.label}: spectrum, neighbours and map"):
         path, what = probe_file(run.recipe)
-        net = pretrained.load(run.folder)
+        net = load(run.folder)
         made.figures.extend(embedded_figures(run, embed(net, path, images), what))
     return made
 
@@ -123,7 +126,7 @@ def require_data(path: Path, digest: str | None) -> dict[str, Any]:
 
 
 def in_memory(recipe: Recipe) -> Recipe:
-    return load(recipe, ["data.loader=resident", "data.memory=host", "device=cpu", "augment.applier=auto"])
+    return load_recipe(recipe, ["data.loader=resident", "data.memory=host", "device=cpu", "augment.applier=auto"])
 
 
 def first_batches(recipe: Recipe, path: Path, count: int) -> Any:
@@ -161,7 +164,7 @@ def names_of(run: LabelledRun, labels_B: Tensor) -> list[str]:
     return names
 
 
-def embed(net: pretrained.Pretrained, path: Path, count: int) -> Embedded:
+def embed(net: Pretrained, path: Path, count: int) -> Embedded:
     """Features and small pictures of at most `count` images.
 
     Raises:

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from ...errors import UserError
-from . import base
-from .base import SPLITS, Indexed, Item, Source, Stream
+from fastssl.data.sources import base
+from fastssl.data.sources.base import SPLITS, Indexed, Item, Source, Stream
+from fastssl.errors import UserError
 
 __all__ = ["SPLITS", "Indexed", "Item", "Source", "Stream", "open_source"]
 
@@ -37,13 +37,13 @@ def open_source(
     if split not in SPLITS:
         raise UserError(f"There is no split {split!r}", f"Set split to one of: {', '.join(SPLITS)}.")
     if str(spec) == "shapes":
-        from .tables import shapes_source
+        from fastssl.data.sources.tables import shapes_source
 
         return shapes_source(
             split, seed=seed, count=_SHAPES_COUNT[split] if count is None else count, side_px=side_px or 32
         )
     if str(spec) in NAMES:
-        from .torchvision_files import torchvision_source
+        from fastssl.data.sources.torchvision_files import torchvision_source
 
         return torchvision_source(str(spec), split, root=root, download=download)
     return _open_path(Path(spec).expanduser(), split)
@@ -51,7 +51,7 @@ def open_source(
 
 def _open_path(path: Path, split: str) -> Source:
     """Choose the reader by what lies at the path."""
-    from . import archives, arrays, columns, folders, lists, tables, webdataset
+    from fastssl.data.sources import archives, arrays, columns, folders, lists, tables, webdataset
 
     shards = webdataset.shard_paths(path)
     if path.is_dir():

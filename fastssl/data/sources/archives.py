@@ -8,9 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...errors import UserError
-from ..tar import leaves, read_tar
-from .base import (
+from fastssl.data.sources.base import (
     MAX_ITEM_BYTES,
     Indexed,
     Item,
@@ -23,6 +21,8 @@ from .base import (
     no_labels,
     place_of,
 )
+from fastssl.data.sources.tar import leaves, read_tar
+from fastssl.errors import UserError
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
 

@@ -9,8 +9,8 @@ from typing import IO
 
 import numpy as np
 
-from ...errors import UserError
-from .base import SPLITS, Indexed, Item, Stream, missing_split, no_labels, numbered
+from fastssl.data.sources.base import SPLITS, Indexed, Item, Stream, missing_split, no_labels, numbered
+from fastssl.errors import UserError
 
 _IMAGES_OF_SPLIT = ("{}_images", "images_{}", "x_{}", "X_{}", "{}_x", "{}_data")
 _LABELS_OF_SPLIT = ("{}_labels", "labels_{}", "y_{}", "Y_{}", "{}_y", "{}_targets")

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import UserError
+from fastssl.errors import UserError
 
 IMAGE_SUFFIXES = frozenset(
     (

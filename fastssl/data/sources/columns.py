@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ...errors import UserError
-from .base import MAX_ITEM_BYTES, SPLITS, Item, Stream, missing_split
+from fastssl.data.sources.base import MAX_ITEM_BYTES, SPLITS, Item, Stream, missing_split
+from fastssl.errors import UserError
 
 _ROWS = 64
 _LABEL_NAMES = ("label", "labels", "fine_label", "class", "cls", "target", "category")

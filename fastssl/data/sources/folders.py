@@ -5,8 +5,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from ...errors import UserError
-from .base import MAX_ITEM_BYTES, Indexed, Item, choose_split, is_image_name
+from fastssl.data.sources.base import MAX_ITEM_BYTES, Indexed, Item, choose_split, is_image_name
+from fastssl.errors import UserError
 
 
 def folder_source(path: Path, split: str) -> Indexed:

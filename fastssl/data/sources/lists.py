@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import UserError
-from .base import SPLITS, Indexed, Item, missing_split, no_labels, numbered
-from .folders import read_file
+from fastssl.data.sources.base import SPLITS, Indexed, Item, missing_split, no_labels, numbered
+from fastssl.data.sources.folders import read_file
+from fastssl.errors import UserError
 
 _PATH_NAMES = ("path", "file", "filename", "file_name", "filepath", "image")
 _LABEL_NAMES = ("label", "class", "category", "target")

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import shapes
-from ..beton import Beton
-from .base import Indexed, Item, names_beside, no_labels, numbered
+from fastssl.data.beton.reader import Beton
+from fastssl.data.sources import shapes
+from fastssl.data.sources.base import Indexed, Item, names_beside, no_labels, numbered
 
 
 def shapes_source(split: str, *, seed: int, count: int, side_px: int) -> Indexed:

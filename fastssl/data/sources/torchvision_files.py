@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import UserError
-from .base import Indexed, Item, missing_split
+from fastssl.data.sources.base import Indexed, Item, missing_split
+from fastssl.errors import UserError
 
 DEFAULT_ROOT = Path("~/.cache/fastssl")
 _STL10_SIDE_PX = 96

@@ -5,9 +5,9 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ...errors import UserError
-from ..tar import leaves, read_tar
-from .base import MAX_ITEM_BYTES, Item, Stream, is_image_name, names_beside
+from fastssl.data.sources.base import MAX_ITEM_BYTES, Item, Stream, is_image_name, names_beside
+from fastssl.data.sources.tar import leaves, read_tar
+from fastssl.errors import UserError
 
 _LABELS = ("cls", "json")
 _LABEL_KEYS = ("label", "cls", "class", "target")

@@ -1,0 +1,312 @@
+"""The CUDA applier: a fused Triton kernel that reads whole pixels and writes the network's layout once.
+
+A view that fits one tile is done in one pass. A larger one takes up to three more, over a scratch copy, because
+rotation, contrast and blur need all of the view; a policy without them needs the first pass alone.
+
+B batch, V views, C channels, S side of a view, T side of a tile, G tiles of a view.
+"""
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-calls=False
+
+from enum import IntEnum
+from functools import lru_cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastssl.augment import draws as hashing
+from fastssl.augment.cuda.color import coloured, finish, grey_sum_before_contrast, unit
+from fastssl.augment.cuda.resample import (
+    Plan,
+    Weights,
+    blur_axis,
+    blurred_tile,
+    crop_axis,
+    load_planes,
+    mixed,
+    rotated,
+    store_planes,
+)
+from fastssl.augment.policy import Column, Parameters, View
+from fastssl.augment.torch_ops import runs
+
+TILE_PX = 32  # divides 96, 160 and 224
+WHOLE_PX = 64  # a view up to this side is one tile
+SCRATCH_BYTES = 64 << 20  # images go by in groups whose scratch is about the size of the L2 cache
+HASH_BLOCK = 512
+
+
+class Pass(IntEnum):
+    """What one launch does; each view leaves after the last pass that it needs."""
+
+    CROP = 0
+    ROTATE = 1
+    COLOUR = 2
+    BLUR = 3
+
+
+# kernels see no other constants
+COLUMN, PASS, WEIGHTS = tl.constexpr(Column), tl.constexpr(Pass), tl.constexpr(Weights)
+COLUMNS = tl.constexpr(len(Column))
+GOLDEN, FIRST, SECOND = (tl.constexpr(x) for x in (hashing.GOLDEN, hashing.FIRST, hashing.SECOND))
+UNIT = tl.constexpr(hashing.UNIT)
+
+
+def draws(seed: int, epoch: int | Tensor, index_B: Tensor, *, views: int, slots: int) -> Tensor:
+    """`fastssl.augment.draws.draws`: the same bits, in one launch."""
+    out_BVS = index_B.new_empty((len(index_B), views, slots), dtype=torch.float32)
+    words = [word if isinstance(word, Tensor) else index_B.new_full((), _signed(word)) for word in (seed, epoch)]
+    count = out_BVS.numel()
+    if count > 0:
+        grid = (triton.cdiv(count, HASH_BLOCK),)
+        _draw[grid](*words, index_B.contiguous(), out_BVS, count, views, slots, BLOCK=HASH_BLOCK)
+    return out_BVS
+
+
+def apply(
+    images: Tensor,
+    sizes_B2: Tensor,
+    offsets_B: Tensor | None,
+    parameters: Parameters,
+    views: tuple[View, ...],
+    mean_C: tuple[float, ...],
+    std_C: tuple[float, ...],
+    dtype: torch.dtype,
+) -> Tensor:
+    """Cut and transform views of one side length; arguments and result as in `torch_ops.apply`.
+
+    No host sync; once it has run, a call can be captured in a CUDA graph. float32 views and uint16 images are computed
+    with float32's precision, others pass through float16.
+    """
+    batch, side, channels = len(sizes_B2), views[0].side_px, len(mean_C)
+    out_VBSSC = torch.empty((len(views), batch, side, side, channels), dtype=dtype, device=images.device)
+    exact = dtype == torch.float32 or images.dtype == torch.uint16
+    norm_2C = _norm(mean_C, std_C, images.device)
+    for first, last in runs(tuple((view.interpolation, view.hue_mode) for view in views)):
+        plan = _plan(views[first:last], channels, images.dtype, exact)
+        drawn_BVP = parameters.packed_BVP[:, first:last]
+        for b in _groups(batch, plan):
+            place, offsets = (images[b], None) if offsets_B is None else (images, offsets_B[b])
+            drawn, out = drawn_BVP[b], out_VBSSC[first:last, b]
+            _render(place, offsets, sizes_B2[b], drawn, views[first:last], norm_2C, out, plan)
+    return out_VBSSC.permute(0, 1, 4, 2, 3)
+
+
+@lru_cache(maxsize=64)
+def _norm(mean_C: tuple[float, ...], std_C: tuple[float, ...], device: torch.device) -> Tensor:
+    """(2, C), mean and 1 / std; kept, because a step must not copy constants to the device."""
+    return torch.tensor([mean_C, [1 / std for std in std_C]], dtype=torch.float32, device=device)
+
+
+def _signed(word: int) -> int:
+    """The int64 with the same low 64 bits."""
+    return (word + 2**63) % 2**64 - 2**63
+
+
+def _plan(views: tuple[View, ...], channels: int, pixel: torch.dtype, exact: bool) -> Plan:
+    side, rotates = views[0].side_px, any(view.rotate_p > 0 for view in views)
+    contrasts = channels == 3 and any(view.jitter_p > 0 and view.contrast > 0 for view in views)
+    whole = side <= WHOLE_PX and not rotates
+    return Plan(
+        views=len(views),
+        channels=channels,
+        side=side,
+        tile=max(16, triton.next_power_of_2(side)) if whole else TILE_PX,
+        whole=whole,
+        waits=not whole and (rotates or contrasts),
+        resize=int(Weights.BICUBIC if views[0].interpolation == "bicubic" else Weights.BILINEAR),
+        linear_hue=views[0].hue_mode == "linear",
+        white=torch.iinfo(pixel).max,
+        exact=exact,
+    )
+
+
+def _groups(batch: int, plan: Plan) -> list[slice]:
+    """Slices of about equal length whose scratch keeps within SCRATCH_BYTES."""
+    bytes_each = plan.views * plan.side**2 * plan.channels * (4 if plan.exact else 2)
+    count = 1 if plan.whole else -(-batch * bytes_each // SCRATCH_BYTES)
+    step = max(1, -(-batch // max(1, count)))
+    return [slice(b, min(b + step, batch)) for b in range(0, batch, step)]
+
+
+def _render(
+    images: Tensor,
+    offsets_B: Tensor | None,
+    sizes_B2: Tensor,
+    drawn_BVP: Tensor,
+    views: tuple[View, ...],
+    norm_2C: Tensor,
+    out_VBSSC: Tensor,
+    plan: Plan,
+) -> None:
+    """Launch every pass that the policy can ask for over one group of images."""
+    count, device = len(sizes_B2) * plan.views, images.device
+    rotates = any(view.rotate_p > 0 for view in views)
+    blurs = not plan.whole and any(view.blur_p > 0 for view in views)
+    planes_X = (0 if plan.whole else count * plan.channels * plan.side**2,)
+    scratch, turned = (
+        torch.empty(planes_X if wanted else (0,), dtype=torch.float32 if plan.exact else torch.float16, device=device)
+        for wanted in (True, rotates)
+    )
+    sums_NG = torch.empty((count, plan.across**2), dtype=torch.float32, device=device)
+    passes = [Pass.CROP] + [Pass.ROTATE] * rotates + [Pass.COLOUR] * plan.waits + [Pass.BLUR] * blurs
+    flat = offsets_B is not None
+    images = images.contiguous()
+    for stage in passes:
+        _pass[(sums_NG.numel() * (1 if plan.channels == 3 else plan.channels),)](
+            images,
+            sizes_B2 if offsets_B is None else offsets_B.contiguous(),
+            sizes_B2.contiguous(),
+            drawn_BVP.contiguous(),
+            norm_2C,
+            scratch,
+            turned,
+            sums_NG,
+            out_VBSSC,
+            len(sizes_B2),
+            0 if flat else images.stride(0),
+            0 if flat else images.stride(1),
+            out_VBSSC.stride(0),
+            STAGE=int(stage),
+            FLAT=flat,
+            P=plan,
+            num_warps=plan.tile // 16,  # a tensor core's lines: more warps would repeat each other's work
+            num_stages=1,  # loops are too short for a pipeline to fill
+        )
+
+
+@triton.jit
+def _draw(seed, epoch, index, out, count, views, slots, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    sample = tl.load(index + i // (views * slots), mask=i < count, other=0)
+    key = _child(_child(tl.zeros([], tl.uint64), tl.load(seed)), tl.load(epoch))
+    key = _child(_child(_child(key, sample), i // slots % views), i % slots)
+    tl.store(out + i, (key >> 40).to(tl.float32) * UNIT, mask=i < count)
+
+
+@triton.jit
+def _child(key, word):
+    z = key + (word.to(tl.uint64) + 1) * GOLDEN
+    z = (z ^ (z >> 30)) * FIRST
+    z = (z ^ (z >> 27)) * SECOND
+    return z ^ (z >> 31)
+
+
+@triton.jit(do_not_specialize=["batch", "image_step", "pitch"])
+def _pass(
+    images,
+    offsets,
+    sizes,
+    drawn,
+    norm,
+    scratch,
+    turned,
+    sums,
+    out,
+    batch,
+    image_step,
+    pitch,
+    out_step,
+    STAGE: tl.constexpr,
+    FLAT: tl.constexpr,
+    P: tl.constexpr,
+):
+    """One pass over one tile of one view; of one channel, where the channels are not colours.
+
+    Args:
+        images: the first pixel; image_step and pitch are elements between images and between rows.
+        offsets: int64 (B,), where FLAT.
+        sizes: int64 (B, 2).
+        drawn: float32 (B, V, P).
+        norm: float32 (2, C).
+        scratch, turned: (B, V, C, S, S) in [0, 1]: the crop, later its colours; the rotated crop.
+        sums: float32 (B, V, G), each tile's grey before contrast.
+        out: (V, B, S, S, C); views are out_step apart.
+    """
+    G: tl.constexpr = P.across * P.across
+    tile = tl.program_id(0) % G
+    row = tl.program_id(0) // G % (P.views * batch)
+    channel = tl.program_id(0) // (G * P.views * batch)
+    b, v = (row // P.views).to(tl.int64), (row % P.views).to(tl.int64)
+    y_T1 = (tile // P.across * P.tile + tl.arange(0, P.tile))[:, None]
+    x_1T = (tile % P.across * P.tile + tl.arange(0, P.tile))[None, :]
+    drawn += row * COLUMNS
+    norm += channel
+    sums += row * G
+    scratch += (row.to(tl.int64) * P.channels + channel) * (P.side * P.side)
+    turned += (row.to(tl.int64) * P.channels + channel) * (P.side * P.side)
+    out += v * out_step + b * (P.side * P.side * P.channels) + channel
+    if STAGE == PASS.value.CROP:
+        images += channel + (tl.load(offsets + b) if FLAT else b * image_step)
+        _crop(images, sizes + 2 * b, pitch, tile, y_T1, x_1T, drawn, norm, scratch, sums, out, FLAT, P)
+    elif STAGE == PASS.value.ROTATE:
+        _rotate(tile, y_T1, x_1T, drawn, scratch, turned, sums, P)
+    elif STAGE == PASS.value.COLOUR:
+        _colour(y_T1, x_1T, drawn, norm, scratch, turned, sums, out, P)
+    else:
+        _blur(y_T1, x_1T, drawn, norm, scratch, out, P)
+
+
+@triton.jit
+def _crop(images, sizes, pitch, tile, y_T1, x_1T, drawn, norm, scratch, sums, out, FLAT: tl.constexpr, P: tl.constexpr):
+    height, width = tl.load(sizes).to(tl.int32), tl.load(sizes + 1).to(tl.int32)
+    if FLAT:
+        pitch = width * P.channels
+    y, x = crop_axis(y_T1, drawn, 0, height, P), crop_axis(x_1T, drawn, 1, width, P)
+    red, green, blue = mixed(images, pitch, P.channels, 1, y, x, P.resize, P)
+    white: tl.constexpr = 1 / P.white
+    red, green, blue = unit(red * white), unit(green * white), unit(blue * white)  # bicubic overshoots
+    odd = tl.load(drawn + COLUMN.value.TURNS).to(tl.int32) % 2 == 1
+    down, right = tl.where(odd, 1, P.side), tl.where(odd, P.side, 1)
+    if P.whole:
+        if P.channels == 3:
+            red, green, blue = coloured(red, green, blue, 0.0, y_T1, x_1T, drawn, P)
+        if tl.load(drawn + COLUMN.value.BLUR_RADIUS_PX) > 0:
+            red, green, blue = blurred_tile(red, green, blue, drawn, P)
+        finish(red, green, blue, y_T1, x_1T, down, right, drawn, norm, out, P)
+    elif P.waits:
+        store_planes(red, green, blue, y_T1, x_1T, down, right, scratch, P)
+        if P.channels == 3:
+            tl.store(sums + tile, grey_sum_before_contrast(red, green, blue, y_T1, x_1T, drawn, P))
+    else:
+        _go_on(red, green, blue, 0.0, y_T1, x_1T, down, right, drawn, norm, scratch, out, P)
+
+
+@triton.jit
+def _rotate(tile, y_T1, x_1T, drawn, scratch, turned, sums, P: tl.constexpr):
+    if tl.load(drawn + COLUMN.value.ROTATE_DEG) != 0:
+        red, green, blue = rotated(scratch, y_T1, x_1T, drawn, P)
+        store_planes(red, green, blue, y_T1, x_1T, P.side, 1, turned, P)
+        if P.channels == 3:
+            tl.store(sums + tile, grey_sum_before_contrast(red, green, blue, y_T1, x_1T, drawn, P))
+
+
+@triton.jit
+def _colour(y_T1, x_1T, drawn, norm, scratch, turned, sums, out, P: tl.constexpr):
+    source = tl.where(tl.load(drawn + COLUMN.value.ROTATE_DEG) != 0, turned, scratch)
+    red, green, blue = load_planes(source, y_T1, x_1T, P)
+    mean = 0.0
+    if P.channels == 3:
+        part = tl.arange(0, P.parts)
+        mean = tl.sum(tl.load(sums + part, mask=part < P.across * P.across, other=0)) / (P.side * P.side)
+    _go_on(red, green, blue, mean, y_T1, x_1T, P.side, 1, drawn, norm, scratch, out, P)
+
+
+@triton.jit
+def _blur(y_T1, x_1T, drawn, norm, scratch, out, P: tl.constexpr):
+    if tl.load(drawn + COLUMN.value.BLUR_RADIUS_PX) > 0:
+        y, x = blur_axis(y_T1, drawn, P), blur_axis(x_1T, drawn, P)
+        red, green, blue = mixed(scratch, P.side, 1, P.side * P.side, y, x, WEIGHTS.value.GAUSSIAN, P)
+        finish(red, green, blue, y_T1, x_1T, P.side, 1, drawn, norm, out, P)
+
+
+@triton.jit
+def _go_on(red, green, blue, mean, y_T1, x_1T, down, right, drawn, norm, scratch, out, P: tl.constexpr):
+    """Colour a tile; a blur takes it up from the scratch copy, otherwise it is finished."""
+    if P.channels == 3:
+        red, green, blue = coloured(red, green, blue, mean, y_T1, x_1T, drawn, P)
+    if tl.load(drawn + COLUMN.value.BLUR_RADIUS_PX) > 0:
+        store_planes(red, green, blue, y_T1, x_1T, down, right, scratch, P)
+    else:
+        finish(red, green, blue, y_T1, x_1T, down, right, drawn, norm, out, P)

@@ -1,0 +1,162 @@
+"""Colours in Triton, pixel by pixel in registers, and the last step into the network's layout.
+
+An operation that was not drawn costs one comparison. Values are float32 in [0, 1] until they are normalised.
+
+T side of a tile; P is the `Plan`.
+"""
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-calls=False
+
+import math
+
+import triton
+import triton.language as tl
+
+from fastssl.augment.cuda.resample import inside
+from fastssl.augment.policy import JITTER_ORDERS, Column
+from fastssl.augment.torch_ops import GRAY_WEIGHTS
+
+
+def _codes(first: int) -> int:
+    """Eight jitter orders as an int64: a byte for each order, two bits for each step."""
+    orders = enumerate(JITTER_ORDERS[first : first + 8])
+    word = sum(operation << (8 * i + 2 * step) for i, order in orders for step, operation in enumerate(order))
+    return word - (word >> 63 << 64)
+
+
+COLUMN, TURN = tl.constexpr(Column), tl.constexpr(2 * math.pi)
+RED, GREEN, BLUE = (tl.constexpr(x) for x in GRAY_WEIGHTS)
+CODES_0, CODES_8, CODES_16 = (tl.constexpr(_codes(first)) for first in (0, 8, 16))
+
+
+@triton.jit
+def unit(x):
+    return tl.minimum(tl.maximum(x, 0.0), 1.0)
+
+
+@triton.jit
+def _grey(red, green, blue):
+    return red * RED + green * GREEN + blue * BLUE
+
+
+@triton.jit
+def _grey_sum(red, green, blue, y_T1, x_1T, P: tl.constexpr):
+    return tl.sum(tl.where(inside(y_T1, x_1T, P), _grey(red, green, blue), 0.0))
+
+
+@triton.jit
+def grey_sum_before_contrast(red, green, blue, y_T1, x_1T, drawn, P: tl.constexpr):
+    red, green, blue = _jittered(red, green, blue, 0.0, y_T1, x_1T, drawn, True, P)
+    return _grey_sum(red, green, blue, y_T1, x_1T, P)
+
+
+@triton.jit
+def coloured(red, green, blue, mean, y_T1, x_1T, drawn, P: tl.constexpr):
+    """Jitter, then grey; `mean` is what contrast blends with where the tile does not hold the view."""
+    red, green, blue = _jittered(red, green, blue, mean, y_T1, x_1T, drawn, False, P)
+    if tl.load(drawn + COLUMN.value.GRAY) > 0:
+        red = _grey(red, green, blue)
+        green, blue = red, red
+    return red, green, blue
+
+
+@triton.jit
+def _jittered(red, green, blue, mean, y_T1, x_1T, drawn, BEFORE_CONTRAST: tl.constexpr, P: tl.constexpr):
+    """The four steps in their drawn order, or those before contrast."""
+    order = tl.load(drawn + COLUMN.value.ORDER).to(tl.int32)
+    brightness, contrast = tl.load(drawn + COLUMN.value.BRIGHTNESS), tl.load(drawn + COLUMN.value.CONTRAST)
+    saturation, hue = tl.load(drawn + COLUMN.value.SATURATION), tl.load(drawn + COLUMN.value.HUE)
+    codes = tl.where(order < 8, CODES_0, tl.where(order < 16, CODES_8, CODES_16)) >> (order % 8 * 8)
+    going = order >= 0
+    for step in range(0, 4):
+        operation = (codes >> (step * 2)).to(tl.int32) & 3
+        if BEFORE_CONTRAST:
+            going &= operation != 1
+        if going & (operation == 0) & (brightness != 1):
+            red, green, blue = unit(red * brightness), unit(green * brightness), unit(blue * brightness)
+        if going & (operation == 1) & (contrast != 1):
+            if P.whole:
+                here = _grey_sum(red, green, blue, y_T1, x_1T, P) / (P.side * P.side)
+                red, green, blue = _blend(red, green, blue, contrast, here)
+            else:
+                red, green, blue = _blend(red, green, blue, contrast, mean)
+        if going & (operation == 2) & (saturation != 1):
+            red, green, blue = _blend(red, green, blue, saturation, _grey(red, green, blue))
+        if going & (operation == 3) & (hue != 0):
+            if P.linear_hue:
+                red, green, blue = _yiq_turned(red, green, blue, hue)
+            else:
+                red, green, blue = _hsv_turned(red, green, blue, hue)
+    return red, green, blue
+
+
+@triton.jit
+def _blend(red, green, blue, factor, base):
+    rest = (1 - factor) * base
+    return unit(red * factor + rest), unit(green * factor + rest), unit(blue * factor + rest)
+
+
+@triton.jit
+def _hsv_turned(red, green, blue, turns):
+    """Each channel is the smallest plus a share of the chroma, a trapezoid in the hue."""
+    high, low = tl.maximum(tl.maximum(red, green), blue), tl.minimum(tl.minimum(red, green), blue)
+    chroma = high - low
+    inverse = 1 / tl.where(chroma > 0, chroma, 1.0)
+    from_others = tl.where(high == green, (blue - red) * inverse + 2, (red - green) * inverse + 4)
+    hue = tl.where(high == red, (green - blue) * inverse, from_others) + 6 * turns
+    hue = tl.where(hue < 0, hue + 6, hue)
+    hue = tl.where(hue >= 6, hue - 6, hue)
+    red = low + chroma * unit(tl.abs(hue - 3) - 1)
+    return red, low + chroma * unit(2 - tl.abs(hue - 2)), low + chroma * unit(2 - tl.abs(hue - 4))
+
+
+@triton.jit
+def _yiq_turned(red, green, blue, turns):
+    """The chroma plane of YIQ turned by the angle."""
+    cos, sin = tl.cos(turns * TURN), tl.sin(turns * TURN)
+    luma = 0.299 * red + 0.587 * green + 0.114 * blue
+    i, q = 0.596 * red - 0.274 * green - 0.322 * blue, 0.211 * red - 0.523 * green + 0.312 * blue
+    i, q = cos * i - sin * q, sin * i + cos * q
+    red, green = luma + 0.956 * i + 0.621 * q, luma - 0.272 * i - 0.647 * q
+    return unit(red), unit(green), unit(luma - 1.106 * i + 1.703 * q)
+
+
+@triton.jit
+def finish(red, green, blue, y_T1, x_1T, down, right, drawn, norm, out, P: tl.constexpr):
+    """Solarize, posterize, cut out, normalise, store; `down` and `right` are the pixels to the next row, column."""
+    threshold, bits = tl.load(drawn + COLUMN.value.SOLARIZE), tl.load(drawn + COLUMN.value.POSTERIZE_BITS)
+    square = tl.load(drawn + COLUMN.value.CUTOUT_SIDE)
+    mean_0, mean_1, mean_2 = tl.load(norm), 0.0, 0.0
+    if P.channels == 3:
+        mean_1, mean_2 = tl.load(norm + 1), tl.load(norm + 2)
+    if threshold <= 1:
+        red, green, blue = _solarized(red, threshold), _solarized(green, threshold), _solarized(blue, threshold)
+    if bits > 0:
+        red, green, blue = _posterized(red, bits), _posterized(green, bits), _posterized(blue, bits)
+    if square > 0:  # the square takes the mean, which normalises to 0
+        kept_TT = _outside_square(y_T1, x_1T, down < right, square, drawn)
+        red, green = tl.where(kept_TT, red, mean_0), tl.where(kept_TT, green, mean_1)
+        blue = tl.where(kept_TT, blue, mean_2)
+    place_TT, real_TT = out + (y_T1 * down + x_1T * right) * P.channels, inside(y_T1, x_1T, P)
+    tl.store(place_TT, ((red - mean_0) * tl.load(norm + P.channels)).to(out.dtype.element_ty), mask=real_TT)
+    if P.channels == 3:
+        tl.store(place_TT + 1, ((green - mean_1) * tl.load(norm + 4)).to(out.dtype.element_ty), mask=real_TT)
+        tl.store(place_TT + 2, ((blue - mean_2) * tl.load(norm + 5)).to(out.dtype.element_ty), mask=real_TT)
+
+
+@triton.jit
+def _solarized(x, threshold):
+    return tl.where(x >= threshold, 1 - x, x)
+
+
+@triton.jit
+def _posterized(x, bits):
+    levels = tl.exp2(bits)
+    return tl.minimum(tl.floor(x * levels), levels - 1) * tl.exp2(-bits)
+
+
+@triton.jit
+def _outside_square(y_T1, x_1T, transposed, square, drawn):
+    top, left = tl.load(drawn + COLUMN.value.CUTOUT_TOP), tl.load(drawn + COLUMN.value.CUTOUT_LEFT)
+    top, left = tl.where(transposed, left, top), tl.where(transposed, top, left)
+    rows_T1, columns_1T = (y_T1 < top) | (y_T1 >= top + square), (x_1T < left) | (x_1T >= left + square)
+    return rows_T1 | columns_1T

@@ -1,0 +1,133 @@
+"""What a recipe would do, without writing anything: shapes, steps, sizes and a measured estimate of the time."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastssl import build, models
+from fastssl.recipe import Recipe, dump, progressive, view_table
+from fastssl.training.step import train_step
+
+ESTIMATE_IMAGES = 16
+
+
+def describe(recipe: Recipe) -> dict[str, Any]:
+    """The resolved recipe, the shapes along the data's path, steps, parameters, and an estimate from three real steps.
+
+    The estimate runs random images in a batch of at most ESTIMATE_IMAGES, so it leaves out loading and says little
+    about a GPU's full batch; it is a rough guide.
+    """
+    build.check(recipe)
+    where = build.device(recipe)
+    rows = view_table(recipe.augment)
+    channels = int(build.manifest_of(recipe.data.path)["channels"]) if recipe.data.path.exists() else 3
+    network = build.network(recipe, in_channels=channels, where=where)
+    images = images_of(recipe)
+    steps = images // recipe.data.batch_size if images else None
+    seconds = seconds_per_image(recipe, network, channels, where)
+    total_s = seconds * recipe.data.batch_size * steps * recipe.train.epochs if steps else None
+    features_dim = models.features_dim(network.backbone, side_px=rows[0].side_px, in_channels=channels)
+    projector_s = projector_seconds_per_image(recipe, network, features_dim, where)
+    dim = recipe.model.projector[-1] if recipe.model.projector else features_dim
+    record = {
+        "recipe": recipe.model_dump(mode="json"),
+        "device": str(where),
+        "images": images,
+        "steps_per_epoch": steps,
+        "steps": steps * recipe.train.epochs if steps else None,
+        "views": len(rows),
+        "view_sides_px": [row.side_px for row in rows],
+        "largest_sides_px": progressive.sides_px(recipe.augment, recipe.train.epochs),
+        "features_dim": features_dim,
+        "embedding_dim": dim,
+        "orthogonality": build.orthogonality(recipe),
+        "collapse_risk": build.collapse_risk(recipe),
+        "idle_colour": build.idle_colour(recipe, channels),
+        "backbone_parameters": models.parameter_count(network.backbone),
+        "projector_parameters": models.parameter_count(network.projector),
+        "projector_pct": round(100 * min(1.0, projector_s / seconds), 1),
+        "estimated_train_s": round(total_s, 4) if total_s else None,
+    }
+    return record | {"text": dump(recipe) + "\n" + text_of(record, recipe)}
+
+
+def images_of(recipe: Recipe) -> int | None:
+    """Images to pretrain on, when the file or the generator can tell."""
+    if recipe.data.path.exists():
+        labels = build.labels_of(recipe.data.path)
+        probe = build.labels_of(recipe.data.probe_path) if recipe.data.probe_path else labels
+        return len(build.sets(recipe, labels, probe).train)
+    if recipe.data.count is None:
+        return None
+    return round((recipe.data.count - recipe.data.val_count) * recipe.data.fraction)
+
+
+def images_per_second(recipe: Recipe, channels: int) -> float:
+    """Measured here: images a second of the recipe's step, loading and making views apart."""
+    where = build.device(recipe)
+    return 1 / seconds_per_image(recipe, build.network(recipe, in_channels=channels, where=where), channels, where)
+
+
+def seconds_per_image(recipe: Recipe, network: models.Pretrainer, channels: int, where: torch.device) -> float:
+    """Seconds of a step (not loading) for one image's views: the fastest of three steps after one unmeasured."""
+    batch = min(ESTIMATE_IMAGES, recipe.data.batch_size)
+    rows = view_table(recipe.augment)
+    groups = tuple(
+        torch.rand(1, batch, row.side_px, row.side_px, channels, device=where).permute(0, 1, 4, 2, 3) for row in rows
+    )
+    optimizer = build.optimizer(recipe, network, where=where)
+    loss, autocast = build.loss(recipe), build.autocast(recipe)
+    return fastest_s(lambda: train_step(network, loss, optimizer, groups, lr=0.0, autocast=autocast)["loss"]) / batch
+
+
+def projector_seconds_per_image(
+    recipe: Recipe, network: models.Pretrainer, features_dim: int, where: torch.device
+) -> float:
+    """Of those, the projector's forward and backward pass over the features of one image's views."""
+    batch = min(ESTIMATE_IMAGES, recipe.data.batch_size)
+    h_NF = torch.randn(len(view_table(recipe.augment)) * batch, features_dim, device=where, requires_grad=True)
+    autocast = build.autocast(recipe)
+
+    def forward_and_backward() -> Tensor:
+        with torch.autocast(where.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
+            total: Tensor = network.projector(h_NF).float().square().mean()
+        total.backward()  # type: ignore[no-untyped-call]
+        return total.detach()
+
+    return fastest_s(forward_and_backward) / batch if recipe.model.projector else 0.0
+
+
+def fastest_s(call: Callable[[], Tensor]) -> float:
+    """Seconds of the fastest of three calls after one unmeasured, until the number it returns is there."""
+    times = []
+    for _ in range(4):
+        start = time.perf_counter()
+        float(call())
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
+
+
+def text_of(record: dict[str, Any], recipe: Recipe) -> str:
+    estimate = record["estimated_train_s"]
+    lines = {
+        "device": record["device"],
+        "images": record["images"] if record["images"] else "known once the data is converted",
+        "views": f"{record['views']} of {sorted(set(record['view_sides_px']), reverse=True)} px"
+        + (f", at first of {record['largest_sides_px'][0]} px" if recipe.augment.progressive else ""),
+        "shapes": f"images ({recipe.data.batch_size}, H, W, C) uint8 -> features ({record['views']} x "
+        f"{recipe.data.batch_size}, {record['features_dim']}) -> embeddings (..., {record['embedding_dim']})",
+        "parameters": f"backbone {record['backbone_parameters']:,}, projector {record['projector_parameters']:,}",
+        "projector": f"{record['projector_pct']:g} % of the time of a step (measured here, forward and backward)",
+        "orthogonality": f"{record['orthogonality']:.4g}",
+        "steps": f"{record['steps']} ({record['steps_per_epoch']} in each of {recipe.train.epochs} epochs)"
+        if record["steps"]
+        else "known once the data is converted",
+        "estimate": f"about {estimate / 60:.0f} min of training (rough: from a batch of at most {ESTIMATE_IMAGES})"
+        if estimate
+        else "known once the data is converted",
+    }
+    warnings = [f"{'warning:':15s} {record[key]}" for key in ("collapse_risk", "idle_colour") if record[key]]
+    return "\n".join([*(f"{name + ':':15s} {value}" for name, value in lines.items()), *warnings])

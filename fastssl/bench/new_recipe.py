@@ -1,0 +1,269 @@
+"""A commented recipe for a given data file and device.
+
+Choice made: the settings are those of the shipped recipe nearest in device and image size; only what the data decides
+(sides, channels, labels, batch, epochs) is changed, and a comment says why. Where the device is here, epochs come from
+a measured step and the minutes asked for; where it is not, they are the shipped recipe's.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import yaml
+
+from fastssl import build
+from fastssl.bench import dry_run
+from fastssl.data.beton.reader import Beton
+from fastssl.errors import UserError
+from fastssl.recipe import Recipe, load
+from fastssl.recipe.json_schema import FILE_NAME, json_schema
+
+Device = Literal["cpu", "cuda"]
+MAX_EPOCHS = 1000
+STEPS_AN_EPOCH = 8  # at least, where the set allows it: cosine and warm-up need some
+SMALLEST_BATCH = 16
+VAL_SHARE, MOST_VAL = 0.1, 5000
+FEW_LABELS = 2000
+
+
+@dataclass(frozen=True)
+class Template:
+    """A shipped recipe and the images it is nearest to.
+
+    Attributes:
+        largest_px: of images, their shorter side, that it is chosen for.
+        recipe: shipped recipe.
+        view_px: the largest side of a view.
+        view_share: side of a view over side of the image, before that limit.
+    """
+
+    largest_px: float
+    recipe: str
+    view_px: int
+    view_share: float = 1.0
+
+
+TEMPLATES: dict[Device, tuple[Template, ...]] = {
+    "cpu": (Template(float("inf"), "cifar10_cpu.yaml", view_px=48, view_share=0.75),),
+    "cuda": (
+        Template(40, "cifar10_lowdim.yaml", view_px=40),
+        Template(128, "stl10_lowdim.yaml", view_px=64),
+        Template(float("inf"), "imagenet100_lowdim.yaml", view_px=224),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a data file says: images, the median of their shorter sides, channels, labels, classes that have images."""
+
+    path: Path
+    count: int
+    side_px: int
+    one_size: bool
+    channels: int
+    labelled: int
+    classes: int
+
+
+def facts_of(path: Path) -> Facts:
+    """Reads a .beton and its manifest.
+
+    Raises:
+        UserError: when it is not one, has no manifest, or holds fewer than 2 images.
+    """
+    if path.suffix != ".beton" or path.is_dir():
+        raise UserError(f"{path} is not a .beton file.", f"Make one first: fastssl convert {path} data/images.beton")
+    beton, manifest = Beton(path), build.manifest_of(path)
+    labels_N, sides_N = np.asarray(beton.labels), np.asarray(beton.sizes).min(axis=1)
+    if len(labels_N) < 2:
+        raise UserError(f"{path} holds {len(labels_N)} image; the losses compare images.", "Convert at least 2 images.")
+    return Facts(
+        path=path,
+        count=len(labels_N),
+        side_px=int(np.median(sides_N)),
+        one_size=manifest["side_px"] is not None,
+        channels=int(manifest["channels"]),
+        labelled=int((labels_N >= 0).sum()),
+        classes=len(np.unique(labels_N[labels_N >= 0])),
+    )
+
+
+def new_recipe(data: str | Path, *, device: Device | None = None, minutes: float | None = None) -> str:
+    """The text of a commented recipe that validates and trains on `data`.
+
+    Args:
+        data: a .beton file with its manifest.
+        device: "cpu" or "cuda"; what this machine has when None.
+        minutes: of training, > 0, to choose epochs by; None is 10 on a CPU and 60 on a GPU.
+
+    Raises:
+        UserError: when the file cannot be read or trained on.
+    """
+    facts = facts_of(Path(data))
+    here: Device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device or here
+    minutes = minutes if minutes is not None else {"cpu": 10.0, "cuda": 60.0}[device]
+    if not minutes > 0:
+        raise UserError(f"minutes is {minutes:g}.", "Set it above 0.")
+    template = next(t for t in TEMPLATES[device] if facts.side_px <= t.largest_px)
+    base = load(template.recipe)
+    text = written(facts, template, base, device=device, epochs=base.train.epochs, why="as there")
+    if device == "cuda" and here != "cuda":
+        why = "as there: no GPU here to measure on; fastssl train --dry-run on the GPU tells the minutes"
+        return written(facts, template, base, device=device, epochs=base.train.epochs, why=why)
+    images_s = dry_run.images_per_second(load(yaml.safe_load(text)), facts.channels)
+    per_epoch_s = (facts.count - val_count(facts)) / images_s
+    epochs = max(1, min(MAX_EPOCHS, round(minutes * 60 / per_epoch_s)))
+    why = f"about {epochs * per_epoch_s / 60:.2g} min of steps here (measured; {minutes:g} asked for), probes apart"
+    return written(facts, template, base, device=device, epochs=epochs, why=why)
+
+
+def write_new(
+    data: str | Path, out: str | Path, *, device: Device | None = None, minutes: float | None = None
+) -> dict[str, Any]:
+    """Writes the recipe, and beside it the schema that its first line names; returns what was chosen.
+
+    Raises:
+        UserError: as `new_recipe`; when `out` is there or cannot be written.
+    """
+    out = Path(out)
+    if out.suffix not in (".yaml", ".yml"):
+        raise UserError(f"--out is {out}.", "Give it the suffix .yaml.")
+    if out.exists():
+        raise UserError(f"{out} is there already.", "Choose another --out, or remove it.")
+    if not out.parent.is_dir():
+        raise UserError(f"{out.parent} is not a folder.", "Make it, or choose another --out.")
+    text = new_recipe(data, device=device, minutes=minutes)
+    recipe = load({**yaml.safe_load(text), "name": out.stem})
+    (out.parent / FILE_NAME).write_text(json.dumps(json_schema(), indent=1) + "\n", encoding="utf-8")
+    out.write_text(text, encoding="utf-8")
+    return {
+        "recipe": str(out),
+        "schema": str(out.parent / FILE_NAME),
+        "backbone": recipe.model.backbone,
+        "epochs": recipe.train.epochs,
+        "batch_size": recipe.data.batch_size,
+        "val_count": recipe.data.val_count,
+        "view_side_px": recipe.augment.side_px,
+    }
+
+
+def val_count(facts: Facts) -> int:
+    """Labelled images to hold out: a tenth, none where there are no two classes to tell apart."""
+    return min(MOST_VAL, int(facts.labelled * VAL_SHARE)) if facts.classes > 1 else 0
+
+
+def batch_size(facts: Facts, template: int) -> int:
+    """The template's, or the power of two below it that leaves STEPS_AN_EPOCH, SMALLEST_BATCH or the set at least."""
+    images = facts.count - val_count(facts)
+    power = 1 << max(0, (images // STEPS_AN_EPOCH).bit_length() - 1)
+    return max(2, min(template, images, max(SMALLEST_BATCH, power)))
+
+
+def view_side_px(facts: Facts, template: Template) -> int:
+    """A multiple of 4 where there is room."""
+    side = min(template.view_px, int(facts.side_px * template.view_share))
+    return max(4, side - side % 4)
+
+
+def changes_of_views(facts: Facts, base: Recipe) -> dict[str, Any]:
+    changed = dict(base.augment.all)
+    if facts.channels != 3:
+        changed = {key: value for key, value in changed.items() if key not in ("hue", "saturation")}
+        changed |= {"jitter_p": 0, "gray_p": 0}
+    return changed
+
+
+def written(facts: Facts, template: Template, base: Recipe, *, device: Device, epochs: int, why: str) -> str:
+    """The recipe's text. Each value is either the shipped recipe's or explained beside it."""
+    held_out, batch = val_count(facts), batch_size(facts, base.data.batch_size)
+    view_px = view_side_px(facts, template)
+    # a crop shows things larger than the whole image does: views at 3/4 of the side that evaluation sees
+    clean_px = min(facts.side_px, round(view_px / template.view_share))
+    stem = "patch4" if device == "cpu" and view_px > 32 else base.model.stem
+    labels = f"{facts.labelled:,} of {facts.classes} classes" if facts.labelled else "none"
+    sizes = f"{facts.side_px} px" if facts.one_size else f"of different sizes, half of them {facts.side_px} px or more"
+    channels = "1 channel" if facts.channels == 1 else f"{facts.channels} channels"
+    optim, loss = base.optim, base.loss
+    compiled = f"\n  compile: {str(base.train.compile).lower()}" if base.train.compile else ""
+    return f"""\
+# yaml-language-server: $schema={FILE_NAME}
+# Images: {facts.count:,}, {sizes}, {channels}; labels: {labels}.
+# Source: the settings of the shipped {template.recipe}, but for what a comment explains; not measured on these images.
+# See it first: fastssl train THIS --dry-run. Then: fastssl train THIS
+device: {device}
+data:
+  path: {quoted(str(facts.path))}
+  # test_path: a second .beton of labelled test images, looked at once, at the end
+  val_count: {held_out}  # {why_val(facts, held_out)}
+  batch_size: {batch}  # {why_batch(batch, base.data.batch_size)}
+augment:
+  preset: {base.augment.preset}  # crops, mirroring, colour; what varies between views is what features will ignore
+  views: {base.augment.views}
+  side_px: {view_px}  # {why_view(facts, template)}
+  all: {flow(changes_of_views(facts, base))}  # {why_all(facts)}
+model:
+  backbone: {base.model.backbone}
+  stem: {stem}  # the first convolution; a larger patch is faster and coarser
+  projector: {flow(list(base.model.projector))}  # the last width is D
+loss:
+  name: {loss.name}
+  orthogonality: {loss.orthogonality}
+optim:
+  name: {optim.name}
+  lr: {number(optim.lr)}
+  weight_decay: {number(optim.weight_decay)}
+  schedule: {optim.schedule}
+  warmup_epochs: {number(min(optim.warmup_epochs, epochs / 5))}
+train:
+  epochs: {epochs}  # {why}
+  precision: {base.train.precision}{compiled}
+evaluate:
+  every_epochs: {max(1, epochs // 10)}
+  side_px: {clean_px}  # of the whole image, as the probes and your own features see it
+  knn_k: {"[20, 200]" if facts.labelled - held_out >= FEW_LABELS else "[5, 20]"}
+"""
+
+
+def why_val(facts: Facts, held_out: int) -> str:
+    if facts.classes > 1 and held_out:
+        return f"labelled images held out to watch accuracy by, {VAL_SHARE:.0%} and {MOST_VAL:,} at most"
+    return "no accuracy while training: " + ("too few labels" if facts.classes > 1 else "there are no two classes")
+
+
+def why_batch(batch: int, usual: int) -> str:
+    return "images, not views" if batch == usual else f"images, not views; {usual} there, but this set is small"
+
+
+def why_view(facts: Facts, template: Template) -> str:
+    if template.view_share < 1:
+        return (
+            f"{template.view_share:.0%} of the image's side, {template.view_px} at most: pixels are what a step costs"
+        )
+    return f"the image's side, {template.view_px} at most"
+
+
+def why_all(facts: Facts) -> str:
+    if facts.channels != 3:
+        return "jitter and grayscale act on 3 channels only"
+    return "add hflip_p: 0 where left and right matter, such as for writing"
+
+
+def quoted(text: str) -> str:
+    """A string as YAML in one line."""
+    return str(yaml.safe_dump(text, default_style='"', width=10**6, allow_unicode=True)).strip()
+
+
+def flow(value: Any) -> str:
+    """A list or mapping of plain values as YAML in one line."""
+    return str(yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6)).strip()
+
+
+def number(value: float) -> str:
+    """Short, and a number to every reader of YAML (1e-06 is a string to some)."""
+    text = f"{value:.4g}"
+    return text.replace("e", ".0e") if "e" in text and "." not in text else text

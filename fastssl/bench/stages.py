@@ -1,0 +1,236 @@
+"""Where a step's time goes: every stage of the data's path timed alone, with the recipe's data, device and threads.
+
+Choice made: a stage is timed on more and more images until one call takes long enough to be believed, so that a tiny
+recipe is done in seconds and a large one is not run to its full batch. In training the stages overlap (images are
+read, decoded and copied one batch ahead), so the slowest one bounds the rate; their times do not simply add up.
+
+B images, V views, H W height and width in pixels, C channels.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastssl import build
+from fastssl.augment.draws import permutation
+from fastssl.data.batch import Batch
+from fastssl.data.beton.reader import Beton
+from fastssl.data.loaders import layout
+from fastssl.data.loaders.threads import cpu_count, spread
+from fastssl.data.loaders.transfer import moved
+from fastssl.recipe import Recipe
+from fastssl.training.step import update
+
+ENOUGH_S = 0.4  # a call of this length is timed well enough
+FIRST_IMAGES = 4
+STAND_IN_SIDE_PX, STAND_IN_IMAGES = 256, 256  # random images stand in for data that is still to be converted
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage's rate.
+
+    Attributes:
+        name: read, decode, copy, augment, forward or backward.
+        work: what was timed, in words.
+        images: of the timed call.
+        images_per_s: of the timed call.
+        once: it happens when the loader opens the file, and in no step.
+    """
+
+    name: str
+    work: str
+    images: int
+    images_per_s: float
+    once: bool = False
+
+
+def slowest(stages: list[Stage]) -> Stage | None:
+    """The stage of a step with the lowest rate, None without any."""
+    return min((stage for stage in stages if not stage.once), key=lambda stage: stage.images_per_s, default=None)
+
+
+def recipe_stages(recipe: Recipe) -> list[Stage]:
+    """All stages of a recipe's step; without read, decode and copy while its data is still to be converted.
+
+    Raises:
+        UserError: when the recipe cannot work here, or its file is not sound.
+    """
+    where, path = build.device(recipe), recipe.data.path
+    if path.is_dir():
+        stages, batch = stream_stages(recipe, where)
+        manifest = build.manifest_of(path)
+    elif path.exists():
+        once = build.loader_choice(recipe, path, where)[0] == "resident" and recipe.data.memory != "mmap"
+        threads = recipe.data.workers or cpu_count()
+        stages, batch = data_stages(path, batch_size=recipe.data.batch_size, threads=threads, where=where, once=once)
+        manifest = build.manifest_of(path)
+    else:
+        stages, batch = [], stand_in(recipe, where)
+        manifest = {"channels": 3, "mean": [0.5] * 3, "std": [0.25] * 3}
+    augment = build.augment(recipe, manifest, where=where)
+    groups: tuple[Tensor, ...] = ()
+
+    def make_views(images: int) -> list[float]:
+        nonlocal groups
+        part = first_of(batch, images)
+        start = now(where)
+        groups = augment(part.images, part.index_B, 0, sizes_B2=part.sizes_B2, offsets_B=part.offsets_B)
+        return [now(where) - start]
+
+    works = [f"{len(augment.views)} views by the {augment.applier} applier"]
+    stages += as_stages(["augment"], works, growing(make_views, len(batch)))
+    return stages + network_stages(recipe, groups, channels=manifest["channels"], where=where)
+
+
+def stream_stages(recipe: Recipe, where: torch.device) -> tuple[list[Stage], Batch]:
+    """Read, which decodes too, of a folder of shards by DALI's own reader, after its first batch; and a batch."""
+    start, images, batch = now(where), 0, None
+    for step, batch in enumerate(build.stream(recipe, recipe.data.path, where=where).epoch(0)):
+        images += len(batch)
+        seconds = now(where) - start
+        if step and seconds > ENOUGH_S:
+            break
+        if step == 0:
+            start, images = now(where), 0
+    assert batch is not None
+    found = (images, [seconds]) if images else (len(batch), [seconds])  # one batch is the epoch: with its start-up
+    return as_stages(["read"], ["read and decoded by DALI's own reader"], found), batch
+
+
+def data_stages(
+    path: Path, *, batch_size: int, threads: int, where: torch.device, once: bool
+) -> tuple[list[Stage], Batch]:
+    """Read, decode (where something is JPEG) and copy, and a batch of the file's images on the device.
+
+    Args:
+        path: a .beton.
+        batch_size: the most images to take.
+        threads: that decode.
+        where: device that the batch is copied to.
+        once: the loader reads and decodes the file only when it opens.
+
+    Raises:
+        UserError: when the file or one of its images is not sound.
+    """
+    beton = Beton(path)
+    index_B = permutation(0, 0, len(beton))[:batch_size]
+    index, most = index_B.numpy(), min(batch_size, len(beton))
+    sizes_B2 = beton.sizes[index]
+    ends = layout.ends_of(sizes_B2, beton.channels)
+    flat = layout.empty(int(ends[-1]), beton.dtype, pin=where.type == "cuda")
+    pixels = flat.numpy()
+
+    def read(images: int) -> list[float]:
+        start = time.perf_counter()
+        if beton.is_raw:
+            beton.read_raw(pixels[: ends[images]], index[:images])
+        else:
+            for i in index[:images].tolist():
+                bytes(beton.encoded(i)[1])
+        return [time.perf_counter() - start]
+
+    def decode(images: int) -> list[float]:
+        def one(k: int) -> None:
+            pixels[ends[k] : ends[k + 1]] = beton.image(int(index[k])).reshape(-1)
+
+        start = time.perf_counter()
+        spread(one, images, threads)
+        return [time.perf_counter() - start]
+
+    def copy(images: int) -> list[float]:
+        start = now(where)
+        flat[: ends[images]].to(where, copy=True)
+        return [now(where) - start]
+
+    forget(path)
+    stages = as_stages(["read"], [f"stored bytes of {most} images, in random order"], (most, read(most)), once=once)
+    if not beton.is_raw:
+        stages += as_stages(["decode"], [f"JPEG by {threads} threads"], growing(decode, most), once=once)
+    stages += as_stages(["copy"], [f"pixels into a batch on {where}"], growing(copy, most))
+    return stages, moved(layout.as_batch(flat, index_B, sizes_B2, beton.channels, layout.image_shape(beton)), where)
+
+
+def network_stages(recipe: Recipe, groups: tuple[Tensor, ...], *, channels: int, where: torch.device) -> list[Stage]:
+    """Forward (with the loss) and backward (with the update) of these views."""
+    network = build.network(recipe, in_channels=channels, where=where)
+    optimizer, loss, autocast = (
+        build.optimizer(recipe, network, where=where),
+        build.loss(recipe),
+        build.autocast(recipe),
+    )
+
+    def run(images: int) -> list[float]:
+        part = [group[:, :images] for group in groups]
+        start = now(where)
+        with torch.autocast(where.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
+            _, z_VBD = network(part)
+        objective = loss(z_VBD)["loss"]
+        middle = now(where)
+        objective.backward()  # type: ignore[no-untyped-call]
+        update(optimizer, scaler=None, clip_norm=recipe.optim.clip_norm)
+        return [middle - start, now(where) - middle]
+
+    name = f"{recipe.model.backbone} in {recipe.train.precision}"
+    works = [f"{name}, {recipe.loss.name}", f"the same, and {recipe.optim.name}"]
+    return as_stages(["forward", "backward"], works, growing(run, groups[0].shape[1]))
+
+
+def growing(run: Callable[[int], list[float]], most: int) -> tuple[int, list[float]]:
+    """Runs on more and more images, the first time unmeasured; how many the last run took, and its seconds."""
+    images = min(FIRST_IMAGES, most)
+    run(images)
+    while True:
+        seconds = run(images)
+        if images == most or sum(seconds) > ENOUGH_S:
+            return images, seconds
+        images = min(most, 4 * images)
+
+
+def as_stages(names: list[str], works: list[str], found: tuple[int, list[float]], *, once: bool = False) -> list[Stage]:
+    images, seconds = found
+    return [
+        Stage(name, work, images, images / max(s, 1e-9), once)
+        for name, work, s in zip(names, works, seconds, strict=True)
+    ]
+
+
+def now(where: torch.device) -> float:
+    """Seconds, once the device has done what it was asked."""
+    if where.type == "cuda":
+        torch.cuda.synchronize(where)
+    elif where.type == "mps":
+        torch.mps.synchronize()
+    return time.perf_counter()
+
+
+def first_of(batch: Batch, images: int) -> Batch:
+    """The batch's first images."""
+
+    def first(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor[:images]
+
+    pixels = batch.images if batch.offsets_B is not None else batch.images[:images]
+    labels_B, index_B = batch.labels_B[:images], batch.index_B[:images]
+    return Batch(pixels, labels_B, index_B, first(batch.sizes_B2), first(batch.offsets_B))
+
+
+def stand_in(recipe: Recipe, where: torch.device) -> Batch:
+    """Random images of the recipe's side."""
+    side, batch = recipe.data.side_px or STAND_IN_SIDE_PX, min(recipe.data.batch_size, STAND_IN_IMAGES)
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (batch, side, side, 3), np.uint8))
+    index_B = torch.arange(batch, device=where)
+    return Batch(images.to(where), torch.full_like(index_B, -1), index_B)
+
+
+def forget(path: Path) -> None:
+    """Asks the system to drop the file from its cache, so that reading reads the disk; where it can be asked."""
+    if hasattr(os, "posix_fadvise"):
+        with open(path, "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

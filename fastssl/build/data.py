@@ -1,0 +1,360 @@
+"""From a recipe to its images: files made where they are missing, images shared out, loaders opened.
+
+The half of `build` that deals with data; everything here is also there.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, Unpack
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastssl.augment import draws
+from fastssl.build import ranks
+from fastssl.data.batch import Batch
+from fastssl.data.beton.reader import Beton
+from fastssl.data.convert import convert
+from fastssl.data.loaders import resident
+from fastssl.data.loaders.choose import choose, free_host_bytes, installed
+from fastssl.data.loaders.loader import BetonLoader
+from fastssl.data.loaders.plan import PlanOptions
+from fastssl.data.manifest import manifest_path
+from fastssl.errors import UserError
+from fastssl.recipe import Recipe
+
+# Which images are held out or left out must not change with the run's seed, or runs could not be compared.
+SPLIT_SEED = 0x5EED
+
+
+class Loader(Protocol):
+    """What every loader is to the loop: steps per epoch, and the batches of an epoch from a step on."""
+
+    def __len__(self) -> int: ...
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]: ...
+
+
+@dataclass(frozen=True)
+class Sets:
+    """Positions of images in their files: for pretraining, for the probes to learn from, and held out."""
+
+    train: Tensor
+    probe: Tensor
+    val: Tensor
+
+
+def check_batch(recipe: Recipe, images: int) -> None:
+    if images < recipe.data.batch_size:
+        raise UserError(
+            f"data.batch_size {recipe.data.batch_size} is larger than the {max(0, images)} images to train on.",
+            f"Set data.batch_size to {max(2, images)} or lower, or add images.",
+        )
+
+
+def ensure_data(
+    recipe: Recipe, *, progress: Callable[[str, int, int | None], None] | None = None, only_train: bool = False
+) -> list[Path]:
+    """Converts each of the recipe's files that is absent and whose source is known; returns the files made.
+
+    Args:
+        recipe: names files and source.
+        progress: called with (file, images done, images in all).
+        only_train: leave the probes' and the test file alone.
+
+    Raises:
+        UserError: when a file is absent and no source is given.
+    """
+    data, made = recipe.data, []
+    wanted: list[tuple[Path | None, str, int | None]] = [(data.path, data.split, data.count)]
+    if not only_train:
+        wanted.append((data.probe_path, data.probe_split, data.count))
+        wanted.append((data.test_path, data.test_split, data.test_count))
+    for path, split, count in wanted:
+        if path is None or path.exists():
+            continue
+        if data.source is None:
+            raise UserError(
+                f"{path} does not exist.", "Set data.path to a .beton file, or data.source to what to convert."
+            )
+        convert.convert(
+            data.source,
+            path,
+            split=split,
+            side_px=data.side_px,
+            count=count,
+            workers=data.workers or None,
+            root=data.root,
+            download=data.download,
+            progress=partial(progress, str(path)) if progress else None,
+        )
+        made.append(path)
+    return made
+
+
+def sets(recipe: Recipe, labels_N: Tensor, probe_labels_N: Tensor) -> Sets:
+    """Splits the files' images. Held-out images are never pretrained on when both come from one file.
+
+    Raises:
+        UserError: when too few images are left.
+    """
+    data = recipe.data
+    if data.path.is_dir():
+        check_stream(recipe)
+    check_test_classes(recipe, probe_labels_N)
+    probe, val = labelled_parts(recipe, probe_labels_N)
+    pool = torch.arange(len(labels_N))
+    if data.probe_path is None:
+        pool = pool[~torch.isin(pool, val)]
+    chosen = draws.permutation(SPLIT_SEED, 1, len(pool))[: max(1, round(len(pool) * data.fraction))]
+    train = pool[chosen].sort().values
+    check_batch(recipe, len(train))
+    return Sets(train=train, probe=probe, val=val)
+
+
+def labelled_parts(recipe: Recipe, probe_labels_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions of the labelled images that probes learn from, and of those held out.
+
+    Raises:
+        UserError: when all of them would be held out.
+    """
+    count = recipe.data.val_count
+    labelled = torch.nonzero(probe_labels_N >= 0).flatten()
+    shuffled = labelled[draws.permutation(SPLIT_SEED, 0, len(labelled))]
+    if count and count >= len(labelled) > 0:
+        raise UserError(
+            f"data.val_count {count} holds out all of the {len(labelled)} labelled images.",
+            "Set data.val_count lower.",
+        )
+    return shuffled[count:].sort().values, shuffled[:count].sort().values
+
+
+def check_stream(recipe: Recipe) -> None:
+    """Refuses what a stream of shards cannot do: choose images, and tell their labels beforehand.
+
+    Raises:
+        UserError: naming the field.
+    """
+    data = recipe.data
+    if data.fraction != 1:
+        raise UserError(
+            f"data.fraction is {data.fraction}, and {data.path} is a folder of shards, which is streamed whole.",
+            "Choose the images with fastssl convert --fraction, or set data.fraction to 1.",
+        )
+    if data.probe_path is None and (data.val_count or data.test_path):
+        raise UserError(
+            f"{data.path} is a folder of shards, whose labels are not known beforehand, and there is no probe set.",
+            "Set data.probe_path to a .beton of labelled images, or data.val_count to 0 and data.test_path to none.",
+        )
+
+
+def check_test_classes(recipe: Recipe, probe_labels_N: Tensor) -> None:
+    """Refuses a test file that is there and whose classes the probes cannot learn, or that numbers them otherwise.
+
+    Raises:
+        UserError: naming a class.
+    """
+    test_path, probe_path = recipe.data.test_path, recipe.data.probe_path or recipe.data.path
+    if test_path is None or not test_path.exists() or not bool((probe_labels_N >= 0).any()):
+        return
+    learned, tested = (manifest_of(path)["classes"] for path in (probe_path, test_path))
+    known = set(probe_labels_N.tolist())
+    for label in sorted(set(labels_of(test_path).tolist()) - {-1}):
+        name = class_name(tested, label)
+        same = name == class_name(learned, label) or class_name(learned, label).isdigit() or name.isdigit()
+        if label not in known or not same:
+            raise UserError(
+                f"{test_path} has images of class {name} with label {label}, and {probe_path} has "
+                + (f"{class_name(learned, label)} there." if label in known else "none of that label to learn from."),
+                f"Convert it again with --classes {manifest_path(probe_path)}, from images of the same classes.",
+            )
+
+
+def class_name(classes: list[str], label: int) -> str:
+    """A class's name, its number where it has none."""
+    return classes[label] if label < len(classes) else str(label)
+
+
+def some_of(indices: Tensor, count: int | None) -> Tensor:
+    """At most `count` of the indices, the same ones in every run, in their order."""
+    if count is None or count >= len(indices):
+        return indices
+    return indices[draws.permutation(SPLIT_SEED, 2, len(indices))[:count]].sort().values
+
+
+def loader(recipe: Recipe, path: Path, indices: Tensor, *, where: torch.device) -> Loader:
+    """Shuffled batches for pretraining; each rank gets its part of the same global batches.
+
+    A folder of shards is streamed whole, in the stream's order.
+    """
+    if path.is_dir():
+        return stream(recipe, path, where=where)
+    return open_loader(
+        recipe,
+        path,
+        where=where,
+        batch_size=recipe.data.batch_size,
+        order=partial(shuffled_order, recipe.seed, len(indices)),
+        indices=indices,
+        drop_last=True,
+        rank=ranks.rank(),
+        world=ranks.world(),
+    )
+
+
+def stream(recipe: Recipe, folder: Path, *, where: torch.device) -> Loader:
+    """DALI's own reader over a folder of shards.
+
+    Raises:
+        UserError: when DALI is not installed or the recipe asks for another loader.
+    """
+    loader_choice(recipe, folder, where)
+    from fastssl.data.loaders.dali_shards import open_stream
+
+    manifest, data = manifest_of(folder), recipe.data
+    (height, width), channels = manifest["size_max_px"], manifest["channels"]
+    uniform = manifest["size_min_px"] == manifest["size_max_px"]
+    return open_stream(
+        folder,
+        device=where,
+        batch_size=data.batch_size,
+        order=partial(draws.permutation, recipe.seed),
+        seed=recipe.seed,
+        rank=ranks.rank(),
+        world=ranks.world(),
+        threads=data.workers or None,
+        layout=data.layout,
+        channels=channels,
+        image_shape=(height, width, channels) if uniform else None,
+    )
+
+
+def ordered_loader(
+    recipe: Recipe,
+    path: Path,
+    indices: Tensor | None,
+    *,
+    where: torch.device,
+    share: Loader | None = None,
+    rank: int = 0,
+    world: int = 1,
+) -> Loader:
+    """Batches in the order of `indices` (the file's when None), the last one short, for evaluation.
+
+    Args:
+        recipe: decides the loader and the batch size.
+        path: the file.
+        indices: positions in the file.
+        where: device of the batches.
+        share: an open loader of the same file, whose memory is then used.
+        rank, world: which contiguous part of the images, as `distributed.shard` cuts; parts differ by one at most
+            and none is padded.
+
+    Raises:
+        UserError: when a part would be empty.
+    """
+    chosen = torch.arange(len(labels_of(path))) if indices is None else indices
+    count = len(chosen)
+    part = chosen[count * rank // world : count * (rank + 1) // world]
+    plan = PlanOptions(
+        batch_size=recipe.evaluate.batch_size, order=partial(file_order, len(part)), indices=part, drop_last=False
+    )
+    return share.subset(**plan) if isinstance(share, BetonLoader) else open_loader(recipe, path, where=where, **plan)
+
+
+def open_loader(recipe: Recipe, path: Path, *, where: torch.device, **plan: Unpack[PlanOptions]) -> BetonLoader:
+    """The recipe's loader over a file."""
+    data, threads = recipe.data, recipe.data.workers or None
+    match loader_choice(recipe, path, where)[0]:
+        case "ffcv":
+            from fastssl.data.loaders import ffcv
+
+            return ffcv.open_loader(path, device=where, threads=threads, layout=data.layout, **plan)
+        case "dali":
+            from fastssl.data.loaders import dali
+
+            return dali.open_loader(path, device=where, threads=threads, layout=data.layout, **plan)
+        case _:
+            return resident.open_loader(
+                path,
+                device=where,
+                threads=threads,
+                memory=data.memory,
+                layout=data.layout,
+                in_place=where.type == "cpu" and recipe.augment.applier != "torch",  # the fused applier reads anywhere
+                **plan,
+            )
+
+
+def loader_choice(recipe: Recipe, path: Path, where: torch.device) -> tuple[str, str]:
+    """Name of the loader and one sentence why.
+
+    Raises:
+        UserError: when the recipe asks for one that is not installed.
+    """
+    wanted = recipe.data.loader
+    if path.is_dir() and (wanted not in ("auto", "dali") or not installed("nvidia.dali")):
+        raise UserError(
+            f"{path} is a folder, and only the dali loader streams a folder of shards.",
+            "Run pip install 'fastssl-vision[dali]' and set data.loader to dali, or convert the folder to a .beton.",
+        )
+    packages = {"ffcv": "ffcv", "dali": "nvidia.dali"}
+    if wanted in packages and not installed(packages[wanted]):
+        raise UserError(
+            f"data.loader is {wanted}, but it is not installed.",
+            f"Run pip install 'fastssl-vision[{wanted}]', or set data.loader to auto.",
+        )
+    if path.is_dir():
+        return "dali", "a folder of shards is streamed by DALI's own reader"
+    if wanted != "auto":
+        return wanted, "the recipe says so"
+    beton = Beton(path)
+    free = torch.cuda.mem_get_info(where)[0] if where.type == "cuda" else free_host_bytes()
+    return choose(
+        int(beton.sizes.prod(axis=1).sum()) * beton.channels * beton.dtype.itemsize,
+        is_jpeg=not beton.is_raw,
+        device=where.type,
+        free_bytes=free,
+        has_ffcv=installed("ffcv"),
+        has_dali=installed("nvidia.dali"),
+    )
+
+
+def file_order(count: int, epoch: int) -> Tensor:
+    return torch.arange(count)
+
+
+def shuffled_order(seed: int, count: int, epoch: int) -> Tensor:
+    return draws.permutation(seed, epoch, count)
+
+
+def manifest_of(path: Path) -> dict[str, Any]:
+    """The manifest that `convert` wrote beside a file.
+
+    Raises:
+        UserError: when it is absent or damaged.
+    """
+    fix = (
+        f"Make it with `fastssl convert {path} OTHER.beton`, which reads any .beton, and set data.path to OTHER.beton."
+    )
+    try:
+        manifest: dict[str, Any] = json.loads(manifest_path(path).read_text(encoding="utf-8"))
+        if len(manifest["mean"]) != manifest["channels"] or len(manifest["std"]) != manifest["channels"]:
+            raise ValueError
+        str(manifest["digest"]), manifest["side_px"], manifest["classes"]
+    except FileNotFoundError:
+        raise UserError(f"{path} has no manifest {manifest_path(path).name} beside it.", fix) from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{manifest_path(path)} is damaged.", fix) from error
+    return manifest
+
+
+def labels_of(path: Path) -> Tensor:
+    """Labels of a .beton file, int64 (N,), -1 where there is none, as for every sample of a folder of shards."""
+    if path.is_dir():
+        return torch.full((manifest_of(path)["count"],), -1, dtype=torch.int64)
+    return torch.from_numpy(np.array(Beton(path).labels, dtype=np.int64))

@@ -1,0 +1,1 @@
+"""FFCV's `.beton` format, read and written with numpy alone."""

@@ -1,0 +1,1 @@
+"""Conversion: from any source of images to one `.beton` file or WebDataset shards."""

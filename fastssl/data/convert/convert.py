@@ -1,0 +1,147 @@
+"""From any source of images to a `.beton` or to WebDataset shards, in one pass, in parallel, in order.
+
+Choice made: a stream whose order is kept is read, decoded and written at once; one that is to be chosen from or
+shuffled goes through an unnamed file on disk first. Memory does not grow with the set.
+"""
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from fastssl.data.convert.output import Job, Progress, check_target, made, place
+from fastssl.data.convert.prepare import Mode, Shape
+from fastssl.data.convert.spool import spool
+from fastssl.data.convert.subset import choose
+from fastssl.data.loaders.threads import cpu_count
+from fastssl.data.manifest import Manifest
+from fastssl.data.sources import SPLITS, open_source
+from fastssl.data.sources.base import Source, Stream, renumber
+from fastssl.data.storage import parents, remove_abandoned
+from fastssl.errors import UserError
+
+_NOT_RECORDED = ("out", "progress", "workers", "download", "resume")  # options that do not change the result
+
+
+def convert(
+    source: str | Path,
+    out: str | Path,
+    *,
+    split: str = "train",
+    format: Literal["beton", "webdataset"] = "beton",
+    side_px: int | None = None,
+    max_side_px: int | None = None,
+    channels: int = 3,
+    dtype: Literal["uint8", "uint16"] = "uint8",
+    mode: Mode = "raw",
+    quality: int = 90,
+    shard_mb: float = 256.0,
+    val_count: int = 0,
+    fraction: float = 1.0,
+    limit: int | None = None,
+    shuffle: bool = False,
+    seed: int = 0,
+    count: int | None = None,
+    classes: Sequence[str] | None = None,
+    on_error: Literal["fail", "skip"] = "fail",
+    resume: bool = False,
+    workers: int | None = None,
+    root: Path | None = None,
+    download: bool = False,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Convert the images of `source` to `out`, and write `<out>.json`, the manifest, beside it.
+
+    Nothing appears at `out` before it is complete; an error or an interruption leaves what was there.
+
+    Args:
+        source: what `open_source` takes: a name or a path.
+        out: the .beton to make or replace; for webdataset a folder.
+        split: train, test, val or unlabelled.
+        format: "beton", FFCV's, or "webdataset", tar shards with DALI's index.
+        side_px: every image's shorter side is brought to this and its centre cut out, square; None keeps sizes.
+        max_side_px: longer sides are reduced to this, aspect kept.
+        channels: 1 or 3 converts; any other number has to be the images' own.
+        dtype: sample type; 16-bit images are narrowed to "uint8", or 8-bit ones widened to "uint16".
+        mode: "raw" pixels, "jpg", or "smart": JPEG for images of more than 64 KiB. JPEG files that need no change
+            keep their bytes.
+        quality: 1..100, of JPEGs encoded here.
+        shard_mb: size of a WebDataset shard at most, in 10^6 bytes.
+        val_count: so many images, stratified, go to `<out>` with `.val` before its suffix instead.
+        fraction: stratified share to keep, in (0, 1].
+        limit: the most images to keep, stratified.
+        shuffle: store in random order, so that reading in order is reading at random.
+        seed: of fraction, limit, val_count and shuffle, and of the shapes.
+        count: number of shapes.
+        classes: class names by label, where they must match another set's; a folder of no such class is an error.
+        on_error: "fail" at the first image that cannot be read, or "skip", count and list it.
+        resume: keep finished work when interrupted, in a hidden file beside `out`, and go on from it when called
+            again in the same way.
+        workers: threads; None takes one per core.
+        root, download: of torchvision's files, see `open_source`.
+        progress: called with the number of images done and, where known, of all.
+
+    Returns:
+        The manifest: count, classes, side_px, channels, mean, std (in [0, 1]), digest, version, options, skipped.
+    """
+    options = {key: value for key, value in locals().items() if key not in _NOT_RECORDED}
+    options = {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
+    _check(split=split, format=format, mode=mode, on_error=on_error)
+    _check_least(side_px=side_px, max_side_px=max_side_px, channels=channels, count=count, workers=workers)
+    shape = Shape(side_px, max_side_px, channels, dtype, mode, quality, encoded=format == "webdataset")
+    shard_bytes = int(shard_mb * 1e6) if format == "webdataset" else None
+    job = Job(shape, shard_bytes, on_error, workers or cpu_count(), resume, progress or _silent, options)
+    out = Path(out)
+    val_out = out.with_name(f"{out.stem}.val{out.suffix}") if val_count else None
+    targets = (out, val_out) if val_out else (out,)
+    for target in targets:
+        check_target(target, job)
+    opened = open_source(source, split=split, root=root, download=download, seed=seed, count=count, side_px=side_px)
+    which = {"seed": seed, "val_count": val_count, "fraction": fraction, "limit": limit, "shuffle": shuffle}
+    chosen = bool(val_count or fraction != 1 or limit is not None or shuffle or classes is not None)
+    with parents(out.parent):
+        for target in targets:
+            remove_abandoned(target)
+        if isinstance(opened, Stream) and not chosen and format == "beton":
+            with made(job, out, opened) as whole:
+                return place(whole)
+        return _convert_chosen(job, opened, out, val_out, classes=classes, which=which)
+
+
+def _convert_chosen(
+    job: Job, source: Source, out: Path, val_out: Path | None, *, classes: Sequence[str] | None, which: dict[str, Any]
+) -> Manifest:
+    """Convert what `choose` makes of `which`; both outputs are complete before either takes its name."""
+    with contextlib.ExitStack() as stack:
+        if isinstance(source, Stream):
+            spooled = spool(source, out.parent, tick=lambda done: job.progress(done, None))
+            source = stack.enter_context(spooled)
+        if classes is not None:
+            source = renumber(source, tuple(classes))
+        kept_N, val_N = choose(source.labels_N, **which)
+        kept = stack.enter_context(made(job, out, source, kept_N))
+        if val_out is not None:
+            place(stack.enter_context(made(job, val_out, source, val_N)))
+        return place(kept)
+
+
+def _check(**choices: str) -> None:
+    allowed = {
+        "split": tuple(SPLITS),
+        "format": ("beton", "webdataset"),
+        "mode": ("raw", "jpg", "smart"),
+        "on_error": ("fail", "skip"),
+    }
+    for name, value in choices.items():
+        if value not in allowed[name]:
+            raise UserError(f"{name} is {value!r}", f"Set {name} to one of: {', '.join(allowed[name])}.")
+
+
+def _check_least(**numbers: int | None) -> None:
+    for name, value in numbers.items():
+        if value is not None and value < 1:
+            raise UserError(f"{name} is {value}", f"Set {name} to 1 or more.")
+
+
+def _silent(done: int, total: int | None) -> None:
+    """Progress for nobody."""

@@ -1,0 +1,169 @@
+"""Prepared samples into one output: written under a hidden name, described by a manifest, then put in place."""
+
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastssl import __version__
+from fastssl.data.beton.reader import BetonWriter
+from fastssl.data.convert.chunks import indexed_runs, stream_runs
+from fastssl.data.convert.journal import Journal
+from fastssl.data.convert.numbering import Numbering
+from fastssl.data.convert.prepare import Run, Shape
+from fastssl.data.convert.relabel import relabel
+from fastssl.data.convert.shards import ShardWriter, check_replaceable, replace_folder
+from fastssl.data.manifest import Manifest, Tally, make_manifest, manifest_path, write_manifest
+from fastssl.data.sources.base import Indexed, Source
+from fastssl.data.storage import temporary_name, writing
+from fastssl.errors import UserError
+
+Progress = Callable[[int, int | None], None]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Job:
+    """What all outputs of one conversion have in common.
+
+    Attributes:
+        shape: of every image.
+        shard_bytes: size of a WebDataset shard; None makes a .beton.
+        on_error: "fail" or "skip".
+        workers: threads.
+        resume: keep and use a journal.
+        progress: called with the number of images done and of all, None where that is not known.
+        options: for the manifest.
+    """
+
+    shape: Shape
+    shard_bytes: int | None
+    on_error: str
+    workers: int
+    resume: bool
+    progress: Progress
+    options: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Made:
+    """An output complete but for its name."""
+
+    temporary: Path
+    out: Path
+    manifest: Manifest
+    journal: Journal | None
+
+
+@contextlib.contextmanager
+def made(job: Job, out: Path, source: Source, positions_N: NDArray[np.int64] | None = None) -> Iterator[Made]:
+    """Convert `source`, or its items at `positions_N`, to a hidden file that is gone when the context ends.
+
+    Unless `place` was called within.
+    """
+    temporary = temporary_name(out, "part")
+    try:
+        journal = Journal(out, _fingerprint(source, positions_N, job.options)) if job.resume else None
+        yield Made(temporary, out, _write(job, temporary, source, positions_N, journal), journal)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        temporary.unlink(missing_ok=True)
+
+
+def place(output: Made) -> Manifest:
+    """Give the output its name, replacing an earlier one, and write its manifest."""
+    with writing(output.out):
+        if output.temporary.is_dir():
+            replace_folder(output.temporary, output.out)
+        else:
+            os.replace(output.temporary, output.out)
+        write_manifest(output.manifest, manifest_path(output.out))
+    if output.journal is not None:
+        output.journal.remove()
+    return output.manifest
+
+
+def _write(
+    job: Job, path: Path, source: Source, positions_N: NDArray[np.int64] | None, journal: Journal | None
+) -> Manifest:
+    """Store all runs in order at `path`; returns the manifest."""
+    tally, numbering = Tally(job.shape.channels, np.iinfo(job.shape.dtype).max), Numbering()
+    total = (
+        len(positions_N) if positions_N is not None else len(source) if isinstance(source, Indexed) else source.count
+    )
+
+    def rest(start: int) -> Iterator[Run]:
+        if isinstance(source, Indexed):
+            wanted_N = np.arange(len(source)) if positions_N is None else positions_N
+            return indexed_runs(source, wanted_N[start:], job.shape, job.workers)
+        return stream_runs(itertools.islice(source.items(), start, None), job.shape, job.workers)
+
+    with _writer(job, path, total) as writer:
+        for run in rest(0) if journal is None else journal.runs(rest):
+            if run.refused and job.on_error == "fail":
+                raise UserError(run.refused[0][1], "Mend or remove it, or set on_error to skip.")
+            tally.add(run)
+            writer.extend(run.data, numbering.number(run.labels))
+            job.progress(tally.count + tally.skipped_count, total)
+        if not tally.count:
+            raise UserError(f"{source.name}: no image could be read", "See whether it holds images at all.")
+    classes, labels_N = numbering.finish(source)
+    if numbering.changed:
+        relabel(path, labels_N)
+    is_beton = job.shard_bytes is None
+    more = {} if isinstance(writer, BetonWriter) else {"shards": writer.shards}
+    return make_manifest(
+        tally,
+        file_format="beton" if is_beton else "webdataset",
+        classes=classes,
+        labels_N=labels_N,
+        options=job.options,
+        **more,
+    )
+
+
+def _writer(job: Job, path: Path, total: int | None) -> BetonWriter | ShardWriter:
+    if job.shard_bytes is not None:
+        return ShardWriter(path, shard_bytes=job.shard_bytes)
+    return BetonWriter(
+        path,
+        count_hint=total,
+        mode=job.shape.mode,
+        channels=job.shape.channels,
+        dtype=job.shape.dtype,
+        quality=job.shape.quality,
+        smart_bytes=job.shape.smart_bytes,
+    )
+
+
+def _fingerprint(source: Source, positions_N: NDArray[np.int64] | None, options: dict[str, Any]) -> str:
+    """What has to be the same for finished work to be of use: version, options, and the source as far as it shows."""
+    path = Path(source.name)
+    status = path.stat() if path.exists() else None
+    seen = (status.st_size, status.st_mtime_ns) if status else ()
+    shown = source.labels_N.tobytes() if isinstance(source, Indexed) else b""
+    chosen = b"" if positions_N is None else positions_N.tobytes()
+    digest = hashlib.sha256(shown + chosen).hexdigest()
+    return json.dumps([__version__, options, seen, digest], sort_keys=True)
+
+
+def check_target(out: Path, job: Job) -> None:
+    """What would fail at the end, found at the start."""
+    if job.shard_bytes is None and out.is_dir():
+        raise UserError(f"{out} is a folder", "Give the name of a file, such as train.beton.")
+    if job.shard_bytes is not None:
+        check_replaceable(out)
+        if job.shape.dtype != "uint8" or job.shape.channels not in (1, 3):
+            raise UserError(
+                f"webdataset shards hold PNG or JPEG, not {job.shape.channels} channels of {job.shape.dtype}",
+                "Set format to beton, or channels to 1 or 3 and dtype to uint8.",
+            )

@@ -1,0 +1,1 @@
+"""Loaders: batches of uint8 images on the training device."""

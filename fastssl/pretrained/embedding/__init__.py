@@ -1,0 +1,1 @@
+"""Features of every image of a source, written as a table."""

@@ -1,0 +1,149 @@
+"""Features of every image of a source, with names and labels: a .npy with a table beside it, or one .parquet.
+
+Choice made: features stream to a file on disk as they come and names to another, so memory does not grow with the set
+(a label takes eight bytes); an archive names its last class only at its end, so the table is written last. Images go
+through the same conversion as those the backbone was trained on.
+
+B images of a batch, N of all, F features, H W height and width in pixels, C channels.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fastssl import build, models
+from fastssl.data.convert.chunks import indexed_runs, stream_runs
+from fastssl.data.convert.prepare import Run, Shape
+from fastssl.data.loaders import layout
+from fastssl.data.loaders.threads import cpu_count
+from fastssl.data.sources import Indexed, Source, open_source
+from fastssl.data.storage import parents
+from fastssl.errors import UserError
+from fastssl.pretrained.embedding.table import Table, pyarrow
+from fastssl.pretrained.load import Pretrained, load
+
+Progress = Callable[[int, int | None], None]
+
+
+def embed(
+    weights: str | Path | Pretrained,
+    source: str | Path,
+    out: str | Path,
+    *,
+    split: str = "train",
+    batch_size: int = 256,
+    device: str = "auto",
+    on_error: Literal["fail", "skip"] = "fail",
+    count: int | None = None,
+    root: Path | None = None,
+    download: bool = False,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Writes the features of a source's images, in its order.
+
+    Args:
+        weights: a run folder, exported weights, or what `load` gave.
+        source: what `convert` reads.
+        out: features.npy, float32 (N, F), with features.csv (id, label, class) beside it; or features.parquet with the
+            columns id, label, class and features. Either with a .json that says where they come from.
+        split: train, test, val or unlabelled.
+        batch_size: images in one forward pass.
+        device: "auto", "cpu", "cuda" or "mps".
+        on_error: "fail" at the first image that cannot be read, or "skip" and count it.
+        count: number of shapes.
+        root, download: of torchvision's files.
+        workers: threads that decode; None takes one per core.
+        progress: called with the number of images done and, where known, of all.
+
+    Returns:
+        What the .json holds: count, features_dim, classes, labelled, skipped, seconds and the backbone's origin.
+
+    Raises:
+        UserError: for everything a person can mend; nothing is left half-written.
+    """
+    out = Path(out)
+    check(out, batch_size=batch_size)
+    pretrained = weights if isinstance(weights, Pretrained) else load(weights, device=device)
+    opened = open_source(source, split=split, root=root, download=download, count=count, side_px=side_of(pretrained))
+    total = len(opened) if isinstance(opened, Indexed) else opened.count
+    start = time.perf_counter()
+    with parents(out.parent), Table(out) as table:
+        for run in runs_of(opened, shape_of(pretrained), workers or cpu_count()):
+            if run.refused and on_error == "fail":
+                raise UserError(run.refused[0][1], "Mend or remove it, or set --on-error skip.")
+            table.skipped += len(run.refused)
+            for first in range(0, len(run.data), batch_size):
+                part = slice(first, first + batch_size)
+                table.add(features(pretrained, run.data[part], run.sizes[part]), run.keys[part], run.labels[part])
+            if progress:
+                progress(table.count + table.skipped, total)
+        record = table.finish(opened) | {
+            "seconds": round(time.perf_counter() - start, 3),
+            "source": str(source),
+            "split": split,
+            "weights": str(weights) if not isinstance(weights, Pretrained) else pretrained.recipe.name,
+            "recipe": pretrained.recipe.model_dump(mode="json"),
+            "trained_on": pretrained.manifest.get("digest"),
+        }
+        table.place(record)
+    return record
+
+
+def check(out: Path, *, batch_size: int) -> None:
+    if out.suffix not in (".npy", ".parquet"):
+        raise UserError(f"--out is {out}.", "Give it the suffix .npy or .parquet.")
+    if out.is_dir():
+        raise UserError(f"{out} is a folder.", "Give the name of a file, such as features.npy.")
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}.", "Set it to 1 or more.")
+    if out.suffix == ".parquet":
+        pyarrow()
+
+
+def shape_of(pretrained: Pretrained) -> Shape:
+    """How the images of training were converted; others have to come the same way."""
+    options = pretrained.manifest.get("options", {})
+    return Shape(
+        side_px=options.get("side_px"),
+        max_side_px=options.get("max_side_px"),
+        channels=pretrained.manifest["channels"],
+        dtype=options.get("dtype", "uint8"),
+    )
+
+
+def side_of(pretrained: Pretrained) -> int | None:
+    side_px: int | None = pretrained.manifest["side_px"]
+    return side_px
+
+
+def runs_of(source: Source, shape: Shape, workers: int) -> Iterator[Run]:
+    if isinstance(source, Indexed):
+        return indexed_runs(source, np.arange(len(source)), shape, workers)
+    return stream_runs(source.items(), shape, workers)
+
+
+def features(
+    pretrained: Pretrained, images: Sequence[np.ndarray | bytes], sizes: Sequence[tuple[int, int]]
+) -> NDArray[np.float32]:
+    """Features (B, F) of images (H, W, C) of any sizes, in one forward pass."""
+    flat = np.concatenate([np.ascontiguousarray(image).reshape(-1) for image in images])
+    sizes_B2 = np.array(sizes, np.int64)
+    where = pretrained.device
+    offsets_B = torch.from_numpy(layout.ends_of(sizes_B2, pretrained.manifest["channels"])[:-1]).to(where)
+    index_B = torch.arange(len(images), device=where)
+    (views_VBCHW,) = pretrained.clean(
+        torch.from_numpy(flat).to(where),
+        index_B,
+        0,
+        sizes_B2=torch.from_numpy(sizes_B2).to(where),
+        offsets_B=offsets_B,
+    )
+    h_BF = models.embed(pretrained.backbone, views_VBCHW[0], autocast=build.autocast(pretrained.recipe))
+    rows: NDArray[np.float32] = h_BF.cpu().numpy()
+    return rows

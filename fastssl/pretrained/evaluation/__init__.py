@@ -1,0 +1,1 @@
+"""How good a trained network is: splits, features once, every probe, fine-tuning."""

@@ -1,0 +1,190 @@
+"""The whole evaluation: split, features once, every probe on every layer and number of labels, with intervals.
+
+An interval is the bootstrap's over the judged images: what other images of the same kind might have given. It says
+nothing about another seed of the training.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from fastssl.errors import UserError
+from fastssl.pretrained.evaluation.features import LAYERS, Key, Progress, features
+from fastssl.pretrained.evaluation.finetune import finetune
+from fastssl.pretrained.evaluation.splits import On, Part, splits
+from fastssl.pretrained.load import Pretrained, load
+from fastssl.probes import evaluate as measures
+from fastssl.probes import spectrum
+from fastssl.recipe import Recipe
+from fastssl.runs.environment import environment
+
+PROBES = ("knn", "ridge", "linear", "finetune")
+KNN_KS = (20, 200)
+LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+MAX_VIEWS = 256
+
+
+def evaluate(
+    run: str | Path,
+    *,
+    recipe: str | Path | Recipe | None = None,
+    data: str | Path | None = None,
+    test: str | Path | None = None,
+    on: On | None = None,
+    probes: Sequence[str] = ("knn", "ridge", "linear"),
+    views: Sequence[int] = (1,),
+    layers: Sequence[str] = ("backbone",),
+    few_label_pct: Sequence[float] = (),
+    linear_epochs: int = 200,
+    finetune_epochs: int = 10,
+    finetune_lr: float = 1e-3,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Evaluates a run's newest checkpoint, one of its checkpoints, or a weights file.
+
+    Args:
+        run: what `train` wrote, a checkpoint in it, or a .safetensors file.
+        recipe: how weights outside of a run were trained.
+        data, test: another data set's labelled train and test files; the run's own when absent.
+        on: "val" or "test"; "test" when `test` is given, else "val": a choice must not see the test set.
+        probes: of "knn", "ridge", "linear" and "finetune".
+        views: numbers of views whose mean feature is used, 1 to 256.
+        layers: "backbone", "projector".
+        few_label_pct: also learn from these shares of the labels, percent in (0, 100).
+        linear_epochs, finetune_epochs, finetune_lr: of those two probes.
+        device: "auto", "cpu", "cuda" or "mps".
+        progress: called with (file name, images done, images in all) while features are extracted.
+
+    Returns:
+        One record: what was evaluated, "rows" with an accuracy and its 95 % interval each, and "spectrum", the
+        figures of the clean features by layer. It is also appended to evaluations.jsonl of the run.
+
+    Raises:
+        UserError: for everything a person can mend.
+    """
+    check_options(probes, views, layers, few_label_pct, on)
+    net = load(run, device=device, recipe=recipe)
+    if "projector" in layers and net.projector is None:
+        raise UserError("These weights hold the backbone alone.", "Leave --layers at backbone, or give the run.")
+    on = on or ("test" if test is not None else "val")
+    folder = net.run_dir / "features" if net.run_dir else None
+    train, judged = splits(net, data=data, test=test, on=on, folder=folder)
+    frozen = [probe for probe in probes if probe != "finetune"]
+    learned, tested = (
+        features(net, part, views=views, layers=layers, folder=folder, progress=progress) for part in (train, judged)
+    )
+    shares = [100.0, *few_label_pct]
+    rows = [
+        row
+        for share in shares
+        for row in (
+            *frozen_rows(frozen, learned, tested, train, judged, share, linear_epochs),
+            *tuned_rows("finetune" in probes, net, train, judged, share, finetune_epochs, finetune_lr),
+        )
+    ]
+    figures = {layer: spectrum.figures(tested[min(views), layer]) for layer in layers}
+    record = {
+        "event": "evaluate",
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "run": str(run),
+        "weights": net.digest,
+        "on": on,
+        "train": described(train),
+        "judged": described(judged),
+        "side_px": net.clean.views[0].side_px,
+        "rows": rows,
+        "spectrum": figures,
+        "warnings": [text for found in figures.values() if (text := spectrum.collapse_warning(found))],
+        "environment": environment(),
+    }
+    if net.run_dir:
+        with open(net.run_dir / "evaluations.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+    return record
+
+
+def check_options(
+    probes: Sequence[str], views: Sequence[int], layers: Sequence[str], few_label_pct: Sequence[float], on: Any
+) -> None:
+    for name, chosen, known in (("--probe", probes, PROBES), ("--layers", layers, LAYERS)):
+        wrong = [value for value in chosen if value not in known]
+        if wrong or not chosen:
+            raise UserError(f"{name} {','.join(wrong) or 'is empty'}.", f"Choose of {', '.join(known)}.")
+    if not views or not all(1 <= count <= MAX_VIEWS for count in views):
+        raise UserError(f"--views {','.join(map(str, views))}.", f"Give numbers from 1 to {MAX_VIEWS}.")
+    if not all(0 < share < 100 for share in few_label_pct):
+        raise UserError(f"--few-label {','.join(map(str, few_label_pct))}.", "Give percentages between 0 and 100.")
+    if on is not None and on not in get_args(On):
+        raise UserError(f"--on {on}.", "Choose val or test.")
+
+
+def frozen_rows(
+    probes: Sequence[str],
+    learned: dict[Key, Tensor],
+    tested: dict[Key, Tensor],
+    train: Part,
+    judged: Part,
+    share_pct: float,
+    linear_epochs: int,
+) -> Iterator[dict[str, Any]]:
+    """One row for each probe of frozen features, number of views and layer."""
+    few = positions(train, share_pct)
+    for (count, layer), train_NF in learned.items():
+        device = train_NF.device
+        few_NF, few_labels_N = train_NF[few.to(device)], train.labels_N[few].to(device)
+        four = (few_NF, few_labels_N, tested[count, layer], judged.labels_N.to(device))
+        for probe in probes:
+            found = probed(probe, four, linear_epochs)
+            chosen = {name: value for name, value in found.items() if not name.endswith("_pct")}
+            for name, value in found.items():
+                if name.endswith("_pct"):
+                    yield row(name, value, judged, len(few), share_pct) | {"views": count, "layer": layer} | chosen
+
+
+def probed(probe: str, four: tuple[Tensor, ...], linear_epochs: int) -> dict[str, float]:
+    match probe:
+        case "knn":
+            return measures.knn(*four, ks=KNN_KS)
+        case "ridge":
+            return measures.ridge(*four)
+        case _:
+            return measures.linear_probe(*four, learning_rates=LEARNING_RATES, epochs=linear_epochs)
+
+
+def tuned_rows(
+    wanted: bool, net: Pretrained, train: Part, judged: Part, share_pct: float, epochs: int, lr: float
+) -> Iterator[dict[str, Any]]:
+    if wanted:
+        few = train.pick(positions(train, share_pct))
+        value = finetune(net, few, judged, epochs=epochs, lr=lr)
+        tuned = row("finetune_pct", value, judged, len(few.rows_N), share_pct)
+        yield tuned | {"views": 1, "layer": "whole network", "finetune_epochs": epochs, "finetune_lr": lr}
+
+
+def positions(train: Part, share_pct: float) -> Tensor:
+    if share_pct == 100:
+        return torch.arange(len(train.labels_N))
+    return measures.few_labels(train.labels_N, share_pct / 100)
+
+
+def row(name: str, value_pct: float, judged: Part, train_images: int, share_pct: float) -> dict[str, Any]:
+    low, high = measures.interval_pct(value_pct, len(judged.labels_N))
+    return {
+        "probe": name.removesuffix("_pct"),
+        "pct": round(value_pct, 4),
+        "low_pct": round(low, 4),
+        "high_pct": round(high, 4),
+        "label_share_pct": share_pct,
+        "train_images": train_images,
+        "images": len(judged.labels_N),
+    }
+
+
+def described(part: Part) -> dict[str, Any]:
+    return {"path": str(part.path), "images": len(part.rows_N), "digest": part.manifest["digest"]}

@@ -1,0 +1,133 @@
+"""Which images the probes learn from and which they are judged on. Choices are made on validation; test is explicit.
+
+N images of a part.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fastssl import build
+from fastssl.data.convert import convert
+from fastssl.data.manifest import manifest_path
+from fastssl.errors import UserError
+from fastssl.pretrained.load import Pretrained
+from fastssl.probes import evaluate as measures
+
+On = Literal["val", "test"]
+NAMED = ("shapes", "cifar10", "cifar100", "stl10")
+HELD_OUT_SEED = 0
+
+
+@dataclass(frozen=True)
+class Part:
+    """Labelled images of one file.
+
+    Attributes:
+        path: the .beton.
+        rows_N: int64 positions in the file.
+        labels_N: int64 classes.
+        manifest: of the file.
+    """
+
+    path: Path
+    rows_N: Tensor
+    labels_N: Tensor
+    manifest: dict[str, Any]
+
+    def pick(self, positions: Tensor) -> "Part":
+        """The images at these positions of the part."""
+        return Part(self.path, self.rows_N[positions], self.labels_N[positions], self.manifest)
+
+
+def splits(
+    net: Pretrained, *, data: str | Path | None, test: str | Path | None, on: On, folder: Path | None
+) -> tuple[Part, Part]:
+    """Images to learn from and to be judged on.
+
+    Args:
+        net: what is evaluated.
+        data, test: files or sources of another data set; the run's own when both are absent.
+        on: "val" judges on held-out labelled images of the first, "test" on the second.
+        folder: where sources are converted to.
+
+    Raises:
+        UserError: when a file is absent or unlabelled, or its classes or channels do not fit.
+    """
+    if data is None and test is not None and on == "val":
+        raise UserError("--test names a test set, but the evaluation is on val.", "Add --on test, or leave out --test.")
+    name = data if data is not None else net.recipe.data.probe_path or net.recipe.data.path
+    own = data is None  # the recipe's own files may have any name
+    labelled = labelled_part(existing(Path(name)) if own else file_of(name, "train", folder))
+    tested = None
+    if on == "test":
+        tested_on = test_name(net, data, test)
+        own = tested_on == net.recipe.data.test_path
+        tested = labelled_part(existing(Path(tested_on)) if own else file_of(tested_on, "test", folder))
+    elif data is None and net.recipe.data.val_count:
+        fit, held = build.labelled_parts(net.recipe, build.labels_of(labelled.path))
+        labelled, tested = (labelled.pick(torch.searchsorted(labelled.rows_N, rows)) for rows in (fit, held))
+    else:
+        fit, held = measures.hold_out(labelled.labels_N, measures.HELD_OUT_SHARE, seed=HELD_OUT_SEED)
+        labelled, tested = labelled.pick(fit), labelled.pick(held)
+    for part in (labelled, tested):
+        check_channels(net, part)
+    measures.check_labels(labelled.labels_N, tested.labels_N)
+    return labelled, tested
+
+
+def test_name(net: Pretrained, data: str | Path | None, test: str | Path | None) -> str | Path:
+    if test is not None:
+        return test
+    if data is None and net.recipe.data.test_path is not None:
+        return net.recipe.data.test_path
+    if data is not None and Path(data).suffix != ".beton":
+        return data  # a source has its own test split
+    raise UserError("There is no test set to evaluate on.", "Name one with --test FILE, or use --on val.")
+
+
+def file_of(name: str | Path, split: str, folder: Path | None) -> Path:
+    """The .beton itself, or one converted from a source: a known set once, a folder or archive each time."""
+    path = Path(name)
+    if path.suffix == ".beton":
+        return existing(path)
+    if folder is None:
+        fix = f"Convert it first: fastssl convert {name} DATA.beton --split {split}"
+        raise UserError(f"{name} is not a .beton file, and weights outside of a run have no folder to convert to.", fix)
+    out = folder / f"{path.stem}-{split}.beton"
+    if str(name) in NAMED and manifest_path(out).exists():
+        return out
+    if str(name) not in NAMED and not path.exists():
+        known = ", ".join(NAMED)
+        raise UserError(f"{name} does not exist.", f"Give a .beton, a folder, an archive, or one of {known}.")
+    folder.mkdir(parents=True, exist_ok=True)
+    convert.convert(str(name), out, split=split)
+    return out
+
+
+def existing(path: Path) -> Path:
+    if path.is_dir():
+        raise UserError(f"{path} is a folder of shards.", "Name a labelled .beton with --data.")
+    if not path.is_file():
+        raise UserError(f"{path} does not exist.", "Name a labelled .beton with --data, made by `fastssl convert`.")
+    return path
+
+
+def labelled_part(path: Path) -> Part:
+    labels_N = build.labels_of(path)
+    rows_N = torch.nonzero(labels_N >= 0).flatten()
+    if not len(rows_N):
+        raise UserError(f"None of the {len(labels_N)} images of {path} has a label.", "Name a labelled .beton instead.")
+    return Part(path, rows_N, labels_N[rows_N], build.manifest_of(path))
+
+
+def check_channels(net: Pretrained, part: Part) -> None:
+    channels = len(net.clean.mean_C)
+    if part.manifest["channels"] != channels:
+        raise UserError(
+            f"{part.path} has images of {part.manifest['channels']} channels, the network takes {channels}.",
+            f"Convert the data with --channels {channels}.",
+        )

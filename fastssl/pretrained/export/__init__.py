@@ -1,0 +1,1 @@
+"""A trained backbone in the formats of other libraries."""

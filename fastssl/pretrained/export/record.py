@@ -1,0 +1,68 @@
+"""What travels with every export: how to prepare images, what was measured, and how the weights came about.
+
+C channels, S side of the image in pixels.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import fastssl
+from fastssl.pretrained.load import Pretrained
+
+LICENCE = (
+    "fastssl is under the MIT licence. The weights were learned from the images named under data: whoever passes them "
+    "on chooses a licence that those images' own terms allow."
+)
+DATA_KEYS = ("channels", "mean", "std", "side_px", "digest", "count", "classes", "options")
+
+
+def record_of(net: Pretrained) -> dict[str, Any]:
+    """The record of a backbone, plain JSON values."""
+    recipe = net.recipe
+    return {
+        "format": "fastssl-export-1",
+        "fastssl": fastssl.__version__,
+        "name": recipe.name,
+        "backbone": recipe.model.backbone,
+        "features_dim": net.features_dim,
+        "preprocessing": preprocessing(net),
+        "accuracy": accuracy(net.run_dir),
+        "licence": LICENCE,
+        "data": {key: net.manifest[key] for key in DATA_KEYS if key in net.manifest},
+        "recipe": recipe.model_dump(mode="json"),
+        "weights_sha256": net.digest,
+    }
+
+
+def preprocessing(net: Pretrained) -> dict[str, Any]:
+    """Size, mean, std and interpolation, and the same in words: what `Pretrained.embed` does with an image."""
+    side_px, options = net.clean.views[0].side_px, net.manifest.get("options", {})
+    converted_px = options.get("side_px")
+    steps = []
+    if converted_px:
+        steps.append(f"shorter side to {converted_px} px (bicubic, antialiased), centre square")
+    if converted_px != side_px:
+        steps.append(f"largest centred square to {side_px} px (bilinear, antialiased)")
+    steps += ["pixels to [0, 1]", "minus mean, divided by std"]
+    return {
+        "channels": len(net.clean.mean_C),
+        "side_px": side_px,
+        "mean": list(net.clean.mean_C),
+        "std": list(net.clean.std_C),
+        "interpolation": "bicubic" if converted_px == side_px else "bilinear",
+        "layout": "float32 (N, C, H, W)",
+        "steps": steps,
+    }
+
+
+def accuracy(run_dir: Path | None) -> dict[str, float]:
+    """Accuracies in percent that the run's summary holds: on test, else the last ones on held-out images."""
+    try:
+        summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8")) if run_dir else {}
+    except (OSError, ValueError):
+        return {}
+    tested = {k: v for k, v in summary.items() if k.endswith("_pct")}
+    held_out = {f"validation_{k}": v for k, v in summary.get("validation", {}).items() if k.endswith("_pct")}
+    names = ("knn", "ridge_pct", "linear_pct")
+    return {k: v for k, v in (tested or held_out).items() if any(name in k for name in names)}

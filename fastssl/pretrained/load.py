@@ -1,0 +1,246 @@
+"""A trained network with the preprocessing it was trained with: from a run, a checkpoint, an export, or bare weights.
+
+Shapes are compared before anything large is built, so that an edited recipe or a foreign file is a sentence, not a
+crash.
+"""
+
+import copy
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from fastssl import build, models
+from fastssl.augment.augment import Augment
+from fastssl.errors import UserError
+from fastssl.recipe import Recipe
+from fastssl.recipe import load as load_recipe
+from fastssl.runs import checkpoint
+
+METADATA_KEY = "fastssl"  # of an exported .safetensors file's metadata: the record of the export, as JSON
+EXPORTED = "model.safetensors"  # in a folder for Hugging Face
+Images = npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | Sequence[npt.NDArray[np.uint8]] | Tensor
+MAX_CHANNELS, MAX_SIDE_PX = 1024, 1024
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A backbone with the preprocessing it was trained with.
+
+    Attributes:
+        backbone: normalised images (B, C, H, W) to features (B, F).
+        recipe: of the run.
+        device: where the backbone is.
+        clean: images to the one view that changes nothing but the size.
+        projector: features to embeddings (B, D), or None when the weights hold the backbone alone.
+        manifest: of the data it was trained on.
+        digest: SHA-256 of the weights.
+        run_dir: folder of the run, or None for weights outside of one.
+    """
+
+    backbone: nn.Module
+    recipe: Recipe
+    device: torch.device
+    clean: Augment
+    projector: nn.Module | None
+    manifest: dict[str, Any]
+    digest: str
+    run_dir: Path | None
+
+    @property
+    def features_dim(self) -> int:
+        """F."""
+        return models.features_dim(
+            self.backbone, side_px=self.clean.views[0].side_px, in_channels=len(self.clean.mean_C)
+        )
+
+    def embed(self, images: Images, *, batch_size: int = 512) -> npt.NDArray[np.float32]:
+        """Features of images, in their order.
+
+        Args:
+            images: uint8 or uint16 (N, H, W, C), or a sequence of (H, W, C) arrays of any sizes.
+            batch_size: images in one forward pass.
+
+        Returns:
+            float32 (N, F).
+
+        Raises:
+            UserError: when the images have another shape, type or channel count.
+        """
+        parts = [self.batch(images[i : i + batch_size]) for i in range(0, len(images), batch_size)]
+        if not parts:
+            raise UserError("There are no images to embed.", "Pass at least one (H, W, C) image.")
+        return np.concatenate(parts)
+
+    def batch(self, images: Images) -> npt.NDArray[np.float32]:
+        """Features of one batch; images of different sizes are resized one by one."""
+        same = isinstance(images, np.ndarray | Tensor) or len({np.shape(image) for image in images}) == 1
+        stacks = [images] if same else [[image] for image in images]
+        rows = []
+        for stack in stacks:
+            pixels = torch.as_tensor(stack if isinstance(stack, Tensor) else np.stack(list(stack)))
+            self.check(pixels)
+            index_B = torch.arange(len(pixels), device=self.device)
+            (views_VBCHW,) = self.clean(pixels.to(self.device), index_B, 0)
+            rows.append(models.embed(self.backbone, views_VBCHW[0], autocast=build.autocast(self.recipe)).cpu())
+        return torch.cat(rows).numpy()
+
+    def check(self, pixels: Tensor) -> None:
+        channels = len(self.clean.mean_C)
+        if pixels.dtype not in (torch.uint8, torch.uint16) or pixels.ndim != 4 or pixels.shape[-1] != channels:
+            raise UserError(
+                f"Images are {str(pixels.dtype).removeprefix('torch.')} {tuple(pixels.shape)}.",
+                f"Pass uint8 or uint16 images of shape (N, H, W, {channels}), as the backbone was trained on.",
+            )
+
+
+def load(
+    source: str | Path,
+    *,
+    device: str = "auto",
+    recipe: str | Path | Recipe | None = None,
+    backbone: nn.Module | None = None,
+) -> Pretrained:
+    """The network of a run, from its newest whole checkpoint, or of a weights file.
+
+    Args:
+        source: what `train` wrote, one of its checkpoints, what `export` wrote, or a .safetensors file.
+        device: "auto", "cpu", "cuda" or "mps".
+        recipe: how weights that lie outside of a run were trained.
+        backbone: the module of a run that was given one; it is filled with the weights.
+
+    Raises:
+        UserError: when the folder is not a run, or the weights are damaged or do not fit the recipe.
+    """
+    path = Path(source) / EXPORTED if (Path(source) / EXPORTED).is_file() else Path(source)
+    run_dir = run_folder(path)
+    if recipe is not None:
+        resolved = load_recipe(recipe)
+        manifest = build.manifest_of(resolved.data.path)
+    else:
+        resolved, manifest = export_record(path) or run_files(run_dir or path)
+    resolved = load_recipe(resolved, [f"device={device}"])
+    # what the backbone started from is history: only its shape is needed here
+    bare = load_recipe(resolved, ["model.weights=null", "model.freeze=0"])
+    check_backbone(bare, backbone, path)
+    where = build.device(bare)
+    weights = whole_names(checkpoint.load_weights(path))
+    check_fit(bare, manifest["channels"], weights, path, backbone=backbone)
+    network = build.network(bare, in_channels=manifest["channels"], where=where, backbone=backbone)
+    network.load_state_dict(weights, strict=False)
+    alone = len(network.projector.state_dict()) > 0 and not any(name.startswith("projector.") for name in weights)
+    return Pretrained(
+        backbone=network.backbone.eval(),
+        recipe=resolved,
+        device=where,
+        clean=build.clean_view(resolved, manifest, where=where),
+        projector=None if alone else network.projector.eval(),
+        manifest=manifest,
+        digest=digest_of(weights),
+        run_dir=run_dir,
+    )
+
+
+def check_backbone(recipe: Recipe, backbone: nn.Module | None, path: Path) -> None:
+    """A run that was given a module cannot be rebuilt from its recipe."""
+    if backbone is not None:
+        return
+    if recipe.model.backbone == build.CUSTOM:
+        raise UserError(
+            f"{path} was trained with a backbone of its own.", "Pass the same: fastssl.load(..., backbone=module)."
+        )
+    build.check(recipe)
+
+
+def export_record(path: Path) -> tuple[Recipe, dict[str, Any]] | None:
+    """Recipe and data manifest that an exported .safetensors file carries, None for anything else."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            record = json.loads((file.metadata() or {}).get(METADATA_KEY, "null"))
+        if record is None:
+            return None
+        check_manifest(record["data"])
+        return load_recipe(record["recipe"]), record["data"]
+    except (OSError, SafetensorError):
+        return None  # whoever reads the weights says what is wrong with them
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UserError(f"The record that {path} carries is damaged.", "Export it again.") from error
+
+
+def run_folder(path: Path) -> Path | None:
+    """The run that a run folder, a checkpoint or a file inside it belongs to, or None."""
+    nearest = (path, *path.absolute().parents[:3])
+    return next((folder for folder in nearest if (folder / "recipe.yaml").is_file()), None)
+
+
+def whole_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names as in a run's weights; a file of the backbone alone has torchvision's, maybe with a classifier."""
+    if any(name.startswith("backbone.") for name in weights):
+        return dict(weights)
+    return {f"backbone.{name}": tensor for name, tensor in weights.items() if not name.startswith("fc.")}
+
+
+def check_fit(
+    recipe: Recipe, channels: int, weights: Mapping[str, Tensor], path: Path, *, backbone: nn.Module | None = None
+) -> None:
+    """Refuses weights whose names or shapes are not the recipe's; a projector may be absent as a whole."""
+    fix = "Give the weights of that recipe, and a run folder nobody edited."
+    try:
+        with torch.device("meta"):  # shapes without memory: an edited width may ask for terabytes
+            given = copy.deepcopy(backbone).to("meta") if backbone is not None else None
+            wanted = build.network(
+                recipe, in_channels=channels, where=torch.device("meta"), backbone=given
+            ).state_dict()
+    except (RuntimeError, OverflowError) as error:
+        raise UserError(f"The network of {path}'s recipe cannot be built.", fix) from error
+    if not any(name.startswith("projector.") for name in weights):
+        wanted = {name: tensor for name, tensor in wanted.items() if not name.startswith("projector.")}
+    for name in sorted({*wanted, *weights}):
+        if name not in wanted or name not in weights or wanted[name].shape != weights[name].shape:
+            raise UserError(f"The weights in {path} do not fit its recipe: {name} differs.", fix)
+
+
+def digest_of(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes, by which results are told apart."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+def run_files(folder: Path) -> tuple[Recipe, dict[str, Any]]:
+    """Recipe and data manifest of a run folder."""
+    fix = "Give the folder that `fastssl train` wrote (it holds recipe.yaml and data.json), or weights with --recipe."
+    if not (folder / "recipe.yaml").is_file():
+        raise UserError(f"{folder} is not a run.", fix)
+    recipe = load_recipe(folder / "recipe.yaml")
+    try:
+        manifest = json.loads((folder / "data.json").read_text(encoding="utf-8"))
+        check_manifest(manifest)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UserError(f"{folder / 'data.json'} is missing or damaged.", fix) from error
+    return recipe, manifest
+
+
+def check_manifest(manifest: Any) -> None:
+    """Raises ValueError, TypeError or KeyError when what the network needs to know is absent or absurd."""
+    channels, side_px = manifest["channels"], manifest["side_px"]
+    if type(channels) is not int or not 1 <= channels <= MAX_CHANNELS:
+        raise ValueError
+    if side_px is not None and (type(side_px) is not int or not 1 <= side_px <= MAX_SIDE_PX):
+        raise ValueError
+    for numbers in (manifest["mean"], manifest["std"]):
+        if len(numbers) != channels or not all(math.isfinite(number) for number in numbers):
+            raise ValueError

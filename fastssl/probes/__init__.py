@@ -1,0 +1,1 @@
+"""Pure functions of frozen features: kNN, ridge, linear probe, spectrum."""

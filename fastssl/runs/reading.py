@@ -1,0 +1,246 @@
+"""Run directories as data: read without torch, checked, and listed with their state.
+
+A run is running while its lock is held, done when summary.json is there, failed when it left failure.json, and
+interrupted otherwise (a signal or a kill; --resume continues it). Nothing read here is believed: a number is finite
+and of a sane size, or the file is said to be damaged.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from fastssl.errors import UserError
+from fastssl.recipe import Recipe, load
+from fastssl.runs.failure import FAILURE
+
+State = Literal["running", "done", "interrupted", "failed", "damaged"]
+Numbers = dict[str, float]
+REQUIRED = {
+    "step": ("step", "epoch", "loss", "images", "views", "train_s"),
+    "evaluation": ("step", "epoch", "images", "train_s"),
+}
+LARGEST = 1e15  # beyond it a figure's axis overflows, and no count or time of a run gets there
+DEPTH = 4
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """What one run directory says.
+
+    Attributes:
+        folder: the directory.
+        recipe: as resolved when the run began.
+        state: see the top of this file; never "damaged" here.
+        steps, evaluations: records of metrics.jsonl in order, their numbers only.
+        summary: the numbers of summary.json, empty before the run's end.
+        manifest: of the data, empty when data.json is absent.
+        environment: hardware and versions, empty when environment.json is absent.
+        failure: one sentence on what ended a failed run.
+    """
+
+    folder: Path
+    recipe: Recipe
+    state: State
+    steps: tuple[Numbers, ...]
+    evaluations: tuple[Numbers, ...]
+    summary: Numbers
+    manifest: dict[str, Any]
+    environment: dict[str, Any]
+    failure: str | None
+
+    @property
+    def knn(self) -> str:
+        """The accuracy that runs are compared by: kNN of the recipe's first k."""
+        return f"knn{self.recipe.evaluate.knn_k[0]}_pct"
+
+    @property
+    def views_per_s(self) -> float | None:
+        last = self.steps[-1] if self.steps else {}
+        return last["views"] / last["train_s"] if last.get("train_s") else None
+
+
+def is_run(folder: Path) -> bool:
+    return (folder / "recipe.yaml").is_file()
+
+
+def find(folder: Path) -> list[Path]:
+    """Run directories at and below a folder (four levels), in the order of their names.
+
+    Raises:
+        UserError: when the folder does not exist.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder.", "Give a folder of runs; `fastssl train` writes into runs/.")
+    found = []
+    for place, inside, _ in os.walk(folder):
+        here = Path(place)
+        if is_run(here):
+            found.append(here)
+        if is_run(here) or len(here.relative_to(folder).parts) >= DEPTH:
+            inside.clear()
+    return sorted(found)
+
+
+def read(folder: Path) -> RunFiles:
+    """One run directory.
+
+    Raises:
+        UserError: when it is not a run, or a file in it is damaged.
+    """
+    if not is_run(folder):
+        raise UserError(f"{folder} is not a run.", "Give the folder that `fastssl train` wrote (it holds recipe.yaml).")
+    recipe = load(folder / "recipe.yaml")
+    records = read_metrics(folder / "metrics.jsonl")
+    summary, failure = read_mapping(folder / "summary.json"), read_mapping(folder / FAILURE)
+    return RunFiles(
+        folder=folder,
+        recipe=recipe,
+        state=state_of(folder),
+        steps=tuple(numbers for event, numbers in records if event == "step"),
+        evaluations=tuple(numbers for event, numbers in records if event == "evaluation"),
+        summary=numbers_in(summary),
+        manifest=read_mapping(folder / "data.json"),
+        environment=read_mapping(folder / "environment.json"),
+        failure=str(failure["what"]) if failure.get("what") else None,
+    )
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """A JSON object, empty when the file is absent."""
+    try:
+        found = json.loads(path.read_bytes())
+        if not isinstance(found, dict):
+            raise ValueError
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise damaged(path) from error
+    return found
+
+
+def read_metrics(path: Path) -> list[tuple[str, Numbers]]:
+    """(event, numbers) of every step and evaluation; a last line without its end is one being written."""
+    try:
+        *lines, _ = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise damaged(path) from error
+    found = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            event, numbers = str(record["event"]), numbers_in(record)
+            if any(name not in numbers or numbers[name] < 0 for name in REQUIRED.get(event, ()) if name != "loss"):
+                raise ValueError
+            if event == "step" and "loss" not in numbers:
+                raise ValueError
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise damaged(path, f" (line {number})") from error
+        if event in REQUIRED:
+            found.append((event, numbers))
+    return found
+
+
+def numbers_in(record: Mapping[str, Any]) -> Numbers:
+    """The values that are finite numbers of a sane size."""
+    return {k: v for k, v in record.items() if type(v) in (int, float) and -LARGEST < v < LARGEST}
+
+
+def damaged(path: Path, where: str = "") -> UserError:
+    return UserError(f"{path} is damaged{where}.", "Put the run's own file back, or leave this run out.")
+
+
+def state_of(folder: Path) -> State:
+    if is_locked(folder):
+        return "running"
+    if (folder / "summary.json").exists():
+        return "done"
+    return "failed" if (folder / FAILURE).exists() else "interrupted"
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process is training there."""
+    path = folder / ".lock"
+    if not path.exists():
+        return False
+    try:
+        with open(path, "r+b") as file:
+            try:
+                import fcntl
+            except ImportError:  # Windows
+                from fastssl.runs.checkpoint import take_lock
+
+                take_lock(file.fileno())
+            else:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return os.name == "nt"
+    return False
+
+
+def listing(folder: Path) -> list[dict[str, Any]]:
+    """One record a run below a folder: where, state, progress, accuracies, speed, and how its recipe differs.
+
+    A damaged run is a row that says so.
+
+    Raises:
+        UserError: when the folder does not exist.
+    """
+    found: list[tuple[Path, RunFiles | UserError]] = []
+    for place in find(folder):
+        try:
+            found.append((place, read(place)))
+        except UserError as error:
+            found.append((place, error))
+    whole = [run for _, run in found if isinstance(run, RunFiles)]
+    changes = iter(differences([run.recipe for run in whole]))
+    return [
+        entry(run) | {"differences": next(changes)}
+        if isinstance(run, RunFiles)
+        else {"run_dir": str(place), "state": "damaged", "note": run.what, "differences": {}}
+        for place, run in found
+    ]
+
+
+def entry(run: RunFiles) -> dict[str, Any]:
+    """The main figures of one run; None where it has none (yet)."""
+    last = run.steps[-1] if run.steps else {}
+    best = max(run.evaluations, key=lambda e: e.get(run.knn, -1.0), default={})
+    return {
+        "run_dir": str(run.folder),
+        "name": run.recipe.name,
+        "state": run.state,
+        "note": run.failure if run.state == "failed" else None,
+        "epoch": last.get("epoch", 0.0),
+        "epochs": run.recipe.train.epochs,
+        "accuracy": run.knn,
+        "best_val_pct": best.get(run.knn),
+        "best_epoch": best["epoch"] if run.knn in best else None,
+        "test_knn_pct": run.summary.get(f"test_{run.knn}"),
+        "test_ridge_pct": run.summary.get("test_ridge_pct"),
+        "test_linear_pct": run.summary.get("test_linear_pct"),
+        "views_per_s": run.views_per_s,
+        "train_s": last.get("train_s", 0.0),
+    }
+
+
+def differences(recipes: Sequence[Recipe]) -> list[dict[str, Any]]:
+    """For each recipe, the values of the keys in which the recipes are not all alike (the name apart)."""
+    flat = [flattened(recipe.model_dump(mode="json")) for recipe in recipes]
+    keys = dict.fromkeys(key for one in flat for key in one if key != "name")
+    differing = [key for key in keys if any(one.get(key) != flat[0].get(key) for one in flat)]
+    return [{key: one[key] for key in differing if key in one} for one in flat]
+
+
+def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        found |= flattened(value, f"{name}.") if isinstance(value, dict) and value else {name: value}
+    return found

@@ -1,0 +1,112 @@
+"""One network on many ranks: batch statistics over the global batch, gradients averaged, and one answer for all.
+
+torch's SyncBatchNorm exists for CUDA alone; elsewhere (gloo on the CPU) the same statistics come from two sums over
+ranks that autograd sees. Everything here is the obvious no-op in a single process.
+"""
+
+import contextlib
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+from fastssl.build import ranks
+
+
+class SumBatchNorm(_BatchNorm):
+    """Batch normalisation of (N, C, ...) with the mean and variance of all ranks' rows, on any device."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        assert input.ndim >= 2, input.shape
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        dims = [d for d in range(input.ndim) if d != 1]
+        shape = [1, -1, *[1] * (input.ndim - 2)]
+        x = input if input.dtype == torch.float64 else input.float()
+        count = ranks.all_sum(x.new_tensor([float(x.numel() // x.shape[1])]))
+        mean_C = ranks.all_sum(x.sum(dims)) / count
+        centred = x - mean_C.view(shape)
+        variance_C = ranks.all_sum(centred.square().sum(dims)) / count
+        self.remember(mean_C.detach(), variance_C.detach() * count / (count - 1).clamp_min(1))
+        y = centred * torch.rsqrt(variance_C + self.eps).view(shape)
+        if self.affine:
+            y = y * self.weight.view(shape) + self.bias.view(shape)
+        return y.to(input.dtype)
+
+    def remember(self, mean_C: Tensor, variance_C: Tensor) -> None:
+        if not self.track_running_stats:
+            return
+        assert self.momentum is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean_C.to(self.running_mean.dtype), self.momentum)
+        self.running_var.lerp_(variance_C.to(self.running_var.dtype), self.momentum)
+
+
+def synchronise_batch_norm(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network with every batch normalisation over all ranks; the same parameters under the same names."""
+    if ranks.world() == 1:
+        return network
+    if device.type == "cuda":
+        synchronised: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+        return synchronised
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, _BatchNorm):
+                setattr(parent, name, like(child))
+    return network
+
+
+def like(norm: _BatchNorm) -> SumBatchNorm:
+    """A SumBatchNorm around another one's own parameters and buffers."""
+    new = SumBatchNorm(
+        norm.num_features,
+        eps=norm.eps,
+        momentum=norm.momentum,
+        affine=norm.affine,
+        track_running_stats=norm.track_running_stats,
+    )
+    for name, parameter in norm.named_parameters(recurse=False):
+        setattr(new, name, parameter)
+    for name, buffer in norm.named_buffers(recurse=False):
+        setattr(new, name, buffer)
+    return new.train(norm.training)
+
+
+def data_parallel(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network with gradients averaged over ranks during backward; itself in a single process.
+
+    A loss that sums over ranks has W times its share of the gradient on each rank, so the mean is the gradient of the
+    global batch. Every rank starts from rank 0's weights.
+    """
+    if ranks.world() == 1:
+        return network
+    return DistributedDataParallel(
+        network,
+        device_ids=[device] if device.type == "cuda" else None,
+        broadcast_buffers=False,  # synchronised statistics are already equal
+        gradient_as_bucket_view=True,
+    )
+
+
+def without_sync(network: Any) -> contextlib.AbstractContextManager[None]:
+    """While entered, a backward only accumulates; for all parts of an accumulated step but the last."""
+    if isinstance(network, DistributedDataParallel):
+        return network.no_sync()
+    return contextlib.nullcontext()
+
+
+def agree(code: int, device: torch.device) -> int:
+    """The largest code of all ranks, on every rank; one small round trip."""
+    if ranks.world() == 1:
+        return code
+    tensor = torch.tensor([code], device=device)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return int(tensor)

@@ -1,0 +1,112 @@
+"""What watches over a run: values that are not finite, memory that runs out, steps that never end."""
+
+import contextlib
+import faulthandler
+import sys
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from fastssl.errors import UserError
+from fastssl.recipe import Recipe, view_table
+from fastssl.training.step import Terms
+
+
+class FirstBadStep:
+    """Remembers, on the device, the first step with a value that is not finite.
+
+    Watching launches a few tiny kernels; only `values` waits for the device.
+    """
+
+    def __init__(self) -> None:
+        self.names: tuple[str, ...] = ()
+        self.found: Tensor | None = None
+
+    def watch(self, step: int, terms: Terms) -> None:
+        """Looks at the scalars of one step."""
+        self.names = tuple(terms)
+        values = torch.stack([term.detach().float().reshape(()) for term in terms.values()])
+        bad = ~torch.isfinite(values).all()
+        now = torch.cat([torch.where(bad, step, -1).float().reshape(1), values])
+        self.found = now if self.found is None else torch.where(self.found[0] >= 0, self.found, now)
+
+    def values(self) -> tuple[int, dict[str, float]] | None:
+        """The step and its scalars, or None while all is well; waits for the device."""
+        if self.found is None or float(self.found[0]) < 0:
+            return None
+        step, *values = self.found.tolist()
+        return int(step), dict(zip(self.names, values, strict=True))
+
+
+def not_finite(step: int, terms: dict[str, float], network: nn.Module, *, last_good: str) -> UserError:
+    """What to say when a run met a value that is not finite."""
+    told = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
+    return UserError(
+        f"The loss or its gradient is not finite at step {step}: {told}; {largest_weight(network)}.",
+        f"Lower optim.lr, set optim.clip_norm, or set train.on_nonfinite to skip; {last_good}.",
+    )
+
+
+def largest_weight(network: nn.Module) -> str:
+    """Names the parameter with the largest value, or the first that is not finite."""
+    name, value = "", 0.0
+    for key, parameter in network.named_parameters():
+        here = float(parameter.detach().abs().max()) if parameter.numel() else 0.0
+        if not here <= value:  # also when here is nan
+            name, value = key, here
+        if not here < float("inf"):
+            break
+    return f"largest weight {value:.4g} in {name}"
+
+
+@contextlib.contextmanager
+def memory_explained(recipe: Recipe) -> Iterator[None]:
+    """Turns a lack of memory into what was asked for and the settings that halve it.
+
+    Raises:
+        UserError: in place of torch's and Python's out-of-memory errors.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        batch, rows = recipe.data.batch_size, view_table(recipe.augment)
+        parts = recipe.optim.accumulate_steps * 2
+        asked = " ".join((str(error).strip() or "allocation refused").splitlines()[0].split())
+        raise UserError(
+            f"Out of memory with data.batch_size {batch} and {len(rows)} views of {max(r.side_px for r in rows)} px:"
+            f" {asked[:200].rstrip('.')}.",
+            f"Set optim.accumulate_steps to {parts} (the same batch in parts), data.batch_size to {max(2, batch // 2)},"
+            " or fewer augment.views.",
+        ) from error
+
+
+def out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(text in str(error) for text in ("can't allocate memory", "not enough memory", "out of memory"))
+
+
+class Watchdog:
+    """Ends the process with a stack of every thread in the log when no step finishes for `limit_s` seconds.
+
+    Python itself may be stuck in a collective or a read, so a thread of the interpreter's own does it.
+    """
+
+    def __init__(self, limit_s: float) -> None:
+        self.limit_s = limit_s
+
+    def __enter__(self) -> "Watchdog":
+        self.pat()
+        return self
+
+    def pat(self) -> None:
+        """Starts the time anew."""
+        if sys.__stderr__ is not None:
+            with contextlib.suppress(RuntimeError, ValueError, OSError):  # one without a descriptor
+                faulthandler.dump_traceback_later(self.limit_s, exit=True, file=sys.__stderr__)
+
+    def __exit__(self, *exception: object) -> None:
+        faulthandler.cancel_dump_traceback_later()

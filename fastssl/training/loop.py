@@ -1,0 +1,358 @@
+"""Pretraining: load, views, embed, loss, step, maybe evaluate, maybe save. Read `loop` first.
+
+A run directory holds recipe.yaml, environment.json, metrics.jsonl (one line a log step or evaluation), checkpoints/
+and, when done, summary.json. Under torchrun every rank runs this same file; rank 0 writes.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from fastssl import build
+from fastssl.build import ranks
+from fastssl.data.batch import Batch
+from fastssl.errors import UserError
+from fastssl.probes import spectrum
+from fastssl.recipe import Recipe, ViewSpec, load, progressive, view_table
+from fastssl.runs import checkpoint
+from fastssl.runs.directory import check_run_dir, write_beginnings
+from fastssl.runs.failure import noted
+from fastssl.training import guards
+from fastssl.training.distributed import agree
+from fastssl.training.interrupts import NAMES, Interrupted, Interrupts
+from fastssl.training.prefetch import views_ahead
+from fastssl.training.resume import restore, save
+from fastssl.training.saver import must_be_whole
+from fastssl.training.state import Observer, OwnLoss, Run, assemble, with_own
+from fastssl.training.step import Terms, train_step
+from fastssl.training.torch_flags import torch_settings
+
+ConvertProgress = Callable[[str, int, int | None], None]
+MOST_SKIPPED_IN_A_ROW = 50
+GROUP_TIMEOUT_S = 24 * 3600.0  # converting may take hours; a step that hangs is the watchdog's
+
+
+def train(
+    recipe: Recipe | Mapping[str, Any] | str | Path,
+    *,
+    run_dir: str | Path | None = None,
+    resume: bool = False,
+    observe: Observer | None = None,
+    convert_progress: ConvertProgress | None = None,
+    backbone: nn.Module | None = None,
+    loss: OwnLoss | None = None,
+    policy: Sequence[ViewSpec] | None = None,
+) -> dict[str, Any]:
+    """Pretrains a backbone as the recipe says and returns the run's summary.
+
+    Args:
+        recipe: a Recipe, a mapping, a YAML file or a shipped recipe's name.
+        run_dir: where results go; `runs/<recipe's name>` when absent.
+        resume: continue from the newest whole checkpoint in `run_dir`, if there is one.
+        observe: called with every record of metrics.jsonl as it is written, and with {"event": "start", ...} first.
+        convert_progress: called with (file, images done, images in all) while a data file is made.
+        backbone: a module to train in place of the recipe's, from images (N, C, H, W) to features (N, F).
+        loss: to use in place of the recipe's, from embeddings (V, B, D), float32, to a scalar, or to terms of which
+            "loss" is it; the recipe cannot name it, so a resume has to be given it again.
+        policy: the view table, a row per view, in place of the recipe's; the recipe written to the run has it.
+
+    Returns:
+        What summary.json holds: accuracies in percent, steps, images, views, seconds and rates.
+
+    Raises:
+        UserError: for everything a person can mend.
+        Interrupted: after a signal, when the checkpoint is written.
+    """
+    recipe = with_own(load(recipe), backbone, policy)
+    folder = Path(run_dir) if run_dir is not None else Path("runs") / recipe.name
+    build.check(recipe)
+    check_run_dir(folder, recipe, resume=resume)
+    ranks.start(build.device(recipe).type, timeout_s=GROUP_TIMEOUT_S)
+    convert_once(recipe, convert_progress)
+    with torch_settings(recipe):
+        run = assemble(recipe, folder, observe or (lambda record: None), backbone=backbone, loss=loss)
+        if ranks.is_main():
+            folder.mkdir(parents=True, exist_ok=True)
+        only = checkpoint.lock(folder) if ranks.is_main() else checkpoint.no_lock()
+        with only, Interrupts() as interrupts:
+            try:
+                ranks.barrier()  # the lock is held, the folder is there
+                if resume:
+                    restore(run)
+                with noted(folder if ranks.is_main() else None):
+                    begin(run)
+                    loop(run, interrupts)
+                    return finish(run)
+            finally:
+                run.saver.close()
+
+
+def convert_once(recipe: Recipe, progress: ConvertProgress | None) -> None:
+    """Makes absent data files: rank 0 first, then the first rank of any machine that still lacks them."""
+    if ranks.is_main():
+        build.ensure_data(recipe, progress=progress)
+    ranks.barrier()
+    if ranks.local_rank() == 0 and not ranks.is_main():
+        build.ensure_data(recipe)
+    ranks.barrier()
+
+
+def begin(run: Run) -> None:
+    """Writes the resolved recipe and the environment, and tells the observer what is about to happen."""
+    if ranks.is_main():
+        write_beginnings(run.run_dir, run.recipe, run.manifest)
+    run.observe(
+        {
+            "event": "start",
+            "step": run.step,
+            "total_steps": run.total_steps,
+            "batch_size": run.recipe.data.batch_size,
+            "views": run.views,
+            "device": str(run.device),
+            "ranks": ranks.world(),
+            "loader": ": ".join(build.loader_choice(run.recipe, run.recipe.data.path, run.device)),
+            "evaluated": run.prober.val is not None,
+        }
+    )
+    for warning in (build.collapse_risk(run.recipe), build.idle_colour(run.recipe, run.manifest["channels"])):
+        if warning:
+            run.warn(warning)
+
+
+def loop(run: Run, interrupts: Interrupts) -> None:
+    """All remaining steps. What is due at a step comes before its checkpoint: a resume skips and repeats nothing."""
+    recipe, skipped_in_a_row = run.recipe, 0
+    sides_seen = set[int]()
+    with guards.memory_explained(recipe), guards.Watchdog(recipe.train.step_timeout_s) as watchdog:
+        while run.step < run.total_steps:
+            epoch, start = divmod(run.step, len(run.loader))
+            compiling = new_side(run, epoch, sides_seen) and bool(recipe.train.compile)
+            mark = time.perf_counter()
+            for groups in views_of_epoch(run, epoch, start):
+                terms = train_step(
+                    run.trained,
+                    run.loss,
+                    run.optimizer,
+                    groups,
+                    lr=run.learning_rate(run.step),
+                    autocast=build.autocast(recipe),
+                    scaler=run.scaler,
+                    accumulate_steps=recipe.optim.accumulate_steps,
+                    clip_norm=recipe.optim.clip_norm,
+                    skip_nonfinite=recipe.train.on_nonfinite == "skip",
+                    replays_graphs=build.replays_graphs(recipe),
+                )
+                run.step += 1
+                skipped_in_a_row = watch(run, terms, skipped_in_a_row)
+                count_seconds(run, time.perf_counter() - mark, compiling=compiling)
+                compiling = False
+                if due(run, steps=recipe.train.log_every_steps, epochs=1) and not skipped_in_a_row:
+                    log_step(run, terms)
+                watchdog.pat()
+                improved = due_to_evaluate(run) and evaluate_now(run)
+                signal = stop_asked(run, interrupts)
+                if signal or improved or due_to_save(run):
+                    stop_if_bad(run)
+                    save(run)
+                if signal:
+                    must_be_whole(run.saver, run.step)
+                    raise Interrupted(signal, run.run_dir)
+                watchdog.pat()
+                mark = time.perf_counter()
+
+
+def largest_side_px(run: Run, epoch: int) -> int:
+    return progressive.largest_side_px(run.recipe.augment, epoch, run.recipe.train.epochs)
+
+
+def new_side(run: Run, epoch: int, seen: set[int]) -> bool:
+    """Whether this process has not yet trained on views of this epoch's size; a change of size is told."""
+    side_px = largest_side_px(run, epoch)
+    if side_px in seen:
+        return False
+    if run.recipe.augment.progressive:
+        run.observe({"event": "note", "message": f"Views of up to {side_px} px from epoch {epoch} on."})
+    seen.add(side_px)
+    return True
+
+
+def views_of_epoch(run: Run, epoch: int, start: int) -> Iterator[tuple[Tensor, ...]]:
+    """The views of the epoch's remaining batches, and the clock's share of waiting for them."""
+
+    augment = run.augment_of(epoch)
+
+    def views(batch: Batch) -> tuple[Tensor, ...]:
+        return augment(batch.images, batch.index_B, epoch, sizes_B2=batch.sizes_B2, offsets_B=batch.offsets_B)
+
+    def batches() -> Iterator[Batch]:
+        found = run.loader.epoch(epoch, start)
+        while True:
+            mark = time.perf_counter()
+            batch = next(found, None)
+            run.clock.load_s += time.perf_counter() - mark
+            if batch is None:
+                return
+            yield batch
+
+    ahead = views_ahead(batches(), views, run.device, applier=augment.applier)
+    while True:
+        mark, loaded_s = time.perf_counter(), run.clock.load_s
+        groups = next(ahead, None)
+        run.clock.views_s += time.perf_counter() - mark - (run.clock.load_s - loaded_s)
+        if groups is None:
+            return
+        yield groups
+
+
+def watch(run: Run, terms: Terms, skipped_in_a_row: int) -> int:
+    """Looks out for values that are not finite; steps left out in a row, up to now.
+
+    Raises:
+        UserError: when nothing but such steps come.
+    """
+    if "skipped" not in terms:
+        looked_at = {k: v for k, v in terms.items() if not (k == "gradient_norm" and run.scaler)}
+        run.bad.watch(run.step, looked_at)
+        return 0
+    if not float(terms.pop("skipped")):
+        return 0
+    run.skipped_steps += 1
+    values = {name: float(term) for name, term in terms.items()}
+    if skipped_in_a_row == 0:
+        told = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        run.warn(f"Step {run.step} is left out: its loss or gradient is not finite ({told}).")
+    if skipped_in_a_row + 1 >= MOST_SKIPPED_IN_A_ROW:
+        raise guards.not_finite(run.step, values, run.network, last_good=run.saver.last_good())
+    return skipped_in_a_row + 1
+
+
+def stop_if_bad(run: Run) -> None:
+    """Ends the run, before anything bad is saved, when a step since the last look had a value that is not finite."""
+    found = run.bad.values()
+    if found:
+        raise guards.not_finite(*found, run.network, last_good=run.saver.last_good())
+
+
+def count_seconds(run: Run, seconds: float, *, compiling: bool) -> None:
+    """Adds a step to the clock; the first one of a compiled network at a size of views is compilation's, and told."""
+    if compiling:
+        run.clock.compile_s += seconds
+        run.observe({"event": "note", "message": f"torch.compile took {seconds:.0f} s, not counted as training."})
+    else:
+        run.clock.train_s += seconds
+
+
+def due(run: Run, *, epochs: int, steps: int = 0) -> bool:
+    """Whether what happens every so many epochs or steps, and at the end, happens after this step; 0 is never."""
+    if run.step == run.total_steps or (steps and run.step % steps == 0):
+        return True
+    return bool(epochs) and run.step % (epochs * len(run.loader)) == 0
+
+
+def due_to_evaluate(run: Run) -> bool:
+    return due(run, epochs=run.recipe.evaluate.every_epochs, steps=run.recipe.evaluate.every_steps)
+
+
+def due_to_save(run: Run) -> bool:
+    spec = run.recipe.train
+    if due(run, epochs=spec.checkpoint_every_epochs, steps=spec.checkpoint_every_steps) or run.saver.retry_due():
+        return True
+    return bool(spec.checkpoint_every_minutes) and run.saver.minutes_since() >= spec.checkpoint_every_minutes
+
+
+def stop_asked(run: Run, interrupts: Interrupts) -> str | None:
+    """The signal that ends the run after this step. Ranks agree on it at log steps: to ask costs a round trip."""
+    if ranks.world() == 1:
+        return interrupts.caught
+    if not due(run, steps=run.recipe.train.log_every_steps, epochs=1):
+        return None
+    code = agree(NAMES.index(interrupts.caught) + 1 if interrupts.caught else 0, run.device)
+    return NAMES[code - 1] if code else None
+
+
+def log_step(run: Run, terms: Terms) -> None:
+    """One line of metrics; the only place where a step's numbers come to the host."""
+    stop_if_bad(run)
+    images = run.step * run.recipe.data.batch_size
+    train_s = max(run.clock.train_s, 1e-9)
+    side_px = largest_side_px(run, (run.step - 1) // len(run.loader))
+    run.record(
+        {
+            "event": "step",
+            "step": run.step,
+            "epoch": run.step / len(run.loader),
+            **{name: float(term) for name, term in terms.items()},
+            "lr": run.learning_rate(run.step - 1),
+            "images": images,
+            "views": images * run.views,
+            "train_s": round(train_s, 3),
+            "images_per_s": round(images / train_s, 1),
+            "views_per_s": round(images * run.views / train_s, 1),
+            "load_pct": round(100 * run.clock.load_s / train_s, 2),
+            "views_pct": round(100 * run.clock.views_s / train_s, 2),
+            **({"side_px": side_px} if run.recipe.augment.progressive else {}),
+        }
+    )
+
+
+def evaluate_now(run: Run) -> bool:
+    """Probes the held-out images, when there are labels; whether the run is better than ever."""
+    found = run.prober.while_training(run.network.backbone)
+    if not found:
+        return False
+    epoch = round(run.step / len(run.loader), 6)
+    spent = {"train_s": round(run.clock.train_s, 3), "images": run.step * run.recipe.data.batch_size}
+    run.record({"event": "evaluation", "step": run.step, "epoch": epoch, **found, **spent})
+    warning = spectrum.collapse_warning(found)
+    if warning:
+        run.warn(warning)
+    metric = f"knn{run.recipe.evaluate.knn_k[0]}_pct" if run.recipe.evaluate.knn_k else "ridge_pct"
+    if found[metric] <= run.best.get(metric, -1.0):
+        return False
+    run.best = {"step": run.step, "epoch": epoch, metric: found[metric]}
+    return True
+
+
+def finish(run: Run) -> dict[str, Any]:
+    """Evaluates on the test set, once, and writes summary.json.
+
+    Raises:
+        UserError: when the end of the run cannot be saved.
+    """
+    must_be_whole(run.saver, run.step)
+    recipe, found = run.recipe, dict[str, float]()
+    if recipe.data.test_path is not None:
+        found = run.prober.at_the_end(run.network.backbone, recipe.data.test_path)
+        if recipe.evaluate.baselines and found:
+            found |= run.prober.baselines(run.manifest["channels"], recipe.data.test_path)
+    images = run.step * recipe.data.batch_size
+    summary = {
+        "name": recipe.name,
+        "run_dir": str(run.run_dir),
+        "epochs": recipe.train.epochs,
+        "steps": run.step,
+        "images": images,
+        "views": images * len(view_table(recipe.augment)),
+        "train_s": round(run.clock.train_s, 1),
+        "compile_s": round(run.clock.compile_s, 1),
+        "views_per_s": round(images * run.views / max(run.clock.train_s, 1e-9), 1),
+        "data_digest": run.digest,
+        **({"skipped_steps": run.skipped_steps} if run.skipped_steps else {}),
+        **found,
+        "validation": {k: v for k, v in run.last.items() if k != "event"},
+        "best": run.best,
+    }
+    if ranks.is_main():
+        waits = run.records.flush()
+        if waits:
+            raise UserError(
+                f"metrics.jsonl cannot be written: {waits}.",
+                f"Free space on the disk of {run.run_dir} and call again with --resume.",
+            )
+        (run.run_dir / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+    ranks.barrier()
+    return summary

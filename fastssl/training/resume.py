@@ -1,0 +1,81 @@
+"""A checkpoint's state: what a run saves besides weights and moments, and how it goes on from there.
+
+Randomness is a function of (seed, epoch, sample, view), so the step is all that a resume needs to know of it.
+"""
+
+import json
+from typing import Any
+
+import torch
+
+import fastssl
+from fastssl.build import ranks
+from fastssl.errors import UserError
+from fastssl.recipe import load
+from fastssl.runs import checkpoint
+from fastssl.runs.directory import same_recipe
+from fastssl.training.state import Clock, Run
+
+
+def save(run: Run) -> None:
+    """A checkpoint of this moment; keeps the newest ones and the best. Skipped while metrics cannot be written."""
+    if run.records.flush():
+        return
+    epoch, position = divmod(run.step, len(run.loader))
+    state = {
+        "fastssl": fastssl.__version__,
+        "torch": torch.__version__,
+        "epoch": epoch,
+        "step_in_epoch": position,
+        "ranks": ranks.world(),
+        "recipe": run.recipe.model_dump(mode="json"),
+        "data_digest": run.digest,
+        "metrics_bytes": run.records.size(),
+        "clock": vars(run.clock).copy(),
+        "last": run.last,
+        "best": run.best,
+        "skipped_steps": run.skipped_steps,
+        "scaler": run.scaler.state_dict() if run.scaler else None,
+    }
+    state = json.loads(json.dumps(state))  # written later, by a thread: a copy of this moment
+    run.saver.save(run.network, run.optimizer, step=run.step, state=state, best_step=run.best.get("step"))
+
+
+def restore(run: Run) -> None:
+    """Puts the newest whole checkpoint back, and cuts metrics.jsonl to that moment.
+
+    Raises:
+        UserError: when the data or the recipe has changed since, or ranks see different checkpoints.
+    """
+    found = checkpoint.latest(run.run_dir / "checkpoints", warn=run.warn)
+    same_everywhere(run, found[2]["step"] if found else 0)
+    if found is None:
+        run.records.cut(0)
+        return
+    weights, moments, state = found
+    check_state(run, state)
+    run.network.load_state_dict(weights)
+    checkpoint.restore_optimizer(run.optimizer, moments)
+    if run.scaler and state["scaler"]:
+        run.scaler.load_state_dict(state["scaler"])
+    run.step, run.clock, run.last = state["step"], Clock(**state["clock"]), state["last"]
+    run.best, run.skipped_steps = state["best"], state["skipped_steps"]
+    run.records.cut(state["metrics_bytes"])
+
+
+def check_state(run: Run, state: dict[str, Any]) -> None:
+    if state["data_digest"] != run.digest:
+        raise UserError(
+            f"{run.recipe.data.path} has changed: its digest was {state['data_digest']} and is {run.digest}.",
+            "Put the earlier file back, or start a new run with another --run-dir.",
+        )
+    same_recipe(load(state["recipe"]), run.recipe, f"The checkpoint of step {state['step']} in {run.run_dir}")
+
+
+def same_everywhere(run: Run, step: int) -> None:
+    steps = ranks.gather_rows(torch.tensor([step], device=run.device)).tolist()
+    if len(set(steps)) > 1:
+        raise UserError(
+            f"The ranks see checkpoints of different steps in {run.run_dir}: {steps}.",
+            "Give a --run-dir on a disk that every machine shares.",
+        )

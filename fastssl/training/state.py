@@ -1,0 +1,172 @@
+"""The parts of one run, built from its recipe before anything is written, and how far the run is."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastssl import build
+from fastssl.augment.augment import Augment
+from fastssl.build import ranks
+from fastssl.models import Pretrainer
+from fastssl.recipe import Recipe, ViewSpec, load, view_table
+from fastssl.runs.directory import Records
+from fastssl.training.distributed import data_parallel, synchronise_batch_norm
+from fastssl.training.guards import FirstBadStep
+from fastssl.training.memory import keep_freed_memory
+from fastssl.training.online_probes import Prober
+from fastssl.training.saver import Saver
+from fastssl.training.step import Terms
+
+Observer = Callable[[dict[str, Any]], None]
+OwnLoss = Callable[[Tensor], Tensor | Terms]
+
+
+@dataclass
+class Clock:
+    """Seconds of training (compiling, evaluation, saving apart) and, of those, waiting for images and for views."""
+
+    train_s: float = 0.0
+    compile_s: float = 0.0
+    load_s: float = 0.0
+    views_s: float = 0.0
+
+
+@dataclass
+class Run:
+    """The parts of one run, and how far it is. `network` holds the weights, `trained` is what the loop calls.
+
+    `augment_of` gives an epoch's view table.
+    """
+
+    recipe: Recipe
+    run_dir: Path
+    device: torch.device
+    loader: build.Loader
+    augment_of: Callable[[int], Augment]
+    network: Pretrainer
+    trained: nn.Module
+    loss: Callable[[Tensor], Terms]
+    optimizer: torch.optim.Optimizer
+    learning_rate: Callable[[int], float]
+    prober: Prober
+    manifest: dict[str, Any]
+    observe: Observer
+    records: Records
+    saver: Saver
+    scaler: torch.amp.GradScaler | None = None
+    bad: FirstBadStep = field(default_factory=FirstBadStep)
+    step: int = 0
+    clock: Clock = field(default_factory=Clock)
+    last: dict[str, Any] = field(default_factory=dict)
+    best: dict[str, Any] = field(default_factory=dict)
+    skipped_steps: int = 0
+
+    @property
+    def views(self) -> int:
+        return len(view_table(self.recipe.augment))
+
+    @property
+    def digest(self) -> str:
+        return str(self.manifest["digest"])
+
+    @property
+    def total_steps(self) -> int:
+        return self.recipe.train.epochs * len(self.loader)
+
+    def warn(self, message: str) -> None:
+        self.observe({"event": "warning", "message": message})
+
+    def record(self, record: dict[str, Any]) -> None:
+        """One line of metrics.jsonl, and what the observer sees."""
+        self.last = {**self.last, **record}
+        self.records.write(record)
+        self.observe(record)
+
+
+def with_own(recipe: Recipe, backbone: nn.Module | None, policy: Sequence[ViewSpec] | None) -> Recipe:
+    """The recipe of a run that is given a module or a view table from Python."""
+    tree = recipe.model_dump(mode="json")
+    if backbone is not None:
+        tree["model"]["backbone"] = build.CUSTOM
+    if policy is not None:
+        rows = [row.model_dump(mode="json") for row in policy]
+        sides = {"side_px": max(4, *(row.side_px for row in policy))} if policy else {}
+        tree["augment"] |= {"preset": "none", "all": {}, "rows": rows} | sides
+    return load(tree)
+
+
+def terms_of(loss: OwnLoss) -> Callable[[Tensor], Terms]:
+    """A loss that may give a scalar, as one that gives terms."""
+
+    def terms(z_VBD: Tensor) -> Terms:
+        found = loss(z_VBD)
+        return {"loss": found} if isinstance(found, Tensor) else found
+
+    return terms
+
+
+def assemble(
+    recipe: Recipe,
+    folder: Path,
+    observe: Observer,
+    *,
+    backbone: nn.Module | None = None,
+    loss: OwnLoss | None = None,
+) -> Run:
+    """Builds every part; refuses what cannot work before anything is written.
+
+    Args:
+        recipe: decides everything.
+        folder: the run's, written by rank 0 alone.
+        observe: hears rank 0's records.
+        backbone, loss: in place of the recipe's, see `train`.
+    """
+    where = build.device(recipe)
+    if where.type == "cpu":
+        keep_freed_memory()
+    manifest = build.manifest_of(recipe.data.path)
+    probe_path = recipe.data.probe_path or recipe.data.path
+    sets = build.sets(recipe, build.labels_of(recipe.data.path), build.labels_of(probe_path))
+    loader = build.loader(recipe, recipe.data.path, sets.train, where=where)
+    network = build.network(recipe, in_channels=manifest["channels"], where=where, backbone=backbone)
+    synchronise_batch_norm(network, where)
+    main = ranks.is_main()
+    observe = observe if main else lambda record: None
+
+    def say(message: str) -> None:
+        observe({"event": "warning", "message": message})
+
+    return Run(
+        recipe=recipe,
+        run_dir=folder,
+        device=where,
+        loader=loader,
+        augment_of=build.augment_of_epoch(recipe, manifest, where=where),
+        network=network,
+        trained=trained(recipe, network, where),
+        loss=build.loss(recipe) if loss is None else terms_of(loss),
+        optimizer=build.optimizer(recipe, network, where=where),
+        learning_rate=build.learning_rate(recipe, steps_per_epoch=len(loader)),
+        prober=Prober(
+            recipe,
+            probe_path,
+            sets,
+            clean=build.clean_view(recipe, manifest, where=where),
+            where=where,
+            share=loader if recipe.data.probe_path is None else None,
+        ),
+        manifest=manifest,
+        observe=observe,
+        records=Records(folder / "metrics.jsonl" if main else None, say),
+        saver=Saver(folder / "checkpoints" if main else None, keep=recipe.train.keep_checkpoints, say=say),
+        scaler=torch.amp.GradScaler(where.type) if recipe.train.precision == "fp16" else None,
+    )
+
+
+def trained(recipe: Recipe, network: Pretrainer, where: torch.device) -> nn.Module:
+    """The network as the loop calls it: compiled if the recipe says so, with gradients averaged over ranks."""
+    return data_parallel(build.compiled(recipe, network), where)

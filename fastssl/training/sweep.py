@@ -1,0 +1,241 @@
+"""A grid of recipes, each cell a run of its own: runs what is missing, resumes what was stopped, tabulates all.
+
+Cells run one after another in this process. A cell that a person has to mend is noted and the others go on.
+"""
+
+import hashlib
+import itertools
+import json
+import re
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fastssl.errors import UserError
+from fastssl.recipe import Recipe, load
+from fastssl.runs import reading
+from fastssl.training import loop
+from fastssl.training.trackers import Writers
+
+Observer = Callable[[dict[str, Any]], None]
+LONGEST_NAME = 100
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a sweep: what it changes, its folder, and its recipe or what is wrong with it."""
+
+    changes: dict[str, Any]
+    folder: Path
+    recipe: Recipe | UserError
+
+
+def parse_grid(texts: Sequence[str]) -> dict[str, list[Any]]:
+    """["optim.lr=0.1,0.2", "model.projector=[64,64],[256,256]"] to each key's values, which are YAML.
+
+    Raises:
+        UserError: when a text is not of that form or a key comes twice.
+    """
+    grid: dict[str, list[Any]] = {}
+    for text in texts:
+        key, equals, listed = (part.strip() for part in text.partition("="))
+        try:
+            values = yaml.safe_load(f"[{listed}]")
+        except (yaml.YAMLError, ValueError):
+            values = None
+        if not equals or not key or not values:
+            raise UserError(
+                f"--grid {text!r} is not of the form section.key=a,b,c.", "Write --grid optim.lr=0.001,0.01."
+            )
+        if key in grid:
+            raise UserError(f"--grid names {key} twice.", "Give all of its values in one --grid.")
+        grid[key] = values
+    return grid
+
+
+def cells(
+    recipe: str | Path | Mapping[str, Any],
+    grid: Mapping[str, Sequence[Any]],
+    *,
+    seeds: int,
+    out: Path,
+    changes: Sequence[str] = (),
+) -> list[Cell]:
+    """Every combination of the grid's values, seeds innermost.
+
+    Args:
+        recipe: what the cells change.
+        grid: keys such as "optim.lr" to values.
+        seeds: runs of each combination; their seeds count up from the recipe's.
+        out: holds a folder for each cell.
+        changes: texts "section.key=value" for all cells.
+
+    Raises:
+        UserError: when no cell's recipe is sound, or the grid and seeds both set the seed.
+    """
+    if seeds > 1 and "seed" in grid:
+        raise UserError("The grid sets seed and --seeds asks for more.", "Use one of the two.")
+    first_seed = load(recipe, changes).seed
+    axes = [[(key, value) for value in values] for key, values in grid.items()]
+    if seeds > 1 or not grid:
+        axes.append([("seed", first_seed + i) for i in range(seeds)])
+    found, taken = [], set[str]()
+    for combination in itertools.product(*axes):
+        changed = dict(combination)
+        name = folder_name(changed, taken)
+        taken.add(name)
+        texts = [override(key, value) for key, value in combination]
+        found.append(Cell(changed, out / name, recipe_of(recipe, [*changes, *texts])))
+    wrong = [cell.recipe for cell in found if isinstance(cell.recipe, UserError)]
+    if len(wrong) == len(found):
+        raise wrong[0]
+    return found
+
+
+def override(key: str, value: Any) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
+    return f"{key}={text.removesuffix('...' + chr(10)).strip()}"
+
+
+def recipe_of(recipe: str | Path | Mapping[str, Any], changes: Sequence[str]) -> Recipe | UserError:
+    try:
+        return load(recipe, changes)
+    except UserError as error:
+        return error
+
+
+def folder_name(changes: Mapping[str, Any], taken: set[str]) -> str:
+    """lr=0.01_seed=1: the same cell has the same name in every sweep."""
+    short = [key.rsplit(".", 1)[-1] for key in changes]
+    keys = short if len(set(short)) == len(short) else list(changes)
+    parts = (f"{key}={value}" for key, value in zip(keys, changes.values(), strict=True))
+    name = "_".join(re.sub(r"[^A-Za-z0-9_.=+-]+", "-", part).strip("-") for part in parts)
+    if len(name) > LONGEST_NAME or name in taken:
+        mark = hashlib.sha256(json.dumps(changes, sort_keys=True, default=str).encode()).hexdigest()[:8]
+        name = f"{name[:LONGEST_NAME]}-{mark}"
+    return name
+
+
+def sweep(
+    recipe: str | Path | Mapping[str, Any],
+    grid: Mapping[str, Sequence[Any]],
+    *,
+    seeds: int = 1,
+    out: str | Path | None = None,
+    changes: Sequence[str] = (),
+    observe: Observer = lambda record: None,
+    convert_progress: Callable[[str, int, int | None], None] | None = None,
+) -> dict[str, Any]:
+    """Runs a grid of recipes; the same call again runs only what is not done.
+
+    Args:
+        recipe: a mapping, a YAML file or a shipped recipe's name.
+        grid: keys such as "optim.lr" to the values to try.
+        seeds: runs of each combination, their seeds counting up from the recipe's.
+        out: holds a run folder for each cell, and sweep.json; `runs/<recipe's name>-sweep` when absent.
+        changes: texts "section.key=value" for all cells.
+        observe: hears each run's records, and {"event": "cell", ...} before each cell.
+        convert_progress: as for `train`.
+
+    Returns:
+        What sweep.json holds: {"cells": [...], "settings": [...]}, one record a run, and one a combination over its
+        seeds. A cell that failed has its "error".
+
+    Raises:
+        UserError: when there is nothing sound to run.
+        Interrupted: after a signal, when the running cell's checkpoint is written.
+    """
+    name = load(recipe, changes).name
+    folder = Path(out) if out is not None else Path("runs") / f"{name}-sweep"
+    planned = cells(recipe, grid, seeds=seeds, out=folder, changes=changes)
+    errors: dict[Path, UserError] = {}
+    try:
+        for number, cell in enumerate(planned, start=1):
+            observe({"event": "cell", "number": number, "of": len(planned), "changes": cell.changes})
+            try:
+                run(cell, observe=observe, convert_progress=convert_progress)
+            except UserError as error:
+                errors[cell.folder] = error
+    finally:
+        result = tabulated(name, planned, errors)
+        write(folder / "sweep.json", result)
+    return result
+
+
+def run(cell: Cell, *, observe: Observer, convert_progress: Callable[[str, int, int | None], None] | None) -> None:
+    """Trains one cell, from its last checkpoint when it has one; a finished cell is left alone."""
+    if isinstance(cell.recipe, UserError):
+        raise cell.recipe
+    if (cell.folder / "summary.json").exists() and load(cell.folder / "recipe.yaml") == cell.recipe:
+        return
+    warn = partial(told, observe)
+    with Writers(cell.recipe, cell.folder, warn=warn) as writers:
+
+        def all_of_them(record: dict[str, Any]) -> None:
+            for hears in (observe, writers):
+                hears(record)
+
+        writers.summary(
+            loop.train(
+                cell.recipe,
+                run_dir=cell.folder,
+                resume=True,
+                observe=all_of_them,
+                convert_progress=convert_progress,
+            )
+        )
+
+
+def told(observe: Observer, message: str) -> None:
+    observe({"event": "warning", "message": message})
+
+
+def tabulated(name: str, planned: Sequence[Cell], errors: Mapping[Path, UserError]) -> dict[str, Any]:
+    """The sweep so far, from the run folders."""
+    rows = [row(cell, errors.get(cell.folder)) for cell in planned]
+    return {"sweep": name, "cells": rows, "settings": settings(rows)}
+
+
+def row(cell: Cell, error: UserError | None) -> dict[str, Any]:
+    """One cell: the main figures of its run, its changes, and what ended it."""
+    found: dict[str, Any] = {"run_dir": str(cell.folder), "state": "not begun"}
+    try:
+        if reading.is_run(cell.folder):
+            found = reading.entry(reading.read(cell.folder))
+    except UserError as damage:
+        error = error or damage
+    if error:
+        found["state"] = "failed"
+    return found | {"changes": cell.changes, "error": f"{error.what} {error.fix}" if error else None}
+
+
+def settings(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One record a combination: accuracy over its finished seeds, on test where there is one, else held out."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for one in rows:
+        key = json.dumps({k: v for k, v in one["changes"].items() if k != "seed"}, default=str)
+        groups.setdefault(key, []).append(one)
+    return [{"changes": json.loads(key), "seeds": len(group), **accuracy(group)} for key, group in groups.items()]
+
+
+def accuracy(group: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    done = [one for one in group if one["state"] == "done"]
+    for name in ("test_knn_pct", "best_val_pct"):
+        values = [one[name] for one in done if one.get(name) is not None]
+        if values:
+            spread = {"mean": statistics.mean(values), "min": min(values), "max": max(values), "n": len(values)}
+            return {"accuracy": name, **spread}
+    return {"accuracy": None, "mean": None, "min": None, "max": None, "n": 0}
+
+
+def write(path: Path, result: Mapping[str, Any]) -> None:
+    """The record as a file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(result, indent=1, default=str) + "\n", encoding="utf-8")
+    part.replace(path)

@@ -1,0 +1,150 @@
+"""TensorBoard and Weights & Biases as observers of a run: off by default, and never a reason for a run to stop.
+
+Whatever goes wrong with one of them (not installed, service away, disk full) is said once; the run goes on without it.
+"""
+
+import threading
+import uuid
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from fastssl.build import ranks
+from fastssl.data.loaders.choose import installed
+from fastssl.recipe import Recipe
+
+PREFIXES = {"step": "train", "evaluation": "val", "summary": "test"}
+POSITIONS = ("step", "epoch", "images", "views")
+START_TIMEOUT_S, CLOSE_TIMEOUT_S = 30, 60
+
+
+class Writer(Protocol):
+    """Where numbers go."""
+
+    def write(self, numbers: Mapping[str, float], step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class TensorBoard:
+    """Event files in the run's folder; what a resume writes again replaces what came after its checkpoint."""
+
+    def __init__(self, recipe: Recipe, folder: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def write(self, numbers: Mapping[str, float], step: int) -> None:
+        for name, value in numbers.items():
+            self.writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class WeightsAndBiases:
+    """One W&B run for each run folder, offline when no key is at hand (wandb would ask for it and wait)."""
+
+    def __init__(self, recipe: Recipe, folder: Path, step: int) -> None:
+        import wandb
+
+        mark = folder / "wandb.id"
+        if not mark.exists():
+            mark.write_text(uuid.uuid4().hex, encoding="utf-8")
+        self.run: Any = wandb.init(
+            project=recipe.log.wandb_project,
+            name=folder.name,
+            id=mark.read_text(encoding="utf-8").strip(),
+            resume="allow",
+            mode=None if wandb.api.api_key else "offline",
+            dir=str(folder),
+            config=recipe.model_dump(mode="json"),
+            settings=wandb.Settings(init_timeout=START_TIMEOUT_S, silent=True),
+        )
+
+    def write(self, numbers: Mapping[str, float], step: int) -> None:
+        self.run.log(dict(numbers), step=step)
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+OPENERS: dict[str, Callable[[Recipe, Path, int], Writer]] = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}
+
+
+class Writers:
+    """Give it to `train` as its observer, or call it from one, inside a `with`.
+
+    Args:
+        recipe: `log` says which writers are on.
+        folder: of the run.
+        warn: told one sentence when a writer is given up.
+    """
+
+    def __init__(self, recipe: Recipe, folder: Path, *, warn: Callable[[str], None]) -> None:
+        self.recipe, self.folder, self.warn = recipe, folder, warn
+        self.open: dict[str, Writer] = {}
+        self.step = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __call__(self, record: Mapping[str, Any]) -> None:
+        """Starts the writers at the "start" record, and writes the numbers of steps, evaluations and the summary."""
+        if not ranks.is_main():
+            return
+        if record["event"] == "start":
+            self.start(record["step"])
+        elif record["event"] in PREFIXES:
+            self.step = int(record.get("step", self.step))
+            numbers = named(record)
+            for name, writer in list(self.open.items()):
+                self.guarded(name, partial(writer.write, numbers, self.step))
+
+    def start(self, step: int) -> None:
+        for name, opener in OPENERS.items():
+            if not getattr(self.recipe.log, name):
+                continue
+            if not installed(name):
+                self.warn(f"{name} is not installed, nothing goes there: pip install 'fastssl-vision[{name}]'.")
+                continue
+
+            def begin(name: str = name, opener: Any = opener) -> None:
+                self.open[name] = opener(self.recipe, self.folder, step)
+
+            self.guarded(name, begin)
+
+    def summary(self, numbers: Mapping[str, Any]) -> None:
+        """Writes what `train` returned."""
+        self({"event": "summary"} | {k: v for k, v in numbers.items() if k.startswith("test_")})
+
+    def guarded(self, name: str, action: Callable[[], None]) -> None:
+        """Does it, or says what is wrong and goes on without this writer."""
+        try:
+            action()
+        except Exception as error:
+            self.open.pop(name, None)
+            self.warn(f"{name} is given up for this run, which goes on: {type(error).__name__}: {error}")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Closes them; one that does not come back in a minute is left behind."""
+        for name, writer in list(self.open.items()):
+            closing = threading.Thread(target=self.guarded, args=(name, writer.close), daemon=True)
+            closing.start()
+            closing.join(CLOSE_TIMEOUT_S)
+            if closing.is_alive():
+                self.warn(f"{name} has not finished after {CLOSE_TIMEOUT_S} s and is left behind.")
+
+
+def named(record: Mapping[str, Any]) -> dict[str, float]:
+    """A record's numbers as train/loss, val/knn20_pct, test/linear_pct."""
+    prefix = PREFIXES[record["event"]]
+    return {
+        f"{prefix}/{key.removeprefix('test_')}": float(value)
+        for key, value in record.items()
+        if type(value) in (int, float) and key not in POSITIONS
+    }

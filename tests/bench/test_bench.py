@@ -1,0 +1,412 @@
+"""`fastssl bench`: closed forms of crossings and speed-ups, refusals, and small real runs of every sub-command."""
+
+import itertools
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import one_torch_thread
+from typer.testing import CliRunner
+
+import fastssl
+from fastssl.bench import machine, tta, variants
+from fastssl.bench.compare import compare, read, verdict
+from fastssl.bench.crossing import Timed, first_crossing, median_or_none, speed_up
+from fastssl.bench.parts import parts
+from fastssl.bench.record import record, row, save
+from fastssl.bench.timing import Laps, rate, side_by_side
+from fastssl.cli import app
+from fastssl.cli.bench_tables import compare_text, machine_text, tta_text, variants_text
+from fastssl.errors import UserError
+from fastssl.recipe import load
+from fastssl.training.online_probes import Prober
+
+NOTHING = lambda: None  # noqa: E731
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    with one_torch_thread():
+        yield
+
+
+def curve(*values: float) -> list[dict[str, Any]]:
+    """Evaluations every 10 s, 5 steps and 40 images."""
+    return [
+        {"step": 5 * i, "epoch": i / 2, "images": 40 * i, "train_s": 10.0 * i, "knn20_pct": value}
+        for i, value in enumerate(values, 1)
+    ]
+
+
+def test_the_first_evaluation_at_the_target_counts():
+    at = first_crossing(curve(30, 50, 45, 60), "knn20_pct", 50, views=4)
+    assert at is not None
+    assert (at.train_s, at.steps, at.epochs, at.images, at.views, at.value_pct, at.gap_s) == (
+        20,
+        10,
+        1,
+        80,
+        320,
+        50,
+        10,
+    )
+    assert first_crossing(curve(30, 50), "knn20_pct", 50.1, views=4) is None
+    assert first_crossing(curve(30, 50), "ridge_pct", 1, views=4) is None
+    assert first_crossing([], "knn20_pct", 1, views=4) is None
+
+
+def test_a_median_counts_those_that_did_not_arrive_as_last():
+    assert median_or_none([3.0, None, 1.0]) == 3.0
+    assert median_or_none([3.0, None, None]) is None
+    assert median_or_none([4.0, 2.0]) == 3.0
+    assert median_or_none([]) is None
+
+
+def reached(*seconds: float) -> list[Timed]:
+    return [Timed(s, True) for s in seconds]
+
+
+def test_speed_up_is_the_ratio_of_medians_and_its_interval_the_bootstraps():
+    base, other = [30.0, 40.0, 80.0], [9.0, 10.0, 20.0]
+    found = speed_up(reached(*base), reached(*other))
+    assert found["ratio"] == 4.0
+    assert found["bound"] == "exact"
+    medians = [[statistics.median(draw) for draw in itertools.product(x, repeat=3)] for x in (base, other)]
+    every = sorted(a / b for a, b in itertools.product(*medians))  # all 27 x 27 resamples, exactly
+    assert found["low"] == pytest.approx(every[round(0.025 * len(every))], rel=0.01)
+    assert found["high"] == pytest.approx(every[round(0.975 * len(every))], rel=0.01)
+
+
+def test_speed_up_of_equal_times_is_one_and_one_seed_has_no_interval():
+    assert speed_up(reached(7, 7), reached(7, 7)) == {
+        "bound": "exact", "ratio": 1.0, "low": 1.0, "high": 1.0, "n": 2,
+    }  # fmt: skip
+    assert speed_up(reached(8), reached(2))["low"] is None
+
+
+@pytest.mark.parametrize(
+    ("base", "other", "bound"),
+    [(False, True, "at least"), (True, False, "at most"), (False, False, "unknown"), (True, True, "exact")],
+)
+def test_runs_that_did_not_arrive_bound_the_speed_up(base: bool, other: bool, bound: str):
+    found = speed_up([Timed(10, True), Timed(10, base)], [Timed(5, True), Timed(5, other)])
+    assert found["bound"] == bound
+    assert found["ratio"] == (None if bound == "unknown" else 2.0)
+
+
+def test_rates_count_items_and_take_turns():
+    order: list[str] = []
+
+    def step(name: str) -> int:
+        order.append(name)
+        return 3
+
+    found = side_by_side({"a": lambda: step("a"), "b": lambda: step("b")}, wait=NOTHING, window_s=0.0, rounds=2)
+    assert order == ["a", "a", "b", "b", "a", "b", "a", "b"]
+    assert {name: len(values) for name, values in found.items()} == {"a": 2, "b": 2}
+    assert rate(lambda: 3, NOTHING, 0.0) > 0
+
+
+def test_laps_of_one_name_add_up():
+    waits: list[int] = []
+    laps = Laps(lambda: waits.append(1))
+    for name in ("forward", "backward", "forward"):
+        laps(name)
+    assert list(laps.seconds) == ["forward", "backward"]
+    assert len(waits) == 4
+
+
+def test_a_row_of_nothing_has_no_median_and_an_even_one_the_middle_of_two():
+    assert row("a", {}, "ms", [])["median"] is None
+    made = row("a", {"b": 1}, "ms", [4.0, 1.0, 2.0, 8.0], note="x")
+    assert (made["median"], made["min"], made["max"], made["n"], made["values"]) == (3.0, 1.0, 8.0, 4, [4, 1, 2, 8])
+    assert made["note"] == "x"
+
+
+def test_every_record_carries_its_machine_versions_and_command():
+    made = record("x", [], {"seed": 1}, data_digest="d")
+    assert {"hardware", "versions", "commit", "command", "date", "recipe", "rows", "data_digest"} <= made.keys()
+
+
+def result(*values: float, **more: Any) -> dict[str, Any]:
+    return record("step", [row("ours", {"batch": 8}, "images_per_s", values)], {"seed": 0}, data_digest="d") | more
+
+
+def test_compare_tells_differences_from_noise():
+    low, high = (1.0, 2.0, 3.0, 4.0), (5.0, 6.0, 7.0, 8.0)
+    assert compare(result(*low), result(*high))["rows"][0]["verdict"] == "higher"
+    assert compare(result(*high), result(*low))["rows"][0]["verdict"] == "lower"
+    assert compare(result(*low), result(4.0, 5.0, 6.0, 7.0))["rows"][0]["verdict"] == "within noise"
+    assert compare(result(*low[:3]), result(*high[:3]))["rows"][0]["verdict"] == "too few repeats"
+    assert compare(result(*low), result(*high))["rows"][0]["ratio"] == 6.5 / 2.5
+    assert verdict(row("a", {}, "s", []), row("a", {}, "s", [1.0])) == "not reached"
+
+
+def test_compare_names_what_else_differs():
+    other = result(1.0, 2.0) | {"recipe": {"seed": 1}}
+    found = compare(result(1.0, 2.0), other)
+    assert found["differences"]["recipe"] == ["seed (0 and 1)"]
+    assert "seed (0 and 1)" in compare_text(found)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"bench": "loader"}, "bench"),
+        ({"data_digest": "other"}, "data_digest"),
+        ({"targets": {"knn20_pct": 80}}, "targets"),
+        ({"rows": [row("ours", {"batch": 16}, "images_per_s", [1.0])]}, "batch (8 and 16)"),
+        ({"rows": []}, "empty"),
+    ],
+)
+def test_unlike_results_are_not_compared(change: dict[str, Any], named: str):
+    with pytest.raises(UserError) as refused:
+        compare(result(1.0), result(1.0) | change)
+    assert named in refused.value.what
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"bench": "x"}', None])
+def test_what_is_not_a_record_is_refused(tmp_path: Path, text: str | None):
+    path = tmp_path / "a.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError) as refused:
+        read(path)
+    assert "a.json" in refused.value.what
+
+
+def test_the_machine_check_accounts_for_the_whole_step(tiny_recipe: dict[str, Any]):
+    made = machine.machine_check(load(tiny_recipe), seconds=0.1)
+    of = {(r["work"].get("stage", r["impl"]), r["metric"]): r for r in made["rows"]}
+    stages = ("loader", "augmentation", "forward", "backward", "optimiser")
+    shares = [of[stage, "share_pct"]["values"] for stage in stages]
+    assert [sum(step) for step in zip(*shares, strict=True)] == pytest.approx([100] * len(shares[0]))
+    assert of["step", "views_per_s"]["median"] == pytest.approx(2 * of["step", "images_per_s"]["median"])
+    assert {stage for stage, metric in of if metric == "compute_pct"} == {"forward", "backward"}
+    assert of["matmul", "tflop_per_s"]["max"] > 0
+    assert made["bottleneck"]["stage"] in (*stages, "evaluation")
+    assert of["evaluation", "seconds"]["work"]["images"] == 200
+    assert made["data_digest"] == json.loads(Path(tiny_recipe["data"]["path"] + ".json").read_text())["digest"]
+    text = machine_text(made)
+    assert "Bottleneck" in text
+    assert all(stage in text for stage in stages)
+
+
+def test_backward_does_twice_the_work_of_forward(tiny_recipe: dict[str, Any]):
+    from fastssl.bench.parts import parts
+
+    made = parts(load(tiny_recipe))
+    flops = machine.stage_flops(made)
+    assert 1.7 < flops["backward"] / flops["forward"] < 2.1  # no gradient for the images
+    assert made.plain.backbone.conv1.weight.grad is None
+
+
+def test_slow_steps_get_a_smaller_batch_and_a_word(tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    recipe = load(tiny_recipe)
+    assert machine.bearable(recipe) == (recipe, [])
+    monkeypatch.setattr(machine, "MAX_STEP_S", 1e-9)
+    smaller, notes = machine.bearable(recipe)
+    assert smaller.data.batch_size == 8
+    assert "measured with 8" in notes[0]
+
+
+def test_the_step_is_set_beside_a_fixed_batch(tiny_recipe: dict[str, Any]):
+    made = variants.step(load(tiny_recipe), seconds=0.05, rounds=2, only=["fixed", "as trained", "channels", "prec"])
+    rows = {(r["impl"], r["metric"]): r for r in made["rows"]}
+    names = {"fixed batch", "as trained", "channels_last=false", "precision=bf16"}
+    assert {impl for impl, metric in rows if metric == "images_per_s"} == names
+    ratio = rows["as trained", "time_against_fixed"]["values"][0]
+    fixed, trained = (rows[name, "images_per_s"]["values"][0] for name in ("fixed batch", "as trained"))
+    assert ratio == pytest.approx(fixed / trained)
+    assert "1.000x" in variants_text(made)
+
+
+def test_multicrop_is_measured_with_both_sides(tiny_recipe: dict[str, Any]):
+    recipe = load(tiny_recipe, ["augment.preset=multicrop", "augment.views=4", "augment.small_side_px=8"])
+    made = variants.step(recipe, seconds=0.05, rounds=1, only=["fixed", "as trained"])
+    assert [r["work"]["views"] for r in made["rows"]] == [4] * 3
+    sides = [tuple(group.shape[:1]) + tuple(group.shape[3:]) for group in next(parts(recipe).trained_on())]
+    assert sides == [(2, 16, 16), (2, 8, 8)]
+
+
+def test_graphs_are_a_variant_where_there_is_cuda(tiny_recipe: dict[str, Any]):
+    recipe, graphs = load(tiny_recipe), "compile=reduce-overhead"
+    assert graphs not in variants.settings(recipe, torch.device("cpu"))
+    assert variants.settings(recipe, torch.device("cuda"))[graphs] == ["train.compile=reduce-overhead"]
+    assert load(recipe, ["train.compile=reduce-overhead"]).train.compile == "reduce-overhead"
+
+
+def test_a_setting_that_does_not_run_here_is_said(tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no compiler\nat all")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    made = variants.step(load(tiny_recipe), seconds=0.05, rounds=1, only=["fixed", "compile"])
+    assert [r["impl"] for r in made["rows"]] == ["fixed batch"]
+    assert made["notes"] == ["compile=true does not run here and is left out: no compiler"]
+
+
+def test_loaders_and_appliers_side_by_side(tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(variants, "installed", lambda name: False)
+    made = variants.loader(load(tiny_recipe), seconds=0.05, rounds=2)
+    assert [r["impl"] for r in made["rows"]] == ["resident", "resident, mapped file"]
+    in_place, *absent = made["notes"]
+    assert in_place.startswith("resident: nothing is copied")
+    assert absent == [f"{name} is not installed and left out." for name in ("ffcv", "dali")]
+    made = variants.augment(load(tiny_recipe), seconds=0.05, rounds=2)
+    assert {r["impl"] for r in made["rows"]} == {f"{a}, {t}" for a in ("cpu", "torch") for t in ("float32", "bfloat16")}
+    assert all(r["n"] == 2 for r in made["rows"])
+
+
+@pytest.fixture
+def pair(tiny_recipe: dict[str, Any]) -> list[Any]:
+    """Two recipes of one work: with two views and with three."""
+    base = load(tiny_recipe, ["train.epochs=3", "evaluate.linear_epochs=0"])
+    return [load(base, ["name=two"]), load(base, ["name=three", "augment.views=3"])]
+
+
+def test_time_to_accuracy_stops_reuses_and_tells(pair: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    heard: list[dict[str, Any]] = []
+    options: dict[str, Any] = {"seeds": 2, "folder": tmp_path, "stop_at_target": True, "observe": heard.append}
+    made = tta.tta(pair, {"knn5_pct": 1.0}, **options)  # any network does better than 1 %
+    assert [e["epoch"] for e in heard if e["event"] == "evaluation"] == [1] * 4
+    rows = {(r["impl"], r["metric"]): r for r in made["rows"]}
+    assert rows["two", "steps"]["values"] == [5, 5]  # 160 images, batches of 32
+    assert rows["three", "views"]["values"] == [3 * 160] * 2
+    assert rows["two", "train_s"]["reached" if "reached" in rows["two", "train_s"] else "n"] == 2
+    assert rows["two", "apart_s"]["min"] > 0
+    assert made["speed_ups"][0]["bound"] == "exact"
+    assert "three reaches knn5 1 %" in tta_text(made)
+
+    monkeypatch.setattr(tta.training, "train", lambda *_, **__: pytest.fail("finished runs are used again"))
+    monkeypatch.setattr(tta, "warm_up", lambda recipe: pytest.fail("nothing is left to warm up for"))
+    again = tta.tta(pair, {"knn5_pct": 1.0}, **options)
+    assert again["rows"] == made["rows"]
+
+
+def test_evaluations_between_epochs_make_crossings_sharper_and_stay_off_the_clock(
+    pair: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    slow_s, measure = 0.3, Prober.while_training
+
+    def slowly(*arguments: Any) -> Any:
+        time.sleep(slow_s)
+        return measure(*arguments)
+
+    monkeypatch.setattr(Prober, "while_training", slowly)
+    often = [load(one, ["evaluate.every_steps=2", "train.epochs=1"]) for one in pair]
+    made = tta.tta(often, {"knn5_pct": 1.0}, seeds=1, folder=tmp_path)
+    rows = {(r["impl"], r["metric"]): r for r in made["rows"]}
+    for one in often:
+        (curve,) = made["curves"][one.name]
+        assert [e["step"] for e in curve["evaluations"]] == [2, 4, 5]
+        assert rows[one.name, "steps"]["values"] == [2]  # not the end of the epoch
+        assert rows[one.name, "apart_s"]["min"] >= 3 * slow_s
+
+
+def test_a_cut_off_keeps_what_is_finished(pair: list[Any], tmp_path: Path):
+    kept: list[dict[str, Any]] = []
+
+    def keep(made: dict[str, Any]) -> None:
+        kept.append(made)
+        if len(kept) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tta.tta(pair, {"knn5_pct": 1.0}, seeds=2, folder=tmp_path, stop_at_target=True, keep=keep)
+    counts = [{r["impl"]: r["n"] for r in made["rows"] if r["metric"] == "train_s"} for made in kept]
+    assert counts == [{"two": 1, "three": 0}, {"two": 1, "three": 1}, {"two": 2, "three": 1}]
+    assert [made["speed_ups"][0]["bound"] for made in kept] == ["unknown", "exact", "exact"]
+
+
+def test_not_reached_is_a_result(pair: list[Any], tmp_path: Path):
+    made = tta.tta(pair, {"knn5_pct": 100.0}, seeds=1, folder=tmp_path)
+    of = {(r["impl"], r["metric"]): r for r in made["rows"]}["two", "train_s"]
+    assert (of["median"], of["n"], of["seeds"]) == (None, 0, 1)
+    assert made["speed_ups"][0]["bound"] == "unknown"
+    assert "not reached" in tta_text(made)
+    assert len(made["curves"]["two"][0]["evaluations"]) == 3
+    save(tmp_path / "a.json", made)
+    assert compare(read(tmp_path / "a.json"), made)["rows"][0]["verdict"] == "within noise"
+
+
+def test_a_stopped_run_is_whole_and_goes_on(pair: list[Any], tmp_path: Path):
+    """The target ends it inside an evaluation; the same folder then trains to its end as if nothing had been."""
+    tta.run(pair[0], tmp_path / "a", {"knn5_pct": 1.0}, stop_at_target=True, observe=lambda one: None)
+    assert not (tmp_path / "a" / "summary.json").exists()
+    fastssl.train(pair[0], run_dir=tmp_path / "a", resume=True)
+    fastssl.train(pair[0], run_dir=tmp_path / "b")
+    ours, theirs = ([e["knn5_pct"] for e in tta.evaluations_of(tmp_path / name)] for name in "ab")
+    assert ours == theirs
+    assert len(ours) == 3
+
+
+def test_recipes_of_unlike_work_are_refused(pair: list[Any], tiny_data: tuple[Path, Path], tmp_path: Path):
+    two, three = pair
+    for other, named in (
+        (load(three, ["name=two"]), "one name"),
+        (load(three, ["evaluate.max_train=50"]), "evaluate.max_train"),
+        (load(three, [f"data.path={tiny_data[1]}", "data.batch_size=32"]), "data differ"),
+    ):
+        with pytest.raises(UserError) as refused:
+            tta.tta([two, other], {"knn5_pct": 1.0}, seeds=1, folder=tmp_path)
+        assert named in refused.value.what
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_another_recipe_is_refused(pair: list[Any], tmp_path: Path):
+    fastssl.train(load(pair[0], ["optim.lr=0.1", "train.epochs=1"]), run_dir=tmp_path / "two-s0")
+    with pytest.raises(UserError) as refused:
+        tta.tta(pair, {"knn5_pct": 1.0}, seeds=1, folder=tmp_path)
+    assert "another recipe" in refused.value.what
+
+
+def test_a_target_that_is_not_measured_is_refused_at_the_first_evaluation(pair: list[Any], tmp_path: Path):
+    with pytest.raises(UserError) as refused:
+        tta.tta(pair[:1], {"nonsense_pct": 1.0}, seeds=1, folder=tmp_path)
+    assert "nonsense" in refused.value.what
+    assert "knn5" in refused.value.fix
+
+
+def test_the_linear_probe_can_be_a_target(pair: list[Any], tmp_path: Path):
+    with pytest.raises(UserError) as refused:
+        tta.tta(pair[:1], {"linear_pct": 1.0}, seeds=1, folder=tmp_path)
+    assert "linear_epochs_while_training" in refused.value.fix
+    probed = load(pair[0], ["evaluate.linear_epochs_while_training=1"])
+    made = tta.tta([probed], {"linear_pct": 1.0}, seeds=1, folder=tmp_path, stop_at_target=True)
+    assert {r["metric"]: r["values"] for r in made["rows"]}["steps"] == [5]
+
+
+def test_targets_are_parsed(pair: list[Any]):
+    assert tta.parse_targets("knn=80, ridge=82.5", pair[0]) == {"knn5_pct": 80.0, "ridge_pct": 82.5}
+    assert tta.parse_targets("knn20=80", pair[0]) == {"knn20_pct": 80.0}
+    for wrong in ("", "knn", "knn=", "knn=x", "knn=0", "knn=101", "=3", "knn=nan"):
+        with pytest.raises(UserError):
+            tta.parse_targets(wrong, pair[0])
+
+
+def test_the_command_writes_and_compares(tiny_recipe: dict[str, Any], tmp_path: Path):
+    import yaml
+
+    path, runner = tmp_path / "tiny.yaml", CliRunner()
+    path.write_text(yaml.safe_dump(tiny_recipe))
+    for name in "ab":
+        out = str(tmp_path / f"{name}.json")
+        words = ["bench", "augment", str(path), "--only", "cpu", "--seconds", "0.05", "--out", out, "--json"]
+        done = runner.invoke(app, words, catch_exceptions=False)
+        assert json.loads(done.stdout.splitlines()[-1])["bench"] == "augment"
+    done = runner.invoke(app, ["bench", "compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")])
+    assert "images_per_s" in done.stdout
+
+
+def test_bench_alone_is_the_machine_check(tiny_recipe: dict[str, Any], tmp_path: Path):
+    import yaml
+
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny_recipe))
+    done = CliRunner().invoke(app, ["bench", str(path), "--seconds", "0.1", "--json"], catch_exceptions=False)
+    assert json.loads(done.stdout.splitlines()[-1])["bench"] == "machine"

@@ -1,0 +1,124 @@
+"""The peers do the same job: equal first weights, views like ours, a loss that agrees, and a record of it all."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tiny import one_torch_thread
+
+sys.path.append(str(Path(__file__).parents[2] / "bench"))
+sys.path.append(str(Path(__file__).parents[2] / "bench" / "peers"))
+import loops
+import tta_peers
+
+from fastssl import build, losses
+from fastssl.recipe import load
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    with one_torch_thread():
+        yield
+
+
+def needs(name: str) -> None:
+    if name == "lightly":
+        pytest.importorskip("lightly.transforms", reason="lightly is not installed")
+
+
+@pytest.mark.parametrize("name", list(loops.LOOPS))
+def test_every_loop_starts_from_the_same_weights_and_trains(name: str, tiny_recipe: dict[str, Any]):
+    needs(name)
+    recipe = load(tiny_recipe, ["train.epochs=1"])
+    backbone, steps = loops.LOOPS[name](recipe, 0)
+    first = build.network(recipe, in_channels=3, where=torch.device("cpu")).backbone.state_dict()
+    assert all(torch.equal(first[key], value) for key, value in backbone.state_dict().items())
+    assert list(steps) == [32] * 5  # 160 images to train on
+    assert not torch.equal(first["conv1.weight"], backbone.conv1.weight)
+
+
+@pytest.mark.parametrize("name", ["lightly", "plain torchvision"])
+def test_a_peers_views_are_as_bright_and_as_varied_as_ours(name: str, tiny_recipe: dict[str, Any]):
+    needs(name)
+    recipe = load(tiny_recipe)
+    seen: list[torch.Tensor] = []
+
+    class Spy(torch.nn.Module):
+        def __init__(self, inside: torch.nn.Module) -> None:
+            super().__init__()
+            self.inside = inside
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(x)
+            return self.inside(x)
+
+    network = build.network
+
+    def spied(*arguments: Any, **named: Any) -> Any:
+        made = network(*arguments, **named)
+        made.backbone.conv1 = Spy(made.backbone.conv1)
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "network", spied)
+        list(loops.LOOPS[name](recipe, 0)[1])
+        theirs = torch.cat(seen)
+        seen.clear()
+        list(loops.fastssl(recipe, 0)[1])
+    ours = torch.cat(seen)
+    assert theirs.shape == ours.shape
+    assert theirs.mean() == pytest.approx(float(ours.mean()), abs=0.15)
+    assert theirs.std() == pytest.approx(float(ours.std()), rel=0.1)
+
+
+def test_the_hand_written_loss_is_ours_for_two_views():
+    z_VBD = torch.randn(2, 64, 8)
+    ours = losses.barlow_twins(
+        z_VBD, orthogonality=0.1, form="leave_one_out", standardise="per_view", l2_normalise=False
+    )
+    assert loops.barlow_twins(*z_VBD, 0.1) == pytest.approx(float(ours["loss"]), rel=1e-5)
+
+
+def test_the_script_records_loops_speed_ups_and_the_fixed_batch(
+    tiny_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def here(name: str, recipe: Any, arguments: Any) -> dict[str, Any] | None:
+        if name == "lightly":
+            return None
+        options = {"every_steps": 2, "budget_s": 60.0, "workers": 0}
+        return tta_peers.follow(name, recipe, target_pct=arguments.target, **options)
+
+    monkeypatch.setattr(tta_peers, "in_a_process", here)
+    monkeypatch.setattr(tta_peers, "WARMUP", 1)
+    monkeypatch.setattr(tta_peers, "LARGER", ["model.width=0.5"])
+    path, out = tmp_path / "tiny.yaml", tmp_path / "out.json"
+    path.write_text(yaml.safe_dump(tiny_recipe))
+    tta_peers.main([str(path), "--target", "1", "--seeds", "2", "--fixed-s", "0.05", "--out", str(out)])
+    made = json.loads(out.read_text())
+    rows = {(r["impl"], r["metric"], r["work"]["backbone"]): r for r in made["rows"]}
+    small = "resnet_tiny x0.25 patch2"
+    assert rows["fastssl", "steps", small]["values"] == [3, 3]
+    assert rows["plain torchvision", "train_s", small]["seeds"] == 2
+    assert rows["fastssl, as trained", "time_against_fixed", small]["n"] == 25
+    assert ("fastssl, as trained", "time_against_fixed", "resnet_tiny x0.5 patch2") in rows
+    assert [one["against"] for one in made["speed_ups"]] == ["plain torchvision"]
+    assert made["speed_ups"][0]["bound"] == "exact"
+    assert "Against plain torchvision" in capsys.readouterr().out
+
+
+def test_a_missing_peer_is_said(tiny_recipe: dict[str, Any], capsys: pytest.CaptureFixture[str]):
+    arguments = tta_peers.parse(["--workers", "0", "--every-steps", "1"])
+    assert tta_peers.in_a_process("nobody's", load(tiny_recipe), arguments) is None
+    assert "nobody's is left out: KeyError" in capsys.readouterr().err
+
+
+def test_a_recipe_that_the_peers_cannot_do_alike_is_refused(tiny_recipe: dict[str, Any], tmp_path: Path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny_recipe))
+    for change, named in (("augment.all={rotate_p: 1.0}", "rotation"), ("augment.views=3", "two views")):
+        with pytest.raises(SystemExit, match=named):
+            tta_peers.main([str(path), "-s", change])

@@ -1,0 +1,84 @@
+"""From a recipe to its parts: which images, which loader, and what is refused before training."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastssl import build
+from fastssl.build import ranks
+from fastssl.data.convert.convert import convert
+from fastssl.errors import UserError
+from fastssl.recipe import load
+
+CPU = torch.device("cpu")
+
+
+def folder_of(path: Path, **counts: int) -> Path:
+    """Class folders with so many images of 8 px."""
+    rng = np.random.default_rng(0)
+    for name, count in counts.items():
+        (path / name).mkdir(parents=True)
+        for i in range(count):
+            Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(path / name / f"{i}.png")
+    return path
+
+
+def recipe_of(train: Path, test: Path):
+    data = {"path": str(train), "test_path": str(test), "batch_size": 4, "val_count": 2}
+    return load({"data": data, "train": {"epochs": 1}, "augment": {"side_px": 8}})
+
+
+def sets_of(recipe):
+    labels_N = build.labels_of(recipe.data.path)
+    return build.sets(recipe, labels_N, labels_N)
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        ({"bird": 3, "dog": 3}, "class dog with label 1, and .*train.beton has cat there"),
+        ({"bird": 3, "cat": 3, "dog": 3, "emu": 2}, "class emu with label 3, and .*none of that label"),
+    ],
+)
+def test_a_test_set_of_other_classes_is_refused_before_training(tmp_path, counts, said):
+    train, test = tmp_path / "train.beton", tmp_path / "test.beton"
+    convert(folder_of(tmp_path / "a", bird=4, cat=4, dog=4), train)
+    convert(folder_of(tmp_path / "b", **counts), test)
+    with pytest.raises(UserError, match=said) as raised:
+        sets_of(recipe_of(train, test))
+    assert "--classes" in raised.value.fix
+    assert "train.beton.json" in raised.value.fix
+
+
+def test_a_test_set_with_fewer_classes_agrees_once_the_classes_are_given(tmp_path):
+    train, test = tmp_path / "train.beton", tmp_path / "test.beton"
+    classes = convert(folder_of(tmp_path / "a", bird=4, cat=4, dog=4), train)["classes"]
+    convert(folder_of(tmp_path / "b", bird=3, dog=3), test, classes=classes)
+    assert build.labels_of(test).unique().tolist() == [0, 2]
+    assert len(sets_of(recipe_of(train, test)).val) == 2
+
+
+def test_an_unlabelled_set_is_no_reason_to_refuse_a_test_set(tmp_path):
+    train, test = tmp_path / "train.beton", tmp_path / "test.beton"
+    convert("shapes", train, split="unlabelled", count=8, side_px=8)
+    convert(folder_of(tmp_path / "b", bird=3, dog=3), test)
+    assert len(sets_of(recipe_of(train, test)).probe) == 0
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_ranks_evaluate_contiguous_parts_without_padding(tiny_recipe, monkeypatch, shared):
+    recipe = load(tiny_recipe)
+    path, chosen, world = recipe.data.path, torch.arange(0, 200, 3), 5
+    share = build.loader(recipe, path, torch.arange(200), where=CPU) if shared else None
+    parts = []
+    for rank in range(world):
+        loader = build.ordered_loader(recipe, path, chosen, where=CPU, share=share, rank=rank, world=world)
+        parts.append([i for batch in loader.epoch(0) for i in batch.index_B.tolist()])
+        with monkeypatch.context() as patch:
+            patch.setattr(ranks, "rank", lambda rank=rank: rank)
+            patch.setattr(ranks, "world", lambda: world)
+            assert parts[-1] == chosen[list(ranks.shard(len(chosen)))].tolist()
+    assert [i for part in parts for i in part] == chosen.tolist()

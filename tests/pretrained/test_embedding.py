@@ -1,0 +1,127 @@
+"""Features on disk: the same numbers as in memory, in the source's order, with names and labels, all or nothing."""
+
+import json
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import fastssl
+from fastssl.errors import UserError
+from fastssl.pretrained.embedding.embed import embed
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Two classes of images of mixed sizes and kinds, as a camera's folder holds them."""
+    generator, folder = np.random.default_rng(0), tmp_path / "photos"
+    for i in range(12):
+        place = folder / ("cat" if i % 2 else "dog")
+        place.mkdir(parents=True, exist_ok=True)
+        shape = (20 + i, 30 - i) if i % 3 == 0 else (20 + i, 30 - i, 3 if i % 3 == 1 else 4)
+        Image.fromarray(generator.integers(0, 256, shape, np.uint8)).save(place / f"{i:02d}.png")
+    return folder
+
+
+def table(path: Path) -> list[list[str]]:
+    return [line.split(",") for line in path.read_text().splitlines()]
+
+
+def test_features_of_the_training_file_equal_those_in_memory(
+    tiny_run: Path, tiny_data: tuple[Path, Path], tmp_path: Path
+) -> None:
+    from fastssl.data.beton.reader import Beton
+
+    seen: list[tuple[int, int | None]] = []
+    record = embed(tiny_run, tiny_data[1], tmp_path / "f.npy", progress=lambda *a: seen.append(a), batch_size=7)
+    beton, features_NF = Beton(tiny_data[1]), np.load(tmp_path / "f.npy")
+    images = np.stack([beton.image(i) for i in range(100)])
+    np.testing.assert_allclose(features_NF, fastssl.load(tiny_run).embed(images), rtol=1e-4, atol=1e-5)
+    assert features_NF.dtype == np.float32
+    assert (record["count"], record["features_dim"], record["labelled"]) == (100, features_NF.shape[1], 100)
+    head, *rows = table(tmp_path / "f.csv")
+    assert head == ["id", "label", "class"]
+    assert [int(label) for _, label, _ in rows] == beton.labels.tolist()
+    assert rows[3][0] == "test.beton[3]"
+    assert seen[-1] == (100, 100)
+    assert json.loads((tmp_path / "f.npy.json").read_text()) == record
+
+
+def test_photos_pass_through_the_conversion_of_the_training_images(
+    tiny_run: Path, photos: Path, tmp_path: Path
+) -> None:
+    """What convert would store, embedded, equals what embed makes of the photos themselves."""
+    embed(tiny_run, photos, tmp_path / "direct.npy")
+    fastssl.convert(photos, tmp_path / "photos.beton", side_px=16)
+    embed(tiny_run, tmp_path / "photos.beton", tmp_path / "converted.npy")
+    np.testing.assert_allclose(
+        np.load(tmp_path / "direct.npy"), np.load(tmp_path / "converted.npy"), rtol=1e-4, atol=1e-5
+    )
+    rows = table(tmp_path / "direct.csv")[1:]
+    assert [row[0] for row in rows] == sorted(row[0] for row in rows)
+    assert {(row[0].split("/")[0], row[2]) for row in rows} == {("cat", "cat"), ("dog", "dog")}
+
+
+def test_parquet_of_an_archive_holds_the_same_rows_with_classes_named_at_its_end(
+    tiny_run: Path, photos: Path, tmp_path: Path
+) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    with tarfile.open(tmp_path / "photos.tar", "w") as archive:
+        for path in sorted(photos.rglob("*.png"), key=lambda p: p.name):  # dog first, then cat, alternating
+            archive.add(path, path.relative_to(photos))
+    embed(tiny_run, photos, tmp_path / "f.npy")
+    embed(tiny_run, tmp_path / "photos.tar", tmp_path / "f.parquet")
+    found = parquet.read_table(tmp_path / "f.parquet").to_pydict()
+    order = np.argsort(found["id"])
+    np.testing.assert_allclose(
+        np.array(found["features"], np.float32)[order], np.load(tmp_path / "f.npy"), rtol=1e-4, atol=1e-5
+    )
+    rows = [[found["id"][i], str(found["label"][i]), found["class"][i]] for i in order]
+    assert rows == table(tmp_path / "f.csv")[1:]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "f.csv", "f.npy", "f.npy.json", "f.parquet", "f.parquet.json", "photos", "photos.tar",
+    ]  # fmt: skip
+
+
+def test_an_unreadable_image_stops_without_a_trace_or_is_counted(tiny_run: Path, photos: Path, tmp_path: Path) -> None:
+    (photos / "cat" / "99.png").write_bytes(b"not a picture")
+    with pytest.raises(UserError, match=r"99\.png"):
+        embed(tiny_run, photos, tmp_path / "out" / "f.npy")
+    assert not (tmp_path / "out").exists()
+    assert embed(tiny_run, photos, tmp_path / "f.npy", on_error="skip")["skipped"] == 1
+    assert np.load(tmp_path / "f.npy").shape[0] == 12
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"out": "f.txt"}, "f.txt"), ({"weights": "nowhere"}, "nowhere"), ({"source": "nothing"}, "nothing")],
+)
+def test_mistakes_are_named(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, str], named: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments: dict[str, Any] = {"weights": tiny_run, "source": "shapes", "out": "f.npy", "count": 4} | change
+    with pytest.raises(UserError, match=named):
+        embed(arguments.pop("weights"), arguments.pop("source"), arguments.pop("out"), **arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_parquet_without_pyarrow_says_what_to_install(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UserError, match=r"fastssl-vision\[parquet\]"):
+        embed(tiny_run, "shapes", tmp_path / "f.parquet", count=4)
+
+
+def test_the_command_ends_with_one_record(tiny_run: Path, tmp_path: Path) -> None:
+    words = ["embed", str(tiny_run), "shapes", "--count", "20", "--out", str(tmp_path / "f.npy"), "--json"]
+    done = subprocess.run([sys.executable, "-m", "fastssl", *words], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["count"] == 20
+    assert np.load(tmp_path / "f.npy").shape[0] == 20

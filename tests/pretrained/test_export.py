@@ -1,0 +1,176 @@
+"""What is exported gives our features elsewhere: in torchvision, timm, ONNX, torch.export and from safetensors."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+
+import fastssl
+from fastssl import build
+from fastssl.errors import UserError
+from fastssl.pretrained.export.export import export
+from fastssl.pretrained.load import Pretrained
+from fastssl.recipe import load
+
+
+def network(channels: int = 3, **model: Any) -> Pretrained:
+    """An untrained network with lively batch statistics, as `load` would give it."""
+    recipe = load(
+        {
+            "name": "untrained",
+            "device": "cpu",
+            "data": {"path": "none.beton"},
+            "augment": {"side_px": 32},
+            "model": {"projector": [8]} | model,
+            "train": {"epochs": 1},
+        }
+    )
+    manifest = {
+        "channels": channels,
+        "mean": [0.5] * channels,
+        "std": [0.25] * channels,
+        "side_px": 32,
+        "digest": "sha256:0",
+        "count": 1,
+        "options": {"side_px": 32},
+    }
+    where = torch.device("cpu")
+    backbone = build.network(recipe, in_channels=channels, where=where).backbone
+    for name, buffer in backbone.named_buffers():
+        if name.endswith("running_mean"):
+            torch.nn.init.uniform_(buffer, -0.1, 0.1)
+    return Pretrained(
+        backbone=backbone.eval(),
+        recipe=recipe,
+        device=where,
+        clean=build.clean_view(recipe, manifest, where=where),
+        projector=None,
+        manifest=manifest,
+        digest="0",
+        run_dir=None,
+    )
+
+
+RESNET18 = {"backbone": "resnet18", "stem": "imagenet"}
+CIFAR18 = {"backbone": "resnet18", "stem": "cifar"}
+RESNET50 = {"backbone": "resnet50", "stem": "imagenet"}
+VIT = {"backbone": "timm/vit_tiny_patch16_224", "stem": "patch8"}
+CONVNEXT4 = {"backbone": "timm/convnext_atto", "channels": 4}
+CONVNEXT4_TV = {"backbone": "torchvision/convnext_tiny", "channels": 4}
+TRIPS = [
+    ("torchvision", ".pth", RESNET18),
+    ("torchvision", ".safetensors", RESNET50),
+    ("torchvision", ".pth", CIFAR18 | {"channels": 1}),
+    ("torchvision", ".pth", CONVNEXT4_TV),
+    ("timm", ".safetensors", RESNET18),
+    ("timm", ".pth", RESNET50),
+    ("timm", ".safetensors", CIFAR18),
+    ("timm", ".safetensors", VIT),
+    ("timm", ".safetensors", CONVNEXT4),
+    ("safetensors", ".safetensors", RESNET18),
+    ("safetensors", ".safetensors", RESNET50),
+    ("safetensors", ".safetensors", VIT),
+    ("safetensors", ".safetensors", CONVNEXT4),
+    ("torch-export", ".pt2", RESNET18),
+    ("torch-export", ".pt2", VIT),
+    ("onnx", ".onnx", RESNET18),
+    ("onnx", ".onnx", RESNET50),
+    ("onnx", ".onnx", VIT),
+    ("onnx", ".onnx", CONVNEXT4),
+    ("huggingface", "", RESNET18),
+    ("huggingface", "", VIT),
+    ("huggingface", "", CONVNEXT4),
+    ("huggingface", "", CIFAR18),
+]
+
+
+@pytest.mark.parametrize(
+    ("to", "suffix", "model"), TRIPS, ids=[f"{t}-{m['backbone']}-{i}" for i, (t, _, m) in enumerate(TRIPS)]
+)
+def test_the_printed_lines_load_what_was_exported_and_give_our_features(
+    to: Any, suffix: str, model: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "timm" in (to, model["backbone"].partition("/")[0]) or to == "huggingface":
+        pytest.importorskip("timm")
+    if to == "onnx":
+        pytest.importorskip("onnxruntime")
+    net = network(**model)
+    record = export(net, tmp_path / f"exported{suffix}", to=to)
+    images = torch.randn(5, net.manifest["channels"], 32, 32)
+    names: dict[str, Any] = {"images": images.numpy()}
+    monkeypatch.chdir(tmp_path)
+    exec("\n".join(record["loading"]), names)
+    if to == "onnx":
+        theirs = torch.from_numpy(names["features"])
+    else:
+        module = names.get("model", names.get("backbone"))
+        theirs = (module if to == "torch-export" else module.eval())(images).detach()
+    ours = net.backbone(images).detach()
+    assert ours.std() > 0.01 * ours.abs().mean()
+    torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
+
+
+def test_every_export_carries_preprocessing_licence_recipe_accuracy_and_digest(tiny_run: Path, tmp_path: Path) -> None:
+    record = export(tiny_run, tmp_path / "b.safetensors", to="safetensors")
+    assert json.loads((tmp_path / "b.safetensors.json").read_text()) == record
+    with safe_open(tmp_path / "b.safetensors", framework="pt") as file:
+        assert json.loads(file.metadata()["fastssl"]) == record
+    data = json.loads((tiny_run / "data.json").read_text())
+    prepared = record["preprocessing"]
+    assert (prepared["side_px"], prepared["mean"], prepared["interpolation"]) == (16, data["mean"], "bicubic")
+    assert record["data"]["digest"] == data["digest"]
+    assert record["recipe"]["model"]["width"] == 0.25
+    assert "validation_knn5_pct" in record["accuracy"]
+    assert "MIT" in record["licence"]
+
+
+def test_exported_weights_embed_and_export_again_like_the_run(tiny_run: Path, tmp_path: Path) -> None:
+    import numpy as np
+
+    export(tiny_run, tmp_path / "b.safetensors", to="safetensors")
+    export(tmp_path / "b.safetensors", tmp_path / "folder", to="huggingface")
+    images = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), np.uint8)
+    for path in (tmp_path / "b.safetensors", tmp_path / "folder"):
+        np.testing.assert_array_equal(fastssl.load(path).embed(images), fastssl.load(tiny_run).embed(images))
+    card = (tmp_path / "folder" / "README.md").read_text()
+    assert card.startswith("---\nlicense: other\n")
+    assert {p.name for p in (tmp_path / "folder").iterdir()} == {
+        "README.md", "config.json", "fastssl.json", "model.safetensors", "preprocessor_config.json",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("to", "out"), [("torchvision", "a.pth"), ("timm", "a.pth")])
+def test_a_network_of_our_own_is_refused_with_the_reason(tiny_run: Path, tmp_path: Path, to: Any, out: str) -> None:
+    with pytest.raises(UserError, match=r"resnet_tiny of width 0\.25"):
+        export(tiny_run, tmp_path / out, to=to)
+    with pytest.raises(UserError, match="suffix"):
+        export(tiny_run, tmp_path / "a.txt", to=to)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_reason_for_changing_the_stock_model_is_given(tmp_path: Path) -> None:
+    record = export(network(**CIFAR18), tmp_path / "a.pth", to="torchvision")
+    assert "conv1" in record["changes"]
+    assert any("nn.Conv2d(3, 64, kernel_size=(3, 3)" in line for line in record["loading"])
+    assert "none" in export(network(**RESNET18), tmp_path / "b.pth", to="torchvision")["changes"]
+
+
+def test_without_onnxruntime_the_extra_is_named(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = __import__("importlib.util").util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxruntime" else real(name))
+    with pytest.raises(UserError, match=r"not installed: onnxruntime(.|\n)*fastssl-vision\[onnx\]"):
+        export(tiny_run, tmp_path / "a.onnx", to="onnx")
+
+
+def test_the_command_prints_the_lines_that_load(tiny_run: Path, tmp_path: Path) -> None:
+    words = ["export", str(tiny_run), "--to", "safetensors", "--out", str(tmp_path / "b.safetensors"), "--json"]
+    done = subprocess.run([sys.executable, "-m", "fastssl", *words], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["loading"][0] == "import fastssl"

@@ -1,0 +1,55 @@
+"""The preview shows what the network sees: its views are the applier's, its words the drawn parameters."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastssl import build
+from fastssl.errors import UserError
+from fastssl.recipe import load
+from fastssl.report.preview import OPERATIONS, pictures, plain, preview, words
+
+CONFIG = {"train": {"epochs": 1}, "augment": {"views": 3, "side_px": 16}}
+
+
+def test_preview_writes_two_readable_pictures(tiny_data: tuple[Path, Path], tmp_path: Path) -> None:
+    recipe = load({**CONFIG, "data": {"path": str(tiny_data[0])}})
+    files = preview(recipe, tmp_path / "a" / "views.png", images=2)
+    with Image.open(files[0]) as grid, Image.open(files[1]) as operations:
+        assert grid.width > 4 * 100
+        assert operations.height > len(OPERATIONS) * 100
+        assert len(np.unique(np.asarray(grid).reshape(-1, 3), axis=0)) > 100
+
+
+def test_pictures_are_the_networks_views_before_normalisation(tiny_data: tuple[Path, Path]) -> None:
+    recipe = load({**CONFIG, "data": {"path": str(tiny_data[0])}})
+    manifest, where = build.manifest_of(recipe.data.path), torch.device("cpu")
+    batch = next(iter(build.ordered_loader(recipe, recipe.data.path, torch.arange(4), where=where).epoch(0)))
+    augment = build.augment(recipe, manifest, where=where)
+    (views_VBCHW,) = augment(batch.images, batch.index_B, 5, sizes_B2=batch.sizes_B2, offsets_B=batch.offsets_B)
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (augment.mean_C, augment.std_C))
+    restored = views_VBCHW.float() * std + mean
+    shown = torch.from_numpy(np.stack([np.stack(view) for view in pictures(plain(augment), batch, 5)[0]]))
+    assert float((restored.permute(0, 1, 3, 4, 2) * 255 - shown.float()).abs().max()) < 3.0  # bf16 against uint8
+
+
+def test_words_name_only_what_changes() -> None:
+    from fastssl.augment.policy import NO_SOLARIZE, Column
+
+    drawn = torch.zeros(len(Column))
+    drawn[Column.HEIGHT] = drawn[Column.WIDTH] = 16
+    drawn[Column.BRIGHTNESS] = drawn[Column.CONTRAST] = drawn[Column.SATURATION] = 1.0
+    drawn[Column.SOLARIZE] = NO_SOLARIZE
+    assert words(drawn) == "box 0,0 16x16"
+    drawn[Column.HFLIP], drawn[Column.GRAY], drawn[Column.HUE] = 1, 1, 0.05
+    assert words(drawn) == "box 0,0 16x16\nhflip\nb1.00 c1.00 s1.00 h+0.05\ngray"
+
+
+def test_a_target_that_cannot_be_written_is_explained(tiny_data: tuple[Path, Path], tmp_path: Path) -> None:
+    recipe = load({**CONFIG, "data": {"path": str(tiny_data[0])}})
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(UserError, match="cannot be written"):
+        preview(recipe, tmp_path / "folder.png", images=1)

@@ -1,0 +1,58 @@
+"""The repository keeps its own rules: lint, types, import direction, and nothing that names a machine."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+
+
+def run(*words: str) -> None:
+    if not Path(words[0]).exists():
+        pytest.skip(f"{Path(words[0]).name} is not installed (pip install 'fastssl-vision[dev]')")
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def test_ruff() -> None:
+    run(str(BIN / "ruff"), "check", ".")
+    run(str(BIN / "ruff"), "format", "--check", ".")
+
+
+def test_mypy() -> None:
+    run(str(BIN / "mypy"))
+
+
+def test_import_direction() -> None:
+    run(str(BIN / "lint-imports"))
+
+
+def tracked() -> list[Path]:
+    done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in done.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_no_file_names_a_machine() -> None:
+    # Written in parts, so that this file does not find itself.
+    forbidden = re.compile("/" + "work/|/" + "root/|/home/[a-z]|files\\.pythonhosted|" + "pypi\\." + "org/simple")
+    found = []
+    for path in tracked():
+        if path.stat().st_size < 1 << 20:
+            text = path.read_text(encoding="utf-8", errors="ignore")
+            found += [f"{path.relative_to(ROOT)}: {match.group()}" for match in forbidden.finditer(text)]
+    assert not found
+
+
+def test_files_stay_small_enough_to_read() -> None:
+    sizes = {str(p.relative_to(ROOT)): len(p.read_text().splitlines()) for p in (ROOT / "fastssl").rglob("*.py")}
+    assert not {name: lines for name, lines in sizes.items() if lines > 400}
+
+
+def test_the_real_images_are_not_in_the_repository() -> None:
+    assert not [p for p in tracked() if p.suffix in (".xz", ".beton") and p.stat().st_size > 1 << 20]

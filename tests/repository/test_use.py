@@ -1,0 +1,91 @@
+"""docs/use.md: its Python runs; images of one and four channels go the whole way."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from torch import nn
+
+import fastssl
+from fastssl.errors import UserError
+from fastssl.pretrained.embedding.embed import embed
+from fastssl.pretrained.export.export import export
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "use.md"
+
+
+def snippet(name: str) -> str:
+    found = re.search(rf"<!-- run: {name} -->\n```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert found, name
+    return found[1]
+
+
+def test_nearest_neighbours_in_ten_lines(tiny_run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    embed(tiny_run, "shapes", tmp_path / "features.npy", count=40)
+    code = [sys.executable, "-c", snippet("neighbours")]
+    done = subprocess.run(code, cwd=tmp_path, capture_output=True, text=True, timeout=200, env={**os.environ})
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 10
+    assert done.stdout.startswith("shapes[0] -> [")
+
+
+def test_own_backbone_loss_and_views(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(snippet("own"), names)
+    assert names["summary"]["views"] == 2 * 256
+    assert names["features"].embed(np.zeros((2, 16, 16, 3), np.uint8)).shape == (2, 32)
+    recipe = names["features"].recipe
+    assert (recipe.model.backbone, recipe.augment.rows[1]["brightness"]) == ("custom", 0.4)
+    with pytest.raises(UserError, match="backbone of its own"):
+        fastssl.load("runs/own")
+
+
+def test_baselines_leave_out_an_untrained_backbone_that_cannot_be_named(
+    tiny_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    own = nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    recipe = tiny_recipe | {"train": {"epochs": 1}, "evaluate": {"linear_epochs": 0, "knn_k": [5], "baselines": True}}
+    summary = fastssl.train(recipe, run_dir=tmp_path / "run", backbone=own)
+    assert 0 <= summary["raw_pixel_knn5_pct"] <= 100
+    assert not [name for name in summary if name.startswith("untrained")]
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_images_of_other_channels_go_the_whole_way(channels: int, tmp_path: Path) -> None:
+    """Convert, train, embed, export; gray ones from a folder of colour files, four channels from an array."""
+    generator = np.random.default_rng(0)
+    if channels == 4:
+        np.save(tmp_path / "images.npy", generator.integers(0, 256, (48, 16, 16, 4), np.uint8))
+        source = tmp_path / "images.npy"
+    else:
+        source = tmp_path / "images"
+        source.mkdir()
+        for i in range(48):
+            Image.fromarray(generator.integers(0, 256, (16, 16, 3), np.uint8)).save(source / f"{i:02d}.png")
+    fastssl.convert(source, tmp_path / "images.beton", side_px=16, channels=channels)
+    recipe = {
+        "name": "channels",
+        "device": "cpu",
+        "data": {"path": str(tmp_path / "images.beton"), "batch_size": 16},
+        "augment": {"side_px": 16, "all": {"solarize_p": 0.5, "blur_p": 0.5}},
+        "model": {"backbone": "resnet18", "stem": "patch2", "width": 0.125, "projector": [8]},
+        "train": {"epochs": 1, "precision": "fp32"},
+    }
+    observed: list[dict[str, Any]] = []
+    fastssl.train(recipe, run_dir=tmp_path / "run", observe=observed.append)
+    warned = [record["message"] for record in observed if record["event"] == "warning"]
+    assert [text for text in warned if f"the images have {channels}" in text and "jitter_p: 0, gray_p: 0" in text]
+    embed(tmp_path / "run", source, tmp_path / "direct.npy")
+    export(tmp_path / "run", tmp_path / "backbone.safetensors", to="safetensors")
+    embed(tmp_path / "backbone.safetensors", tmp_path / "images.beton", tmp_path / "exported.npy")
+    direct_NF = np.load(tmp_path / "direct.npy")
+    assert direct_NF.shape == (48, 64)
+    np.testing.assert_allclose(np.load(tmp_path / "exported.npy"), direct_NF, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,147 @@
+"""Run directories are told as they are: state, progress, differences; damage is a clear error, never a crash."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fastssl.cli.tables import runs_table
+from fastssl.errors import UserError
+from fastssl.runs import checkpoint, reading
+
+FILES = ("recipe.yaml", "metrics.jsonl", "summary.json", "data.json", "environment.json")
+
+
+@pytest.fixture
+def copy(finished_run: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "runs" / "copy"
+    shutil.copytree(finished_run, folder)
+    return folder
+
+
+def test_a_finished_run_is_read_as_it_was_written(finished_run: Path) -> None:
+    run = reading.read(finished_run)
+    summary = json.loads((finished_run / "summary.json").read_text())
+    assert run.state == "done"
+    assert [int(step["step"]) for step in run.steps] == list(range(1, summary["steps"] + 1))
+    assert [evaluation["epoch"] for evaluation in run.evaluations] == [1.0, 2.0]
+    assert run.summary["test_knn5_pct"] == summary["test_knn5_pct"]
+    assert run.views_per_s == pytest.approx(summary["views"] / run.steps[-1]["train_s"])
+
+
+def test_states(copy: Path) -> None:
+    assert reading.state_of(copy) == "done"
+    with checkpoint.lock(copy):
+        assert reading.state_of(copy) == "running"
+    (copy / "summary.json").unlink()
+    assert reading.state_of(copy) == "interrupted"
+    (copy / reading.FAILURE).write_text('{"what": "x"}')
+    assert reading.state_of(copy) == "failed"
+
+
+def test_looking_does_not_stop_a_run_from_starting(copy: Path) -> None:
+    reading.listing(copy.parent)
+    with checkpoint.lock(copy):
+        assert reading.listing(copy.parent)[0]["state"] == "running"
+
+
+def test_listing_compares_recipes_and_survives_a_damaged_run(copy: Path) -> None:
+    for name, lr, seed in (("b", "0.5", 0), ("c", "0.001", 7)):
+        shutil.copytree(copy, copy.parent / name)
+        recipe = copy.parent / name / "recipe.yaml"
+        recipe.write_text(
+            recipe.read_text().replace("lr: 0.002", f"lr: {lr}").replace("\nseed: 0", f"\nseed: {seed}", 1)
+        )
+    shutil.copytree(copy, copy.parent / "d")
+    (copy.parent / "d" / "metrics.jsonl").write_text("{not json}\n")
+    found = {Path(row["run_dir"]).name: row for row in reading.listing(copy.parent)}
+    assert found["b"]["differences"] == {"seed": 0, "optim.lr": 0.5}
+    assert found["c"]["differences"] == {"seed": 7, "optim.lr": 0.001}
+    assert found["d"]["state"] == "damaged"
+    assert "line 1" in found["d"]["note"]
+    best = max(reading.read(copy).evaluations, key=lambda e: e["knn5_pct"])
+    assert (found["copy"]["best_val_pct"], found["copy"]["best_epoch"]) == (best["knn5_pct"], best["epoch"])
+    text = runs_table(list(found.values()))
+    assert "optim.lr 0.5" in text
+    assert "damaged" in text
+
+
+def test_a_line_being_written_is_not_damage(copy: Path) -> None:
+    whole = len(reading.read(copy).steps) + len(reading.read(copy).evaluations)
+    with open(copy / "metrics.jsonl", "a") as file:
+        file.write('{"event": "step", "st')
+    after = reading.read(copy)
+    assert len(after.steps) + len(after.evaluations) == whole
+
+
+@pytest.mark.parametrize("value", ["NaN", "1e999", '"five"', "null", "true", "1" + "0" * 400, "-3"])
+def test_a_metric_that_is_no_number_is_named_with_its_line(copy: Path, value: str) -> None:
+    lines = (copy / "metrics.jsonl").read_text().splitlines()
+    record = json.loads(lines[1])
+    lines[1] = json.dumps({**record, "train_s": 0}).replace('"train_s": 0', f'"train_s": {value}')
+    (copy / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    with pytest.raises(UserError, match=r"metrics\.jsonl is damaged \(line 2\)"):
+        reading.read(copy)
+
+
+def mutated(data: bytes, place: float, action: str, junk: bytes) -> bytes:
+    at = int(place * len(data))
+    match action:
+        case "cut":
+            return data[:at]
+        case "insert":
+            return data[:at] + junk + data[at:]
+        case "overwrite":
+            return data[:at] + junk + data[at + len(junk) :]
+        case "drop":
+            return data[:at] + data[at + 1 + len(junk) :]
+        case _:
+            return junk
+
+
+JUNK = st.one_of(
+    st.binary(max_size=12),
+    st.sampled_from([b"[" * 2000, b"{}", b"[]", b"null\n", b"NaN", b"1e999", b'{"event": []}\n', b"9" * 5000, b"\x00"]),
+)
+
+
+@given(
+    name=st.sampled_from(FILES),
+    place=st.floats(0, 1),
+    action=st.sampled_from(["cut", "insert", "overwrite", "drop", "all"]),
+    junk=JUNK,
+)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_damage_is_a_clear_error(copy: Path, name: str, place: float, action: str, junk: bytes) -> None:
+    before = (copy / name).read_bytes()
+    try:
+        (copy / name).write_bytes(mutated(before, place, action, junk))
+        (row,) = reading.listing(copy.parent)
+        assert row["state"] == "done" or str(copy / name) in row["note"]
+    finally:
+        (copy / name).write_bytes(before)
+
+
+def test_the_command_lists_a_failed_run_and_why(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "wild.yaml").write_text(json.dumps(tiny_recipe | {"optim": {"lr": 1e30, "name": "sgd"}}))
+
+    def fastssl(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "fastssl", *words]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, env={**os.environ})
+
+    assert fastssl("train", "wild.yaml").returncode == 2
+    (row,) = json.loads(fastssl("runs", "--json").stdout.splitlines()[-1])["runs"]
+    assert row["state"] == "failed"
+    assert "not finite" in row["note"]
+    assert fastssl("train", "wild.yaml").returncode == 2, "the folder is taken"
+    assert "not finite" in fastssl("runs").stdout
+    missing = fastssl("runs", "nowhere")
+    assert missing.returncode == 2
+    assert len(missing.stderr.strip().splitlines()) == 2

@@ -1,0 +1,40 @@
+"""A run killed ten times at random moments, conversion included, ends as one that was never stopped."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
+import kill_test
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+def test_ten_kills_leave_no_difference(tmp_path: Path) -> None:
+    seen: list[str] = []
+    found = kill_test.torture(10, 5, tmp_path, seen.append)
+    assert sum(found["kills"].values()) == 10
+    assert found["finished"] >= 1
+    assert found["differences"] == []
+
+
+def test_a_difference_is_found(tmp_path: Path) -> None:
+    """The comparison itself can fail: another seed ends with other weights and metrics."""
+    recipe = kill_test.recipe(tmp_path)
+    text = recipe.read_text().replace("epochs: 12", "epochs: 1")
+    for name, seed in (("a", 0), ("b", 1), ("c", 0)):
+        recipe.write_text(f"{text}seed: {seed}\n")
+        process = kill_test.start(recipe, tmp_path / name)
+        process.communicate(timeout=300)
+        assert process.returncode == 0
+    assert kill_test.differences(tmp_path / "c", tmp_path / "a") == []
+    assert any("metrics.jsonl" in what for what in kill_test.differences(tmp_path / "b", tmp_path / "a"))
+    assert len(kill_test.differences(tmp_path / "b", tmp_path / "a")) > 10
+
+
+def test_the_script_says_what_it_does() -> None:
+    script = Path(kill_test.__file__)
+    done = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0
+    assert "SIGKILL and SIGTERM" in done.stdout

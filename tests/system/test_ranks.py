@@ -1,0 +1,218 @@
+"""Real gloo processes train as one does: the same losses, samples and weights, also after stops and kills."""
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+import torch.multiprocessing as mp
+import yaml
+from tiny import tiny
+
+from fastssl import build, losses, models
+from fastssl.build import ranks
+from fastssl.recipe import load
+from fastssl.runs import checkpoint
+from fastssl.training import distributed
+from fastssl.training.interrupts import EXIT_CODE
+from fastssl.training.step import train_step
+
+STEPS, BATCH = 20, 8
+BARLOW = partial(
+    losses.barlow_twins, orthogonality=0.1, form="leave_one_out", standardise="per_view", l2_normalise=False
+)
+JOBS = {
+    "barlow_twins": (BARLOW, 1),
+    "vicreg": (partial(losses.vicreg, invariance=5.0, variance=5.0, covariance=1.0), 1),
+    "accumulated": (BARLOW, 2),
+}
+
+
+def trained(loss: Any, accumulate_steps: int) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """Losses of 20 float64 steps on this rank's share of each batch, and the weights afterwards."""
+    torch.manual_seed(3)
+    backbone = models.backbone("resnet_tiny", stem="patch2", width=0.25, in_channels=3)
+    network = models.Pretrainer(backbone, models.projector(backbone.features_dim, widths=[6, 6])).double()
+    distributed.synchronise_batch_norm(network, torch.device("cpu"))
+    called = distributed.data_parallel(network, torch.device("cpu"))
+    sgd = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    mine, found = ranks.shard(BATCH), []
+    for step in range(STEPS):
+        generator = torch.Generator().manual_seed(step)
+        views_VBCHW = torch.randn(3, BATCH, 3, 8, 8, generator=generator, dtype=torch.float64)
+        terms = train_step(
+            called,
+            loss,
+            sgd,
+            (views_VBCHW[:, mine.start : mine.stop],),
+            lr=0.1,
+            autocast=None,
+            accumulate_steps=accumulate_steps,
+            clip_norm=0.5 if step % 3 == 0 else None,
+        )
+        found.append(float(terms["loss"]))
+    return found, {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
+def samples(recipe: dict[str, Any]) -> list[list[int]]:
+    """Which images each step of two epochs trains on, over all ranks."""
+    made = load(recipe)
+    sets = build.sets(made, build.labels_of(made.data.path), build.labels_of(made.data.path))
+    loader = build.loader(made, made.data.path, sets.train, where=torch.device("cpu"))
+    return [ranks.gather_rows(batch.index_B).tolist() for epoch in range(2) for batch in loader.epoch(epoch)]
+
+
+def worker(rank: int, world: int, port: int, folder: str, recipe: dict[str, Any]) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    ranks.start("cpu", timeout_s=240)
+    found: dict[str, Any] = {
+        name: trained(partial(loss, all_sum=ranks.all_sum), parts) for name, (loss, parts) in JOBS.items()
+    }
+    torch.save({**found, "samples": samples(recipe)}, Path(folder) / f"{rank}.pt")
+    ranks.stop()
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_twenty_float64_steps_and_their_samples_are_one_processs(
+    world: int, tmp_path: Path, tiny_recipe: dict[str, Any]
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.set_forkserver_preload(["torch", "fastssl.build"])
+    mp.start_processes(worker, args=(world, port, str(tmp_path), tiny_recipe), nprocs=world, start_method="forkserver")
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(world)]
+    for name, (loss, parts) in JOBS.items():
+        # in parts, a rank's part is not the same images as one process's: there ranks are compared with each other
+        expected_losses, expected = trained(loss, parts) if parts == 1 else ranks[0][name]
+        assert expected_losses[0] != pytest.approx(expected_losses[-1], rel=1e-3)
+        for rank in ranks:
+            assert rank[name][0] == pytest.approx(expected_losses, rel=1e-10)
+            for key, tensor in rank[name][1].items():
+                torch.testing.assert_close(tensor, expected[key], rtol=1e-10, atol=1e-10)
+    assert all(rank["samples"] == samples(tiny_recipe) for rank in ranks)
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("ranks") / "tiny.yaml"
+    tree = tiny(
+        tiny_data,
+        data={"val_count": 41},  # which does not divide over the ranks
+        optim={"lr": 0.0005},
+        train={"epochs": 5, "checkpoint_every_steps": 3},
+        evaluate={"linear_epochs": 0, "knn_k": [5]},
+    )
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def command(recipe: Path, run: Path, ranks: int, *torchrun: str) -> list[str]:
+    start = [sys.executable, "-m"]
+    if ranks > 1:
+        start += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), *torchrun, "-m"]
+    return [*start, "fastssl", "train", str(recipe), "--run-dir", str(run), "--resume", "--json"]
+
+
+def train(*words: str) -> dict[str, Any]:
+    done = subprocess.run(words, capture_output=True, text=True, timeout=540, env=one_thread())
+    assert done.returncode == 0, done.stderr[-3000:]
+    record: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return record
+
+
+def one_thread() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+
+
+def records(run: Path, event: str = "step") -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] == event]
+
+
+def column(run: Path, name: str, event: str = "step") -> list[float]:
+    return [record[name] for record in records(run, event)]
+
+
+@pytest.fixture(scope="module")
+def alone(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One process, never stopped: 4 steps an epoch, 20 in all."""
+    run = tmp_path_factory.mktemp("alone") / "run"
+    train(*command(recipe, run, 1))
+    return run
+
+
+def wait_for_steps(process: "subprocess.Popen[bytes]", run: Path, steps: int) -> None:
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and process.poll() is None:
+        if (run / "metrics.jsonl").exists() and len(records(run)) >= steps:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"the run never came to step {steps} (exit code {process.poll()})")
+
+
+def test_two_ranks_under_torchrun_train_as_one(recipe: Path, alone: Path, tmp_path: Path) -> None:
+    summary = train(*command(recipe, tmp_path / "run", 2))
+    assert column(tmp_path / "run", "step") == list(range(1, 21))
+    assert column(tmp_path / "run", "loss") == pytest.approx(column(alone, "loss"), rel=1e-5)
+    assert column(tmp_path / "run", "knn5_pct", "evaluation") == column(alone, "knn5_pct", "evaluation")
+    assert summary["images"] == 20 * 32
+
+
+def test_a_run_of_four_ranks_stopped_by_a_signal_goes_on_with_two(recipe: Path, alone: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = subprocess.Popen(command(recipe, run, 4), env=one_thread(), stderr=subprocess.PIPE)
+    wait_for_steps(process, run, 4)
+    for child in psutil.Process(process.pid).children(recursive=True):
+        if "--run-dir" in child.cmdline():
+            child.send_signal(signal.SIGTERM)
+            break  # one rank is told; all of them agree to stop
+    _, told = process.communicate(timeout=300)
+    assert f"exitcode  : {EXIT_CODE}" in told.decode(), told.decode()[-3000:]
+    found = checkpoint.latest(run / "checkpoints", warn=pytest.fail)
+    assert found is not None
+    assert found[2]["ranks"] == 4
+    assert found[2]["step"] == len(records(run)) < 20
+    train(*command(recipe, run, 2))
+    assert column(run, "step") == list(range(1, 21))
+    assert column(run, "loss") == pytest.approx(column(alone, "loss"), rel=1e-5)
+
+
+def test_a_killed_rank_is_started_again_and_nothing_is_lost(recipe: Path, alone: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        command(recipe, run, 2, "--max-restarts", "1"), env=one_thread(), stderr=subprocess.DEVNULL
+    )
+    wait_for_steps(process, run, 7)
+    workers = [c for c in psutil.Process(process.pid).children(recursive=True) if "--run-dir" in c.cmdline()]
+    workers[-1].kill()
+    assert process.wait(timeout=400) == 0
+    assert column(run, "step") == list(range(1, 21))
+    assert column(run, "loss") == pytest.approx(column(alone, "loss"), rel=1e-5)
+    assert (run / "summary.json").exists()
+
+
+def test_a_batch_that_does_not_divide_over_the_ranks_names_two_that_do(recipe: Path, tmp_path: Path) -> None:
+    tree = yaml.safe_load(recipe.read_text())
+    tree["data"]["batch_size"] = 33
+    odd = tmp_path / "odd.yaml"
+    odd.write_text(yaml.safe_dump(tree))
+    done = subprocess.run(
+        command(odd, tmp_path / "run", 2), capture_output=True, text=True, timeout=300, env=one_thread()
+    )
+    assert done.returncode != 0
+    assert "does not divide over 2 ranks" in done.stderr
+    assert "Set data.batch_size to 32 or 34." in done.stderr
+    assert not (tmp_path / "run" / "recipe.yaml").exists()

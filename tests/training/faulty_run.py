@@ -1,0 +1,70 @@
+"""`python faulty_run.py FAULT STEP train ...`: the command, as it is, in a process that has one fault at one step.
+
+FAULT: nan (the loss), hang (the loss never returns), memory (the address space ends), sigterm-step, sigterm-evaluation
+and sigterm-checkpoint (the signal arrives in the middle of each).
+"""
+
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastssl import build
+from fastssl.cli import main
+from fastssl.probes import evaluate
+from fastssl.runs import checkpoint
+
+
+def at_step(step: int, honest: Callable[..., Any], fault: Callable[[Any], Any]) -> Callable[..., Any]:
+    """The function, whose result `fault` may change at the call of that number."""
+    calls = 0
+
+    def function(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        result = honest(*arguments, **options)
+        return fault(result) if calls == step else result
+
+    return function
+
+
+def not_a_number(terms: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {**terms, "loss": terms["loss"] * float("nan")}
+
+
+def hang_in_the_loss(terms: Any) -> Any:
+    while True:
+        time.sleep(1)
+
+
+def sigterm(result: Any) -> Any:
+    os.kill(os.getpid(), signal.SIGTERM)
+    return result
+
+
+def no_more_memory(terms: Any) -> Any:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    size = pages * resource.getpagesize() + (64 << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (size, size))
+    torch.empty(256 << 20, dtype=torch.uint8).fill_(1)
+    return terms
+
+
+if __name__ == "__main__":
+    name, step = sys.argv[1], int(sys.argv[2])
+    sys.argv = ["fastssl", *sys.argv[3:]]
+    if name == "sigterm-evaluation":
+        evaluate.knn = at_step(step, evaluate.knn, sigterm)
+    elif name == "sigterm-checkpoint":
+        checkpoint.write_synced = at_step(step, checkpoint.write_synced, sigterm)
+    else:
+        faults = {"nan": not_a_number, "hang": hang_in_the_loss, "memory": no_more_memory, "sigterm-step": sigterm}
+        honest = build.loss
+        build.loss = lambda recipe: at_step(step, honest(recipe), faults[name])
+    main()

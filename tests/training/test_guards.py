@@ -1,0 +1,212 @@
+"""What goes wrong in long runs, in real processes: bad values, no memory, full and read-only disks, hangs, signals."""
+
+import contextlib
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tiny import tiny
+
+from fastssl.runs import checkpoint
+from fastssl.training.guards import FirstBadStep
+from fastssl.training.interrupts import EXIT_CODE
+
+FAULTY = Path(__file__).with_name("faulty_run.py")
+Done = subprocess.CompletedProcess[str]
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four epochs of five steps; a checkpoint every two."""
+    path = tmp_path_factory.mktemp("guards") / "tiny.yaml"
+    tree = tiny((tiny_data[0], None), train={"epochs": 4, "checkpoint_every_steps": 2}, evaluate={"knn_k": [5]})
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def run(*words: str, **options: Any) -> Done:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, timeout=300, env=environment, **options
+    )
+
+
+def train(recipe: Path, folder: Path, *words: str, fault: str = "", step: int = 0, **options: Any) -> Done:
+    start = [str(FAULTY), fault, str(step)] if fault else ["-m", "fastssl"]
+    return run(*start, "train", str(recipe), "--run-dir", str(folder), "--resume", *words, **options)
+
+
+def records(folder: Path, event: str = "step") -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] == event]
+
+
+def losses(folder: Path) -> list[float]:
+    return [record["loss"] for record in records(folder)]
+
+
+def whole(folder: Path) -> int:
+    """The step of the newest checkpoint, whose weights must all be finite."""
+    found = checkpoint.latest(folder / "checkpoints", warn=pytest.fail)
+    assert found is not None
+    assert all(torch.isfinite(tensor).all() for tensor in found[0].values() if tensor.is_floating_point())
+    return int(found[2]["step"])
+
+
+@pytest.fixture(scope="module")
+def reference(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    folder = tmp_path_factory.mktemp("reference") / "run"
+    assert train(recipe, folder).returncode == 0
+    return losses(folder)
+
+
+def two_lines(done: Done) -> str:
+    """The error's text; it is two lines, and exit code 2."""
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+    return done.stderr[done.stderr.rindex("Error:") :]
+
+
+def test_a_loss_that_is_not_a_number_names_its_step_and_the_last_good_checkpoint(recipe: Path, tmp_path: Path) -> None:
+    told = two_lines(train(recipe, tmp_path / "run", "-s", "train.log_every_steps=100", fault="nan", step=8))
+    assert "not finite at step 8: loss nan" in told
+    assert "invariance" in told
+    assert "largest weight" in told
+    assert "step-00000006" in told
+    assert whole(tmp_path / "run") == 6
+
+
+def test_a_bad_step_can_be_left_out(recipe: Path, tmp_path: Path, reference: list[float]) -> None:
+    done = train(recipe, tmp_path / "run", "-s", "train.on_nonfinite=skip", "--json", fault="nan", step=8)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "Step 8 is left out" in done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["skipped_steps"] == 1
+    assert [r["step"] for r in records(tmp_path / "run")] == [s for s in range(1, 21) if s != 8]
+    # nothing of the bad step stays: up to it all is as it was, after it all is finite and goes on
+    assert losses(tmp_path / "run")[:7] == reference[:7]
+    assert whole(tmp_path / "run") == 20
+
+
+def test_a_run_of_bad_steps_alone_ends(recipe: Path, tmp_path: Path) -> None:
+    words = ["on_nonfinite=skip", "epochs=30", "checkpoint_every_epochs=30", "checkpoint_every_steps=0"]
+    words = [f"train.{word}" for word in words] + ["optim.lr=1e30", "optim.name=sgd", "evaluate.every_epochs=0"]
+    words = [word for setting in words for word in ("-s", setting)]
+    assert "not finite" in two_lines(train(recipe, tmp_path / "run", *words))
+
+
+def test_no_memory_says_what_was_asked_for_and_what_halves_it(recipe: Path, tmp_path: Path) -> None:
+    told = two_lines(train(recipe, tmp_path / "run", fault="memory", step=5))
+    assert "Out of memory with data.batch_size 32 and 2 views of 16 px" in told
+    assert "268435456 bytes" in told
+    assert "optim.accumulate_steps to 2" in told
+    assert "data.batch_size to 16" in told
+    assert whole(tmp_path / "run") == 4
+
+
+def test_a_step_that_hangs_ends_with_the_stack_of_every_thread(recipe: Path, tmp_path: Path) -> None:
+    done = train(recipe, tmp_path / "run", "-s", "train.step_timeout_s=5", fault="hang", step=7)
+    assert done.returncode == 1
+    assert "Timeout" in done.stderr
+    assert "hang_in_the_loss" in done.stderr
+    assert done.stderr.count("Thread 0x") >= 2
+    assert whole(tmp_path / "run") == 6
+
+
+@pytest.mark.parametrize(
+    ("fault", "step"), [("sigterm-step", 9), ("sigterm-evaluation", 2), ("sigterm-checkpoint", 4)], ids=str
+)
+def test_a_signal_in_the_middle_of_any_phase_loses_nothing(
+    recipe: Path, tmp_path: Path, reference: list[float], fault: str, step: int
+) -> None:
+    done = train(recipe, tmp_path / "run", fault=fault, step=step)
+    assert done.returncode == EXIT_CODE, done.stderr[-2000:]
+    assert len(records(tmp_path / "run")) == whole(tmp_path / "run") < 20
+    assert train(recipe, tmp_path / "run").returncode == 0
+    assert losses(tmp_path / "run") == reference
+
+
+def small_files() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+
+
+def test_a_disk_that_refuses_checkpoints_ends_nothing_before_the_end(
+    recipe: Path, tmp_path: Path, reference: list[float]
+) -> None:
+    folder = tmp_path / "run"
+    assert train(recipe, folder, fault="sigterm-step", step=4).returncode == EXIT_CODE
+    done = train(recipe, folder, preexec_fn=small_files)
+    assert "Training goes on and tries again" in done.stderr
+    assert "The checkpoint of step 20 cannot be written: File too large" in two_lines(done)
+    assert losses(folder) == reference
+    assert whole(folder) == 4
+    assert not list((folder / "checkpoints").glob(".step*"))
+    assert train(recipe, folder).returncode == 0
+    assert losses(folder) == reference
+    assert whole(folder) == 20
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("this user may not mount a small file system")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_keeps_what_was_there_and_takes_the_rest_later(
+    recipe: Path, small_disk: Path, reference: list[float]
+) -> None:
+    folder = small_disk / "run"
+    assert train(recipe, folder, fault="sigterm-step", step=4).returncode == EXIT_CODE
+    ballast = small_disk / "ballast"
+    with open(ballast, "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b"x" * 4096)
+    done = train(recipe, folder)
+    assert done.returncode == 2
+    assert "No space left on device" in done.stderr
+    assert whole(folder) == 4
+    ballast.unlink()
+    assert train(recipe, folder).returncode == 0
+    assert losses(folder) == reference
+
+
+def test_a_read_only_run_directory_is_refused_before_anything_else(recipe: Path, small_disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    assert "not a folder that can be written to" in two_lines(train(recipe, small_disk / "run"))
+
+
+def test_a_data_file_that_vanished_is_missed_at_the_resume(
+    recipe: Path, tiny_data: tuple[Path, Path], tmp_path: Path
+) -> None:
+    gone = tmp_path / "gone.beton"
+    for suffix in ("", ".json"):
+        os.link(f"{tiny_data[0]}{suffix}", f"{gone}{suffix}")
+    words = ("-s", f"data.path={gone}", "-s", "data.memory=mmap")
+    assert train(recipe, tmp_path / "run", *words, fault="sigterm-step", step=4).returncode == EXIT_CODE
+    gone.unlink()
+    assert "does not exist" in two_lines(train(recipe, tmp_path / "run", *words))
+    assert whole(tmp_path / "run") == 4
+
+
+def test_the_first_bad_step_is_remembered_with_its_terms() -> None:
+    watch = FirstBadStep()
+    assert watch.values() is None
+    for step, loss in enumerate([1.0, 2.0, float("inf"), 3.0, float("nan")], start=1):
+        watch.watch(step, {"loss": torch.tensor(loss), "invariance": torch.tensor(float(step))})
+    found = watch.values()
+    assert found == (3, {"loss": float("inf"), "invariance": 3.0})

@@ -1,0 +1,95 @@
+"""The prober: features in order, one copy of the file, and on 2 gloo ranks the figures of a single process."""
+
+import json
+import multiprocessing
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from fastssl import build, models
+from fastssl.build import ranks
+from fastssl.probes import spectrum
+from fastssl.recipe import load
+from fastssl.training.online_probes import Part, Prober, views_of
+
+Data = tuple[Path, Path]
+
+
+def prober(recipe: dict[str, Any]) -> tuple[Prober, models.Pretrainer]:
+    resolved = load(recipe)
+    where = build.device(resolved)
+    path = resolved.data.path
+    labels = build.labels_of(path)
+    manifest = build.manifest_of(path)
+    sets = build.sets(resolved, labels, labels)
+    clean = build.clean_view(resolved, manifest, where=where)
+    network = build.network(resolved, in_channels=3, where=where)
+    return Prober(resolved, path, sets, clean=clean, where=where), network
+
+
+def figures(recipe: dict[str, Any]) -> dict[str, float]:
+    made, network = prober(recipe)
+    return made.while_training(network.backbone) | made.at_the_end(network.backbone, Path(recipe["data"]["test_path"]))
+
+
+def test_features_are_every_images_in_the_files_order(tiny_recipe: dict[str, Any]) -> None:
+    made, network = prober(tiny_recipe | {"evaluate": {"batch_size": 7}})
+    assert made.all_labelled is not None
+    rows, labels = made.all_labelled.features(made.embed_with(network.backbone))
+    assert torch.equal(labels, build.labels_of(Path(tiny_recipe["data"]["path"])))
+    (batch,) = build.ordered_loader(
+        load(tiny_recipe), Path(tiny_recipe["data"]["path"]), None, where=rows.device
+    ).epoch(0)
+    whole = models.embed(network.backbone, views_of(made.clean, batch)[0][0], autocast=None)
+    torch.testing.assert_close(rows, whole, rtol=1e-4, atol=1e-5)
+    rows.add_(1)  # usable outside inference mode
+
+
+def test_the_invariance_residual_is_of_the_recipes_own_views(tiny_recipe: dict[str, Any]) -> None:
+    made, network = prober(tiny_recipe)
+    found = made.while_training(network.backbone)
+    names = {"dead_dims", "orthogonality_residual", "rankme", "participation_ratio", "alpha", "alpha_r2"}
+    assert names <= found.keys()
+    assert made.varied_val is not None
+    views_NVF, _ = made.varied_val.features(lambda batch: made.embed_views(network.backbone, batch))
+    assert views_NVF.shape == (40, 2, 32)
+    assert found["invariance_residual"] == spectrum.invariance_residual(views_NVF.movedim(1, 0))
+    same, _ = prober(tiny_recipe | {"augment": {"preset": "none", "side_px": 16}})
+    assert same.while_training(network.backbone)["invariance_residual"] < 1e-9 < found["invariance_residual"]
+
+
+def worker(rank: int, world: int, port: int, folder: str, recipe: dict[str, Any]) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    ranks.start("cpu", timeout_s=120)
+    found = figures(recipe)
+    made, network = prober(recipe)
+    few = Part(load(recipe), Path(recipe["data"]["path"]), torch.tensor([5]), where=torch.device("cpu"))
+    rows, labels = few.features(made.embed_with(network.backbone))
+    record = {"figures": found, "few": [len(rows), labels.tolist()], "mine": sum(map(len, made.val.epoch(0)))}
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(record))
+    ranks.barrier()
+    ranks.stop()
+
+
+def test_two_ranks_share_the_images_and_give_one_processs_figures(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    recipe = tiny_recipe | {"data": tiny_recipe["data"] | {"val_count": 41}}  # does not divide over 2 ranks
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.set_forkserver_preload(["torch", "fastssl.training.online_probes"])
+    mp.start_processes(worker, args=(2, port, str(tmp_path), recipe), nprocs=2, start_method="forkserver")
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    alone = figures(recipe)
+    label = int(build.labels_of(Path(recipe["data"]["path"]))[5])
+    assert {rank["mine"] for rank in ranks} == {20, 21}
+    for rank in ranks:
+        assert rank["few"] == [1, [label]]  # fewer images than ranks: all of them everywhere
+        assert rank["figures"].keys() == alone.keys()
+        assert rank["figures"] == pytest.approx(alone, rel=1e-3, abs=1e-3)
