@@ -1,6 +1,6 @@
 """The augmentations that `bench/augment.py` sets side by side: each cuts V views of every image it is handed.
 
-A peer is a generator of (number of views, views): float32, normalised, from uint8 images that lie decoded in memory,
+A peer is a generator of (number of views, views): float32, normalized, from uint8 images that lie decoded in memory,
 with the settings its documentation recommends. One policy, `policy()`, gives the numbers to all; where a peer lacks
 an operation or does less, `PEERS` says so and the row repeats it.
 
@@ -65,8 +65,8 @@ def policy(case: Case) -> View:
     return View(**spec.model_dump(include=set(View.__slots__)))
 
 
-def fastssl(case: Case, applier: Any) -> Iterator[Step]:
-    augment = Augment((policy(case),) * case.views, MEAN, STD, 0, torch.float32, applier)
+def fastssl(case: Case, backend: Any) -> Iterator[Step]:
+    augment = Augment((policy(case),) * case.views, MEAN, STD, 0, torch.float32, backend)
     pool = torch.from_numpy(case.pool()).to(case.device)
     index = torch.arange(len(pool), device=case.device)
     for step, start in enumerate(case.starts()):
@@ -188,12 +188,12 @@ def dali(case: Case) -> Iterator[Step]:
     def cut(image: Any) -> Any:
         area = (view.area_min, view.area_max)
         out = fn.random_resized_crop(image, size=(view.side_px, view.side_px), random_area=area)
-        on, coloured = (fn.random.coin_flip(probability=p) for p in (view.jitter_p, 1 - view.gray_p))
+        on, colored = (fn.random.coin_flip(probability=p) for p in (view.jitter_p, 1 - view.gray_p))
         out = fn.color_twist(
             out,
             brightness=factor(view.brightness, on),
             contrast=factor(view.contrast, on),
-            saturation=factor(view.saturation, on) * coloured,
+            saturation=factor(view.saturation, on) * colored,
             hue=factor(360 * view.hue, on, 0.0),
         )
         if view.blur_p and chance(view.blur_p):
@@ -232,7 +232,7 @@ def ffcv(case: Case) -> Iterator[Step]:
         from ffcv import transforms as T
         from ffcv.pipeline.compiler import Compiler
     Compiler.set_num_threads(case.threads)
-    crop, flip, brightness, contrast, saturation, normalise = ffcv_operations(policy(case), T, Compiler)
+    crop, flip, brightness, contrast, saturation, normalize = ffcv_operations(policy(case), T, Compiler)
     pool, batch, side = case.pool(), case.batch, case.side_px
     cropped, flipped = (np.empty((batch, side, side, 3), np.uint8) for _ in range(2))
     out_VBHWC = np.empty((case.views, batch, side, side, 3), np.float32)
@@ -240,7 +240,7 @@ def ffcv(case: Case) -> Iterator[Step]:
     for start in case.starts():
         for v in range(case.views):
             images = flip(crop(pool[start : start + batch], cropped), flipped)
-            normalise(saturation(contrast(brightness(images))), out_VBHWC[v], indices)
+            normalize(saturation(contrast(brightness(images))), out_VBHWC[v], indices)
         yield batch * case.views, out_VBHWC
 
 
@@ -284,10 +284,10 @@ BOTH = ("cpu", "cuda")
 PROCESSES = "threads are worker processes"
 KORNIA = "one jitter order for all; no antialias"
 PEERS: dict[str, Peer] = {
-    "fastssl-cpu": Peer(partial(fastssl, applier="cpu")),
-    "fastssl-cuda": Peer(partial(fastssl, applier="cuda"), ("cuda",)),
-    "fastssl-torch": Peer(partial(fastssl, applier="torch"), BOTH),
-    "dali": Peer(dali, BOTH, "hue linear, contrast about mid-grey, one jitter order for all"),
+    "fastssl-cpu": Peer(partial(fastssl, backend="cpu")),
+    "fastssl-cuda": Peer(partial(fastssl, backend="cuda"), ("cuda",)),
+    "fastssl-torch": Peer(partial(fastssl, backend="torch"), BOTH),
+    "dali": Peer(dali, BOTH, "hue linear, contrast about mid-gray, one jitter order for all"),
     "ffcv": Peer(ffcv, note="no hue, gray, solarize; each factor drawn apart; rounds after each", blurs=False),
     "torchvision-v1": Peer(partial(torchvision_loader, version=1), note=PROCESSES),
     "torchvision-v2": Peer(partial(torchvision_loader, version=2), note=PROCESSES),

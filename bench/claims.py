@@ -26,11 +26,12 @@ from claims_time import seconds_per_step  # noqa: E402
 from claims_verdicts import Cell, Run, verdicts  # noqa: E402
 
 import fastssl  # noqa: E402
+from fastssl import build  # noqa: E402
 from fastssl.bench.record import record, row  # noqa: E402
-from fastssl.errors import UserError  # noqa: E402
-from fastssl.losses import orthogonality_rule  # noqa: E402
-from fastssl.recipe import Recipe, load  # noqa: E402
-from fastssl.training.interrupts import EXIT_CODE, Interrupted  # noqa: E402
+from fastssl.errors import Interrupted, UserError  # noqa: E402
+from fastssl.recipe.load import load  # noqa: E402
+from fastssl.recipe.schema import Recipe  # noqa: E402
+from fastssl.training.guards import EXIT_CODE  # noqa: E402
 
 PerStep = Literal["views", "images"]
 
@@ -73,8 +74,10 @@ def cells(grid: Grid) -> list[Cell]:
 
 def recipe_of(base: Recipe, cell: Cell, seed: int, grid: Grid, schedule: str) -> Recipe:
     """The base with the cell's views, projector, weight and fraction, at the base's number of views in all."""
-    form = getattr(base.loss, "form", "leave_one_out")
-    fixed = orthogonality_rule(base.loss.name, max(grid.dims), 2, form=form)
+    two_views = load(base, ["augment.views=2"])
+    weights: dict[str, Any] = dict.fromkeys(build.losses.weights(two_views, max(grid.dims)), "auto")
+    if cell.weight == "fixed":
+        weights = build.losses.weights(two_views, max(grid.dims))
     epochs = max(1, round(base.train.epochs * base.augment.views / (cell.views * cell.fraction)))
     every = max(1, epochs // 12)
     widths = [cell.dim] * len(base.model.projector)
@@ -90,7 +93,7 @@ def recipe_of(base: Recipe, cell: Cell, seed: int, grid: Grid, schedule: str) ->
             f"data.fraction={cell.fraction * base.data.fraction}",
             f"data.batch_size={images}",
             f"model.projector={widths}",
-            f"loss.orthogonality={'auto' if cell.weight == 'scaled' else fixed}",
+            *(f"loss.{name}={value}" for name, value in weights.items()),
             f"train.epochs={epochs}",
             f"train.checkpoint_every_epochs={every}",
             f"evaluate.every_epochs={every}",

@@ -9,8 +9,8 @@ from typing import Any
 
 from claims_verdicts import Cell, Found, Run, at_epoch, finals
 
-COLOURS = ("#1f6f8b", "#dd8452", "#6a9f58", "#8172b3", "#c44e52", "#937860")
-GREY = "0.6"
+COLORS = ("#1f6f8b", "#dd8452", "#6a9f58", "#8172b3", "#c44e52", "#937860")
+GRAY = "0.6"
 
 
 def draw(folder: Path, found: Found, reference: Cell, dim: int, metric: str) -> None:
@@ -65,12 +65,12 @@ def bars(axis: Any, at: Sequence[float], groups: Sequence[list[float]], **style:
 
 
 def dims_figure(axis: Any, found: Found, reference: Cell, dim: int, metric: str) -> None:
-    for weight, colour in (("scaled", COLOURS[0]), ("fixed", COLOURS[1])):
+    for weight, color in (("scaled", COLORS[0]), ("fixed", COLORS[1])):
         mine = {c.dim: finals(r) for c, r in found.items() if (c.views, c.fraction, c.weight) == (2, 1.0, weight)}
         if weight == "scaled" and reference in found:
             mine[reference.dim] = finals(found[reference])
         if mine:
-            bars(axis, sorted(mine), [mine[d] for d in sorted(mine)], color=colour, label=f"weight {weight}")
+            bars(axis, sorted(mine), [mine[d] for d in sorted(mine)], color=color, label=f"weight {weight}")
     log_axis(axis, sorted({c.dim for c in found}))
     axis.set(xlabel="projector width D", ylabel=f"test {named(metric)}", title="accuracy against D, two views")
     label_lines(axis)
@@ -79,8 +79,8 @@ def dims_figure(axis: Any, found: Found, reference: Cell, dim: int, metric: str)
 def views_figure(axes: Any, found: Found, reference: Cell, dim: int, metric: str) -> None:
     mine = {c.views: r for c, r in found.items() if (c.dim, c.fraction, c.weight) == (dim, 1.0, "scaled")}
     for axis, what, label in zip(axes, (0, 1, 2), ("epochs", "views forwarded", "seconds of training"), strict=True):
-        for colour, views in zip(COLOURS, sorted(mine), strict=False):
-            curve_band(axis, mine[views], what, color=colour, label=f"V = {views}")
+        for color, views in zip(COLORS, sorted(mine), strict=False):
+            curve_band(axis, mine[views], what, color=color, label=f"V = {views}")
         axis.set(xlabel=label)
         log_axis(axis)
     axes[0].set_ylabel(f"validation {named(metric)}")
@@ -100,14 +100,14 @@ def fractions_figure(axes: Any, found: Found, reference: Cell, dim: int, metric:
     mine = {(c.views, c.fraction): r for c, r in found.items() if (c.dim, c.weight) == (dim, "scaled")}
     epoch = mine[2, 1.0][0].curve[-1][0] if (2, 1.0) in mine else 0.0
     lines = (
-        ("V × fraction constant", COLOURS[0], [k for k in mine if math.isclose(k[0] * k[1], 2)]),
-        ("V = 2", COLOURS[1], [k for k in mine if k[0] == 2]),
+        ("V × fraction constant", COLORS[0], [k for k in mine if math.isclose(k[0] * k[1], 2)]),
+        ("V = 2", COLORS[1], [k for k in mine if k[0] == 2]),
     )
-    for label, colour, keys in lines:
+    for label, color, keys in lines:
         keys = sorted(keys, key=lambda k: k[1])
         for axis, read in zip(axes, (finals, partial(at_epoch, epoch=epoch)), strict=True):
             if keys:
-                bars(axis, [100 * k[1] for k in keys], [read(mine[k]) for k in keys], color=colour, label=label)
+                bars(axis, [100 * k[1] for k in keys], [read(mine[k]) for k in keys], color=color, label=label)
     for axis, title, of in zip(axes, ("in equal time", f"after {epoch:g} epochs"), ("test", "validation"), strict=True):
         log_axis(axis, sorted({100 * fraction for _, fraction in mine}))
         axis.set(xlabel="share of the images, %", ylabel=f"{of} {named(metric)}", title=f"accuracy {title}")
@@ -120,13 +120,13 @@ def pareto_figure(axis: Any, found: Found, reference: Cell, dim: int, metric: st
     for cell, runs in found.items():
         x, y = [p[2] for r in runs for p in r.curve], [100 - p[3] for r in runs for p in r.curve]
         points += list(zip(x, y, strict=True))
-        style = {"color": COLOURS[1], "label": reference.name, "zorder": 3} if cell == reference else {"color": GREY}
+        style = {"color": COLORS[1], "label": reference.name, "zorder": 3} if cell == reference else {"color": GRAY}
         axis.scatter(x, y, s=9, **style)
     front: list[tuple[float, float]] = []
     for x, y in sorted(points):
         if not front or y < front[-1][1]:
             front.append((x, y))
-    axis.step(*zip(*front, strict=True), where="post", color=COLOURS[0], lw=1.6, label="front") if front else None
+    axis.step(*zip(*front, strict=True), where="post", color=COLORS[0], lw=1.6, label="front") if front else None
     log_axis(axis)
     axis.set(xlabel="seconds of training", ylabel=f"error, 100 - validation {named(metric)}", title="error and time")
     label_lines(axis)

@@ -1,6 +1,6 @@
 """Seconds of a training step of each cell, measured apart from the runs, so that the time axis is the machine's best.
 
-Runs last hours, and others may use the machine meanwhile: their own seconds then say more about the neighbours than
+Runs last hours, and others may use the machine meanwhile: their own seconds then say more about the neighbors than
 about the method. So each kind of step (views, batch, projector) is timed alone: views and step on real images, all
 kinds one after another in every round, and the fastest step counts. Loading is left out: from memory it is an index.
 """
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from fastssl import build
-from fastssl.recipe import Recipe
-from fastssl.training import memory
+from fastssl.recipe.schema import Recipe
+from fastssl.training import guards
 from fastssl.training.step import train_step
 
 ROUNDS, STEPS = 4, 2
@@ -42,11 +42,11 @@ def seconds_per_step(recipes: Mapping[str, Recipe], kept: Path, *, again: bool =
 
 
 def fastest(recipes: Mapping[str, Recipe]) -> dict[str, float]:
-    where = build.device(next(iter(recipes.values())))
-    if where.type == "cpu":
-        memory.keep_freed_memory()  # as training does
-    images = first_images(recipes, where)
-    steps = {name: step_of(recipe, images, where) for name, recipe in recipes.items()}
+    device = build.hardware.device(next(iter(recipes.values())))
+    if device.type == "cpu":
+        guards.keep_freed_memory()  # as training does
+    images = first_images(recipes, device)
+    steps = {name: step_of(recipe, images, device) for name, recipe in recipes.items()}
     found = dict.fromkeys(recipes, float("inf"))
     for _ in range(ROUNDS):
         for name, step in steps.items():
@@ -58,33 +58,37 @@ def fastest(recipes: Mapping[str, Recipe]) -> dict[str, float]:
     return found
 
 
-def first_images(recipes: Mapping[str, Recipe], where: torch.device) -> Tensor:
+def first_images(recipes: Mapping[str, Recipe], device: torch.device) -> Tensor:
     """As many images as the largest batch takes; images of one size only."""
     largest = max(recipes.values(), key=lambda recipe: recipe.data.batch_size)
     reading = largest.model_copy(
         update={
-            "augment": largest.augment.model_copy(update={"applier": "torch"}),  # which takes no batch in place
+            "augment": largest.augment.model_copy(update={"backend": "torch"}),  # which takes no batch in place
             "evaluate": largest.evaluate.model_copy(update={"batch_size": largest.data.batch_size}),
         }
     )
     batch = next(
-        build.ordered_loader(reading, reading.data.path, torch.arange(reading.data.batch_size), where=where).epoch(0)
+        build.data.ordered_loader(
+            reading, reading.data.path, torch.arange(reading.data.batch_size), device=device
+        ).epoch(0)
     )
     assert batch.offsets_B is None, "the claims are measured on images of one size"
     return batch.images
 
 
-def step_of(recipe: Recipe, images: Tensor, where: torch.device) -> Callable[[int], Tensor]:
+def step_of(recipe: Recipe, images: Tensor, device: torch.device) -> Callable[[int], Tensor]:
     """One step of the recipe as a function of the epoch, which gives its loss."""
-    manifest = build.manifest_of(recipe.data.path)
-    network = build.network(recipe, in_channels=manifest["channels"], where=where)
-    optimizer, loss = build.optimizer(recipe, network, where=where), build.loss(recipe)
-    augment = build.augment(recipe, manifest, where=where)
+    manifest = build.data.manifest_of(recipe.data.path)
+    network = build.model.network(recipe, in_channels=manifest["channels"], device=device)
+    optimizer, loss = build.optim.optimizer(recipe, network, device=device), build.losses.loss(recipe)
+    augment = build.views.augment(recipe, manifest, device=device)
     batch = images[: recipe.data.batch_size]
-    index_B = torch.arange(len(batch), device=where)
+    index_B = torch.arange(len(batch), device=device)
 
     def step(epoch: int) -> Tensor:
         groups = augment(batch, index_B, epoch)
-        return train_step(network, loss, optimizer, groups, lr=recipe.optim.lr, autocast=build.autocast(recipe))["loss"]
+        return train_step(
+            network, loss, optimizer, groups, lr=recipe.optim.lr, autocast=build.hardware.autocast(recipe)
+        )["loss"]
 
     return step

@@ -86,7 +86,7 @@ def read_files(folder: Path) -> list[bytes]:
 
 
 def make_photographs(folder: Path, count: int) -> None:
-    """Crops of the two photographs that scikit-learn ships, recoloured, as JPEG of quality 90."""
+    """Crops of the two photographs that scikit-learn ships, recolored, as JPEG of quality 90."""
     from sklearn.datasets import load_sample_images
 
     originals = load_sample_images().images

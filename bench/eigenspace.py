@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
 from fastssl.bench.record import row, write  # noqa: E402
-from fastssl.losses import barlow_twins, orthogonality_rule  # noqa: E402
+from fastssl.losses import barlow_twins  # noqa: E402
+from fastssl.losses.barlow_twins import redundancy_rule  # noqa: E402
 
 IMAGES, REACH = 16, 2
 Loss = Callable[[Tensor], Tensor]
@@ -69,7 +70,7 @@ def similarity(table_nd: Tensor) -> float:
 def barlow(weight: float) -> Loss:
     """The default loss at one weight."""
     return lambda z_VND: barlow_twins(
-        z_VND, orthogonality=weight, form="leave_one_out", standardise="per_view", l2_normalise=False
+        z_VND, redundancy_weight=weight, form="leave_one_out", standardize="per_view", l2_normalize=False
     )["loss"]
 
 
@@ -127,7 +128,7 @@ def draw(path: Path, curves: dict[str, dict], errors: dict[int, float], exact: f
     import matplotlib.pyplot as plt
 
     plt.rcParams |= {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
-    colours = dict(zip(curves, ("#c44e52", "#dd8452", "#1f6f8b"), strict=True))
+    colors = dict(zip(curves, ("#c44e52", "#dd8452", "#1f6f8b"), strict=True))
     fig, axes = plt.subplots(2, 3, figsize=(11, 6), layout="constrained")
     _, functions_nn = eigenfunctions(line_graph())
     for k in range(1, dim + 1):
@@ -137,7 +138,7 @@ def draw(path: Path, curves: dict[str, dict], errors: dict[int, float], exact: f
         for feature in found["table"]:
             row_n = torch.tensor(feature) - torch.tensor(feature).mean()
             row_n = row_n * torch.sign(row_n @ functions_nn[:, 1].to(row_n)) / row_n.norm()  # a sign means nothing
-            axis.plot(row_n, color=colours[name], alpha=0.8, lw=1.6)
+            axis.plot(row_n, color=colors[name], alpha=0.8, lw=1.6)
         axis.set_title(f"features learned, {name}")
     for axis in axes[0]:
         axis.set(xlabel="image along the line", ylabel="value", ylim=(-0.72, 0.72), xticks=range(0, IMAGES, 5))
@@ -148,8 +149,8 @@ def draw(path: Path, curves: dict[str, dict], errors: dict[int, float], exact: f
         for name, found in curves.items():
             values = torch.tensor(found[key])
             at = 10 * torch.arange(values.shape[1])
-            axis.plot(at, values.median(0).values, color=colours[name], lw=1.8, label=name)
-            axis.fill_between(at, values.amin(0), values.amax(0), color=colours[name], alpha=0.15, lw=0)
+            axis.plot(at, values.median(0).values, color=colors[name], lw=1.8, label=name)
+            axis.fill_between(at, values.amin(0), values.amax(0), color=colors[name], alpha=0.15, lw=0)
         axis.set(title=title, xlabel="step")
     axes[1, 0].set_ylim(0, 92)
     axes[1, 1].set_ylim(0, 1.02)
@@ -175,7 +176,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=ROOT / "bench/results/eigenspace.json")
     args = parser.parse_args()
     torch.set_num_threads(1)  # tensors of a few hundred rows: a second thread only waits
-    rule = orthogonality_rule("barlow_twins", args.dim, 2)
+    rule = redundancy_rule(args.dim, 2)
     weights = {"weight 0.0051": 0.0051, "weight 0.1": 0.1, f"weight {rule:.2g}, the rule's": rule}
     curves = {n: trajectories(args.dim, w, steps=args.steps, seeds=args.seeds) for n, w in weights.items()}
     state_nm = line_graph()

@@ -130,7 +130,7 @@ def step(backbone: str) -> Callable[[Setting, Path], list[str]]:
     def words(setting: Setting, out: Path) -> list[str]:
         if setting.dry:
             few = ["--only", "fixed", "--only", "trained"]
-            return bench("step", setting, out, "", "-s", "augment.applier=cuda", "-s", "data.batch_size=4", *few)
+            return bench("step", setting, out, "", "-s", "augment.backend=cuda", "-s", "data.batch_size=4", *few)
         return bench("step", setting, out, "cifar10_lowdim", "-s", f"model.backbone={backbone}")
 
     return words
@@ -181,7 +181,7 @@ def peers(setting: Setting, out: Path) -> list[str]:
         return [*script, *tiny, "--peers", "fastssl", "plain torchvision", "--out", str(out)]
     network = ["model.backbone=resnet18", "model.stem=cifar", "model.width=1", "model.projector=[2048, 2048]"]
     network += ["augment.side_px=32", "augment.all={hue: 0.0}", "train.epochs=200", "train.precision=bf16"]
-    network += ["loss.orthogonality=auto", "optim.lr=0.001"]
+    network += ["loss.redundancy_weight=auto", "optim.lr=0.001"]
     chosen = [word for change in network for word in ("-s", change)]
     limits = ["--target", "75", "--seeds", "1", "--every-steps", "350", "--budget-s", "900"]
     return [*script, *chosen, *limits, "--out", str(out)]

@@ -28,7 +28,7 @@ from gpu_stages import Setting, Stage, stages  # noqa: E402
 from gpu_summary import page, text  # noqa: E402
 
 from fastssl.bench.record import record, save  # noqa: E402
-from fastssl.training.interrupts import EXIT_CODE  # noqa: E402
+from fastssl.training.guards import EXIT_CODE  # noqa: E402
 
 GRACE_S = 60.0  # for a stage to save itself after SIGTERM
 

@@ -1,8 +1,8 @@
 """Loaders beside their peers, each measurement in a process of its own: python bench/loaders.py [--quick]
 
 No views: decoded uint8 batches in shuffled order. Views: V crops with flips of each image, "random_resized" or "pad"
-(shifted by up to 4 px, black outside, never scaled). Ours are float32 and normalised; the peers' stay uint8, save those
-of ffcv-normalised. FFCV needs one pipeline per view. CIFAR: 50,000 images of 32 px; photographs: JPEGs of 340x256 px,
+(shifted by up to 4 px, black outside, never scaled). Ours are float32 and normalized; the peers' stay uint8, save those
+of ffcv-normalized. FFCV needs one pipeline per view. CIFAR: 50,000 images of 32 px; photographs: JPEGs of 340x256 px,
 views of 224 px. All files lie in the page cache. Writes bench/results/loaders.json.
 """
 
@@ -36,10 +36,10 @@ PAD_PX = 4
 
 
 def ours(kind: str, data: Path, images: str, views: int, crop: str, workers: int) -> Epoch:
-    """One of our loaders, as training on the CPU runs it; with views > 0 the fused applier cuts them."""
+    """One of our loaders, as training on the CPU runs it; with views > 0 the fused backend cuts them."""
     from fastssl.augment.draws import permutation
     from fastssl.data.beton.reader import Beton
-    from fastssl.training.memory import keep_freed_memory
+    from fastssl.training.guards import keep_freed_memory
 
     keep_freed_memory()
 
@@ -76,7 +76,7 @@ def cutter(side_px: int, views: int, crop: str = "random_resized") -> Any:
     return Augment(rows, (0.5,) * 3, (0.25,) * 3, 0, torch.float32, "cpu")
 
 
-def plain_ffcv(data: Path, images: str, views: int, crop: str, workers: int, *, normalises: bool = False) -> Epoch:
+def plain_ffcv(data: Path, images: str, views: int, crop: str, workers: int, *, normalizes: bool = False) -> Epoch:
     """FFCV as its documentation sets it up; several views are several pipelines from one field."""
     import numba
     import numpy as np
@@ -90,7 +90,7 @@ def plain_ffcv(data: Path, images: str, views: int, crop: str, workers: int, *, 
         decoder, steps = RandomResizedCropRGBImageDecoder((SIDE_PX[images],) * 2), [RandomHorizontalFlip()]
         if crop == "pad":
             decoder, steps = SimpleRGBImageDecoder(), [RandomHorizontalFlip(), RandomTranslate(padding=PAD_PX)]
-        if normalises:
+        if normalizes:
             steps += [NormalizeImage(np.full(3, 127.5), np.full(3, 63.75), np.float32)]
         name = "image" if view == 0 else f"view{view}"
         pipelines[name] = PipelineSpec("image", decoder=decoder, transforms=[*steps, ToTensor()])
@@ -174,7 +174,7 @@ IMPLS: dict[str, Callable[..., Epoch]] = {
     "fastssl-ffcv": partial(ours, "ffcv"),
     "fastssl-dali": partial(ours, "dali"),
     "ffcv": plain_ffcv,
-    "ffcv-normalised": partial(plain_ffcv, normalises=True),
+    "ffcv-normalized": partial(plain_ffcv, normalizes=True),
     "dali": plain_dali,
     "torchvision": torchvision_folder,
     "webdataset": webdataset_shards,
@@ -184,7 +184,7 @@ IMPLS: dict[str, Callable[..., Epoch]] = {
 Job = tuple[str, str, int, str]  # implementation, images, views, kind of crop; no views are decoded batches
 CUT = {  # that make views of a kind too
     "random_resized": ("fastssl-resident", "fastssl-ffcv", "fastssl-dali", "ffcv", "dali", "torchvision"),
-    "pad": ("fastssl-resident", "fastssl-ffcv", "ffcv", "ffcv-normalised"),
+    "pad": ("fastssl-resident", "fastssl-ffcv", "ffcv", "ffcv-normalized"),
 }
 
 
@@ -194,7 +194,7 @@ def jobs(data: Path, *, only: list[str], images: list[str], views: list[int]) ->
     every: list[Job] = []
     for kind in there:
         if 0 in views:
-            every += [(impl, kind, 0, "") for impl in IMPLS if impl != "ffcv-normalised"]
+            every += [(impl, kind, 0, "") for impl in IMPLS if impl != "ffcv-normalized"]
         for crop in CUT if kind == "cifar" else ("random_resized",):
             every += [(impl, kind, v, crop) for v in views if v for impl in CUT[crop]]
     return [job for job in every if job[0] in only and job[:2] != ("fastssl-resident", "photographs")]
@@ -306,8 +306,8 @@ def as_rows(results: dict[Job, dict[str, list[float]]], workers: int) -> list[di
         note = {}
         if views:
             work["crop"] = crop
-            is_float = impl.startswith("fastssl") or impl == "ffcv-normalised"
-            note = {"note": "float32, normalised" if is_float else "uint8"}
+            is_float = impl.startswith("fastssl") or impl == "ffcv-normalized"
+            note = {"note": "float32, normalized" if is_float else "uint8"}
         rows += [row(impl, work, metric, values, **note) for metric, values in metrics.items()]
     return rows
 

@@ -29,22 +29,22 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
 from fastssl import losses  # noqa: E402
 from fastssl.bench.record import row, write  # noqa: E402
-from fastssl.training import memory  # noqa: E402
+from fastssl.training import guards  # noqa: E402
 
 Loss = Callable[[Tensor], Tensor]
 LAMBDA = 0.0051
 METRICS = ("ms", "cpu_ms", "peak_mb")
-barlow = partial(losses.barlow_twins, form="leave_one_out", standardise="per_view", l2_normalise=False)
-vicreg = partial(losses.vicreg, invariance=25.0, variance=25.0, covariance=1.0)
+barlow = partial(losses.barlow_twins, form="leave_one_out", standardize="per_view", l2_normalize=False)
+vicreg = partial(losses.vicreg, invariance_weight=25.0, variance_weight=25.0, covariance_weight=1.0)
 
 
 def ours(z_VBD: Tensor) -> Tensor:
-    return barlow(z_VBD, orthogonality=LAMBDA)["loss"]
+    return barlow(z_VBD, redundancy_weight=LAMBDA)["loss"]
 
 
 def ours_over_ranks(z_VBD: Tensor) -> Tensor:
     """As under data parallelism: any sum but `identity` takes the D x D product."""
-    return barlow(z_VBD, orthogonality=LAMBDA, all_sum=lambda x: x)["loss"]
+    return barlow(z_VBD, redundancy_weight=LAMBDA, all_sum=lambda x: x)["loss"]
 
 
 def ours_vicreg(z_VBD: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ def ours_vicreg(z_VBD: Tensor) -> Tensor:
 
 
 def all_pairs(z_VBD: Tensor) -> Tensor:
-    """The two-view loss averaged over every pair of views, each view standardised once."""
+    """The two-view loss averaged over every pair of views, each view standardized once."""
     z_VBD = (z_VBD - z_VBD.mean(1, keepdim=True)) / (z_VBD.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
     pairs = list(itertools.combinations(z_VBD, 2))
     total = z_VBD.new_zeros(())
@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path, default=ROOT / "bench/results/losses.json")
     args = parser.parse_args()
-    memory.keep_freed_memory()  # as training does; else page faults, not the loss, are what is timed
+    guards.keep_freed_memory()  # as training does; else page faults, not the loss, are what is timed
     todo = [case for case in cases(args.dims, args.views) if args.only in case[0]]
     times: list[list[tuple[float, float]]] = [[] for _ in todo]
     for turn in range(args.rounds + 1):

@@ -29,7 +29,8 @@ from fastssl.bench.record import record, row, save  # noqa: E402
 from fastssl.bench.variants import step as step_variants  # noqa: E402
 from fastssl.cli.bench_tables import rendered, table_of  # noqa: E402
 from fastssl.probes import evaluate  # noqa: E402
-from fastssl.recipe import Recipe, load  # noqa: E402
+from fastssl.recipe.load import load  # noqa: E402
+from fastssl.recipe.schema import Recipe  # noqa: E402
 from fastssl.training.online_probes import Prober  # noqa: E402
 
 WARMUP = 5
@@ -67,10 +68,10 @@ def follow(
 
 def knn_of(recipe: Recipe) -> Any:
     """A function of the backbone: kNN accuracy on the recipe's held-out images, in percent."""
-    where, data = build.device(recipe), recipe.data
-    manifest, labels = build.manifest_of(data.path), build.labels_of(data.path)
-    clean = build.clean_view(recipe, manifest, where=where)
-    prober = Prober(recipe, data.path, build.sets(recipe, labels, labels), clean=clean, where=where)
+    device, data = build.hardware.device(recipe), recipe.data
+    manifest, labels = build.data.manifest_of(data.path), build.data.labels_of(data.path)
+    clean = build.views.clean_view(recipe, manifest, device=device)
+    prober = Prober(recipe, data.path, build.data.sets(recipe, labels, labels), clean=clean, device=device)
 
     def knn(backbone: torch.nn.Module) -> float:
         embed = prober.embed_with(backbone)
@@ -99,7 +100,7 @@ def in_a_process(name: str, recipe: Recipe, arguments: argparse.Namespace) -> di
 
 def rows_of(name: str, runs: list[dict[str, Any]], recipe: Recipe, target_pct: float) -> list[dict[str, Any]]:
     """Views per second of every stretch, and the time and views to the target over seeds."""
-    what = work(recipe, build.device(recipe))
+    what = work(recipe, build.hardware.device(recipe))
     note = {"note": NOTES[name]} if name in NOTES else {}
     rows = [row(name, what, "views_per_s", [rate for one in runs for rate in one["views_per_s"]], **note)]
     arrived = [one["curve"][-1] if one["curve"][-1]["knn_pct"] >= target_pct else None for one in runs]
@@ -143,7 +144,7 @@ def report(runs: dict[str, list[dict[str, Any]]], recipe: Recipe, target_pct: fl
         "tta_peers",
         rows,
         recipe.model_dump(mode="json"),
-        data_digest=build.manifest_of(recipe.data.path)["digest"],
+        data_digest=build.data.manifest_of(recipe.data.path)["digest"],
         targets={"knn_pct": target_pct},
         warmup=f"the first {WARMUP} steps are not timed",
         clock="training only: the accuracy is measured with the clock stopped",
@@ -195,9 +196,9 @@ def main(argv: list[str] | None = None) -> None:
         print(json.dumps(follow(job.pop("name"), load(job.pop("recipe")), **job)))
         return
     recipe = load(arguments.recipe, arguments.changes)
-    build.ensure_data(recipe, only_train=True)
-    odd = fits(build.views(recipe)[0])
-    if odd or len(build.views(recipe)) != 2:
+    build.data.ensure_data(recipe, only_train=True)
+    odd = fits(build.views.table(recipe)[0])
+    if odd or len(build.views.table(recipe)) != 2:
         sys.exit(f"The peers cannot do this recipe alike: {odd or 'they take two views'}.")
     runs: dict[str, list[dict[str, Any]]] = {}
     missing: set[str] = set()

@@ -1,7 +1,7 @@
-"""Which orthogonality weight is best at each D, beside the rule c / D: python bench/weights.py RECIPE [--seeds 2]
+"""Which weight is best at each D, next to the rule c / D: python bench/weights.py RECIPE [--seeds 2]
 
 Trains the recipe at each D with weights that are factors of the rule's, chooses on held-out images, and reads the best
-weight of each seed off a parabola through the best point and its neighbours in log weight. The slope of log best weight
+weight of each seed off a parabola through the best point and its neighbors in log weight. The slope of log best weight
 against log D is the rule's exponent (-1), best weight times D its c. Runs are resumed and never repeated. Writes
 bench/results/weights.json and docs/figures/weights.png.
 """
@@ -21,13 +21,16 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
 from claims import as_command, at_least_one, run_of  # noqa: E402
-from claims_figures import COLOURS, bars, log_axis, named  # noqa: E402
+from claims_figures import COLORS, bars, log_axis, named  # noqa: E402
 
 import fastssl  # noqa: E402
+from fastssl import build  # noqa: E402
 from fastssl.bench.record import record, row  # noqa: E402
-from fastssl.losses import orthogonality_rule  # noqa: E402
-from fastssl.recipe import Recipe, load  # noqa: E402
+from fastssl.recipe.load import load  # noqa: E402
+from fastssl.recipe.schema import Recipe  # noqa: E402
 
+# The weights that the search moves together; the others stay as the recipe has them.
+SEARCHED = {"barlow_twins": ("redundancy_weight",), "vicreg": ("invariance_weight", "variance_weight")}
 Found = dict[tuple[int, float], list[float]]  # (D, weight) -> held-out accuracy of each seed in percent
 
 
@@ -38,13 +41,13 @@ def recipe_of(base: Recipe, dim: int, weight: float, seed: int) -> Recipe:
             f"name=D{dim}-w{weight:.3g}-s{seed}",
             f"seed={seed}",
             f"model.projector={[dim] * len(base.model.projector)}",
-            f"loss.orthogonality={weight}",
+            *(f"loss.{name}={weight}" for name in SEARCHED[base.loss.name]),
         ],
     )
 
 
 def rule(base: Recipe, dim: int) -> float:
-    return orthogonality_rule(base.loss.name, dim, base.augment.views, form=getattr(base.loss, "form", "leave_one_out"))
+    return build.losses.weights(load(base, ["loss={name: " + base.loss.name + "}"]), dim)[SEARCHED[base.loss.name][0]]
 
 
 def measure(
@@ -66,7 +69,7 @@ def measure(
 
 
 def peak(weights: Sequence[float], accuracies: Sequence[float]) -> float:
-    """The weight at the top of the parabola through the best point and its neighbours in log weight.
+    """The weight at the top of the parabola through the best point and its neighbors in log weight.
 
     A best point at either end of the weights is returned as it is: the true one may lie beyond it.
     """
@@ -114,14 +117,14 @@ def draw(path: Path, found: Found, base: Recipe, metric: str) -> None:
 
     plt.rcParams |= {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
     fig, axes = plt.subplots(1, 2, figsize=(9.2, 3.4), layout="constrained", sharey=True)
-    for colour, dim in zip(COLOURS, sorted({d for d, _ in found}), strict=False):
+    for color, dim in zip(COLORS, sorted({d for d, _ in found}), strict=False):
         weights = sorted(w for d, w in found if d == dim)
         for axis, times in zip(axes, (1, dim), strict=True):
             groups = [found[dim, w] for w in weights]
-            bars(axis, [w * times for w in weights], groups, color=colour, label=f"D = {dim}")
-            axis.axvline(rule(base, dim) * times, color=colour if times == 1 else "0.5", ls=":", lw=1)
+            bars(axis, [w * times for w in weights], groups, color=color, label=f"D = {dim}")
+            axis.axvline(rule(base, dim) * times, color=color if times == 1 else "0.5", ls=":", lw=1)
             axis.set_xscale("log")
-    axes[0].set(xlabel="orthogonality weight (dotted: the rule's)", ylabel=f"validation {named(metric)}")
+    axes[0].set(xlabel="weight (dotted: the rule's)", ylabel=f"validation {named(metric)}")
     log_axis(axes[1])
     axes[1].set(xlabel="weight times D (dotted: the rule's c)")
     axes[0].legend()

@@ -1,4 +1,4 @@
-"""fastssl: pretrain a vision backbone on unlabelled images as fast as the hardware allows.
+"""fastssl: pretrain a vision backbone on unlabeled images as fast as the hardware allows.
 
 >>> summary = fastssl.train("recipes/quickstart.yaml")
 >>> features = fastssl.load(summary["run_dir"]).embed(images)
@@ -6,24 +6,23 @@
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from fastssl.version import __version__
 
 if TYPE_CHECKING:
-    from fastssl.data.convert.convert import convert as convert
-    from fastssl.pretrained.load import Pretrained as Pretrained
-    from fastssl.pretrained.load import load as load
-    from fastssl.recipe import Recipe as Recipe
-    from fastssl.training.loop import train as train
+    from fastssl.data.convert.convert import convert
+    from fastssl.pretrained.load import Pretrained, load
+    from fastssl.recipe.schema import Recipe
+    from fastssl.training.loop import train
 
 # Imported on first use, so that `fastssl --help` does not wait for torch.
 _HOMES = {
     "convert": "fastssl.data.convert.convert",
     "Pretrained": "fastssl.pretrained.load",
     "load": "fastssl.pretrained.load",
-    "Recipe": "fastssl.recipe",
+    "Recipe": "fastssl.recipe.schema",
     "train": "fastssl.training.loop",
 }
-__all__ = ["Pretrained", "Recipe", "convert", "load", "train"]
+__all__ = ["Pretrained", "Recipe", "__version__", "convert", "load", "train"]
 
 
 def __getattr__(name: str) -> Any:

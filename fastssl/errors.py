@@ -1,8 +1,10 @@
-"""The one exception meant for people: what is wrong, and what to set."""
+"""What a person sees when work ends early: a mistake with its fix, or a run that a signal stopped."""
+
+from pathlib import Path
 
 
 class UserError(Exception):
-    """A mistake a person can mend. The command line prints it as two lines and exits with code 2.
+    """A mistake a person can fix. The command line prints it as two lines and exits with code 2.
 
     Args:
         what: one sentence naming the field, file or value and what is wrong with it.
@@ -13,3 +15,11 @@ class UserError(Exception):
         super().__init__(f"{what}\n{fix}")
         self.what = what
         self.fix = fix
+
+
+class Interrupted(Exception):  # noqa: N818 - not an error
+    """Raised by the loop after a signal, when the checkpoint is written."""
+
+    def __init__(self, name: str, run_dir: Path) -> None:
+        super().__init__(f"Stopped by {name} after saving. Continue with --resume --run-dir {run_dir}.")
+        self.name = name

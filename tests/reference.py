@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 
-def standardise_per_view(z_VBD: Tensor) -> list[list[Tensor]]:
+def standardize_per_view(z_VBD: Tensor) -> list[list[Tensor]]:
     """[v][i] -> column of B values with mean 0 and biased variance 1 (eps 1e-5 under the root)."""
     return [[_standard(z[:, i], z[:, i]) for i in range(z.shape[1])] for z in z_VBD]
 
 
-def standardise_joint(z_VBD: Tensor) -> list[list[Tensor]]:
+def standardize_joint(z_VBD: Tensor) -> list[list[Tensor]]:
     """As above with one mean and variance for all views."""
     return [[_standard(z[:, i], z_VBD[:, :, i].flatten()) for i in range(z.shape[1])] for z in z_VBD]
 
@@ -36,7 +36,7 @@ def correlation(a: list[Tensor], b: list[Tensor], i: int, j: int) -> Tensor:
 
 def barlow_two_views(z_VBD: Tensor, weight: float) -> Tensor:
     """The first paper's loss for exactly two views."""
-    one, two = standardise_per_view(z_VBD)
+    one, two = standardize_per_view(z_VBD)
     D, total = len(one), torch.zeros((), dtype=z_VBD.dtype)
     for i in range(D):
         for j in range(D):
@@ -78,20 +78,20 @@ def vicreg(z_VBD: Tensor, invariance: float, variance: float, covariance: float)
     near, hinge, off = (torch.zeros((), dtype=z_VBD.dtype) for _ in range(3))
     for v in range(V):
         others = sum(z_VBD[w] for w in range(V) if w != v) / (V - 1)
-        centred = [z_VBD[v][:, i] - sum(z_VBD[v][:, i]) / B for i in range(D)]
+        centered = [z_VBD[v][:, i] - sum(z_VBD[v][:, i]) / B for i in range(D)]
         for i in range(D):
             near = near + sum((z_VBD[v][b, i] - others[b, i]) ** 2 for b in range(B)) / (V * B * D)
-            spread = (sum(x * x for x in centred[i]) / (B - 1) + 1e-4) ** 0.5
+            spread = (sum(x * x for x in centered[i]) / (B - 1) + 1e-4) ** 0.5
             hinge = hinge + max(1 - spread, 0 * spread) / (V * D)
             for j in range(D):
                 if i != j:
-                    cov = sum(x * y for x, y in zip(centred[i], centred[j], strict=True)) / (B - 1)
+                    cov = sum(x * y for x, y in zip(centered[i], centered[j], strict=True)) / (B - 1)
                     off = off + 2 / V * cov**2 / D
     return invariance * near + variance * hinge + covariance * off
 
 
 def knn(train, labels, test, k: int, temperature: float) -> list[int]:
-    """Weighted vote of the k nearest by cosine of centred rows, one test row at a time, with lists."""
+    """Weighted vote of the k nearest by cosine of centered rows, one test row at a time, with lists."""
     mean = [sum(column) / len(train) for column in zip(*train, strict=True)]
     unit = [_unit(row, mean) for row in train]
     answers = []
@@ -108,6 +108,6 @@ def knn(train, labels, test, k: int, temperature: float) -> list[int]:
 
 
 def _unit(row, mean) -> list[float]:
-    centred = [x - m for x, m in zip(row, mean, strict=True)]
-    length = sum(x * x for x in centred) ** 0.5
-    return [x / length for x in centred]
+    centered = [x - m for x, m in zip(row, mean, strict=True)]
+    length = sum(x * x for x in centered) ** 0.5
+    return [x / length for x in centered]

@@ -72,7 +72,7 @@ def uniform(seed: int, epoch: int, index: int, view: int, slot: int) -> float:
 
 
 def augmented(image_HWC: Tensor, drawn: Parameters, b: int, v: int, view: View, mean_C: tuple[float, ...]) -> Tensor:
-    """One view (C, S, S) in [0, 1], before normalisation."""
+    """One view (C, S, S) in [0, 1], before normalization."""
     p = {column: drawn[column][b, v].item() for column in Column}
     x = image_HWC.permute(2, 0, 1).float() / torch.iinfo(image_HWC.dtype).max
     x = cropped(x, p, view)
@@ -82,7 +82,7 @@ def augmented(image_HWC: Tensor, drawn: Parameters, b: int, v: int, view: View, 
     if p[Column.ROTATE_DEG]:
         x = TF.rotate(x, p[Column.ROTATE_DEG], interpolation=InterpolationMode.BILINEAR)
     if x.shape[0] == 3:
-        x = coloured(x, p)
+        x = colored(x, p)
     if p[Column.BLUR_RADIUS_PX]:
         x = TF.gaussian_blur(x, 2 * int(p[Column.BLUR_RADIUS_PX]) + 1, p[Column.BLUR_SIGMA_PX])
     if p[Column.SOLARIZE] <= 1:
@@ -103,7 +103,7 @@ def cropped(x: Tensor, p: dict[Column, float], view: View) -> Tensor:
     return TF.resized_crop(x, *box, side, interpolation=mode, antialias=True).clamp(0, 1)
 
 
-def coloured(x: Tensor, p: dict[Column, float]) -> Tensor:
+def colored(x: Tensor, p: dict[Column, float]) -> Tensor:
     steps = (
         (TF.adjust_brightness, p[Column.BRIGHTNESS]),
         (TF.adjust_contrast, p[Column.CONTRAST]),

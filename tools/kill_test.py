@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from fastssl.runs import checkpoint  # noqa: E402
-from fastssl.training.interrupts import EXIT_CODE  # noqa: E402
+from fastssl.training.guards import EXIT_CODE  # noqa: E402
 
 TIMES = ("train_s", "images_per_s", "views_per_s", "load_pct", "views_pct")
 LIMIT_S = 600.0
@@ -101,7 +101,7 @@ def hit(process: "subprocess.Popen[bytes]", run: Path, data: Path, dice: random.
         wait_for(lambda: began(run, before), process)
         time.sleep(dice.uniform(0, span_s))
     number = dice.choice([signal.SIGKILL, signal.SIGTERM])
-    where = phase(run, data)
+    moment = phase(run, data)
     if process.poll() is not None:
         return None
     process.send_signal(number)
@@ -110,7 +110,7 @@ def hit(process: "subprocess.Popen[bytes]", run: Path, data: Path, dice: random.
         return None
     if process.returncode not in (-signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM, EXIT_CODE):
         raise SystemExit(f"exit code {process.returncode} after {number.name}:\n{told.decode()[-3000:]}")
-    return f"{number.name}, {where}"
+    return f"{number.name}, {moment}"
 
 
 def began(run: Path, before: int) -> bool:

@@ -1,7 +1,7 @@
 """One job, three training loops: ours, lightly's parts as its examples put them together, and plain torchvision.
 
 All take the same recipe with two views: the same images from memory, the same network with the same first weights, the
-same loss and weight, the same optimiser and learning rates, the same precision. What a loop adds is its own. A loop is
+same loss and weight, the same optimizer and learning rates, the same precision. What a loop adds is its own. A loop is
 (backbone, iterator): the iterator does one step each time and yields how many images that took.
 
 V = 2 views, B images.
@@ -24,7 +24,7 @@ from fastssl import build  # noqa: E402
 from fastssl.augment.policy import View  # noqa: E402
 from fastssl.bench.parts import parts  # noqa: E402
 from fastssl.data.beton.reader import Beton  # noqa: E402
-from fastssl.recipe import Recipe, VicReg  # noqa: E402
+from fastssl.recipe.schema import Recipe  # noqa: E402
 from fastssl.training.step import train_step  # noqa: E402
 
 Loop = tuple[nn.Module, Iterator[int]]
@@ -33,11 +33,11 @@ Loop = tuple[nn.Module, Iterator[int]]
 def fastssl(recipe: Recipe, workers: int) -> Loop:
     """As `fastssl train` does it; threads instead of workers."""
     made = parts(recipe)
-    learning_rate = build.learning_rate(recipe, steps_per_epoch=len(made.loader))
+    learning_rate = build.optim.learning_rate(recipe, steps_per_epoch=len(made.loader))
 
     def steps() -> Iterator[int]:
         for step, groups in zip(range(recipe.train.epochs * len(made.loader)), made.trained_on(), strict=False):
-            lr, autocast = learning_rate(step), build.autocast(recipe)
+            lr, autocast = learning_rate(step), build.hardware.autocast(recipe)
             train_step(made.network, made.loss, made.optimizer, groups, lr=lr, autocast=autocast)
             yield made.batch_size
 
@@ -60,8 +60,8 @@ class Images(torch.utils.data.Dataset):
 
 
 def train_images(recipe: Recipe) -> Images:
-    labels = build.labels_of(recipe.data.path)
-    return Images(recipe.data.path, build.sets(recipe, labels, labels).train)
+    labels = build.data.labels_of(recipe.data.path)
+    return Images(recipe.data.path, build.data.sets(recipe, labels, labels).train)
 
 
 def lightly(recipe: Recipe, workers: int) -> Loop:
@@ -71,7 +71,7 @@ def lightly(recipe: Recipe, workers: int) -> Loop:
     from lightly.transforms import BYOLView1Transform
     from lightly.transforms.multi_view_transform import MultiViewTransform
 
-    view, manifest = build.views(recipe)[0], build.manifest_of(recipe.data.path)
+    view, manifest = build.views.table(recipe)[0], build.data.manifest_of(recipe.data.path)
     transform = BYOLView1Transform(
         input_size=view.side_px,
         cj_prob=view.jitter_p,
@@ -87,12 +87,14 @@ def lightly(recipe: Recipe, workers: int) -> Loop:
         normalize={"mean": manifest["mean"], "std": manifest["std"]},
     )
     dataset = LightlyDataset.from_torch_dataset(train_images(recipe), transform=MultiViewTransform([transform] * 2))
-    weight = build.orthogonality(recipe)
-    criterion = (
-        VICRegLoss(lambda_param=weight, mu_param=weight, nu_param=1.0)
-        if isinstance(recipe.loss, VicReg)
-        else BarlowTwinsLoss(lambda_param=weight)
-    )
+    weights = build.losses.weights(recipe, recipe.model.projector[-1])
+    criterion: Any
+    match recipe.loss.name:
+        case "barlow_twins":
+            criterion = BarlowTwinsLoss(lambda_param=weights["redundancy_weight"])
+        case "vicreg":
+            invariance, variance, covariance = weights.values()
+            criterion = VICRegLoss(lambda_param=invariance, mu_param=variance, nu_param=covariance)
     return hand_written(recipe, dataset, criterion, workers)
 
 
@@ -100,7 +102,7 @@ def plain(recipe: Recipe, workers: int) -> Loop:
     """torchvision's transforms, two crops of each image, and the loss in a dozen lines."""
     from torchvision import transforms as T
 
-    view, manifest = build.views(recipe)[0], build.manifest_of(recipe.data.path)
+    view, manifest = build.views.table(recipe)[0], build.data.manifest_of(recipe.data.path)
     jitter = T.ColorJitter(view.brightness, view.contrast, view.saturation, view.hue)
     transform = T.Compose(
         [
@@ -114,7 +116,7 @@ def plain(recipe: Recipe, workers: int) -> Loop:
     )
     dataset = train_images(recipe)
     dataset.transform = lambda image: (transform(image), transform(image))
-    weight = build.orthogonality(recipe)
+    weight = build.losses.weights(recipe, recipe.model.projector[-1])["redundancy_weight"]
     return hand_written(recipe, dataset, lambda a, b: barlow_twins(a, b, weight), workers)
 
 
@@ -128,9 +130,9 @@ def barlow_twins(a_BD: Tensor, b_BD: Tensor, weight: float) -> Tensor:
 
 
 def hand_written(recipe: Recipe, dataset: Any, criterion: Callable[[Tensor, Tensor], Tensor], workers: int) -> Loop:
-    """The loop that both peers' examples show: DataLoader, one forward pass a view, an optimiser of torch."""
-    where = build.device(recipe)
-    network = build.network(recipe, in_channels=3, where=where).to(memory_format=torch.contiguous_format)
+    """The loop that both peers' examples show: DataLoader, one forward pass a view, an optimizer of torch."""
+    device = build.hardware.device(recipe)
+    network = build.model.network(recipe, in_channels=3, device=device).to(memory_format=torch.contiguous_format)
     model = nn.Sequential(network.backbone, network.projector)
     loader = torch.utils.data.DataLoader(
         dataset,
@@ -139,11 +141,11 @@ def hand_written(recipe: Recipe, dataset: Any, criterion: Callable[[Tensor, Tens
         drop_last=True,
         num_workers=workers,
         persistent_workers=workers > 0,
-        pin_memory=where.type == "cuda",
+        pin_memory=device.type == "cuda",
     )
     optimizer = optimizer_of(recipe, model)
-    learning_rate = build.learning_rate(recipe, steps_per_epoch=len(loader))
-    dtype = build.autocast(recipe)
+    learning_rate = build.optim.learning_rate(recipe, steps_per_epoch=len(loader))
+    dtype = build.hardware.autocast(recipe)
 
     def steps() -> Iterator[int]:
         step = 0
@@ -152,8 +154,8 @@ def hand_written(recipe: Recipe, dataset: Any, criterion: Callable[[Tensor, Tens
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(step)
                 optimizer.zero_grad()
-                with torch.autocast(where.type, dtype=dtype) if dtype else contextlib.nullcontext():
-                    a_BD, b_BD = (model(x.to(where, non_blocking=True)) for x in (a_BCHW, b_BCHW))
+                with torch.autocast(device.type, dtype=dtype) if dtype else contextlib.nullcontext():
+                    a_BD, b_BD = (model(x.to(device, non_blocking=True)) for x in (a_BCHW, b_BCHW))
                 criterion(a_BD.float(), b_BD.float()).backward()
                 optimizer.step()
                 step += 1

@@ -1,1 +1,1 @@
-"""From uint8 images to normalised views: draws, policy, and three appliers that agree pixel by pixel."""
+"""From uint8 images to normalized views: draws, policy, and three backends that agree pixel by pixel."""

@@ -1,4 +1,4 @@
-"""uint8 images in, normalised views out: draw, turn the draws into parameters, apply them.
+"""uint8 images in, normalized views out: draw, turn the draws into parameters, apply them.
 
 B batch, V views, S side of a view, C channels.
 """
@@ -24,10 +24,10 @@ class Augment:
 
     Attributes:
         views: the policy, one row per view.
-        mean_C, std_C: normalisation in [0, 1] units of the image's full range, one number per channel.
+        mean_C, std_C: normalization in [0, 1] units of the image's full range, one number per channel.
         seed: of every draw.
         dtype: of the views: float32, bfloat16 or float16.
-        applier: "torch" (any device), "cpu" (fused numba) or "cuda" (fused Triton).
+        backend: "torch" (any device), "cpu" (fused numba) or "cuda" (fused Triton).
     """
 
     views: tuple[View, ...]
@@ -35,7 +35,7 @@ class Augment:
     std_C: tuple[float, ...]
     seed: int
     dtype: torch.dtype
-    applier: Literal["torch", "cpu", "cuda"]
+    backend: Literal["torch", "cpu", "cuda"]
 
     def __call__(
         self,
@@ -61,7 +61,7 @@ class Augment:
         """
         if sizes_B2 is None:
             sizes_B2 = _equal_sizes(images)
-        if self.applier == "cpu":
+        if self.backend == "cpu":
             with _turn:
                 return self._made(images, index_B, epoch, sizes_B2, offsets_B)
         return self._made(images, index_B, epoch, sizes_B2, offsets_B)
@@ -70,7 +70,7 @@ class Augment:
         self, images: Tensor, index_B: Tensor, epoch: int | Tensor, sizes_B2: Tensor, offsets_B: Tensor | None
     ) -> tuple[Tensor, ...]:
         runs = torch_ops.runs(tuple(view.side_px for view in self.views))
-        if self.applier == "cpu":  # one launch draws, settles and applies
+        if self.backend == "cpu":  # one launch draws, settles and applies
             drawn: list[Parameters | Draw] = [Draw(self.seed, epoch, index_B, first) for first, _ in runs]
         else:
             settled = self.parameters(index_B, epoch, sizes_B2)
@@ -83,10 +83,10 @@ class Augment:
     def parameters(self, index_B: Tensor, epoch: int | Tensor, sizes_B2: Tensor) -> Parameters:
         """What a call with the same arguments applies."""
         draw, settle = draws, parameters
-        if self.applier == "cpu":
+        if self.backend == "cpu":
             from fastssl.augment.cpu.backend import draws as draw  # the same bits, sooner
             from fastssl.augment.cpu.backend import parameters as settle
-        elif self.applier == "cuda":
+        elif self.backend == "cuda":
             from fastssl.augment.cuda.backend import draws as draw  # the same bits, in one launch
 
         drawn_BVS = draw(self.seed, epoch, index_B, views=len(self.views), slots=SLOTS)
@@ -109,12 +109,12 @@ def _apply(
     views: tuple[View, ...],
 ) -> Tensor:
     place, norm = (images, sizes_B2, offsets_B), (augment.mean_C, augment.std_C, augment.dtype)
-    if augment.applier == "cpu":
+    if augment.backend == "cpu":
         from fastssl.augment.cpu import backend as cpu  # numba takes half a second to import
 
         return cpu.apply(*place, drawn, views, *norm)
     assert isinstance(drawn, Parameters)
-    if augment.applier == "cuda":
+    if augment.backend == "cuda":
         from fastssl.augment.cuda import backend as cuda  # Triton exists on CUDA machines only
 
         return cuda.apply(*place, drawn, views, *norm)

@@ -20,7 +20,7 @@ ORDER_OF_EPOCH = -1  # takes the place of a sample index, which is never negativ
 
 
 class Draw(NamedTuple):
-    """What decides the draws of some views, for an applier that makes them itself.
+    """What decides the draws of some views, for an backend that makes them itself.
 
     Attributes:
         seed, epoch, index_B: the arguments of `draws`.

@@ -1,8 +1,8 @@
-"""A policy is a table, one row per view; this file turns it and the draws into numbers the appliers obey.
+"""A policy is a table, one row per view; this file turns it and the draws into numbers the backends obey.
 
 Drawing is apart from applying: a crop box, a hue shift or a blur width is settled here once, in float64 so
 that every device rounds alike, and packed as one float32 tensor. An operation that was not drawn holds the
-value that changes nothing, so an applier needs no second flag.
+value that changes nothing, so an backend needs no second flag.
 
 B batch, V views, S slots, P columns, T tries of a random crop. Boxes are (top, left, height, width) in
 pixels.
@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-TRIES = 10  # as torchvision's RandomResizedCrop: then the largest centred crop of an allowed shape
+TRIES = 10  # as torchvision's RandomResizedCrop: then the largest centered crop of an allowed shape
 JITTER_ORDERS = tuple(permutations(range(4)))  # 0 brightness, 1 contrast, 2 saturation, 3 hue
 NO_SOLARIZE = 2.0  # a threshold above every pixel
 
@@ -31,12 +31,12 @@ class View:
     """One row of the policy. Probabilities (`_p`) are in [0, 1]; each sample draws for itself.
 
     The operations run in the order of the fields: crop, flips and turns, jitter, grayscale, blur, solarize,
-    posterize, cutout. Colour operations apply to three channels only.
+    posterize, cutout. Color operations apply to three channels only.
 
     Attributes:
         side_px: height and width of the finished view.
         crop: "random_resized" (a box of drawn area and shape), "resize" (the whole image, its shape not
-            kept), "center" (the largest centred square, its side times sqrt(area_max)), "pad" (the image
+            kept), "center" (the largest centered square, its side times sqrt(area_max)), "pad" (the image
             shifted by up to `pad_px`, black outside), "none" (the central side_px x side_px, never scaled).
         area_min, area_max: share of the image's area, in (0, 1].
         aspect_min, aspect_max: width over height of the box, drawn log-uniformly.
@@ -46,7 +46,7 @@ class View:
         rotate_p, rotate_max_deg: chance of a turn by an angle in [-max, max], bilinear, black outside.
         jitter_p: chance that the four below apply; factors come from [max(0, 1 - x), 1 + x].
         hue: shift in turns, from [-hue, hue], at most 0.5.
-        hue_mode: "hsv" as torchvision, or "linear": a rotation about the grey axis of YIQ.
+        hue_mode: "hsv" as torchvision, or "linear": a rotation about the gray axis of YIQ.
         jitter_order: "fixed" (brightness, contrast, saturation, hue) or "random" (drawn for each sample).
         blur_sigma_min_px, blur_sigma_max_px: Gaussian's sigma; its kernel reaches 3 sigma.
         solarize_threshold: pixels at or above it are inverted, in [0, 1].
@@ -127,8 +127,8 @@ class Column(IntEnum):
     WIDTH = 3
     HFLIP = 4  # 0 or 1 [0]
     VFLIP = 5  # 0 or 1 [0]
-    TURNS = 6  # quarter turns anticlockwise, 0 to 3 [0]
-    ROTATE_DEG = 7  # anticlockwise [0]
+    TURNS = 6  # quarter turns counterclockwise, 0 to 3 [0]
+    ROTATE_DEG = 7  # counterclockwise [0]
     BRIGHTNESS = 8  # factor [1]
     CONTRAST = 9  # factor [1]
     SATURATION = 10  # factor [1]
@@ -136,7 +136,7 @@ class Column(IntEnum):
     ORDER = 12  # position in JITTER_ORDERS [0]
     GRAY = 13  # 0 or 1 [0]
     BLUR_SIGMA_PX = 14  # [0]
-    BLUR_RADIUS_PX = 15  # taps on each side of the centre [0]
+    BLUR_RADIUS_PX = 15  # taps on each side of the center [0]
     SOLARIZE = 16  # threshold in [0, 1] [NO_SOLARIZE]
     POSTERIZE_BITS = 17  # [0]
     CUTOUT_TOP = 18  # view pixels
@@ -198,7 +198,7 @@ def _cached_constant(values: tuple[Any, ...], dtype: torch.dtype, device: torch.
 
 
 def blur_radius_px(sigma_px: float, side_px: int) -> int:
-    """Taps on each side of the centre; a reflected border is never wider than the view."""
+    """Taps on each side of the center; a reflected border is never wider than the view."""
     return min(math.ceil(3 * sigma_px), side_px - 1)
 
 
@@ -282,9 +282,9 @@ def _box(
             return torch.zeros_like(height_B1), torch.zeros_like(height_B1), height_B1, width_B1
         case "center":
             side_BV = (torch.minimum(height_B1, width_B1) * columns["area_max"].sqrt()).round().clamp(min=1)
-            return _centred(height_B1, width_B1, side_BV, side_BV)
+            return _centered(height_B1, width_B1, side_BV, side_BV)
         case "none":
-            return _centred(height_B1, width_B1, columns["side_px"], columns["side_px"])
+            return _centered(height_B1, width_B1, columns["side_px"], columns["side_px"])
         case "pad":
             pad_V = columns["pad_px"]
             top_BV = (value_BVS[..., Slot.TOP] * (2 * pad_V + 1)).floor() - pad_V
@@ -292,7 +292,7 @@ def _box(
             return top_BV, left_BV, height_B1, width_B1
 
 
-def _centred(
+def _centered(
     height_B1: Tensor, width_B1: Tensor, box_height_BV: Tensor, box_width_BV: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     top_BV = ((height_B1 - box_height_BV) / 2).round()
@@ -303,7 +303,7 @@ def _centred(
 def _random_box(
     columns: dict[str, Tensor], value_BVS: Tensor, height_B1: Tensor, width_B1: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """torchvision's RandomResizedCrop: the first of T boxes to fit, else the largest allowed one, centred."""
+    """torchvision's RandomResizedCrop: the first of T boxes to fit, else the largest allowed one, centered."""
     area_BVT = value_BVS[..., Slot.AREA : Slot.ASPECT] * (height_B1 * width_B1)[..., None]
     aspects_V1 = (columns["aspect_max"] / columns["aspect_min"])[:, None]
     aspect_BVT = columns["aspect_min"][:, None] * aspects_V1 ** value_BVS[..., Slot.ASPECT : Slot.TOP]

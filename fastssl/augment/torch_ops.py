@@ -1,4 +1,4 @@
-"""The reference applier: plain batched torch, any device, no host sync.
+"""The reference backend: plain batched torch, any device, no host sync.
 
 A crop, its resize and both flips are one matrix per axis, so resampling is two batched matrix products. This
 is the readable statement of what the fused kernels must reproduce. It compiles as one graph:
@@ -40,7 +40,7 @@ def apply(
         mean_C, std_C: in [0, 1] units of the image's full range.
 
     Returns:
-        views_VBCHW: `dtype`, normalised; its flattened form (V * B, C, S, S) is channels_last.
+        views_VBCHW: `dtype`, normalized; its flattened form (V * B, C, S, S) is channels_last.
     """
     with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
         if offsets_B is not None:
@@ -82,7 +82,7 @@ def _views(image_BCHW: Tensor, sizes_B2: Tensor, drawn: Parameters, view: View, 
     if view.rotate_p > 0:
         x = _rotated(x, drawn)
     if image_BCHW.shape[1] == 3:
-        x = _coloured(x, drawn, view)
+        x = _colored(x, drawn, view)
     if view.blur_p > 0:
         x = _blurred(x, drawn, view)
     if view.solarize_p > 0:
@@ -123,10 +123,10 @@ def _resampling(
     reach_BV = scale_BV.clamp(min=1)
     out_S = torch.arange(view.side_px, device=start_BV.device)
     out_BVS = torch.where(flip_BV[..., None] > 0, view.side_px - 1 - out_S, out_S)
-    centre_BVS1 = ((out_BVS + 0.5) * scale_BV[..., None])[..., None]
+    center_BVS1 = ((out_BVS + 0.5) * scale_BV[..., None])[..., None]
     source_X = torch.arange(-pad, extent + pad, device=start_BV.device)
     place_BVX = source_X - start_BV[..., None]
-    distance_BVSX = (place_BVX[:, :, None] + 0.5 - centre_BVS1) / reach_BV[..., None, None]
+    distance_BVSX = (place_BVX[:, :, None] + 0.5 - center_BVS1) / reach_BV[..., None, None]
     weight_BVSX = _keys(distance_BVSX) if cubic else (1 - distance_BVSX.abs()).clamp(min=0)
     inside_BVX = (place_BVX >= 0) & (place_BVX < length_BV[..., None])
     weight_BVSX = weight_BVSX * inside_BVX[:, :, None]
@@ -151,7 +151,7 @@ def _quarter_turned(x: Tensor, drawn: Parameters) -> Tensor:
 
 
 def _rotated(x: Tensor, drawn: Parameters) -> Tensor:
-    """Anticlockwise about the centre, bilinear, black outside, as torchvision's rotate."""
+    """Counterclockwise about the center, bilinear, black outside, as torchvision's rotate."""
     angle_BV = torch.deg2rad(drawn[Column.ROTATE_DEG].double())
     cos_BV, sin_BV = angle_BV.cos().float(), angle_BV.sin().float()
     zero_BV = torch.zeros_like(cos_BV)
@@ -168,7 +168,7 @@ def gray(x: Tensor) -> Tensor:
     return (red * GRAY_WEIGHTS[0] + green * GRAY_WEIGHTS[1] + blue * GRAY_WEIGHTS[2]).unsqueeze(-3)
 
 
-def _coloured(x: Tensor, drawn: Parameters, view: View) -> Tensor:
+def _colored(x: Tensor, drawn: Parameters, view: View) -> Tensor:
     if view.jitter_p > 0:
         orders = constant(JITTER_ORDERS, torch.int64, x.device)
         drawn_order_BV4 = orders[drawn[Column.ORDER].long()]
@@ -185,7 +185,7 @@ def _order_at(order_BV111: Tensor, step: int, view: View) -> Tensor | int:
 
 
 def _jitter_step(x: Tensor, operation: Tensor | int, drawn: Parameters, view: View) -> Tensor:
-    """Operation 0, 1 or 2: blend with black, the mean grey, or the pixel's grey; 3: shift the hue."""
+    """Operation 0, 1 or 2: blend with black, the mean gray, or the pixel's gray; 3: shift the hue."""
     if isinstance(operation, int):
         return _hue_shifted(x, drawn, view) if operation == 3 else _blend(x, operation, drawn)
     blends = [torch.where(operation == k, _blend(x, k, drawn), 0.0) for k in range(3)]
@@ -263,7 +263,7 @@ def _posterized(x: Tensor, drawn: Parameters) -> Tensor:
 
 
 def _cut_out(x: Tensor, drawn: Parameters, mean_C: tuple[float, ...]) -> Tensor:
-    """The square takes the mean, which normalises to 0."""
+    """The square takes the mean, which normalizes to 0."""
     side = x.shape[-1]
     place_S = torch.arange(side, device=x.device)
     top, left, square = (_wide(drawn, c) for c in (Column.CUTOUT_TOP, Column.CUTOUT_LEFT, Column.CUTOUT_SIDE))

@@ -27,7 +27,8 @@ from fastssl.data.decode import decode_image, encode_jpeg
 from fastssl.data.loaders.choose import free_host_bytes, installed
 from fastssl.data.loaders.threads import cpu_count
 from fastssl.errors import UserError
-from fastssl.recipe import Recipe, load
+from fastssl.recipe.load import load
+from fastssl.recipe.schema import Recipe
 from fastssl.runs.environment import cpu_name
 
 SIDE_PX, IMAGES = 24, 8
@@ -94,7 +95,7 @@ def timed(target: Recipe | Path | None) -> tuple[list[stages.Stage], str | None]
     if target.is_dir():
         recipe = load({"data": {"path": target, "batch_size": 64}, "train": {"epochs": 1}})
         return stages.stream_stages(recipe, cpu)[0], note
-    return stages.data_stages(target, batch_size=256, threads=cpu_count(), where=cpu, once=False)[0], note
+    return stages.data_stages(target, batch_size=256, threads=cpu_count(), device=cpu, once=False)[0], note
 
 
 def attempt(kind: str, name: str, work: Callable[[], str], fix: str = "") -> Check:
@@ -212,6 +213,6 @@ def compilers() -> list[Check]:
     found = [Check("compiler", "C++", bool(compiler), detail, "" if compiler else "apt-get install g++")]
     if torch.cuda.is_available():
         triton = installed("triton")
-        detail = "for the CUDA applier and train.compile" if triton else "not installed"
+        detail = "for the CUDA backend and train.compile" if triton else "not installed"
         found.append(Check("compiler", "Triton", triton, detail, "" if triton else "pip install triton"))
     return found

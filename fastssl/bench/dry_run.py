@@ -7,8 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastssl import build, models
-from fastssl.recipe import Recipe, dump, progressive, view_table
+from fastssl import build
+from fastssl.models import pretrainer
+from fastssl.recipe import progressive
+from fastssl.recipe.load import dump
+from fastssl.recipe.presets import view_table
+from fastssl.recipe.schema import Recipe
 from fastssl.training.step import train_step
 
 ESTIMATE_IMAGES = 16
@@ -20,21 +24,21 @@ def describe(recipe: Recipe) -> dict[str, Any]:
     The estimate runs random images in a batch of at most ESTIMATE_IMAGES, so it leaves out loading and says little
     about a GPU's full batch; it is a rough guide.
     """
-    build.check(recipe)
-    where = build.device(recipe)
+    build.preflight.check(recipe)
+    device = build.hardware.device(recipe)
     rows = view_table(recipe.augment)
-    channels = int(build.manifest_of(recipe.data.path)["channels"]) if recipe.data.path.exists() else 3
-    network = build.network(recipe, in_channels=channels, where=where)
+    channels = int(build.data.manifest_of(recipe.data.path)["channels"]) if recipe.data.path.exists() else 3
+    network = build.model.network(recipe, in_channels=channels, device=device)
     images = images_of(recipe)
     steps = images // recipe.data.batch_size if images else None
-    seconds = seconds_per_image(recipe, network, channels, where)
+    seconds = seconds_per_image(recipe, network, channels, device)
     total_s = seconds * recipe.data.batch_size * steps * recipe.train.epochs if steps else None
-    features_dim = models.features_dim(network.backbone, side_px=rows[0].side_px, in_channels=channels)
-    projector_s = projector_seconds_per_image(recipe, network, features_dim, where)
+    features_dim = pretrainer.features_dim(network.backbone, side_px=rows[0].side_px, in_channels=channels)
+    projector_s = projector_seconds_per_image(recipe, network, features_dim, device)
     dim = recipe.model.projector[-1] if recipe.model.projector else features_dim
     record = {
         "recipe": recipe.model_dump(mode="json"),
-        "device": str(where),
+        "device": str(device),
         "images": images,
         "steps_per_epoch": steps,
         "steps": steps * recipe.train.epochs if steps else None,
@@ -43,11 +47,11 @@ def describe(recipe: Recipe) -> dict[str, Any]:
         "largest_sides_px": progressive.sides_px(recipe.augment, recipe.train.epochs),
         "features_dim": features_dim,
         "embedding_dim": dim,
-        "orthogonality": build.orthogonality(recipe),
-        "collapse_risk": build.collapse_risk(recipe),
-        "idle_colour": build.idle_colour(recipe, channels),
-        "backbone_parameters": models.parameter_count(network.backbone),
-        "projector_parameters": models.parameter_count(network.projector),
+        "loss_weights": build.losses.weights(recipe, dim),
+        "collapse_risk": build.losses.collapse_risk(recipe),
+        "idle_color": build.views.idle_color(recipe, channels),
+        "backbone_parameters": pretrainer.parameter_count(network.backbone),
+        "projector_parameters": pretrainer.parameter_count(network.projector),
         "projector_pct": round(100 * min(1.0, projector_s / seconds), 1),
         "estimated_train_s": round(total_s, 4) if total_s else None,
     }
@@ -57,9 +61,9 @@ def describe(recipe: Recipe) -> dict[str, Any]:
 def images_of(recipe: Recipe) -> int | None:
     """Images to pretrain on, when the file or the generator can tell."""
     if recipe.data.path.exists():
-        labels = build.labels_of(recipe.data.path)
-        probe = build.labels_of(recipe.data.probe_path) if recipe.data.probe_path else labels
-        return len(build.sets(recipe, labels, probe).train)
+        labels = build.data.labels_of(recipe.data.path)
+        probe = build.data.labels_of(recipe.data.probe_path) if recipe.data.probe_path else labels
+        return len(build.data.sets(recipe, labels, probe).train)
     if recipe.data.count is None:
         return None
     return round((recipe.data.count - recipe.data.val_count) * recipe.data.fraction)
@@ -67,32 +71,34 @@ def images_of(recipe: Recipe) -> int | None:
 
 def images_per_second(recipe: Recipe, channels: int) -> float:
     """Measured here: images a second of the recipe's step, loading and making views apart."""
-    where = build.device(recipe)
-    return 1 / seconds_per_image(recipe, build.network(recipe, in_channels=channels, where=where), channels, where)
+    device = build.hardware.device(recipe)
+    return 1 / seconds_per_image(
+        recipe, build.model.network(recipe, in_channels=channels, device=device), channels, device
+    )
 
 
-def seconds_per_image(recipe: Recipe, network: models.Pretrainer, channels: int, where: torch.device) -> float:
+def seconds_per_image(recipe: Recipe, network: pretrainer.Pretrainer, channels: int, device: torch.device) -> float:
     """Seconds of a step (not loading) for one image's views: the fastest of three steps after one unmeasured."""
     batch = min(ESTIMATE_IMAGES, recipe.data.batch_size)
     rows = view_table(recipe.augment)
     groups = tuple(
-        torch.rand(1, batch, row.side_px, row.side_px, channels, device=where).permute(0, 1, 4, 2, 3) for row in rows
+        torch.rand(1, batch, row.side_px, row.side_px, channels, device=device).permute(0, 1, 4, 2, 3) for row in rows
     )
-    optimizer = build.optimizer(recipe, network, where=where)
-    loss, autocast = build.loss(recipe), build.autocast(recipe)
+    optimizer = build.optim.optimizer(recipe, network, device=device)
+    loss, autocast = build.losses.loss(recipe), build.hardware.autocast(recipe)
     return fastest_s(lambda: train_step(network, loss, optimizer, groups, lr=0.0, autocast=autocast)["loss"]) / batch
 
 
 def projector_seconds_per_image(
-    recipe: Recipe, network: models.Pretrainer, features_dim: int, where: torch.device
+    recipe: Recipe, network: pretrainer.Pretrainer, features_dim: int, device: torch.device
 ) -> float:
     """Of those, the projector's forward and backward pass over the features of one image's views."""
     batch = min(ESTIMATE_IMAGES, recipe.data.batch_size)
-    h_NF = torch.randn(len(view_table(recipe.augment)) * batch, features_dim, device=where, requires_grad=True)
-    autocast = build.autocast(recipe)
+    h_NF = torch.randn(len(view_table(recipe.augment)) * batch, features_dim, device=device, requires_grad=True)
+    autocast = build.hardware.autocast(recipe)
 
     def forward_and_backward() -> Tensor:
-        with torch.autocast(where.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
+        with torch.autocast(device.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
             total: Tensor = network.projector(h_NF).float().square().mean()
         total.backward()  # type: ignore[no-untyped-call]
         return total.detach()
@@ -121,7 +127,7 @@ def text_of(record: dict[str, Any], recipe: Recipe) -> str:
         f"{recipe.data.batch_size}, {record['features_dim']}) -> embeddings (..., {record['embedding_dim']})",
         "parameters": f"backbone {record['backbone_parameters']:,}, projector {record['projector_parameters']:,}",
         "projector": f"{record['projector_pct']:g} % of the time of a step (measured here, forward and backward)",
-        "orthogonality": f"{record['orthogonality']:.4g}",
+        "loss weights": ", ".join(f"{name} {value:.4g}" for name, value in record["loss_weights"].items()),
         "steps": f"{record['steps']} ({record['steps_per_epoch']} in each of {recipe.train.epochs} epochs)"
         if record["steps"]
         else "known once the data is converted",
@@ -129,5 +135,5 @@ def text_of(record: dict[str, Any], recipe: Recipe) -> str:
         if estimate
         else "known once the data is converted",
     }
-    warnings = [f"{'warning:':15s} {record[key]}" for key in ("collapse_risk", "idle_colour") if record[key]]
+    warnings = [f"{'warning:':15s} {record[key]}" for key in ("collapse_risk", "idle_color") if record[key]]
     return "\n".join([*(f"{name + ':':15s} {value}" for name, value in lines.items()), *warnings])

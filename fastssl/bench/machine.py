@@ -12,20 +12,22 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastssl import build, models
+from fastssl import build
 from fastssl.bench.ceilings import ceilings, highest
 from fastssl.bench.parts import Parts, parts, work
 from fastssl.bench.record import record, row
 from fastssl.bench.timing import Laps, side_by_side, waiter
-from fastssl.recipe import Recipe, load
+from fastssl.models import pretrainer
+from fastssl.recipe.load import load
+from fastssl.recipe.schema import Recipe
+from fastssl.training.guards import torch_settings
 from fastssl.training.online_probes import Prober
-from fastssl.training.torch_flags import torch_settings
 
 MAX_STEP_S = 4.0
 EVALUATION_S = 20.0
 # Numbers of four bytes that an update reads and writes per parameter: weight, gradient and moments, then all but the
 # gradient back; LARS also reads weight and gradient for its norms.
-OPTIMISER_TRAFFIC = {"adam": 7, "adamw": 7, "sgd": 5, "lars": 7}
+OPTIMIZER_TRAFFIC = {"adam": 7, "adamw": 7, "sgd": 5, "lars": 7}
 Say = Callable[[str], None]
 
 
@@ -44,9 +46,9 @@ def machine_check(recipe: Recipe, *, seconds: float = 30.0, say: Say = lambda te
 def checked(recipe: Recipe, notes: list[str], *, seconds: float, say: Say) -> dict[str, Any]:
     """`machine_check` of a recipe whose steps are bearable."""
     made = parts(recipe)
-    wait = waiter(made.where)
+    wait = waiter(made.device)
     say("Ceilings: a matrix product and a copy")
-    best = ceilings(made.where, build.autocast(recipe) or torch.float32, wait=wait)
+    best = ceilings(made.device, build.hardware.autocast(recipe) or torch.float32, wait=wait)
     say("Stages of a step")
     laps = repeated_phases(made, wait, seconds=seconds / 2)
     say("Whole steps")
@@ -76,7 +78,7 @@ def bearable(recipe: Recipe) -> tuple[Recipe, list[str]]:
     batch = recipe.data.batch_size
     small = load(recipe, [f"data.batch_size={min(batch, 8)}", "train.compile=false", "optim.accumulate_steps=1"])
     made = parts(small)
-    batches, wait = made.batches(), waiter(made.where)
+    batches, wait = made.batches(), waiter(made.device)
     made.phases(batches, wait)
     per_image_s = sum(made.phases(batches, wait).values()) / small.data.batch_size
     fitting = batch
@@ -109,7 +111,7 @@ def whole_steps(made: Parts, wait: Callable[[], None], *, seconds: float, rounds
         return made.batch_size
 
     rates = side_by_side({"step": step}, wait=wait, window_s=seconds / (rounds + 1), rounds=rounds)["step"]
-    what = {"stage": "step"} | work(made.recipe, made.where)
+    what = {"stage": "step"} | work(made.recipe, made.device)
     return [
         row("fastssl", what, "ms_per_step", [1e3 * made.batch_size / rate for rate in rates]),
         row("fastssl", what, "images_per_s", rates),
@@ -122,7 +124,7 @@ def stage_rows(made: Parts, laps: list[dict[str, float]], best: list[dict[str, A
     rows = []
     flops, traffic = stage_flops(made), stage_bytes(made)
     for stage in laps[0]:
-        what = {"stage": stage} | work(made.recipe, made.where)
+        what = {"stage": stage} | work(made.recipe, made.device)
         seconds = [one[stage] for one in laps]
         rows.append(row("fastssl", what, "ms_per_step", [1e3 * s for s in seconds]))
         rows.append(row("fastssl", what, "images_per_s", [made.batch_size / s for s in seconds]))
@@ -139,9 +141,9 @@ def stage_rows(made: Parts, laps: list[dict[str, float]], best: list[dict[str, A
 def stage_flops(made: Parts) -> dict[str, float]:
     """Operations of convolutions and matrix products, counted by running one step of the uncompiled network."""
     batch, epoch = next(made.batches())
-    groups, autocast = made.views(batch, epoch), build.autocast(made.recipe)
+    groups, autocast = made.views(batch, epoch), build.hardware.autocast(made.recipe)
     with FlopCounterMode(display=False) as forward:
-        with torch.autocast(made.where.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
+        with torch.autocast(made.device.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
             _, z_VBD = made.plain(groups)
         objective = made.loss(z_VBD)["loss"]
     with FlopCounterMode(display=False) as backward:
@@ -161,24 +163,24 @@ def stage_bytes(made: Parts) -> dict[str, float]:
         elements = int(batch.sizes_B2.prod(dim=1).sum()) * made.manifest["channels"]
     pixels = elements * batch.images.element_size()
     cut = sum(group.numel() * group.element_size() for group in groups)
-    update = 4 * OPTIMISER_TRAFFIC[made.recipe.optim.name] * models.parameter_count(made.plain)
-    found = {"augmentation": float(pixels + cut), "optimiser": float(update)}
+    update = 4 * OPTIMIZER_TRAFFIC[made.recipe.optim.name] * pretrainer.parameter_count(made.plain)
+    found = {"augmentation": float(pixels + cut), "optimizer": float(update)}
     return found | ({"loader": 2.0 * pixels} if is_copied else {})
 
 
 def transfer(made: Parts, wait: Callable[[], None]) -> tuple[list[dict[str, Any]], list[str]]:
     """Rows of a batch's copy from pinned host memory; none where host and device are one."""
-    if made.where.type != "cuda":
-        return [], [f"host-to-device: nothing to copy, the images lie in the memory of the {made.where.type}."]
+    if made.device.type != "cuda":
+        return [], [f"host-to-device: nothing to copy, the images lie in the memory of the {made.device.type}."]
     batch, _ = next(made.batches())
     host = batch.images.cpu().pin_memory()
 
     def copy() -> int:
-        host.to(made.where, non_blocking=True)
+        host.to(made.device, non_blocking=True)
         return len(batch)
 
     rates = side_by_side({"copy": copy}, wait=wait, window_s=0.2, rounds=5)["copy"]
-    what = {"stage": "host-to-device"} | work(made.recipe, made.where)
+    what = {"stage": "host-to-device"} | work(made.recipe, made.device)
     gb = host.numel() * host.element_size() / len(batch) / 1e9
     rows = [
         row("fastssl", what, "ms_per_step", [1e3 * len(batch) / rate for rate in rates]),
@@ -191,13 +193,13 @@ def transfer(made: Parts, wait: Callable[[], None]) -> tuple[list[dict[str, Any]
 def evaluation(made: Parts, wait: Callable[[], None], *, step_s: float) -> tuple[list[dict[str, Any]], list[str]]:
     """Rows of one evaluation while training: its seconds, and what it costs a step at the recipe's frequency."""
     recipe, data = made.recipe, made.recipe.data
-    learn = build.some_of(made.sets.probe, recipe.evaluate.max_train)
+    learn = build.data.some_of(made.sets.probe, recipe.evaluate.max_train)
     images = len(learn) + len(made.sets.val)
     if not len(learn) or not len(made.sets.val):
-        return [], ["evaluation: no labelled images are held out, so there is none while training."]
-    clean = build.clean_view(recipe, made.manifest, where=made.where)
+        return [], ["evaluation: no labeled images are held out, so there is none while training."]
+    clean = build.views.clean_view(recipe, made.manifest, device=made.device)
     share = made.loader if data.probe_path is None else None
-    prober = Prober(recipe, data.probe_path or data.path, made.sets, clean=clean, where=made.where, share=share)
+    prober = Prober(recipe, data.probe_path or data.path, made.sets, clean=clean, device=made.device, share=share)
     estimate_s, notes = images / extraction_rate(prober, made, wait), []
     seconds = [estimate_s]
     if estimate_s < EVALUATION_S:
@@ -207,7 +209,7 @@ def evaluation(made: Parts, wait: Callable[[], None], *, step_s: float) -> tuple
         seconds = [laps.seconds["evaluation"]]
     else:
         notes = ["evaluation: from the rate of feature extraction; the probes on top of it are not counted."]
-    what = {"stage": "evaluation", "images": images} | work(recipe, made.where)
+    what = {"stage": "evaluation", "images": images} | work(recipe, made.device)
     steps = recipe.evaluate.every_epochs * len(made.loader) or math.inf
     return [
         row("fastssl", what, "seconds", seconds),

@@ -18,8 +18,9 @@ from fastssl import build
 from fastssl.bench import dry_run
 from fastssl.data.beton.reader import Beton
 from fastssl.errors import UserError
-from fastssl.recipe import Recipe, load
 from fastssl.recipe.json_schema import FILE_NAME, json_schema
+from fastssl.recipe.load import load
+from fastssl.recipe.schema import Recipe
 
 Device = Literal["cpu", "cuda"]
 MAX_EPOCHS = 1000
@@ -65,7 +66,7 @@ class Facts:
     side_px: int
     one_size: bool
     channels: int
-    labelled: int
+    labeled: int
     classes: int
 
 
@@ -77,7 +78,7 @@ def facts_of(path: Path) -> Facts:
     """
     if path.suffix != ".beton" or path.is_dir():
         raise UserError(f"{path} is not a .beton file.", f"Make one first: fastssl convert {path} data/images.beton")
-    beton, manifest = Beton(path), build.manifest_of(path)
+    beton, manifest = Beton(path), build.data.manifest_of(path)
     labels_N, sides_N = np.asarray(beton.labels), np.asarray(beton.sizes).min(axis=1)
     if len(labels_N) < 2:
         raise UserError(f"{path} holds {len(labels_N)} image; the losses compare images.", "Convert at least 2 images.")
@@ -87,7 +88,7 @@ def facts_of(path: Path) -> Facts:
         side_px=int(np.median(sides_N)),
         one_size=manifest["side_px"] is not None,
         channels=int(manifest["channels"]),
-        labelled=int((labels_N >= 0).sum()),
+        labeled=int((labels_N >= 0).sum()),
         classes=len(np.unique(labels_N[labels_N >= 0])),
     )
 
@@ -153,8 +154,8 @@ def write_new(
 
 
 def val_count(facts: Facts) -> int:
-    """Labelled images to hold out: a tenth, none where there are no two classes to tell apart."""
-    return min(MOST_VAL, int(facts.labelled * VAL_SHARE)) if facts.classes > 1 else 0
+    """Labeled images to hold out: a tenth, none where there are no two classes to tell apart."""
+    return min(MOST_VAL, int(facts.labeled * VAL_SHARE)) if facts.classes > 1 else 0
 
 
 def batch_size(facts: Facts, template: int) -> int:
@@ -185,7 +186,7 @@ def written(facts: Facts, template: Template, base: Recipe, *, device: Device, e
     # a crop shows things larger than the whole image does: views at 3/4 of the side that evaluation sees
     clean_px = min(facts.side_px, round(view_px / template.view_share))
     stem = "patch4" if device == "cpu" and view_px > 32 else base.model.stem
-    labels = f"{facts.labelled:,} of {facts.classes} classes" if facts.labelled else "none"
+    labels = f"{facts.labeled:,} of {facts.classes} classes" if facts.labeled else "none"
     sizes = f"{facts.side_px} px" if facts.one_size else f"of different sizes, half of them {facts.side_px} px or more"
     channels = "1 channel" if facts.channels == 1 else f"{facts.channels} channels"
     optim, loss = base.optim, base.loss
@@ -198,11 +199,11 @@ def written(facts: Facts, template: Template, base: Recipe, *, device: Device, e
 device: {device}
 data:
   path: {quoted(str(facts.path))}
-  # test_path: a second .beton of labelled test images, looked at once, at the end
+  # test_path: a second .beton of labeled test images, looked at once, at the end
   val_count: {held_out}  # {why_val(facts, held_out)}
   batch_size: {batch}  # {why_batch(batch, base.data.batch_size)}
 augment:
-  preset: {base.augment.preset}  # crops, mirroring, colour; what varies between views is what features will ignore
+  preset: {base.augment.preset}  # crops, mirroring, color; what varies between views is what features will ignore
   views: {base.augment.views}
   side_px: {view_px}  # {why_view(facts, template)}
   all: {flow(changes_of_views(facts, base))}  # {why_all(facts)}
@@ -211,8 +212,7 @@ model:
   stem: {stem}  # the first convolution; a larger patch is faster and coarser
   projector: {flow(list(base.model.projector))}  # the last width is D
 loss:
-  name: {loss.name}
-  orthogonality: {loss.orthogonality}
+  name: {loss.name}  # its weights are auto: scaled to D and to the number of views
 optim:
   name: {optim.name}
   lr: {number(optim.lr)}
@@ -225,13 +225,13 @@ train:
 evaluate:
   every_epochs: {max(1, epochs // 10)}
   side_px: {clean_px}  # of the whole image, as the probes and your own features see it
-  knn_k: {"[20, 200]" if facts.labelled - held_out >= FEW_LABELS else "[5, 20]"}
+  knn_k: {"[20, 200]" if facts.labeled - held_out >= FEW_LABELS else "[5, 20]"}
 """
 
 
 def why_val(facts: Facts, held_out: int) -> str:
     if facts.classes > 1 and held_out:
-        return f"labelled images held out to watch accuracy by, {VAL_SHARE:.0%} and {MOST_VAL:,} at most"
+        return f"labeled images held out to watch accuracy by, {VAL_SHARE:.0%} and {MOST_VAL:,} at most"
     return "no accuracy while training: " + ("too few labels" if facts.classes > 1 else "there are no two classes")
 
 

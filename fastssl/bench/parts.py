@@ -17,9 +17,10 @@ from fastssl.augment.augment import Augment
 from fastssl.bench.timing import Laps
 from fastssl.build.optim import set_learning_rate
 from fastssl.data.batch import Batch
-from fastssl.models import Pretrainer
-from fastssl.recipe import Recipe, view_table
-from fastssl.training.memory import keep_freed_memory
+from fastssl.models.pretrainer import Pretrainer
+from fastssl.recipe.presets import view_table
+from fastssl.recipe.schema import Recipe
+from fastssl.training.guards import keep_freed_memory
 from fastssl.training.prefetch import views_ahead
 from fastssl.training.step import Terms, train_step, update
 
@@ -35,10 +36,10 @@ class Parts:
     """
 
     recipe: Recipe
-    where: torch.device
+    device: torch.device
     manifest: dict[str, Any]
-    sets: build.Sets
-    loader: build.Loader
+    sets: build.data.Sets
+    loader: build.data.Loader
     augment: Augment
     plain: Pretrainer
     network: Callable[..., Any]
@@ -60,15 +61,15 @@ class Parts:
             yield from views_ahead(
                 self.loader.epoch(epoch),
                 partial(self.views, epoch=epoch),
-                self.where,
-                applier=self.augment.applier,
+                self.device,
+                backend=self.augment.backend,
             )
 
     def views(self, batch: Batch, epoch: int) -> Views:
         return self.augment(batch.images, batch.index_B, epoch, sizes_B2=batch.sizes_B2, offsets_B=batch.offsets_B)
 
     def step(self, groups: Views) -> Terms:
-        """One optimisation step, its learning rate so small that many repeats leave the weights as they were."""
+        """One optimization step, its learning rate so small that many repeats leave the weights as they were."""
         optim = self.recipe.optim
         return train_step(
             self.network,
@@ -76,11 +77,11 @@ class Parts:
             self.optimizer,
             groups,
             lr=STILL_LR,
-            autocast=build.autocast(self.recipe),
+            autocast=build.hardware.autocast(self.recipe),
             scaler=self.scaler,
             accumulate_steps=optim.accumulate_steps,
             clip_norm=optim.clip_norm,
-            replays_graphs=build.replays_graphs(self.recipe),
+            replays_graphs=build.model.replays_graphs(self.recipe),
         )
 
     def phases(self, batches: Iterator[tuple[Batch, int]], wait: Callable[[], None]) -> dict[str, float]:
@@ -91,16 +92,16 @@ class Parts:
         laps("loader")
         groups = self.views(batch, epoch)
         laps("augmentation")
-        autocast = build.autocast(self.recipe)
+        autocast = build.hardware.autocast(self.recipe)
         for part in zip(*(group.chunk(self.recipe.optim.accumulate_steps, dim=1) for group in groups), strict=True):
-            with torch.autocast(self.where.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
+            with torch.autocast(self.device.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
                 _, z_VBD = self.network(part)
             objective = self.loss(z_VBD)["loss"]
             laps("forward")
             (self.scaler.scale(objective) if self.scaler else objective).backward()  # type: ignore[no-untyped-call]
             laps("backward")
         update(self.optimizer, scaler=self.scaler, clip_norm=self.recipe.optim.clip_norm)
-        laps("optimiser")
+        laps("optimizer")
         return laps.seconds
 
 
@@ -110,34 +111,34 @@ def parts(recipe: Recipe) -> Parts:
     Raises:
         UserError: as training does.
     """
-    where = build.device(recipe)
-    if where.type == "cpu":
+    device = build.hardware.device(recipe)
+    if device.type == "cpu":
         keep_freed_memory()
     data = recipe.data
-    manifest = build.manifest_of(data.path)
-    sets = build.sets(recipe, build.labels_of(data.path), build.labels_of(data.probe_path or data.path))
-    plain = build.network(recipe, in_channels=manifest["channels"], where=where)
+    manifest = build.data.manifest_of(data.path)
+    sets = build.data.sets(recipe, build.data.labels_of(data.path), build.data.labels_of(data.probe_path or data.path))
+    plain = build.model.network(recipe, in_channels=manifest["channels"], device=device)
     return Parts(
         recipe=recipe,
-        where=where,
+        device=device,
         manifest=manifest,
         sets=sets,
-        loader=build.loader(recipe, data.path, sets.train, where=where),
-        augment=build.augment(recipe, manifest, where=where),
+        loader=build.data.loader(recipe, data.path, sets.train, device=device),
+        augment=build.views.augment(recipe, manifest, device=device),
         plain=plain,
-        network=build.compiled(recipe, plain),
-        loss=build.loss(recipe),
-        optimizer=build.optimizer(recipe, plain, where=where),
-        scaler=torch.amp.GradScaler(where.type) if recipe.train.precision == "fp16" else None,
+        network=build.model.compiled(recipe, plain),
+        loss=build.losses.loss(recipe),
+        optimizer=build.optim.optimizer(recipe, plain, device=device),
+        scaler=torch.amp.GradScaler(device.type) if recipe.train.precision == "fp16" else None,
     )
 
 
-def work(recipe: Recipe, where: torch.device) -> dict[str, Any]:
+def work(recipe: Recipe, device: torch.device) -> dict[str, Any]:
     """What a step of the recipe does, as a row's `work`."""
     return {
         "batch": recipe.data.batch_size,
         "views": len(view_table(recipe.augment)),
         "side_px": max(row.side_px for row in view_table(recipe.augment)),
         "backbone": f"{recipe.model.backbone} x{recipe.model.width:g} {recipe.model.stem}",
-        "device": where.type,
+        "device": device.type,
     }

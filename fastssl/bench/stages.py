@@ -24,7 +24,7 @@ from fastssl.data.beton.reader import Beton
 from fastssl.data.loaders import layout
 from fastssl.data.loaders.threads import cpu_count, spread
 from fastssl.data.loaders.transfer import moved
-from fastssl.recipe import Recipe
+from fastssl.recipe.schema import Recipe
 from fastssl.training.step import update
 
 ENOUGH_S = 0.4  # a call of this length is timed well enough
@@ -62,50 +62,50 @@ def recipe_stages(recipe: Recipe) -> list[Stage]:
     Raises:
         UserError: when the recipe cannot work here, or its file is not sound.
     """
-    where, path = build.device(recipe), recipe.data.path
+    device, path = build.hardware.device(recipe), recipe.data.path
     if path.is_dir():
-        stages, batch = stream_stages(recipe, where)
-        manifest = build.manifest_of(path)
+        stages, batch = stream_stages(recipe, device)
+        manifest = build.data.manifest_of(path)
     elif path.exists():
-        once = build.loader_choice(recipe, path, where)[0] == "resident" and recipe.data.memory != "mmap"
+        once = build.data.loader_choice(recipe, path, device)[0] == "resident" and recipe.data.memory != "mmap"
         threads = recipe.data.workers or cpu_count()
-        stages, batch = data_stages(path, batch_size=recipe.data.batch_size, threads=threads, where=where, once=once)
-        manifest = build.manifest_of(path)
+        stages, batch = data_stages(path, batch_size=recipe.data.batch_size, threads=threads, device=device, once=once)
+        manifest = build.data.manifest_of(path)
     else:
-        stages, batch = [], stand_in(recipe, where)
+        stages, batch = [], stand_in(recipe, device)
         manifest = {"channels": 3, "mean": [0.5] * 3, "std": [0.25] * 3}
-    augment = build.augment(recipe, manifest, where=where)
+    augment = build.views.augment(recipe, manifest, device=device)
     groups: tuple[Tensor, ...] = ()
 
     def make_views(images: int) -> list[float]:
         nonlocal groups
         part = first_of(batch, images)
-        start = now(where)
+        start = now(device)
         groups = augment(part.images, part.index_B, 0, sizes_B2=part.sizes_B2, offsets_B=part.offsets_B)
-        return [now(where) - start]
+        return [now(device) - start]
 
-    works = [f"{len(augment.views)} views by the {augment.applier} applier"]
+    works = [f"{len(augment.views)} views by the {augment.backend} backend"]
     stages += as_stages(["augment"], works, growing(make_views, len(batch)))
-    return stages + network_stages(recipe, groups, channels=manifest["channels"], where=where)
+    return stages + network_stages(recipe, groups, channels=manifest["channels"], device=device)
 
 
-def stream_stages(recipe: Recipe, where: torch.device) -> tuple[list[Stage], Batch]:
+def stream_stages(recipe: Recipe, device: torch.device) -> tuple[list[Stage], Batch]:
     """Read, which decodes too, of a folder of shards by DALI's own reader, after its first batch; and a batch."""
-    start, images, batch = now(where), 0, None
-    for step, batch in enumerate(build.stream(recipe, recipe.data.path, where=where).epoch(0)):
+    start, images, batch = now(device), 0, None
+    for step, batch in enumerate(build.data.stream(recipe, recipe.data.path, device=device).epoch(0)):
         images += len(batch)
-        seconds = now(where) - start
+        seconds = now(device) - start
         if step and seconds > ENOUGH_S:
             break
         if step == 0:
-            start, images = now(where), 0
+            start, images = now(device), 0
     assert batch is not None
     found = (images, [seconds]) if images else (len(batch), [seconds])  # one batch is the epoch: with its start-up
     return as_stages(["read"], ["read and decoded by DALI's own reader"], found), batch
 
 
 def data_stages(
-    path: Path, *, batch_size: int, threads: int, where: torch.device, once: bool
+    path: Path, *, batch_size: int, threads: int, device: torch.device, once: bool
 ) -> tuple[list[Stage], Batch]:
     """Read, decode (where something is JPEG) and copy, and a batch of the file's images on the device.
 
@@ -113,7 +113,7 @@ def data_stages(
         path: a .beton.
         batch_size: the most images to take.
         threads: that decode.
-        where: device that the batch is copied to.
+        device: device that the batch is copied to.
         once: the loader reads and decodes the file only when it opens.
 
     Raises:
@@ -124,7 +124,7 @@ def data_stages(
     index, most = index_B.numpy(), min(batch_size, len(beton))
     sizes_B2 = beton.sizes[index]
     ends = layout.ends_of(sizes_B2, beton.channels)
-    flat = layout.empty(int(ends[-1]), beton.dtype, pin=where.type == "cuda")
+    flat = layout.empty(int(ends[-1]), beton.dtype, pin=device.type == "cuda")
     pixels = flat.numpy()
 
     def read(images: int) -> list[float]:
@@ -145,37 +145,37 @@ def data_stages(
         return [time.perf_counter() - start]
 
     def copy(images: int) -> list[float]:
-        start = now(where)
-        flat[: ends[images]].to(where, copy=True)
-        return [now(where) - start]
+        start = now(device)
+        flat[: ends[images]].to(device, copy=True)
+        return [now(device) - start]
 
     forget(path)
     stages = as_stages(["read"], [f"stored bytes of {most} images, in random order"], (most, read(most)), once=once)
     if not beton.is_raw:
         stages += as_stages(["decode"], [f"JPEG by {threads} threads"], growing(decode, most), once=once)
-    stages += as_stages(["copy"], [f"pixels into a batch on {where}"], growing(copy, most))
-    return stages, moved(layout.as_batch(flat, index_B, sizes_B2, beton.channels, layout.image_shape(beton)), where)
+    stages += as_stages(["copy"], [f"pixels into a batch on {device}"], growing(copy, most))
+    return stages, moved(layout.as_batch(flat, index_B, sizes_B2, beton.channels, layout.image_shape(beton)), device)
 
 
-def network_stages(recipe: Recipe, groups: tuple[Tensor, ...], *, channels: int, where: torch.device) -> list[Stage]:
+def network_stages(recipe: Recipe, groups: tuple[Tensor, ...], *, channels: int, device: torch.device) -> list[Stage]:
     """Forward (with the loss) and backward (with the update) of these views."""
-    network = build.network(recipe, in_channels=channels, where=where)
+    network = build.model.network(recipe, in_channels=channels, device=device)
     optimizer, loss, autocast = (
-        build.optimizer(recipe, network, where=where),
-        build.loss(recipe),
-        build.autocast(recipe),
+        build.optim.optimizer(recipe, network, device=device),
+        build.losses.loss(recipe),
+        build.hardware.autocast(recipe),
     )
 
     def run(images: int) -> list[float]:
         part = [group[:, :images] for group in groups]
-        start = now(where)
-        with torch.autocast(where.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
+        start = now(device)
+        with torch.autocast(device.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
             _, z_VBD = network(part)
         objective = loss(z_VBD)["loss"]
-        middle = now(where)
+        middle = now(device)
         objective.backward()  # type: ignore[no-untyped-call]
         update(optimizer, scaler=None, clip_norm=recipe.optim.clip_norm)
-        return [middle - start, now(where) - middle]
+        return [middle - start, now(device) - middle]
 
     name = f"{recipe.model.backbone} in {recipe.train.precision}"
     works = [f"{name}, {recipe.loss.name}", f"the same, and {recipe.optim.name}"]
@@ -201,11 +201,11 @@ def as_stages(names: list[str], works: list[str], found: tuple[int, list[float]]
     ]
 
 
-def now(where: torch.device) -> float:
+def now(device: torch.device) -> float:
     """Seconds, once the device has done what it was asked."""
-    if where.type == "cuda":
-        torch.cuda.synchronize(where)
-    elif where.type == "mps":
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
         torch.mps.synchronize()
     return time.perf_counter()
 
@@ -221,12 +221,12 @@ def first_of(batch: Batch, images: int) -> Batch:
     return Batch(pixels, labels_B, index_B, first(batch.sizes_B2), first(batch.offsets_B))
 
 
-def stand_in(recipe: Recipe, where: torch.device) -> Batch:
+def stand_in(recipe: Recipe, device: torch.device) -> Batch:
     """Random images of the recipe's side."""
     side, batch = recipe.data.side_px or STAND_IN_SIDE_PX, min(recipe.data.batch_size, STAND_IN_IMAGES)
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (batch, side, side, 3), np.uint8))
-    index_B = torch.arange(batch, device=where)
-    return Batch(images.to(where), torch.full_like(index_B, -1), index_B)
+    index_B = torch.arange(batch, device=device)
+    return Batch(images.to(device), torch.full_like(index_B, -1), index_B)
 
 
 def forget(path: Path) -> None:

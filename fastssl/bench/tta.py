@@ -16,7 +16,9 @@ from fastssl.bench.crossing import Timed, first_crossing, median_or_none, speed_
 from fastssl.bench.parts import parts
 from fastssl.bench.record import record, row
 from fastssl.errors import UserError
-from fastssl.recipe import Recipe, load, view_table
+from fastssl.recipe.load import load
+from fastssl.recipe.presets import view_table
+from fastssl.recipe.schema import Recipe
 from fastssl.training import loop
 
 Observer = Callable[[dict[str, Any]], None]
@@ -88,15 +90,15 @@ def tta(
     for seed in range(seeds):
         for recipe in recipes:
             one = load(recipe, [f"seed={recipe.seed + seed}"])
-            where = folder / f"{recipe.name}-s{one.seed}"
-            if not finished(where, one, targets, stop_at_target=stop_at_target):
+            run_dir = folder / f"{recipe.name}-s{one.seed}"
+            if not finished(run_dir, one, targets, stop_at_target=stop_at_target):
                 if recipe.name not in warm:
                     say(f"Warm-up of {recipe.name}: {WARMUP_STEPS} steps, not timed")
                     warm_up(recipe)
                     warm.add(recipe.name)
                 say(f"{recipe.name}, seed {one.seed}")
-                run(one, where, targets, stop_at_target=stop_at_target, observe=observe)
-            trials[recipe.name].append(trial(where, one.seed))
+                run(one, run_dir, targets, stop_at_target=stop_at_target, observe=observe)
+            trials[recipe.name].append(trial(run_dir, one.seed))
             found = result(recipes, targets, trials, digest)
             keep(found)
     return found
@@ -131,7 +133,7 @@ def same_work(recipes: Sequence[Recipe]) -> str:
 
 def digest_of(recipe: Recipe) -> str:
     paths = [recipe.data.path] + ([recipe.data.probe_path] if recipe.data.probe_path else [])
-    return "+".join(str(build.manifest_of(path)["digest"]) for path in paths)
+    return "+".join(str(build.data.manifest_of(path)["digest"]) for path in paths)
 
 
 def warm_up(recipe: Recipe) -> None:
@@ -141,49 +143,49 @@ def warm_up(recipe: Recipe) -> None:
         made.step(made.views(batch, epoch))
 
 
-def finished(where: Path, recipe: Recipe, targets: dict[str, float], *, stop_at_target: bool) -> bool:
+def finished(run_dir: Path, recipe: Recipe, targets: dict[str, float], *, stop_at_target: bool) -> bool:
     """Whether a run directory holds all that is wanted.
 
     Raises:
         UserError: when it holds another recipe's run.
     """
-    if not (where / "recipe.yaml").exists():
+    if not (run_dir / "recipe.yaml").exists():
         return False
-    if load(where / "recipe.yaml") != recipe:
-        raise UserError(f"{where} holds a run of another recipe.", "Choose another --run-dir, or remove that folder.")
-    if (where / "summary.json").exists():
+    if load(run_dir / "recipe.yaml") != recipe:
+        raise UserError(f"{run_dir} holds a run of another recipe.", "Choose another --run-dir, or remove that folder.")
+    if (run_dir / "summary.json").exists():
         return True
-    seen = evaluations_of(where)
+    seen = evaluations_of(run_dir)
     return stop_at_target and all(first_crossing(seen, m, pct, views=1) for m, pct in targets.items())
 
 
-def run(recipe: Recipe, where: Path, targets: dict[str, float], *, stop_at_target: bool, observe: Observer) -> None:
+def run(recipe: Recipe, run_dir: Path, targets: dict[str, float], *, stop_at_target: bool, observe: Observer) -> None:
     """Trains to the end or to the targets; notes the seconds that were not training beside the run."""
-    start, before_s = time.perf_counter(), apart_of(where) or 0.0
-    watch = Watch(where, targets, stop_at_target=stop_at_target, observe=observe)
+    start, before_s = time.perf_counter(), apart_of(run_dir) or 0.0
+    watch = Watch(run_dir, targets, stop_at_target=stop_at_target, observe=observe)
     try:
-        loop.train(recipe, run_dir=where, resume=True, observe=watch)
+        loop.train(recipe, run_dir=run_dir, resume=True, observe=watch)
     except Reached:
         pass
     finally:
-        if where.is_dir():
+        if run_dir.is_dir():
             apart_s = before_s + time.perf_counter() - start - watch.trained_s
-            (where / SIDECAR).write_text(json.dumps({"apart_s": round(apart_s, 3)}), encoding="utf-8")
+            (run_dir / SIDECAR).write_text(json.dumps({"apart_s": round(apart_s, 3)}), encoding="utf-8")
 
 
 class Watch:
     """Passes records on, counts the sitting's training seconds, and raises Reached when that is asked for."""
 
-    def __init__(self, where: Path, targets: dict[str, float], *, stop_at_target: bool, observe: Observer) -> None:
-        self.where, self.targets, self.missing = where, targets, dict(targets)
+    def __init__(self, run_dir: Path, targets: dict[str, float], *, stop_at_target: bool, observe: Observer) -> None:
+        self.run_dir, self.targets, self.missing = run_dir, targets, dict(targets)
         self.stop_at_target, self.observe = stop_at_target, observe
         self.trained_s = self.resumed_s = 0.0
 
     def __call__(self, one: dict[str, Any]) -> None:
         self.observe(one)
         if one["event"] == "start" and one["step"]:  # metrics.jsonl now ends where the checkpoint was made
-            self.resumed_s = last_train_s(self.where)
-            for done in evaluations_of(self.where):
+            self.resumed_s = last_train_s(self.run_dir)
+            for done in evaluations_of(self.run_dir):
                 self.check(done)
         if "train_s" in one:
             self.trained_s = one["train_s"] - self.resumed_s
@@ -203,29 +205,29 @@ class Watch:
                 self.missing.pop(metric, None)
 
 
-def apart_of(where: Path) -> float | None:
-    path = where / SIDECAR
+def apart_of(run_dir: Path) -> float | None:
+    path = run_dir / SIDECAR
     return float(json.loads(path.read_text(encoding="utf-8"))["apart_s"]) if path.exists() else None
 
 
-def metrics_of(where: Path) -> list[dict[str, Any]]:
-    path = where / "metrics.jsonl"
+def metrics_of(run_dir: Path) -> list[dict[str, Any]]:
+    path = run_dir / "metrics.jsonl"
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
-def last_train_s(where: Path) -> float:
-    return max((one["train_s"] for one in metrics_of(where)), default=0.0)
+def last_train_s(run_dir: Path) -> float:
+    return max((one["train_s"] for one in metrics_of(run_dir)), default=0.0)
 
 
-def evaluations_of(where: Path) -> list[dict[str, Any]]:
-    return [one for one in metrics_of(where) if one["event"] == "evaluation"]
+def evaluations_of(run_dir: Path) -> list[dict[str, Any]]:
+    return [one for one in metrics_of(run_dir) if one["event"] == "evaluation"]
 
 
-def trial(where: Path, seed: int) -> Trial:
+def trial(run_dir: Path, seed: int) -> Trial:
     """A finished run, read from its directory."""
-    summary = where / "summary.json"
+    summary = run_dir / "summary.json"
     compile_s = json.loads(summary.read_text(encoding="utf-8")).get("compile_s") if summary.exists() else None
-    return Trial(seed, evaluations_of(where), last_train_s(where), compile_s, apart_of(where))
+    return Trial(seed, evaluations_of(run_dir), last_train_s(run_dir), compile_s, apart_of(run_dir))
 
 
 def result(

@@ -1,4 +1,4 @@
-"""One stage's variants side by side, in turn: loaders, appliers of the augmentation, and settings of the step.
+"""One stage's variants side by side, in turn: loaders, backends of the augmentation, and settings of the step.
 
 Every function returns a benchmark record whose first row is the recipe as it stands.
 """
@@ -16,8 +16,9 @@ from fastssl.bench.record import record, row
 from fastssl.bench.timing import Step, side_by_side, waiter
 from fastssl.data.loaders.choose import installed
 from fastssl.errors import UserError
-from fastssl.recipe import Recipe, load
-from fastssl.training.torch_flags import torch_settings
+from fastssl.recipe.load import load
+from fastssl.recipe.schema import Recipe
+from fastssl.training.guards import torch_settings
 
 LOADERS = {
     "resident": ["data.loader=resident", "data.memory=device"],
@@ -31,37 +32,37 @@ PACKAGES = {"ffcv": "ffcv", "dali": "nvidia.dali"}
 
 def loader(recipe: Recipe, *, seconds: float, only: list[str] | None = None, rounds: int = 5) -> dict[str, Any]:
     """Images per second of every loader that is installed, alone: batches are made, nothing is done with them."""
-    where, notes = build.device(recipe), list[str]()
-    labels = build.labels_of(recipe.data.path)
-    sets = build.sets(recipe, labels, build.labels_of(recipe.data.probe_path or recipe.data.path))
+    device, notes = build.hardware.device(recipe), list[str]()
+    labels = build.data.labels_of(recipe.data.path)
+    sets = build.data.sets(recipe, labels, build.data.labels_of(recipe.data.probe_path or recipe.data.path))
     steps: dict[str, Step] = {}
     for name, changes in chosen(LOADERS, only).items():
         if name in PACKAGES and not installed(PACKAGES[name]):
             notes.append(f"{name} is not installed and left out.")
-        elif name != "resident, host memory" or where.type != "cpu":  # on the CPU they are one
-            made = build.loader(load(recipe, changes), recipe.data.path, sets.train, where=where)
+        elif name != "resident, host memory" or device.type != "cpu":  # on the CPU they are one
+            made = build.data.loader(load(recipe, changes), recipe.data.path, sets.train, device=device)
             steps[name] = loading(made)
             if next(iter(made.epoch(0))).offsets_B is not None and name == "resident":
                 notes.append("resident: nothing is copied, a batch is places in the buffer of all images.")
-    return measured("loader", recipe, steps, where=where, seconds=seconds, rounds=rounds, notes=notes)
+    return measured("loader", recipe, steps, device=device, seconds=seconds, rounds=rounds, notes=notes)
 
 
-def loading(made: build.Loader) -> Step:
+def loading(made: build.data.Loader) -> Step:
     batches = (batch for epoch in cycle(range(1 << 20)) for batch in made.epoch(epoch))
     return lambda: len(next(batches))
 
 
 def augment(recipe: Recipe, *, seconds: float, only: list[str] | None = None, rounds: int = 5) -> dict[str, Any]:
-    """Images per second of every applier in bfloat16 and float32, on one batch of the recipe's images."""
-    made = parts(load(recipe, ["train.compile=false", "augment.applier=torch"]))  # a batch that lies as any takes it
+    """Images per second of every backend in bfloat16 and float32, on one batch of the recipe's images."""
+    made = parts(load(recipe, ["train.compile=false", "augment.backend=torch"]))  # a batch that lies as any takes it
     batch, epoch = next(made.batches())
-    fused = {"cpu": ["cpu"], "cuda": ["cuda"]}.get(made.where.type, [])
+    fused = {"cpu": ["cpu"], "cuda": ["cuda"]}.get(made.device.type, [])
     steps: dict[str, Step] = {}
-    for applier in chosen(dict.fromkeys([*fused, "torch"]), only):
+    for backend in chosen(dict.fromkeys([*fused, "torch"]), only):
         for dtype in (made.augment.dtype, *({torch.bfloat16, torch.float32} - {made.augment.dtype})):
-            one = replace(made, augment=replace(made.augment, applier=applier, dtype=dtype))  # type: ignore[arg-type]
-            steps[f"{applier}, {str(dtype).removeprefix('torch.')}"] = cutting(one, batch, epoch)
-    return measured("augment", recipe, steps, where=made.where, seconds=seconds, rounds=rounds, notes=[])
+            one = replace(made, augment=replace(made.augment, backend=backend, dtype=dtype))  # type: ignore[arg-type]
+            steps[f"{backend}, {str(dtype).removeprefix('torch.')}"] = cutting(one, batch, epoch)
+    return measured("augment", recipe, steps, device=made.device, seconds=seconds, rounds=rounds, notes=[])
 
 
 def cutting(made: Parts, batch: Any, epoch: int) -> Step:
@@ -79,8 +80,8 @@ def step(recipe: Recipe, *, seconds: float, only: list[str] | None = None, round
     """
     steps: dict[str, Step] = {}
     notes: list[str] = []
-    where = build.device(recipe)
-    for name, changes in chosen(settings(recipe, where), only).items():
+    device = build.hardware.device(recipe)
+    for name, changes in chosen(settings(recipe, device), only).items():
         try:
             made = parts(load(recipe, changes))
             steps[name] = training(made) if name == "as trained" else fixed(made)
@@ -89,16 +90,16 @@ def step(recipe: Recipe, *, seconds: float, only: list[str] | None = None, round
         except RuntimeError as error:  # a compiler that is absent, a precision that the device lacks
             notes.append(f"{name} does not run here and is left out: {str(error).splitlines()[0][:150]}")
             steps.pop(name, None)
-    result = measured("step", recipe, steps, where=where, seconds=seconds, rounds=rounds, notes=notes)
+    result = measured("step", recipe, steps, device=device, seconds=seconds, rounds=rounds, notes=notes)
     by_name = {one["impl"]: one["values"] for one in result["rows"]}
     if {"fixed batch", "as trained"} <= by_name.keys():
         ratios = [fast / slow for fast, slow in zip(by_name["fixed batch"], by_name["as trained"], strict=True)]
-        result["rows"].append(row("as trained", work(recipe, where), "time_against_fixed", ratios))
+        result["rows"].append(row("as trained", work(recipe, device), "time_against_fixed", ratios))
         result["notes"].append(f"Loading and augmentation make a step {sorted(ratios)[len(ratios) // 2]:.3f}x as long.")
     return result
 
 
-def settings(recipe: Recipe, where: torch.device) -> dict[str, list[str]]:
+def settings(recipe: Recipe, device: torch.device) -> dict[str, list[str]]:
     """Name to changes: the recipe fed a fixed batch and as trained, then each setting that matters turned over."""
     train = recipe.train
     other = "fp32" if train.precision != "fp32" else "bf16"
@@ -106,7 +107,7 @@ def settings(recipe: Recipe, where: torch.device) -> dict[str, list[str]]:
     changes = {
         f"{name}={str(value).lower()}": [f"train.{name}={str(value).lower()}"] for name, value in flipped.items()
     }
-    if where.type == "cuda" and train.compile != "reduce-overhead":  # what it adds to compiling is CUDA graphs
+    if device.type == "cuda" and train.compile != "reduce-overhead":  # what it adds to compiling is CUDA graphs
         changes["compile=reduce-overhead"] = ["train.compile=reduce-overhead"]
     return {"fixed batch": [], "as trained": [], f"precision={other}": [f"train.precision={other}"], **changes}
 
@@ -139,22 +140,22 @@ def measured(
     recipe: Recipe,
     steps: dict[str, Step],
     *,
-    where: torch.device,
+    device: torch.device,
     seconds: float,
     rounds: int,
     notes: list[str],
 ) -> dict[str, Any]:
     """The record of all variants' images per second."""
-    wait: Callable[[], None] = waiter(where)
+    wait: Callable[[], None] = waiter(device)
     window_s = seconds / max(1, len(steps)) / (rounds + 1)
     with torch_settings(recipe):
         rates = side_by_side(steps, wait=wait, window_s=window_s, rounds=rounds)
-    what = work(recipe, where)
+    what = work(recipe, device)
     return record(
         bench,
         [row(name, what, "images_per_s", values) for name, values in rates.items()],
         recipe.model_dump(mode="json"),
-        data_digest=build.manifest_of(recipe.data.path)["digest"],
+        data_digest=build.data.manifest_of(recipe.data.path)["digest"],
         warmup=f"a step and {window_s:.2f} s of each untimed",
         notes=notes,
     )

@@ -25,7 +25,7 @@ from fastssl.data.loaders.loader import BetonLoader
 from fastssl.data.loaders.plan import PlanOptions
 from fastssl.data.manifest import manifest_path
 from fastssl.errors import UserError
-from fastssl.recipe import Recipe
+from fastssl.recipe.schema import Recipe
 
 # Which images are held out or left out must not change with the run's seed, or runs could not be compared.
 SPLIT_SEED = 0x5EED
@@ -106,7 +106,7 @@ def sets(recipe: Recipe, labels_N: Tensor, probe_labels_N: Tensor) -> Sets:
     if data.path.is_dir():
         check_stream(recipe)
     check_test_classes(recipe, probe_labels_N)
-    probe, val = labelled_parts(recipe, probe_labels_N)
+    probe, val = labeled_parts(recipe, probe_labels_N)
     pool = torch.arange(len(labels_N))
     if data.probe_path is None:
         pool = pool[~torch.isin(pool, val)]
@@ -116,18 +116,18 @@ def sets(recipe: Recipe, labels_N: Tensor, probe_labels_N: Tensor) -> Sets:
     return Sets(train=train, probe=probe, val=val)
 
 
-def labelled_parts(recipe: Recipe, probe_labels_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions of the labelled images that probes learn from, and of those held out.
+def labeled_parts(recipe: Recipe, probe_labels_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions of the labeled images that probes learn from, and of those held out.
 
     Raises:
         UserError: when all of them would be held out.
     """
     count = recipe.data.val_count
-    labelled = torch.nonzero(probe_labels_N >= 0).flatten()
-    shuffled = labelled[draws.permutation(SPLIT_SEED, 0, len(labelled))]
-    if count and count >= len(labelled) > 0:
+    labeled = torch.nonzero(probe_labels_N >= 0).flatten()
+    shuffled = labeled[draws.permutation(SPLIT_SEED, 0, len(labeled))]
+    if count and count >= len(labeled) > 0:
         raise UserError(
-            f"data.val_count {count} holds out all of the {len(labelled)} labelled images.",
+            f"data.val_count {count} holds out all of the {len(labeled)} labeled images.",
             "Set data.val_count lower.",
         )
     return shuffled[count:].sort().values, shuffled[:count].sort().values
@@ -148,7 +148,7 @@ def check_stream(recipe: Recipe) -> None:
     if data.probe_path is None and (data.val_count or data.test_path):
         raise UserError(
             f"{data.path} is a folder of shards, whose labels are not known beforehand, and there is no probe set.",
-            "Set data.probe_path to a .beton of labelled images, or data.val_count to 0 and data.test_path to none.",
+            "Set data.probe_path to a .beton of labeled images, or data.val_count to 0 and data.test_path to none.",
         )
 
 
@@ -186,17 +186,17 @@ def some_of(indices: Tensor, count: int | None) -> Tensor:
     return indices[draws.permutation(SPLIT_SEED, 2, len(indices))[:count]].sort().values
 
 
-def loader(recipe: Recipe, path: Path, indices: Tensor, *, where: torch.device) -> Loader:
+def loader(recipe: Recipe, path: Path, indices: Tensor, *, device: torch.device) -> Loader:
     """Shuffled batches for pretraining; each rank gets its part of the same global batches.
 
     A folder of shards is streamed whole, in the stream's order.
     """
     if path.is_dir():
-        return stream(recipe, path, where=where)
+        return stream(recipe, path, device=device)
     return open_loader(
         recipe,
         path,
-        where=where,
+        device=device,
         batch_size=recipe.data.batch_size,
         order=partial(shuffled_order, recipe.seed, len(indices)),
         indices=indices,
@@ -206,13 +206,13 @@ def loader(recipe: Recipe, path: Path, indices: Tensor, *, where: torch.device) 
     )
 
 
-def stream(recipe: Recipe, folder: Path, *, where: torch.device) -> Loader:
+def stream(recipe: Recipe, folder: Path, *, device: torch.device) -> Loader:
     """DALI's own reader over a folder of shards.
 
     Raises:
         UserError: when DALI is not installed or the recipe asks for another loader.
     """
-    loader_choice(recipe, folder, where)
+    loader_choice(recipe, folder, device)
     from fastssl.data.loaders.dali_shards import open_stream
 
     manifest, data = manifest_of(folder), recipe.data
@@ -220,7 +220,7 @@ def stream(recipe: Recipe, folder: Path, *, where: torch.device) -> Loader:
     uniform = manifest["size_min_px"] == manifest["size_max_px"]
     return open_stream(
         folder,
-        device=where,
+        device=device,
         batch_size=data.batch_size,
         order=partial(draws.permutation, recipe.seed),
         seed=recipe.seed,
@@ -238,7 +238,7 @@ def ordered_loader(
     path: Path,
     indices: Tensor | None,
     *,
-    where: torch.device,
+    device: torch.device,
     share: Loader | None = None,
     rank: int = 0,
     world: int = 1,
@@ -249,7 +249,7 @@ def ordered_loader(
         recipe: decides the loader and the batch size.
         path: the file.
         indices: positions in the file.
-        where: device of the batches.
+        device: device of the batches.
         share: an open loader of the same file, whose memory is then used.
         rank, world: which contiguous part of the images, as `distributed.shard` cuts; parts differ by one at most
             and none is padded.
@@ -263,34 +263,34 @@ def ordered_loader(
     plan = PlanOptions(
         batch_size=recipe.evaluate.batch_size, order=partial(file_order, len(part)), indices=part, drop_last=False
     )
-    return share.subset(**plan) if isinstance(share, BetonLoader) else open_loader(recipe, path, where=where, **plan)
+    return share.subset(**plan) if isinstance(share, BetonLoader) else open_loader(recipe, path, device=device, **plan)
 
 
-def open_loader(recipe: Recipe, path: Path, *, where: torch.device, **plan: Unpack[PlanOptions]) -> BetonLoader:
+def open_loader(recipe: Recipe, path: Path, *, device: torch.device, **plan: Unpack[PlanOptions]) -> BetonLoader:
     """The recipe's loader over a file."""
     data, threads = recipe.data, recipe.data.workers or None
-    match loader_choice(recipe, path, where)[0]:
+    match loader_choice(recipe, path, device)[0]:
         case "ffcv":
             from fastssl.data.loaders import ffcv
 
-            return ffcv.open_loader(path, device=where, threads=threads, layout=data.layout, **plan)
+            return ffcv.open_loader(path, device=device, threads=threads, layout=data.layout, **plan)
         case "dali":
             from fastssl.data.loaders import dali
 
-            return dali.open_loader(path, device=where, threads=threads, layout=data.layout, **plan)
+            return dali.open_loader(path, device=device, threads=threads, layout=data.layout, **plan)
         case _:
             return resident.open_loader(
                 path,
-                device=where,
+                device=device,
                 threads=threads,
                 memory=data.memory,
                 layout=data.layout,
-                in_place=where.type == "cpu" and recipe.augment.applier != "torch",  # the fused applier reads anywhere
+                in_place=device.type == "cpu" and recipe.augment.backend != "torch",  # the fused backend reads anywhere
                 **plan,
             )
 
 
-def loader_choice(recipe: Recipe, path: Path, where: torch.device) -> tuple[str, str]:
+def loader_choice(recipe: Recipe, path: Path, device: torch.device) -> tuple[str, str]:
     """Name of the loader and one sentence why.
 
     Raises:
@@ -313,11 +313,11 @@ def loader_choice(recipe: Recipe, path: Path, where: torch.device) -> tuple[str,
     if wanted != "auto":
         return wanted, "the recipe says so"
     beton = Beton(path)
-    free = torch.cuda.mem_get_info(where)[0] if where.type == "cuda" else free_host_bytes()
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_host_bytes()
     return choose(
         int(beton.sizes.prod(axis=1).sum()) * beton.channels * beton.dtype.itemsize,
         is_jpeg=not beton.is_raw,
-        device=where.type,
+        device=device.type,
         free_bytes=free,
         has_ffcv=installed("ffcv"),
         has_dali=installed("nvidia.dali"),

@@ -6,9 +6,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastssl import models
 from fastssl.errors import UserError
-from fastssl.recipe import Recipe, progressive, view_table
+from fastssl.models import backbones, hub, pretrainer, resnet, starting_weights
+from fastssl.recipe import progressive
+from fastssl.recipe.presets import view_table
+from fastssl.recipe.schema import Recipe
 from fastssl.runs import checkpoint
 
 CUSTOM = "custom"  # model.backbone of a run whose backbone was given as a module
@@ -20,18 +22,18 @@ def check_model(recipe: Recipe) -> None:
     if model.backbone == CUSTOM:
         return
     if "/" in model.backbone:
-        models.check_name(model.backbone)
+        hub.check_name(model.backbone)
         if model.width != 1:
             raise UserError(
                 f"model.width {model.width:g} has no effect on {model.backbone}.", "Leave it out, or set it to 1."
             )
-    elif model.backbone not in models.RESNETS:
-        near = difflib.get_close_matches(model.backbone, models.RESNETS, n=1)
+    elif model.backbone not in resnet.RESNETS:
+        near = difflib.get_close_matches(model.backbone, resnet.RESNETS, n=1)
         raise UserError(
             f"model.backbone {model.backbone!r} is unknown" + (f", did you mean {near[0]}?" if near else "."),
-            f"Set it to one of {', '.join(models.RESNETS)}, torchvision/NAME or timm/NAME.",
+            f"Set it to one of {', '.join(resnet.RESNETS)}, torchvision/NAME or timm/NAME.",
         )
-    if model.weights and model.weights not in models.LIBRARIES and not Path(model.weights).exists():
+    if model.weights and model.weights not in hub.LIBRARIES and not Path(model.weights).exists():
         raise UserError(
             f"model.weights {model.weights} does not exist.",
             "Set it to a run folder, a .safetensors or .pth file, torchvision or timm.",
@@ -39,14 +41,14 @@ def check_model(recipe: Recipe) -> None:
 
 
 def network(
-    recipe: Recipe, *, in_channels: int, where: torch.device, backbone: torch.nn.Module | None = None
-) -> models.Pretrainer:
+    recipe: Recipe, *, in_channels: int, device: torch.device, backbone: torch.nn.Module | None = None
+) -> pretrainer.Pretrainer:
     """Backbone and projector: drawn from the recipe's seed, or started and frozen as the recipe says.
 
     Args:
         recipe: names the backbone and where it starts from.
         in_channels: C of the images.
-        where: device.
+        device: device.
         backbone: a module to use instead, from images (N, C, H, W) to features (N, F); its weights are kept.
 
     Raises:
@@ -59,16 +61,18 @@ def network(
             "The recipe was run with a backbone of its own, which it cannot name.", "Pass the module as backbone=."
         )
     if backbone is None:
-        backbone = models.backbone(
+        backbone = backbones.backbone(
             model.backbone, stem=model.stem, width=model.width, in_channels=in_channels, side_px=sides[0]
         )
         start(recipe, backbone)
-    models.freeze(backbone, model.freeze)
-    dims = [models.features_dim(backbone, side_px=side_px, in_channels=in_channels) for side_px in sides]
-    projector = models.projector(dims[0], widths=model.projector, norm=model.projector_norm, bias=model.projector_bias)
-    both = models.Pretrainer(backbone, projector)
+    starting_weights.freeze(backbone, model.freeze)
+    dims = [pretrainer.features_dim(backbone, side_px=side_px, in_channels=in_channels) for side_px in sides]
+    projector = pretrainer.projector(
+        dims[0], widths=model.projector, norm=model.projector_norm, bias=model.projector_bias
+    )
+    both = pretrainer.Pretrainer(backbone, projector)
     layout = torch.channels_last if recipe.train.channels_last else torch.contiguous_format
-    return both.to(where).to(memory_format=layout)
+    return both.to(device).to(memory_format=layout)
 
 
 def compiled(recipe: Recipe, module: torch.nn.Module) -> torch.nn.Module:
@@ -98,17 +102,17 @@ def start(recipe: Recipe, backbone: torch.nn.Module) -> None:
     source = recipe.model.weights
     if source is None:
         return
-    if source in models.LIBRARIES:
+    if source in hub.LIBRARIES:
         library, _, name = recipe.model.backbone.rpartition("/")
         if library not in ("", source):
             raise UserError(
                 f"model.weights is {source}, but the backbone is {recipe.model.backbone}.",
                 f"Set model.weights to {library}, or to a file.",
             )
-        tensors = models.download(source, name)
+        tensors = starting_weights.download(source, name)
     else:
         tensors = weights_of(Path(source))
-    models.fit(backbone, tensors, origin=source)
+    starting_weights.fit(backbone, tensors, origin=source)
 
 
 def weights_of(path: Path) -> dict[str, Tensor]:

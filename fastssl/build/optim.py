@@ -1,14 +1,38 @@
-"""Optimisers and the learning rate, a pure function of the step (so a resume needs no scheduler state)."""
+"""Optimizers and the learning rate, a pure function of the step (so a resume needs no scheduler state)."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fastssl.recipe.schema import Recipe
 
-def learning_rate(
+
+def optimizer(recipe: Recipe, module: nn.Module, *, device: torch.device) -> torch.optim.Optimizer:
+    spec = recipe.optim
+    groups = parameter_groups([module], weight_decay=spec.weight_decay)
+    return make_optimizer(
+        spec.name, groups, lr=spec.lr, momentum=spec.momentum, betas=spec.betas, trust=spec.trust, device=device
+    )
+
+
+def learning_rate(recipe: Recipe, *, steps_per_epoch: int) -> Callable[[int], float]:
+    """Step to learning rate."""
+    spec = recipe.optim
+    return partial(
+        learning_rate_at,
+        base=spec.lr,
+        warmup_steps=math.ceil(spec.warmup_epochs * steps_per_epoch),
+        total_steps=recipe.train.epochs * steps_per_epoch,
+        schedule=spec.schedule,
+        final_fraction=spec.final_fraction,
+    )
+
+
+def learning_rate_at(
     step: int, *, base: float, warmup_steps: int, total_steps: int, schedule: str, final_fraction: float
 ) -> float:
     """The learning rate of a step: linear warm-up from base / warmup_steps, then constant or half a cosine.
@@ -42,7 +66,7 @@ def parameter_groups(modules: Iterable[nn.Module], *, weight_decay: float) -> li
     return [group for group in groups if group["params"]]
 
 
-def optimizer(
+def make_optimizer(
     name: str,
     groups: list[dict[str, Any]],
     *,

@@ -42,7 +42,7 @@ def options(
         bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Pretrain a vision backbone on unlabelled images as fast as the hardware allows."""
+    """Pretrain a vision backbone on unlabeled images as fast as the hardware allows."""
 
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or a shipped recipe's name.")]
@@ -51,7 +51,7 @@ SetOption = Annotated[
 ]
 DeviceOption = Annotated[Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="Where to run.")]
 # of verbs that read a source
-Split = Literal["train", "test", "val", "unlabelled"]
+Split = Literal["train", "test", "val", "unlabeled"]
 SplitOption = Annotated[Split, typer.Option(help="Which part of the source.")]
 OnErrorOption = Annotated[Literal["fail", "skip"], typer.Option(help="What to do at an image that cannot be read.")]
 CountOption = Annotated[int | None, typer.Option(help="How many images to generate (shapes only).")]

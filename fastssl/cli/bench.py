@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from fastssl.cli.app import JsonOption, SetOption, app, print_result
+from fastssl.errors import Interrupted
 
 OptionalRecipe = Annotated[str, typer.Argument(metavar="[RECIPE]", help="A YAML file, or a shipped recipe's name.")]
 OnlyOption = Annotated[list[str] | None, typer.Option(help="Only variants whose name has this in it; repeatable.")]
@@ -71,7 +72,7 @@ def add_stage(stage: str, seconds_each: float, text: str) -> None:
 
 
 add_stage("loader", 30.0, "Set every installed loader side by side on the recipe's images.")
-add_stage("augment", 30.0, "Set the appliers of the augmentation side by side on one batch.")
+add_stage("augment", 30.0, "Set the backends of the augmentation side by side on one batch.")
 add_stage("step", 60.0, "Set the step's settings side by side, and the step as trained against one fed a fixed batch.")
 
 
@@ -97,7 +98,7 @@ def tta(
     from fastssl.bench.tta import tta as run
     from fastssl.cli.bench_tables import tta_text
     from fastssl.cli.progress import TrainingProgress
-    from fastssl.training import interrupts
+    from fastssl.training import guards
 
     check_out(out)
     made = [ready(recipe, changes) for recipe in recipes]
@@ -113,9 +114,9 @@ def tta(
                 say=say,
                 keep=lambda record: save(out, record) if out else None,
             )
-    except interrupts.Interrupted as stop:
+    except Interrupted as stop:
         print(f"{stop}\nThe same command goes on from there.", file=sys.stderr)
-        sys.exit(interrupts.EXIT_CODE)
+        sys.exit(guards.EXIT_CODE)
     finish(found, tta_text(found), out, as_json)
 
 
@@ -138,12 +139,12 @@ def ready(recipe: str, changes: list[str] | None) -> Any:
     """The resolved recipe, its data converted."""
     from fastssl import build
     from fastssl.cli.progress import conversion_progress
-    from fastssl.recipe import load
+    from fastssl.recipe.load import load
 
     resolved = load(recipe, changes or ())
-    build.check(resolved)
+    build.preflight.check(resolved)
     with conversion_progress() as progress:
-        build.ensure_data(resolved, progress=progress, only_train=resolved.data.probe_path is None)
+        build.data.ensure_data(resolved, progress=progress, only_train=resolved.data.probe_path is None)
     return resolved
 
 

@@ -10,7 +10,7 @@ Row = dict[str, Any]
 
 
 def rendered(*parts: Any) -> str:
-    """Tables and lines as text, coloured only where the terminal is asked to."""
+    """Tables and lines as text, colored only where the terminal is asked to."""
     console = Console(file=io.StringIO(), width=110, highlight=False, markup=False)
     for part in parts:
         console.print(part)

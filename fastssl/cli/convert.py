@@ -32,7 +32,7 @@ def convert(
     split: SplitOption = "train",
     format: Annotated[FileFormat, typer.Option(help="One .beton file, or a folder of tar shards.")] = "beton",
     side_px: Annotated[
-        int | None, typer.Option(help="Resize to this side: the shorter side, then a centre crop.")
+        int | None, typer.Option(help="Resize to this side: the shorter side, then a center crop.")
     ] = None,
     max_side_px: Annotated[int | None, typer.Option(help="Shrink longer images to this, keeping their aspect.")] = None,
     mode: Annotated[Mode, typer.Option(help="Store pixels, JPEG, or JPEG for large images only.")] = "raw",
@@ -62,8 +62,8 @@ def convert(
     """Convert images into one file that loads at memory speed."""
     options = {name: value for name, value in locals().items() if name not in ("source", "out", "classes", "as_json")}
     from fastssl.cli.progress import conversion_progress
-    from fastssl.data.convert.classes import read_classes
     from fastssl.data.convert.convert import convert as run
+    from fastssl.data.convert.labels import read_classes
 
     options["classes"] = read_classes(classes) if classes else None
     with conversion_progress() as progress:

@@ -14,9 +14,9 @@ On = Literal["val", "test"]
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN|WEIGHTS", help="A run, a checkpoint in it, or .safetensors.")],
     recipe: Annotated[str | None, typer.Option(help="Of weights that lie outside of a run.")] = None,
-    data: Annotated[str | None, typer.Option(help="Labelled images of another set: a .beton or a source.")] = None,
+    data: Annotated[str | None, typer.Option(help="Labeled images of another set: a .beton or a source.")] = None,
     test: Annotated[str | None, typer.Option(help="That set's test images; implies --on test.")] = None,
-    on: Annotated[On | None, typer.Option(help="Judge on held-out labelled images, or on test, explicitly.")] = None,
+    on: Annotated[On | None, typer.Option(help="Judge on held-out labeled images, or on test, explicitly.")] = None,
     probe: Annotated[str, typer.Option(help="Of knn, ridge, linear, finetune.")] = "knn,ridge,linear",
     views: Annotated[str, typer.Option(help="Average features over so many views; 1 is the clean image.")] = "1",
     layers: Annotated[str, typer.Option(help="Of backbone, projector.")] = "backbone",

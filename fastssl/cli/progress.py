@@ -103,7 +103,7 @@ class TrainingProgress:
         )
         console.print(f"Loader {record['loader']}")
         if not record["evaluated"]:
-            console.print("No labelled images are held out (data.val_count), so there is no evaluation while training.")
+            console.print("No labeled images are held out (data.val_count), so there is no evaluation while training.")
 
 
 def step_text(record: dict[str, Any]) -> str:
@@ -132,8 +132,8 @@ def summary_text(summary: dict[str, Any]) -> str:
         f" ({summary['views_per_s']:,.0f} views/s)"
     ]
     tested = probes_of(summary, "test_")
-    where = "test" if tested else "held-out images"
-    rows = {f"{name} on {where}": pct for name, pct in (tested or probes_of(summary["validation"])).items()}
+    images = "test" if tested else "held-out images"
+    rows = {f"{name} on {images}": pct for name, pct in (tested or probes_of(summary["validation"])).items()}
     for prefix, what in (("raw_pixel_", "raw pixels"), ("untrained_", "the untrained network")):
         rows |= {f"{name} of {what}": pct for name, pct in probes_of(summary, prefix).items()}
     lines += [f"  {name:36s} {pct:5.1f} %" for name, pct in rows.items()]

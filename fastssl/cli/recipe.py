@@ -18,7 +18,8 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Print a recipe with every default, and the views it stands for."""
-    from fastssl.recipe import dump, find, header, load, view_table, views_text
+    from fastssl.recipe.load import dump, find, header, load
+    from fastssl.recipe.presets import view_table, views_text
 
     path = Path(name) / "recipe.yaml" if (Path(name) / "recipe.yaml").is_file() else find(Path(name))
     resolved = load(path, changes or ())

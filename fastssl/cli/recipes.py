@@ -6,7 +6,7 @@ from fastssl.cli.app import JsonOption, app, print_result
 @app.command()
 def recipes(as_json: JsonOption = False) -> None:
     """List the shipped recipes with the first lines of their headers."""
-    from fastssl.recipe import header, shipped
+    from fastssl.recipe.load import header, shipped
 
     found = {path.name: header(path) for path in shipped()}
     print_result({"recipes": found}, "\n\n".join(f"{name}\n{text}" for name, text in found.items()), as_json)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from fastssl.cli.app import JsonOption, RecipeArgument, SetOption, app, print_result
+from fastssl.errors import Interrupted
 
 
 @app.command()
@@ -25,8 +26,9 @@ def sweep(
     Exit codes: 0 all cells are done, 2 some failed, 75 stopped by a signal after saving.
     """
     from fastssl.cli.progress import TrainingProgress, console, conversion_progress
-    from fastssl.cli.tables import changes_text, sweep_table
-    from fastssl.training import interrupts
+    from fastssl.cli.tables import sweep_table
+    from fastssl.report.cells import changes_text
+    from fastssl.training import guards
     from fastssl.training.sweep import parse_grid
     from fastssl.training.sweep import sweep as run
 
@@ -47,9 +49,9 @@ def sweep(
                 observe=observe,
                 convert_progress=converting,
             )
-    except interrupts.Interrupted as stop:
+    except Interrupted as stop:
         print(f"Stopped by {stop.name} after saving. Give the same command to go on.", file=sys.stderr)
-        sys.exit(interrupts.EXIT_CODE)
+        sys.exit(guards.EXIT_CODE)
     failed = [cell for cell in made["cells"] if cell["error"]]
     for cell in failed:
         print(f"Failed: {changes_text(cell['changes'])}: {cell['error']}", file=sys.stderr)

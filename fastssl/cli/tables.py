@@ -1,13 +1,14 @@
 """Records as tables of plain text, as wide as the terminal."""
 
 import io
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from fastssl.report.cells import changes_text, clock, percent, value_text
 
 
 def text_of(table: Table) -> str:
@@ -33,23 +34,6 @@ def runs_table(found: Sequence[Mapping[str, Any]]) -> str:
         said = row.get("note") or changes_text(row["differences"])
         table.add_row(row["run_dir"], row["state"], progress, *cells, speed, clock(row.get("train_s")), said)
     return text_of(table)
-
-
-def changes_text(changes: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {value_text(value)}" for key, value in changes.items())
-
-
-def percent(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f} %"
-
-
-def clock(seconds: float | None) -> str:
-    """Seconds as a person says them: 9 s, 9.4 min, 3.2 h."""
-    if seconds is None:
-        return ""
-    if seconds < 100:
-        return f"{seconds:.3g} s"
-    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def sweep_table(made: Mapping[str, Any]) -> str:
@@ -80,7 +64,3 @@ def settings_table(settings: Sequence[Mapping[str, Any]]) -> str:
         spread = [percent(one[name]) for name in ("mean", "min", "max")]
         table.add_row(*changed, *spread, f"{one['n']} of {one['seeds']}")
     return text_of(table)
-
-
-def value_text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str)

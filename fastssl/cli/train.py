@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from fastssl.cli.app import JsonOption, RecipeArgument, SetOption, app, print_result
+from fastssl.errors import Interrupted
 
 
 @app.command()
@@ -23,7 +24,7 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Pretrain a backbone as a recipe says."""
-    from fastssl.recipe import load
+    from fastssl.recipe.load import load
 
     resolved = load(recipe, changes or ())
     if dry_run:
@@ -34,7 +35,7 @@ def train(
         return
     from fastssl.build import ranks
     from fastssl.cli.progress import TrainingProgress, console, conversion_progress, summary_text
-    from fastssl.training import interrupts
+    from fastssl.training import guards
     from fastssl.training.loop import train as run
     from fastssl.training.trackers import Writers
 
@@ -52,11 +53,11 @@ def train(
 
             summary = run(resolved, run_dir=folder, resume=resume, observe=observe, convert_progress=converting)
             writers.summary(summary)
-    except interrupts.Interrupted as stop:
+    except Interrupted as stop:
         if ranks.is_main():
             print(stop, file=sys.stderr)
         ranks.stop()
-        sys.exit(interrupts.EXIT_CODE)
+        sys.exit(guards.EXIT_CODE)
     if ranks.is_main():
         print_result(summary, summary_text(summary), as_json)
     ranks.stop()

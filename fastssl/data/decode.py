@@ -25,11 +25,11 @@ def decode_image(data: bytes, *, key: str, channels: int | None = None) -> np.nd
     Args:
         data: the whole encoded file.
         key: name of the item, for the error's sentence.
-        channels: C wanted: 1 turns colour to gray, 3 repeats gray and drops alpha; None keeps the file's own.
+        channels: C wanted: 1 turns color to gray, 3 repeats gray and drops alpha; None keeps the file's own.
 
     Returns:
         image_HWC: uint8, or uint16 when the file holds 16 bits and Pillow keeps them (gray PNG and TIFF;
-        it narrows 16-bit colour to 8).
+        it narrows 16-bit color to 8).
 
     Raises:
         ValueError: one plain sentence, when the bytes are no readable image or exceed MAX_PIXELS.
@@ -45,7 +45,7 @@ def decode_image(data: bytes, *, key: str, channels: int | None = None) -> np.nd
 
 
 def to_channels(image_HWC: np.ndarray, channels: int, *, key: str) -> np.ndarray:
-    """Gray to colour by repetition, colour to gray by ITU-R 601 luma, four channels to three by dropping one.
+    """Gray to color by repetition, color to gray by ITU-R 601 luma, four channels to three by dropping one.
 
     Returns an image of `channels` channels and the same dtype; raises ValueError when there is no such rule.
     """
@@ -63,7 +63,7 @@ def to_channels(image_HWC: np.ndarray, channels: int, *, key: str) -> np.ndarray
 
 
 def jpeg_header(data: bytes | memoryview) -> tuple[int, int, str]:
-    """Height, width in pixels and colour space ("RGB" | "YCbCr" | "Gray" | "CMYK" | "YCCK"), nothing decoded.
+    """Height, width in pixels and color space ("RGB" | "YCbCr" | "Gray" | "CMYK" | "YCCK"), nothing decoded.
 
     Raises ValueError for bytes that do not begin a JPEG and for more than MAX_PIXELS.
     """
@@ -87,13 +87,13 @@ def decode_jpeg(data: bytes | memoryview, *, fast_dct: bool = False) -> np.ndarr
 
 
 def encode_jpeg(image_HWC: np.ndarray, *, quality: int) -> bytes:
-    """Encode (H, W, 3) uint8 as a baseline JPEG with 4:2:0 colour; quality 1..100."""
+    """Encode (H, W, 3) uint8 as a baseline JPEG with 4:2:0 color; quality 1..100."""
     image_HWC = np.ascontiguousarray(image_HWC)
     return simplejpeg.encode_jpeg(image_HWC, quality=quality, colorspace="RGB", colorsubsampling="420")  # type: ignore[no-any-return]
 
 
 def resize(image_HWC: np.ndarray, side_px: int) -> np.ndarray:
-    """Shorter side to side_px (antialiased), then the centre square: (side_px, side_px, C), same dtype."""
+    """Shorter side to side_px (antialiased), then the center square: (side_px, side_px, C), same dtype."""
     height, width = image_HWC.shape[:2]
     short = min(height, width)
     top, left = (height - short) / 2, (width - short) / 2
@@ -129,7 +129,7 @@ def _resample(image_HWC: np.ndarray, size: tuple[int, int], *, box: tuple[float,
 
 
 def _decode_plain_jpeg(data: bytes) -> np.ndarray | None:
-    """The fast road for gray and colour JPEG; None where only Pillow knows the colour space."""
+    """The fast road for gray and color JPEG; None where only Pillow knows the color space."""
     _, _, colorspace = jpeg_header(data)
     if colorspace in ("CMYK", "YCCK"):
         return None

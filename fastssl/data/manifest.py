@@ -90,7 +90,7 @@ def make_manifest(
         "count": tally.count,
         "classes": list(classes),
         "class_counts": counts,
-        "unlabelled": int((labels_N < 0).sum()),
+        "unlabeled": int((labels_N < 0).sum()),
         "side_px": tally.smallest[0] if one_size and tally.smallest[0] == tally.smallest[1] else None,
         "size_min_px": list(tally.smallest),
         "size_max_px": list(tally.largest),

@@ -95,7 +95,7 @@ def embed(backbone: nn.Module, images_BCHW: Tensor, *, autocast: torch.dtype | N
     """Pooled features (B, F), float32, in evaluation mode; the module's mode is put back.
 
     Args:
-        images_BCHW: normalised images on the module's device.
+        images_BCHW: normalized images on the module's device.
         autocast: dtype of matrix products, or None for float32.
     """
     kind = images_BCHW.device.type

@@ -100,7 +100,7 @@ class ResNet(nn.Module):
                 inputs = width * block.expansion
             self.add_module(name, nn.Sequential(*blocks))
         self.features_dim = inputs
-        self.apply(initialise)
+        self.apply(initialize)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
@@ -114,7 +114,7 @@ def patch_px(stem: str) -> int | None:
     return int(stem.removeprefix("patch")) if stem.startswith("patch") else None
 
 
-def initialise(module: nn.Module) -> None:
+def initialize(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
@@ -129,7 +129,7 @@ RESNETS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...], t
 
 
 def resnet(name: str, *, stem: str, width: float = 1.0, in_channels: int = 3) -> ResNet:
-    """A randomly initialised backbone by name.
+    """A randomly initialized backbone by name.
 
     Args:
         name: a key of RESNETS.

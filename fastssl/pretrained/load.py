@@ -19,11 +19,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from fastssl import build, models
+from fastssl import build
 from fastssl.augment.augment import Augment
 from fastssl.errors import UserError
-from fastssl.recipe import Recipe
-from fastssl.recipe import load as load_recipe
+from fastssl.models import pretrainer
+from fastssl.recipe.load import load as load_recipe
+from fastssl.recipe.schema import Recipe
 from fastssl.runs import checkpoint
 
 METADATA_KEY = "fastssl"  # of an exported .safetensors file's metadata: the record of the export, as JSON
@@ -37,7 +38,7 @@ class Pretrained:
     """A backbone with the preprocessing it was trained with.
 
     Attributes:
-        backbone: normalised images (B, C, H, W) to features (B, F).
+        backbone: normalized images (B, C, H, W) to features (B, F).
         recipe: of the run.
         device: where the backbone is.
         clean: images to the one view that changes nothing but the size.
@@ -59,7 +60,7 @@ class Pretrained:
     @property
     def features_dim(self) -> int:
         """F."""
-        return models.features_dim(
+        return pretrainer.features_dim(
             self.backbone, side_px=self.clean.views[0].side_px, in_channels=len(self.clean.mean_C)
         )
 
@@ -91,7 +92,9 @@ class Pretrained:
             self.check(pixels)
             index_B = torch.arange(len(pixels), device=self.device)
             (views_VBCHW,) = self.clean(pixels.to(self.device), index_B, 0)
-            rows.append(models.embed(self.backbone, views_VBCHW[0], autocast=build.autocast(self.recipe)).cpu())
+            rows.append(
+                pretrainer.embed(self.backbone, views_VBCHW[0], autocast=build.hardware.autocast(self.recipe)).cpu()
+            )
         return torch.cat(rows).numpy()
 
     def check(self, pixels: Tensor) -> None:
@@ -125,24 +128,24 @@ def load(
     run_dir = run_folder(path)
     if recipe is not None:
         resolved = load_recipe(recipe)
-        manifest = build.manifest_of(resolved.data.path)
+        manifest = build.data.manifest_of(resolved.data.path)
     else:
         resolved, manifest = export_record(path) or run_files(run_dir or path)
     resolved = load_recipe(resolved, [f"device={device}"])
     # what the backbone started from is history: only its shape is needed here
     bare = load_recipe(resolved, ["model.weights=null", "model.freeze=0"])
     check_backbone(bare, backbone, path)
-    where = build.device(bare)
+    on = build.hardware.device(bare)
     weights = whole_names(checkpoint.load_weights(path))
     check_fit(bare, manifest["channels"], weights, path, backbone=backbone)
-    network = build.network(bare, in_channels=manifest["channels"], where=where, backbone=backbone)
+    network = build.model.network(bare, in_channels=manifest["channels"], device=on, backbone=backbone)
     network.load_state_dict(weights, strict=False)
     alone = len(network.projector.state_dict()) > 0 and not any(name.startswith("projector.") for name in weights)
     return Pretrained(
         backbone=network.backbone.eval(),
         recipe=resolved,
-        device=where,
-        clean=build.clean_view(resolved, manifest, where=where),
+        device=on,
+        clean=build.views.clean_view(resolved, manifest, device=on),
         projector=None if alone else network.projector.eval(),
         manifest=manifest,
         digest=digest_of(weights),
@@ -154,11 +157,11 @@ def check_backbone(recipe: Recipe, backbone: nn.Module | None, path: Path) -> No
     """A run that was given a module cannot be rebuilt from its recipe."""
     if backbone is not None:
         return
-    if recipe.model.backbone == build.CUSTOM:
+    if recipe.model.backbone == build.model.CUSTOM:
         raise UserError(
             f"{path} was trained with a backbone of its own.", "Pass the same: fastssl.load(..., backbone=module)."
         )
-    build.check(recipe)
+    build.preflight.check(recipe)
 
 
 def export_record(path: Path) -> tuple[Recipe, dict[str, Any]] | None:
@@ -199,8 +202,8 @@ def check_fit(
     try:
         with torch.device("meta"):  # shapes without memory: an edited width may ask for terabytes
             given = copy.deepcopy(backbone).to("meta") if backbone is not None else None
-            wanted = build.network(
-                recipe, in_channels=channels, where=torch.device("meta"), backbone=given
+            wanted = build.model.network(
+                recipe, in_channels=channels, device=torch.device("meta"), backbone=given
             ).state_dict()
     except (RuntimeError, OverflowError) as error:
         raise UserError(f"The network of {path}'s recipe cannot be built.", fix) from error

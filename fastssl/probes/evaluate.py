@@ -4,7 +4,7 @@ Pure functions of features already extracted, deterministic; accuracies are top-
 to be chosen (ridge's strength, the probe's learning rate) is chosen on a held-out part of train, never on
 test. Formulas and protocol: arXiv 2312.10725 and the kNN of arXiv 1805.01978.
 
-N training images, M test images, F features, C classes, L learning rates, K neighbours.
+N training images, M test images, F features, C classes, L learning rates, K neighbors.
 """
 
 from collections.abc import Sequence
@@ -36,8 +36,8 @@ def knn(
     Args:
         train_NF, test_MF: features, any float dtype, one device.
         train_labels_N, test_labels_M: int64 classes, none missing.
-        ks: neighbours that vote; more than N means all N.
-        temperature: a neighbour at cosine s weighs exp(s / temperature), > 0.
+        ks: neighbors that vote; more than N means all N.
+        temperature: a neighbor at cosine s weighs exp(s / temperature), > 0.
     """
     check(train_NF, train_labels_N, test_MF, test_labels_M)
     predicted = knn_predict(train_NF, train_labels_N, test_MF, ks=ks, temperature=temperature)
@@ -47,7 +47,7 @@ def knn(
 def knn_predict(
     train_NF: Tensor, train_labels_N: Tensor, test_MF: Tensor, *, ks: Sequence[int], temperature: float
 ) -> dict[int, Tensor]:
-    """Each k's predicted classes (M,), by cosine of features centred on the training mean."""
+    """Each k's predicted classes (M,), by cosine of features centered on the training mean."""
     mean_F = train_NF.float().mean(0)
     train_FN = nnf.normalize(train_NF.float() - mean_F, dim=1).T
     test_MF = nnf.normalize(test_MF.float() - mean_F, dim=1)
@@ -263,7 +263,7 @@ def check_labels(train_labels_N: Tensor, test_labels_M: Tensor) -> None:
         if missing := int((labels < 0).sum()):
             raise UserError(
                 f"{missing} of {len(labels)} {name} images have no label (-1).",
-                "Evaluate on labelled sets: data.probe_path and data.test_path, or --data and --test of fastssl eval.",
+                "Evaluate on labeled sets: data.probe_path and data.test_path, or --data and --test of fastssl eval.",
             )
     unseen = sorted(set(test_labels_M.tolist()) - set(train_labels_N.tolist()))
     if unseen:

@@ -1,7 +1,7 @@
 """What the features look like from inside: their eigenspectrum and figures drawn from it, in float64.
 
-Features are centred first. The power-law exponent is a weighted log-log fit over ranks 4 to 50 (weight
-1 / rank, so that each octave counts alike); RankMe is arXiv 2210.02885's, of the centred features.
+Features are centered first. The power-law exponent is a weighted log-log fit over ranks 4 to 50 (weight
+1 / rank, so that each octave counts alike); RankMe is arXiv 2210.02885's, of the centered features.
 
 N images, F features, V views.
 """
@@ -108,12 +108,12 @@ def collapse_warning(found: Mapping[str, float]) -> str | None:
     if dead >= dims:
         return (
             f"All {dims:.0f} features are constant: the run has collapsed. "
-            "Lower loss.orthogonality (auto is the rule) or optim.lr, and start again."
+            "Set the weights under loss to auto, or lower optim.lr, and start again."
         )
     if rank < max(2.0, dims / 100):
         return (
             f"The {dims:.0f} features span only about {rank:.1f} directions: the run is collapsing. "
-            "Set loss.orthogonality to auto; if it is, lower optim.lr."
+            "Set the weights under loss to auto; if they are, lower optim.lr."
         )
     if dead > dims / 2:
         return (
@@ -123,7 +123,7 @@ def collapse_warning(found: Mapping[str, float]) -> str | None:
     if found["orthogonality_residual"] > 0.7:
         return (
             f"Features repeat each other (mean correlation {found['orthogonality_residual']:.2f}). "
-            "Raise loss.orthogonality, or set it to auto."
+            "Set the weights under loss to auto; if they are, see docs/choosing.md."
         )
     return None
 
@@ -135,8 +135,8 @@ def _covariance(features_NF: Tensor) -> Tensor:
     mean_F = features_NF.double().mean(0)
     total_FF = torch.zeros(F, F, dtype=torch.float64, device=features_NF.device)
     for rows in torch.split(features_NF, CHUNK_ROWS):
-        centred = rows.double() - mean_F
-        total_FF.addmm_(centred.T, centred)
+        centered = rows.double() - mean_F
+        total_FF.addmm_(centered.T, centered)
     # A constant of 0.3 has a variance of 1e-17 or so by rounding: that is no spread.
     constant_F = total_FF.diagonal() / N <= (ROUNDING * mean_F).square()
     total_FF[constant_F], total_FF[:, constant_F] = 0, 0

@@ -6,7 +6,7 @@ that a loss without a name is Barlow Twins. Checks over several fields stay with
 
 from typing import Any
 
-from fastssl.recipe.schema import Recipe, ViewSpec
+from fastssl.recipe.schema import Recipe, ViewSpec, loss_sections
 
 FILE_NAME = "recipe.schema.json"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -21,8 +21,8 @@ def json_schema() -> dict[str, Any]:
     augment = parts["Augment"]["properties"]
     augment["all"] = {**without(augment["all"], "additionalProperties", "type"), **row}
     augment["rows"]["anyOf"][0]["items"] = row
-    # a VICReg section has to say so; without a name it is Barlow Twins
-    parts["VicReg"]["required"] = ["name"]
+    for section in list(loss_sections().values())[1:]:
+        parts[section.__name__]["required"] = ["name"]  # without a name it is Barlow Twins
     return {"$schema": DIALECT, **schema, "title": "A recipe of fastssl"}
 
 

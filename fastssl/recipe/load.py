@@ -12,10 +12,17 @@ from pydantic import BaseModel, ValidationError
 from fastssl.errors import UserError
 from fastssl.recipe import progressive
 from fastssl.recipe.presets import ViewTableError, view_table
-from fastssl.recipe.schema import BarlowTwins, Progressive, Recipe, VicReg, ViewSpec
+from fastssl.recipe.schema import Progressive, Recipe, ViewSpec, loss_sections
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 16
+# Keys of recipes written for 0.1, and what they are called now.
+RENAMED = {
+    "augment.applier": "augment.backend",
+    "loss.orthogonality": "redundancy_weight (Barlow Twins), or invariance_weight and variance_weight (VICReg)",
+    "loss.standardise": "loss.standardize",
+    "loss.l2_normalise": "loss.l2_normalize",
+}
 
 
 def load(recipe: "Recipe | Mapping[str, Any] | str | Path", overrides: Iterable[str] = ()) -> Recipe:
@@ -163,22 +170,22 @@ def disagreements(recipe: Recipe) -> list[str]:
             f"train.compile {recipe.train.compile} replays graphs whose gradients the next part would overwrite, so it "
             f"does not go with optim.accumulate_steps {optim.accumulate_steps}; set train.compile to true"
         )
-    if not recipe.model.projector and recipe.loss.orthogonality == "auto":
-        found.append("model.projector is empty, so D is not known and loss.orthogonality must be a number")
     return found
 
 
 def sentence(place: tuple[Any, ...], error: Any) -> str:
     """One problem in words: the field's name first."""
-    tags = {"barlow_twins", "vicreg"}
+    tags = set(loss_sections())
     parts = [str(p) for i, p in enumerate(place) if not (i == 1 and place[0] == "loss" and p in tags)]
     field = ".".join(parts) or "the recipe"
     match error["type"]:
+        case "extra_forbidden" if field in RENAMED:
+            return f"{field} is now called {RENAMED[field]}"
         case "extra_forbidden":
             near = difflib.get_close_matches(parts[-1], known_keys(parts[:-1]), n=1, cutoff=0.5)
             return f"{field} is unknown" + (f", did you mean {near[0]}?" if near else "")
         case "union_tag_invalid":
-            return f"{field}.name is unknown: choose barlow_twins or vicreg"
+            return f"{field}.name is unknown: choose {' or '.join(loss_sections())}"
         case "missing":
             return f"{field} is missing"
         case "value_error":
@@ -199,7 +206,7 @@ def known_keys(sections: list[str]) -> list[str]:
     if sections and sections[0] == "augment" and len(sections) > 1:
         return list(ViewSpec.model_fields)
     if sections == ["loss"]:
-        return sorted({*BarlowTwins.model_fields, *VicReg.model_fields})
+        return sorted({key for section in loss_sections().values() for key in section.model_fields})
     model: Any = Recipe
     for section in sections:
         field = model.model_fields.get(section) if isinstance(model, type) and issubclass(model, BaseModel) else None

@@ -1,7 +1,7 @@
 """The recipe's schema: the only home of defaults. Units are in the names: _px pixels, _p probability, _pct percent."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
@@ -18,17 +18,17 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    """Where images come from. Three files: pretraining, labelled images for the probes, and the test set."""
+    """Where images come from. Three files: pretraining, labeled images for the probes, and the test set."""
 
     source: str | None = Field(
         None,
         description="What to convert when `path` is absent: shapes, cifar10, ... or a folder or archive.",
     )
     path: Path = Field(description="The .beton file to pretrain on, or a folder of WebDataset shards to stream.")
-    split: Literal["train", "test", "unlabelled"] = "train"
+    split: Literal["train", "test", "unlabeled"] = "train"
     test_path: Path | None = Field(None, description="The .beton file that the final evaluation uses, once.")
     test_split: Literal["train", "test"] = "test"
-    probe_path: Path | None = Field(None, description="Labelled images for the probes; `path` itself when absent.")
+    probe_path: Path | None = Field(None, description="Labeled images for the probes; `path` itself when absent.")
     probe_split: Literal["train", "test"] = "train"
     side_px: Annotated[int, Field(ge=4, le=MAX_SIDE_PX)] | None = Field(
         None, description="Side to convert to; None keeps sizes."
@@ -37,9 +37,7 @@ class Data(Section):
     test_count: Count | None = Field(None, description="How many test images to generate (shapes only).")
     root: Path | None = Field(None, description="Folder with torchvision's files; its own cache when absent.")
     download: bool = Field(True, description="May the data set be downloaded when it is absent?")
-    val_count: Annotated[int, Field(ge=0)] = Field(
-        0, description="Labelled images held out of training for evaluation."
-    )
+    val_count: Annotated[int, Field(ge=0)] = Field(0, description="Labeled images held out of training for evaluation.")
     fraction: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Share of the pretraining images to use.")
     batch_size: Annotated[int, Field(ge=2)] = Field(256, description="Images (not views) of one step over all ranks.")
     loader: Literal["auto", "resident", "ffcv", "dali"] = "auto"
@@ -125,7 +123,7 @@ class Augment(Section):
         None, description="One entry a view, each changing fields of the preset's row."
     )
     progressive: Progressive | None = Field(None, description="Start with smaller views, which cost less.")
-    applier: Literal["auto", "torch", "cpu", "cuda"] = "auto"
+    backend: Literal["auto", "torch", "cpu", "cuda"] = "auto"
 
 
 class Model(Section):
@@ -153,25 +151,30 @@ class Model(Section):
     )
 
 
+Weight = Literal["auto"] | NonNegative
+
+
 class BarlowTwins(Section):
     """Barlow Twins over any number of views (Zbontar et al. 2021; arXiv 2312.10725)."""
 
     name: Literal["barlow_twins"] = "barlow_twins"
-    orthogonality: Literal["auto"] | Positive = Field(
-        "auto", description="Weight of the off-diagonal terms; auto scales it as c / D."
+    redundancy_weight: Weight = Field("auto", description="Weight of the off-diagonal terms; auto scales it as c / D.")
+    form: Literal["leave_one_out", "authors"] = Field(
+        "leave_one_out", description="What each view is compared with: the mean of the others, or of all."
     )
-    form: Literal["leave_one_out", "authors"] = "leave_one_out"
-    standardise: Literal["per_view", "joint"] = "per_view"
-    l2_normalise: bool = False
+    standardize: Literal["per_view", "joint"] = Field(
+        "per_view", description="Mean and variance of each view by itself, or of all views together."
+    )
+    l2_normalize: bool = Field(False, description="Scale each embedding to length sqrt(D) first.")
 
 
 class VicReg(Section):
-    """VICReg over any number of views (Bardes et al. 2022)."""
+    """VICReg over any number of views (Bardes et al. 2022; arXiv 2312.10725)."""
 
     name: Literal["vicreg"] = "vicreg"
-    orthogonality: Literal["auto"] | Positive = Field(
-        "auto", description="Weight of invariance and variance against a covariance weight of 1."
-    )
+    invariance_weight: Weight = Field("auto", description="Of the distance between views; auto grows with D.")
+    variance_weight: Weight = Field("auto", description="Of the hinge on each dimension's spread; auto grows with D.")
+    covariance_weight: Weight = Field("auto", description="Of the squared covariances; auto is 1.")
 
 
 def loss_name(value: Any) -> Any:
@@ -221,7 +224,7 @@ class Evaluate(Section):
     every_steps: Annotated[int, Field(ge=0)] = Field(0, description="Besides, every so many steps; 0 is never.")
     knn_k: tuple[Count, ...] = (20, 200)
     max_train: Count | None = Field(
-        None, description="Labelled images the probes learn from while training; None is all."
+        None, description="Labeled images the probes learn from while training; None is all."
     )
     side_px: Annotated[int, Field(ge=4, le=MAX_SIDE_PX)] | None = Field(
         None, description="Side of the clean image; None is its own side."
@@ -252,9 +255,16 @@ class Recipe(Section):
     augment: Augment = Augment()
     model: Model = Model()
     loss: Annotated[
-        Annotated[BarlowTwins, Tag("barlow_twins")] | Annotated[VicReg, Tag("vicreg")], Discriminator(loss_name)
+        Annotated[BarlowTwins, Tag("barlow_twins")] | Annotated[VicReg, Tag("vicreg")],  # one section per loss
+        Discriminator(loss_name),
     ] = BarlowTwins()
     optim: Optim = Optim()
     train: Train
     evaluate: Evaluate = Evaluate()
     log: Log = Log()
+
+
+def loss_sections() -> dict[str, type[Section]]:
+    """Every loss's name and its section, read off the recipe's own field."""
+    sections = [get_args(section)[0] for section in get_args(Recipe.model_fields["loss"].annotation)]
+    return {section.model_fields["name"].default: section for section in sections}

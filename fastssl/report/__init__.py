@@ -22,7 +22,7 @@ def report(
     Args:
         inputs: run directories, folders of runs, and benchmark records (.json).
         out: a folder; made when absent.
-        images: of the test set (of the training set without one) to embed for spectrum, neighbours and map.
+        images: of the test set (of the training set without one) to embed for spectrum, neighbors and map.
         say: hears what is being drawn.
 
     Returns:

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fastssl.recipe import view_table
+from fastssl.recipe.presets import view_table
 from fastssl.report.figure import INK, LINE, MUTED, SERIES, Figure, Section, plot
-from fastssl.report.inputs import LabelledRun
+from fastssl.report.inputs import LabeledRun
 from fastssl.runs.reading import Numbers
 
 TERMS = ("loss", "invariance", "redundancy", "variance", "covariance")
@@ -13,7 +13,7 @@ MAX_POINTS = 400
 PROBES = {"knn": "kNN", "ridge": "ridge", "linear": "linear"}
 
 
-def section(found: Sequence[LabelledRun]) -> Section:
+def section(found: Sequence[LabeledRun]) -> Section:
     """What the records of all runs show together."""
     figures, skipped = [], []
     trained = [run for run in found if run.steps]
@@ -39,11 +39,11 @@ def section(found: Sequence[LabelledRun]) -> Section:
     return Section("Training", figures=figures, skipped=skipped)
 
 
-def colour(run: LabelledRun) -> str:
+def color(run: LabeledRun) -> str:
     return SERIES[run.group % len(SERIES)]
 
 
-def curve_axes(axes: Any, found: Sequence[LabelledRun], *, labels: bool = True) -> None:
+def curve_axes(axes: Any, found: Sequence[LabeledRun], *, labels: bool = True) -> None:
     """The legend, when there is more than one line to tell apart."""
     handles, names = axes.get_legend_handles_labels()
     once = dict(zip(names, handles, strict=True))
@@ -52,7 +52,7 @@ def curve_axes(axes: Any, found: Sequence[LabelledRun], *, labels: bool = True) 
     axes.margins(x=0.02)
 
 
-def group_name(run: LabelledRun, found: Sequence[LabelledRun]) -> str:
+def group_name(run: LabeledRun, found: Sequence[LabeledRun]) -> str:
     """What sets a group of seeds apart; the run's own label when it is alone."""
     alike = [other for other in found if other.group == run.group]
     if len(alike) == 1:
@@ -60,17 +60,17 @@ def group_name(run: LabelledRun, found: Sequence[LabelledRun]) -> str:
     return f"{alike[0].label} + {len(alike) - 1} other seed" + ("s" if len(alike) > 2 else "")
 
 
-def loss_figure(found: Sequence[LabelledRun], name: str) -> Figure:
+def loss_figure(found: Sequence[LabeledRun], name: str) -> Figure:
     def draw(axes: Any) -> None:
         for run in found:
             points = [(step["epoch"], step[name]) for step in run.steps if name in step]
-            line(axes, thinned(points), color=colour(run), label=group_name(run, found), lw=1.6)
+            line(axes, thinned(points), color=color(run), label=group_name(run, found), lw=1.6)
         axes.set_xlabel("epochs")
         curve_axes(axes, found)
 
-    what = "The loss as minimised" if name == "loss" else f"The loss's {name} term, without its weight"
+    what = "The loss as minimized" if name == "loss" else f"The loss's {name} term, without its weight"
     many = max(len(run.steps) for run in found) > MAX_POINTS
-    caption = what + (", averaged over neighbouring log steps." if many else ", at each log step.")
+    caption = what + (", averaged over neighboring log steps." if many else ", at each log step.")
     return plot(f"curve-{name}", name.capitalize(), caption, draw)
 
 
@@ -80,15 +80,15 @@ def line(axes: Any, points: Sequence[tuple[float, float]], **style: Any) -> None
 
 
 def thinned(points: Sequence[tuple[float, float]], most: int = MAX_POINTS) -> list[tuple[float, float]]:
-    """At most `most` points, each the mean of its neighbours, so that a long run stays a small file."""
+    """At most `most` points, each the mean of its neighbors, so that a long run stays a small file."""
     size = -(-len(points) // most) or 1
     parts = [points[i : i + size] for i in range(0, len(points), size)]
     return [(sum(x for x, _ in p) / len(p), sum(y for _, y in p) / len(p)) for p in parts]
 
 
-def accuracy_figures(found: Sequence[LabelledRun]) -> list[Figure]:
+def accuracy_figures(found: Sequence[LabeledRun]) -> list[Figure]:
     """Validation accuracy against epochs, views forwarded and training time."""
-    axes_of: tuple[tuple[str, str, Callable[[LabelledRun, Numbers], float]], ...] = (
+    axes_of: tuple[tuple[str, str, Callable[[LabeledRun, Numbers], float]], ...] = (
         ("epochs", "epochs", lambda run, e: e["epoch"]),
         ("views", "views forwarded", lambda run, e: e["images"] * len(view_table(run.recipe.augment))),
         ("time", "minutes of training", lambda run, e: e["train_s"] / 60),
@@ -97,7 +97,7 @@ def accuracy_figures(found: Sequence[LabelledRun]) -> list[Figure]:
 
 
 def accuracy_figure(
-    found: Sequence[LabelledRun], name: str, label: str, x_of: Callable[[LabelledRun, Numbers], float]
+    found: Sequence[LabeledRun], name: str, label: str, x_of: Callable[[LabeledRun, Numbers], float]
 ) -> Figure:
     alone = len(found) == 1
 
@@ -106,7 +106,7 @@ def accuracy_figure(
             keys = [k for k in run.evaluations[-1] if probe_name(k)] if alone else [run.knn]
             for i, key in enumerate(keys):
                 points = [(x_of(run, e), e[key]) for e in run.evaluations if key in e]
-                tint = SERIES[i % len(SERIES)] if alone else colour(run)
+                tint = SERIES[i % len(SERIES)] if alone else color(run)
                 line(axes, points, color=tint, label=probe_name(key) if alone else group_name(run, found), lw=1.8)
         axes.set_xlabel(label)
         axes.set_ylabel("accuracy, %" if alone else f"{probe_name(found[0].knn)} accuracy, %")
@@ -136,11 +136,11 @@ def short_count(x: float) -> str:
     return f"{x:g}"
 
 
-def rank_figure(found: Sequence[LabelledRun]) -> Figure:
+def rank_figure(found: Sequence[LabeledRun]) -> Figure:
     def draw(axes: Any) -> None:
         for run in found:
             points = [(e["epoch"], e["rankme"]) for e in run.evaluations if "rankme" in e]
-            line(axes, points, color=colour(run), label=group_name(run, found), lw=1.8)
+            line(axes, points, color=color(run), label=group_name(run, found), lw=1.8)
         axes.set_xlabel("epochs")
         axes.xaxis.get_major_locator().set_params(integer=True)
         curve_axes(axes, found)
@@ -150,7 +150,7 @@ def rank_figure(found: Sequence[LabelledRun]) -> Figure:
     return plot("rankme", "Effective dimensions", caption, draw)
 
 
-def test_accuracies(run: LabelledRun) -> dict[str, float]:
+def test_accuracies(run: LabeledRun) -> dict[str, float]:
     """Final accuracies in percent by what they are called, baselines last."""
     first = run.knn.removesuffix("_pct")
     found = {probe_name(k): v for k, v in run.summary.items() if k.startswith("test_") and probe_name(k)}
@@ -158,7 +158,7 @@ def test_accuracies(run: LabelledRun) -> dict[str, float]:
     return found | {text: run.summary[k] for b, text in baselines.items() if (k := f"{b}_{first}_pct") in run.summary}
 
 
-def test_figure(found: Sequence[LabelledRun]) -> Figure:
+def test_figure(found: Sequence[LabeledRun]) -> Figure:
     """Bars of one run's accuracies, or one row of points a group of seeds."""
     alone = len(found) == 1
     if alone:
@@ -195,7 +195,7 @@ def horizontal_bars(axes: Any, names: Sequence[str], values: Sequence[float], ti
     axes.margins(x=0.14)
 
 
-def time_figure(found: Sequence[LabelledRun]) -> Figure:
+def time_figure(found: Sequence[LabeledRun]) -> Figure:
     """Of each second of training: waiting for images, making views, and the network with its update."""
 
     def draw(axes: Any) -> None:

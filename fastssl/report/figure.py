@@ -1,4 +1,4 @@
-"""Figures that follow the page: matplotlib's SVG with its colours turned into CSS variables, so light and dark are one.
+"""Figures that follow the page: matplotlib's SVG with its colors turned into CSS variables, so light and dark are one.
 
 The file beside the page carries both palettes in a style of its own.
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 from fastssl.errors import UserError
 
-# Colours no figure uses otherwise; each becomes the variable beside it.
+# Colors no figure uses otherwise; each becomes the variable beside it.
 INK, MUTED, LINE, PAPER = "#010201", "#010202", "#010203", "#010204"
 SERIES = tuple(f"#01030{i}" for i in range(8))
 VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", PAPER: "card"} | {c: f"c{i}" for i, c in enumerate(SERIES)}
@@ -134,11 +134,11 @@ def style(name: str) -> dict[str, Any]:
 
 
 def themed(svg: str, name: str, title: str) -> str:
-    """The <svg> element alone: variables for colours, ids that no other figure has, no fixed size."""
+    """The <svg> element alone: variables for colors, ids that no other figure has, no fixed size."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    for colour, variable in VARIABLES.items():
-        svg = svg.replace(colour, f"var(--{variable})")
+    for color, variable in VARIABLES.items():
+        svg = svg.replace(color, f"var(--{variable})")
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", svg)
     head, rest = svg.split(">", 1)
@@ -149,7 +149,7 @@ def themed(svg: str, name: str, title: str) -> str:
 
 
 def variables(palette: dict[str, str]) -> str:
-    return "".join(f"--{name}:{colour};" for name, colour in palette.items())
+    return "".join(f"--{name}:{color};" for name, color in palette.items())
 
 
 def palettes() -> str:
@@ -158,7 +158,7 @@ def palettes() -> str:
 
 
 def standalone(svg: str) -> str:
-    """The same with its own style, on the card's colour."""
+    """The same with its own style, on the card's color."""
     head, rest = svg.split(">", 1)
     text = "svg{background:var(--card)}text{font-family:system-ui,sans-serif!important}"
     return f'<?xml version="1.0" encoding="utf-8"?>\n{head}><style>{palettes()}{text}</style>{rest}'

@@ -15,7 +15,7 @@ TARGET_METRIC = re.compile(r"time_to_(?P<target>\w+?)_(?P<pct>\d+(?:\.\d+)?)_s")
 
 
 @dataclass(frozen=True)
-class LabelledRun(reading.RunFiles):
+class LabeledRun(reading.RunFiles):
     """A run with the name it has in figures, and the group of runs that differ from it in the seed alone."""
 
     label: str
@@ -73,7 +73,7 @@ class Record:
     about: dict[str, Any]
 
 
-def read_inputs(paths: Sequence[Path]) -> tuple[list[LabelledRun], list[tuple[str, Record]]]:
+def read_inputs(paths: Sequence[Path]) -> tuple[list[LabeledRun], list[tuple[str, Record]]]:
     """Runs and (file's name, record), in the order given.
 
     Raises:
@@ -91,10 +91,10 @@ def read_inputs(paths: Sequence[Path]) -> tuple[list[LabelledRun], list[tuple[st
             records.append((path.stem, read_record(path)))
         else:
             raise UserError(f"{path} does not exist.", "Give run folders and benchmark records (.json).")
-    return labelled([reading.read(folder) for folder in folders]), records
+    return labeled([reading.read(folder) for folder in folders]), records
 
 
-def labelled(found: Sequence[reading.RunFiles]) -> list[LabelledRun]:
+def labeled(found: Sequence[reading.RunFiles]) -> list[LabeledRun]:
     """Labels are the shortest ends of the folders' paths that tell them apart."""
     parts = [run.folder.resolve().parts for run in found]
     depth = next((d for d in range(1, 9) if len({p[-d:] for p in parts}) == len(parts)), 9)
@@ -102,7 +102,7 @@ def labelled(found: Sequence[reading.RunFiles]) -> list[LabelledRun]:
     kinds = [json.dumps({k: v for k, v in change.items() if k != "seed"}, sort_keys=True) for change in changes]
     groups = list(dict.fromkeys(kinds))
     return [
-        LabelledRun(
+        LabeledRun(
             **vars(run),
             label=plain("/".join(p[-depth:])),
             slug=f"run{i}-" + re.sub(r"[^A-Za-z0-9.-]+", "_", run.folder.name or "run")[:40],

@@ -5,18 +5,18 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-import fastssl
-from fastssl.cli.tables import changes_text, clock, percent
-from fastssl.recipe import view_table
+from fastssl.recipe.presets import view_table
+from fastssl.report.cells import changes_text, clock, percent
 from fastssl.report.figure import Figure, Section, palettes
-from fastssl.report.inputs import LabelledRun, Record, plain
+from fastssl.report.inputs import LabeledRun, Record, plain
 from fastssl.runs.reading import entry
+from fastssl.version import __version__
 
 # Nothing may be fetched, and nothing can run.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
-def html(runs: Sequence[LabelledRun], records: Sequence[tuple[str, Record]], sections: Sequence[Section]) -> str:
+def html(runs: Sequence[LabeledRun], records: Sequence[tuple[str, Record]], sections: Sequence[Section]) -> str:
     """The whole document."""
     css = importlib.resources.files("fastssl.report").joinpath("page.css").read_text(encoding="utf-8")
     title = plain(runs[0].recipe.name if len({run.recipe.name for run in runs}) == 1 else "fastssl report")
@@ -35,7 +35,7 @@ def html(runs: Sequence[LabelledRun], records: Sequence[tuple[str, Record]], sec
     return f"{head}<body><main>{body}</main></body></html>\n"
 
 
-def header(title: str, runs: Sequence[LabelledRun], records: Sequence[tuple[str, Record]]) -> str:
+def header(title: str, runs: Sequence[LabeledRun], records: Sequence[tuple[str, Record]]) -> str:
     """Title, one line on what this is, and the main figures."""
     if len(runs) == 1:
         lead = recipe_line(runs[0])
@@ -53,7 +53,7 @@ def header(title: str, runs: Sequence[LabelledRun], records: Sequence[tuple[str,
     )
 
 
-def recipe_line(run: LabelledRun) -> str:
+def recipe_line(run: LabeledRun) -> str:
     recipe = run.recipe
     views, widths = len(view_table(recipe.augment)), recipe.model.projector
     loss = {"barlow_twins": "Barlow Twins", "vicreg": "VICReg"}[recipe.loss.name]
@@ -62,7 +62,7 @@ def recipe_line(run: LabelledRun) -> str:
     return f"{loss}{dims}, {views} views, {plain(recipe.model.backbone)}, {epochs}, seed {recipe.seed}, {run.state}"
 
 
-def run_tiles(run: LabelledRun) -> list[tuple[str, str, str]]:
+def run_tiles(run: LabeledRun) -> list[tuple[str, str, str]]:
     """(name, number, unit) of one run's main figures."""
     main = entry(run)
     named = (
@@ -81,7 +81,7 @@ def run_tiles(run: LabelledRun) -> list[tuple[str, str, str]]:
     return tiles
 
 
-def runs_tiles(runs: Sequence[LabelledRun]) -> list[tuple[str, str, str]]:
+def runs_tiles(runs: Sequence[LabeledRun]) -> list[tuple[str, str, str]]:
     """The best of several runs, and how much was trained."""
     entries = [entry(run) for run in runs]
     tiles = [("runs", str(len(runs)), "")] if runs else []
@@ -92,7 +92,7 @@ def runs_tiles(runs: Sequence[LabelledRun]) -> list[tuple[str, str, str]]:
     return tiles + ([("training in all", *clock(spent).split(" "))] if spent else [])  # type: ignore[list-item]
 
 
-def runs_table(runs: Sequence[LabelledRun]) -> str:
+def runs_table(runs: Sequence[LabeledRun]) -> str:
     rows = []
     for run in runs:
         main = entry(run)
@@ -137,12 +137,12 @@ def card(figure: Figure) -> str:
     )
 
 
-def footer(runs: Sequence[LabelledRun], records: Sequence[tuple[str, Record]]) -> str:
+def footer(runs: Sequence[LabeledRun], records: Sequence[tuple[str, Record]]) -> str:
     """Machines and versions, one line for each that differs, and what made the page."""
     places: list[Any] = [run.environment for run in runs] + [record.about for _, record in records]
     lines = dict.fromkeys(machine(place) for place in places)
     said = "".join(f"<li>{escape(line)}</li>" for line in lines if line)
-    return f"<footer><ul>{said}</ul><p>Made by fastssl {fastssl.__version__}.</p></footer>"
+    return f"<footer><ul>{said}</ul><p>Made by fastssl {__version__}.</p></footer>"
 
 
 def machine(environment: dict[str, Any]) -> str:

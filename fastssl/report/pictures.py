@@ -1,9 +1,9 @@
-"""What a run's network sees and makes of images: views, eigenspectrum, nearest neighbours, a map of the test set.
+"""What a run's network sees and makes of images: views, eigenspectrum, nearest neighbors, a map of the test set.
 
 Pictures come from the data files that the recipe names and are embedded by the run's newest checkpoint. A file that is
 absent, or no longer the one the run was trained on, is said and its figures left out.
 
-N images embedded, F features, K neighbours.
+N images embedded, F features, K neighbors.
 """
 
 import io
@@ -20,24 +20,24 @@ import torch.nn.functional as nnf
 from PIL import Image, features
 from torch import Tensor
 
-from fastssl import build, models
+from fastssl import build
 from fastssl.errors import UserError
+from fastssl.models import pretrainer
 from fastssl.pretrained.load import Pretrained, load
 from fastssl.probes import spectrum
-from fastssl.recipe import Recipe
-from fastssl.recipe import load as load_recipe
-from fastssl.recipe.schema import MAX_SIDE_PX
+from fastssl.recipe.load import load as load_recipe
+from fastssl.recipe.schema import MAX_SIDE_PX, Recipe
 from fastssl.report.figure import INK, MUTED, SERIES, Figure, Section, data_uri, plot
-from fastssl.report.inputs import LabelledRun, is_number
+from fastssl.report.inputs import LabeledRun, is_number
 from fastssl.report.inputs import plain as plain_text
 from fastssl.report.preview import pictures, plain
 
 Picture = npt.NDArray[np.uint8]
 TILE_PX, GAP_PX, MARK_PX = 64, 6, 5
-QUERIES, NEIGHBOURS, SHOWN_VIEWS, SHOWN_IMAGES = 8, 8, 8, 6
+QUERIES, NEIGHBORS, SHOWN_VIEWS, SHOWN_IMAGES = 8, 8, 8, 6
 MAP_CELLS, MAP_TILE_PX, FRAME_PX = 34, 28, 2
 HIT, MISS = (34, 160, 107), (214, 69, 65)
-CLASS_COLOURS = (
+CLASS_COLORS = (
     *((47, 111, 222), (224, 101, 43), (29, 154, 114), (201, 53, 111), (138, 91, 209), (160, 120, 26), (37, 150, 190)),
     *((120, 130, 145), (120, 170, 40), (200, 60, 60)),
 )
@@ -58,7 +58,7 @@ class Embedded:
     tiles: list[Picture]
 
 
-def section(run: LabelledRun, *, images: int) -> Section:
+def section(run: LabeledRun, *, images: int) -> Section:
     """All picture figures of one run; what cannot be drawn is said."""
     made = Section(f"Images: {run.label}")
     channels = run.manifest.get("channels")
@@ -70,7 +70,7 @@ def section(run: LabelledRun, *, images: int) -> Section:
         return made
     with Skipping(made, f"{run.label}: the views"):
         made.figures.append(views_figure(run))
-    with Skipping(made, f"{run.label}: spectrum, neighbours and map"):
+    with Skipping(made, f"{run.label}: spectrum, neighbors and map"):
         path, what = probe_file(run.recipe)
         net = load(run.folder)
         made.figures.extend(embedded_figures(run, embed(net, path, images), what))
@@ -119,41 +119,43 @@ def require_data(path: Path, digest: str | None) -> dict[str, Any]:
         raise UserError(
             f"{path} is not here.", "Run from the folder that the recipe's paths start from, or put the file back."
         )
-    manifest = build.manifest_of(path)
+    manifest = build.data.manifest_of(path)
     if digest is not None and manifest["digest"] != digest:
         raise UserError(f"{path} is no longer the file this run was trained on.", "Put the earlier file back.")
     return manifest
 
 
 def in_memory(recipe: Recipe) -> Recipe:
-    return load_recipe(recipe, ["data.loader=resident", "data.memory=host", "device=cpu", "augment.applier=auto"])
+    return load_recipe(recipe, ["data.loader=resident", "data.memory=host", "device=cpu", "augment.backend=auto"])
 
 
 def first_batches(recipe: Recipe, path: Path, count: int) -> Any:
     """Batches of at most `count` images, the same in every report."""
-    chosen = build.some_of(torch.arange(len(build.labels_of(path))), count)
-    return build.ordered_loader(in_memory(recipe), path, chosen, where=torch.device("cpu")).epoch(0)
+    chosen = build.data.some_of(torch.arange(len(build.data.labels_of(path))), count)
+    return build.data.ordered_loader(in_memory(recipe), path, chosen, device=torch.device("cpu")).epoch(0)
 
 
-def views_figure(run: LabelledRun) -> Figure:
-    """The first epoch's views of a few training images, as the network gets them but for normalisation."""
+def views_figure(run: LabeledRun) -> Figure:
+    """The first epoch's views of a few training images, as the network gets them but for normalization."""
     recipe = in_memory(run.recipe)
     manifest = require_data(recipe.data.path, run.manifest.get("digest"))
     batch = next(first_batches(recipe, recipe.data.path, SHOWN_IMAGES))
-    where = torch.device("cpu")
-    clean = plain(build.clean_view(recipe, manifest, where=where))
+    device = torch.device("cpu")
+    clean = plain(build.views.clean_view(recipe, manifest, device=device))
     views = [
-        view for group in pictures(plain(build.augment(recipe, manifest, where=where)), batch, 0) for view in group
+        view
+        for group in pictures(plain(build.views.augment(recipe, manifest, device=device)), batch, 0)
+        for view in group
     ]
     columns = [pictures(clean, batch, 0)[0][0], *views[:SHOWN_VIEWS]]
     names = names_of(run, batch.labels_B)
     strips = [strip([column[b] for column in columns], gap_after=0) for b in range(len(batch))]
     hidden = f" Shown are {SHOWN_VIEWS} of {len(views)} views." if len(views) > SHOWN_VIEWS else ""
-    caption = f"First the image, then its views of epoch 0 as the network gets them, before normalisation.{hidden}"
+    caption = f"First the image, then its views of epoch 0 as the network gets them, before normalization.{hidden}"
     return strips_figure(f"{run.slug}-views", "Views", caption, names, strips)
 
 
-def names_of(run: LabelledRun, labels_B: Tensor) -> list[str]:
+def names_of(run: LabeledRun, labels_B: Tensor) -> list[str]:
     """Class names, where the run's manifest has them."""
     classes = run.manifest.get("classes")
     known = classes if isinstance(classes, list) else []
@@ -180,7 +182,7 @@ def embed(net: Pretrained, path: Path, count: int) -> Embedded:
         sizes_B2, offsets_B = (None if t is None else t.to(net.device) for t in (batch.sizes_B2, batch.offsets_B))
         images, index_B = batch.images.to(net.device), batch.index_B.to(net.device)
         (views_VBCHW,) = net.clean(images, index_B, 0, sizes_B2=sizes_B2, offsets_B=offsets_B)
-        h_BF = models.embed(net.backbone, views_VBCHW[0], autocast=build.autocast(net.recipe))
+        h_BF = pretrainer.embed(net.backbone, views_VBCHW[0], autocast=build.hardware.autocast(net.recipe))
         features_parts.append(h_BF.float().cpu())
         labels_parts.append(batch.labels_B.cpu())
     return Embedded(torch.cat(features_parts), torch.cat(labels_parts), tiles)
@@ -192,15 +194,15 @@ def small(tile: Picture) -> Picture:
     return np.asarray(Image.fromarray(tile).resize((TILE_PX, TILE_PX), Image.Resampling.LANCZOS))
 
 
-def embedded_figures(run: LabelledRun, found: Embedded, what: str) -> list[Figure]:
-    if len(found.tiles) <= NEIGHBOURS:
-        raise UserError(f"There are only {len(found.tiles)} {what}.", f"Give --images more than {NEIGHBOURS}.")
+def embedded_figures(run: LabeledRun, found: Embedded, what: str) -> list[Figure]:
+    if len(found.tiles) <= NEIGHBORS:
+        raise UserError(f"There are only {len(found.tiles)} {what}.", f"Give --images more than {NEIGHBORS}.")
     if not bool(found.features_NF.isfinite().all()):
         raise UserError("The network's features are not finite.", "The run has diverged; use an earlier checkpoint.")
-    return [neighbours_figure(run, found, what), spectrum_figure(run, found, what), map_figure(run, found, what)]
+    return [neighbors_figure(run, found, what), spectrum_figure(run, found, what), map_figure(run, found, what)]
 
 
-def spectrum_figure(run: LabelledRun, found: Embedded, what: str) -> Figure:
+def spectrum_figure(run: LabeledRun, found: Embedded, what: str) -> Figure:
     """Eigenvalues of the features' covariance, with the power law fitted to ranks 4 to 50."""
     values_F = spectrum.eigenspectrum(found.features_NF)
     values_F = values_F[values_F > values_F[0] * 1e-9]
@@ -213,8 +215,8 @@ def spectrum_figure(run: LabelledRun, found: Embedded, what: str) -> Figure:
             span = ranks[(ranks >= spectrum.ALPHA_FIRST_RANK) & (ranks <= spectrum.ALPHA_LAST_RANK)]
             level = float(values_F[span - 1].log().mean()) + fit[0] * float(np.log(span).mean())
             axes.loglog(span, np.exp(level - fit[0] * np.log(span)), color=SERIES[1], lw=1.4, ls="--")
-            where = (span[len(span) // 2], float(values_F[span[len(span) // 2] - 1]))
-            axes.annotate(f"α = {fit[0]:.2f}", where, (8, 8), textcoords="offset points", color=INK)
+            at = (span[len(span) // 2], float(values_F[span[len(span) // 2] - 1]))
+            axes.annotate(f"α = {fit[0]:.2f}", at, (8, 8), textcoords="offset points", color=INK)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(lambda x, _: f"{x:g}")
         axes.set_xlabel("rank", color=MUTED)
@@ -229,7 +231,7 @@ def spectrum_figure(run: LabelledRun, found: Embedded, what: str) -> Figure:
 
 
 def unit_rows(features_NF: Tensor) -> Tensor:
-    """Rows centred and of length one, as the kNN probe compares them."""
+    """Rows centered and of length one, as the kNN probe compares them."""
     return nnf.normalize(features_NF - features_NF.mean(0), dim=1)
 
 
@@ -237,26 +239,26 @@ def nearest(unit_NF: Tensor) -> Tensor:
     """Positions of each row's nearest others by cosine, int64 (N, K), nearest first."""
     cosine_NN = unit_NF @ unit_NF.T
     cosine_NN.fill_diagonal_(-2)
-    return cosine_NN.topk(NEIGHBOURS, dim=1).indices
+    return cosine_NN.topk(NEIGHBORS, dim=1).indices
 
 
-def neighbours_figure(run: LabelledRun, found: Embedded, what: str) -> Figure:
+def neighbors_figure(run: LabeledRun, found: Embedded, what: str) -> Figure:
     """A few queries with their nearest images; a line below says whether the class is the query's."""
     labels_N, nearest_NK = found.labels_N, nearest(unit_rows(found.features_NF))
     queries = spread_queries(labels_N)
-    labelled_N = labels_N >= 0
-    hits_NK = (labels_N[nearest_NK] == labels_N[:, None]) & labelled_N[:, None]
+    labeled_N = labels_N >= 0
+    hits_NK = (labels_N[nearest_NK] == labels_N[:, None]) & labeled_N[:, None]
     strips = []
     for q in queries:
-        marks = [HIT if hit else MISS for hit in hits_NK[q].tolist()] if labelled_N[q] else [None] * NEIGHBOURS
+        marks = [HIT if hit else MISS for hit in hits_NK[q].tolist()] if labeled_N[q] else [None] * NEIGHBORS
         tiles = [found.tiles[q], *(found.tiles[i] for i in nearest_NK[q].tolist())]
         strips.append(strip(tiles, marks=[None, *marks], gap_after=0))
-    share = f" {100 * float(hits_NK[labelled_N].float().mean()):.0f} % of all neighbours" if labelled_N.any() else ""
-    caption = f"First the query, then its {NEIGHBOURS} nearest of {len(found.tiles):,} {what} by cosine." + (
+    share = f" {100 * float(hits_NK[labeled_N].float().mean()):.0f} % of all neighbors" if labeled_N.any() else ""
+    caption = f"First the query, then its {NEIGHBORS} nearest of {len(found.tiles):,} {what} by cosine." + (
         f" Green: the query's class, red: another.{share} share their query's class." if share else ""
     )
     names = names_of(run, labels_N[queries])
-    return strips_figure(f"{run.slug}-neighbours", "Nearest neighbours", caption, names, strips)
+    return strips_figure(f"{run.slug}-neighbors", "Nearest neighbors", caption, names, strips)
 
 
 def spread_queries(labels_N: Tensor) -> list[int]:
@@ -270,7 +272,7 @@ def spread_queries(labels_N: Tensor) -> list[int]:
 
 
 def strip(tiles: Sequence[Picture], *, gap_after: int, marks: Sequence[Any] | None = None) -> Image.Image:
-    """Pictures side by side on nothing, a little apart after position `gap_after`, with a coloured line below each."""
+    """Pictures side by side on nothing, a little apart after position `gap_after`, with a colored line below each."""
     height = TILE_PX + (MARK_PX + 3 if marks else 0)
     image = Image.new("RGBA", (len(tiles) * (TILE_PX + GAP_PX) - GAP_PX + GAP_PX, height), (0, 0, 0, 0))
     x = 0
@@ -297,7 +299,7 @@ def strips_figure(name: str, title: str, caption: str, names: Sequence[str], str
     return Figure(name, title, caption, body, {f"{name}.png": png(sheet)}, wide=strips[0].width > 6 * TILE_PX)
 
 
-def map_figure(run: LabelledRun, found: Embedded, what: str) -> Figure:
+def map_figure(run: LabeledRun, found: Embedded, what: str) -> Figure:
     """Pictures where a projection to the plane puts their features, one a cell of a grid."""
     xy_N2, how = projection(unit_rows(found.features_NF).numpy())
     cells = grid_cells(xy_N2)
@@ -305,18 +307,18 @@ def map_figure(run: LabelledRun, found: Embedded, what: str) -> Figure:
     canvas = Image.new("RGBA", (MAP_CELLS * step, MAP_CELLS * step), (0, 0, 0, 0))
     labels = found.labels_N.tolist()
     classes = sorted({label for label in labels if label >= 0})
-    framed = 2 <= len(classes) <= len(CLASS_COLOURS)
+    framed = 2 <= len(classes) <= len(CLASS_COLORS)
     for (row, column), i in cells.items():
         corner, inside = (column * step, row * step), MAP_TILE_PX
         if framed and labels[i] >= 0:
-            tint = CLASS_COLOURS[classes.index(labels[i])]
+            tint = CLASS_COLORS[classes.index(labels[i])]
             canvas.paste((*tint, 255), (*corner, corner[0] + MAP_TILE_PX, corner[1] + MAP_TILE_PX))
             corner, inside = (corner[0] + FRAME_PX, corner[1] + FRAME_PX), MAP_TILE_PX - 2 * FRAME_PX
         canvas.paste(Image.fromarray(found.tiles[i]).resize((inside, inside), Image.Resampling.LANCZOS), corner)
     body = f'<img class="map" alt="Map of embeddings" src="{uri(canvas)}">'
     if framed:
         names = names_of(run, torch.tensor(classes))
-        chips = zip(CLASS_COLOURS, names, strict=False)
+        chips = zip(CLASS_COLORS, names, strict=False)
         items = "".join(f'<li><i style="background:rgb{c}"></i>{escape(text)}</li>' for c, text in chips)
         body += f'<ul class="chips">{items}</ul>'
     caption = (

@@ -1,7 +1,7 @@
 """What a recipe's augmentation does to real images: their views with the drawn parameters, and a sheet per operation.
 
-The pictures come from the recipe's own loader, draws and applier, so they are what the network sees, before
-normalisation. B images, V views.
+The pictures come from the recipe's own loader, draws and backend, so they are what the network sees, before
+normalization. B images, V views.
 """
 
 from dataclasses import replace
@@ -18,7 +18,7 @@ from fastssl.augment.augment import Augment
 from fastssl.augment.policy import NO_SOLARIZE, Column, View
 from fastssl.data.batch import Batch
 from fastssl.errors import UserError
-from fastssl.recipe import Recipe, ViewSpec
+from fastssl.recipe.schema import Recipe, ViewSpec
 
 Picture = npt.NDArray[np.uint8]
 CELL_PX, TEXT_PX, GAP_PX, LINE_PX = 112, 62, 8, 12
@@ -71,14 +71,14 @@ def preview(recipe: Recipe, out: Path, *, images: int = 6, epoch: int = 0) -> li
         UserError: when the target cannot be written or the images do not have one or three channels.
     """
     check_out(out)
-    manifest, where = build.manifest_of(recipe.data.path), torch.device("cpu")
+    manifest, device = build.data.manifest_of(recipe.data.path), torch.device("cpu")
     if manifest["channels"] not in (1, 3):
         raise UserError(
             f"The images have {manifest['channels']} channels.", "Preview images with one or three channels."
         )
-    chosen = build.some_of(torch.arange(manifest["count"]), images)
-    batch = next(iter(build.ordered_loader(recipe, recipe.data.path, chosen, where=where).epoch(0)))
-    augment = plain(build.augment(recipe, manifest, where=where))
+    chosen = build.data.some_of(torch.arange(manifest["count"]), images)
+    batch = next(iter(build.data.ordered_loader(recipe, recipe.data.path, chosen, device=device).epoch(0)))
+    augment = plain(build.views.augment(recipe, manifest, device=device))
     operations = out.with_name(f"{out.stem}-operations.png")
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -90,9 +90,9 @@ def preview(recipe: Recipe, out: Path, *, images: int = 6, epoch: int = 0) -> li
 
 
 def plain(augment: Augment) -> Augment:
-    """The same policy without normalisation, in float32, so that views are pictures again."""
+    """The same policy without normalization, in float32, so that views are pictures again."""
     channels = len(augment.mean_C)
-    return replace(augment, mean_C=(0.0,) * channels, std_C=(1.0,) * channels, dtype=torch.float32, applier="torch")
+    return replace(augment, mean_C=(0.0,) * channels, std_C=(1.0,) * channels, dtype=torch.float32, backend="torch")
 
 
 def view_grid(batch: Batch, augment: Augment, *, epoch: int) -> Image.Image:
@@ -171,7 +171,7 @@ def words(drawn_P: Tensor) -> str:
 
 
 def sheet(rows: list[list[tuple[Picture, str]]]) -> Image.Image:
-    """Labelled pictures in rows, enlarged without smoothing so that pixels can be seen."""
+    """Labeled pictures in rows, enlarged without smoothing so that pixels can be seen."""
     step_x, step_y = CELL_PX + GAP_PX, CELL_PX + TEXT_PX + GAP_PX
     canvas = Image.new("RGB", (GAP_PX + step_x * max(map(len, rows)), GAP_PX + step_y * len(rows)), "white")
     draw = ImageDraw.Draw(canvas)

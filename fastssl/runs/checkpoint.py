@@ -34,7 +34,7 @@ def snapshot(module: nn.Module) -> dict[str, Tensor]:
 
 
 def optimizer_snapshot(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's tensors as `<parameter's position>.<name>`; its numbers are the recipe's."""
+    """The optimizer's tensors as `<parameter's position>.<name>`; its numbers are the recipe's."""
     state = optimizer.state_dict()["state"]
     return {
         f"{position}.{name}": value.detach().to("cpu", copy=True).contiguous()
@@ -93,7 +93,7 @@ def save(
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
-    """Weights, optimiser tensors and state of one checkpoint, after checking every byte.
+    """Weights, optimizer tensors and state of one checkpoint, after checking every byte.
 
     Raises:
         DamagedError: when anything is missing, cut short or changed.

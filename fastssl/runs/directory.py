@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from fastssl.errors import UserError
-from fastssl.recipe import Recipe, dump, load
+from fastssl.recipe.load import dump, load
+from fastssl.recipe.schema import Recipe
 from fastssl.runs.environment import environment
 
 Say = Callable[[str], None]

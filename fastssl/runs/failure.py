@@ -5,8 +5,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from fastssl.errors import UserError
-from fastssl.training.interrupts import Interrupted
+from fastssl.errors import Interrupted, UserError
 
 FAILURE = "failure.json"
 

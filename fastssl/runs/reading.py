@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastssl.errors import UserError
-from fastssl.recipe import Recipe, load
+from fastssl.recipe.load import load
+from fastssl.recipe.schema import Recipe
 from fastssl.runs.failure import FAILURE
 
 State = Literal["running", "done", "interrupted", "failed", "damaged"]

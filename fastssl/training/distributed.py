@@ -17,7 +17,7 @@ from fastssl.build import ranks
 
 
 class SumBatchNorm(_BatchNorm):
-    """Batch normalisation of (N, C, ...) with the mean and variance of all ranks' rows, on any device."""
+    """Batch normalization of (N, C, ...) with the mean and variance of all ranks' rows, on any device."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         assert input.ndim >= 2, input.shape
@@ -30,10 +30,10 @@ class SumBatchNorm(_BatchNorm):
         x = input if input.dtype == torch.float64 else input.float()
         count = ranks.all_sum(x.new_tensor([float(x.numel() // x.shape[1])]))
         mean_C = ranks.all_sum(x.sum(dims)) / count
-        centred = x - mean_C.view(shape)
-        variance_C = ranks.all_sum(centred.square().sum(dims)) / count
+        centered = x - mean_C.view(shape)
+        variance_C = ranks.all_sum(centered.square().sum(dims)) / count
         self.remember(mean_C.detach(), variance_C.detach() * count / (count - 1).clamp_min(1))
-        y = centred * torch.rsqrt(variance_C + self.eps).view(shape)
+        y = centered * torch.rsqrt(variance_C + self.eps).view(shape)
         if self.affine:
             y = y * self.weight.view(shape) + self.bias.view(shape)
         return y.to(input.dtype)
@@ -50,13 +50,13 @@ class SumBatchNorm(_BatchNorm):
         self.running_var.lerp_(variance_C.to(self.running_var.dtype), self.momentum)
 
 
-def synchronise_batch_norm(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network with every batch normalisation over all ranks; the same parameters under the same names."""
+def synchronize_batch_norm(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network with every batch normalization over all ranks; the same parameters under the same names."""
     if ranks.world() == 1:
         return network
     if device.type == "cuda":
-        synchronised: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
-        return synchronised
+        synchronized: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+        return synchronized
     for parent in list(network.modules()):
         for name, child in parent.named_children():
             if isinstance(child, _BatchNorm):
@@ -91,7 +91,7 @@ def data_parallel(network: nn.Module, device: torch.device) -> nn.Module:
     return DistributedDataParallel(
         network,
         device_ids=[device] if device.type == "cuda" else None,
-        broadcast_buffers=False,  # synchronised statistics are already equal
+        broadcast_buffers=False,  # synchronized statistics are already equal
         gradient_as_bucket_view=True,
     )
 

@@ -1,16 +1,57 @@
-"""What watches over a run: values that are not finite, memory that runs out, steps that never end."""
+"""What watches over a run: signals, values that are not finite, memory, steps that never end, and torch's flags."""
 
 import contextlib
+import ctypes
 import faulthandler
+import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
+from types import FrameType, TracebackType
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from fastssl.errors import UserError
-from fastssl.recipe import Recipe, view_table
+from fastssl.recipe.presets import view_table
+from fastssl.recipe.schema import Recipe
 from fastssl.training.step import Terms
+
+EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: "try again later", which is what --resume does
+NAMES = ("SIGTERM", "SIGINT", "SIGUSR1")
+# glibc maps each block above 32 MB anew and trims its heap, so a training step on the CPU pays for the same pages again
+# and again; a thread that makes batches has a heap of its own, which is trimmed whatever is asked for.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
+LARGEST_BYTES = (1 << 31) - 1  # mallopt takes an int
+MAPPED_BYTES = 1 << 30
+
+
+class Interrupts:
+    """While entered, remembers the first of SIGTERM, SIGINT and SIGUSR1; a second one acts as usual."""
+
+    def __init__(self) -> None:
+        self.caught: str | None = None
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for name in NAMES:
+                if hasattr(signal, name):
+                    number = getattr(signal, name)
+                    self.before[number] = signal.signal(number, self.remember)
+        return self
+
+    def remember(self, number: int, frame: FrameType | None) -> None:
+        self.caught = signal.Signals(number).name
+        signal.signal(number, self.before[number])
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
 
 class FirstBadStep:
@@ -110,3 +151,42 @@ class Watchdog:
 
     def __exit__(self, *exception: object) -> None:
         faulthandler.cancel_dump_traceback_later()
+
+
+def keep_freed_memory() -> bool:
+    """Ask malloc to reuse freed blocks up to 1 GB; the process then keeps its peak. False where it cannot."""
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it, musl has not
+    if mallopt is None:
+        return False
+    wanted = ((M_MMAP_THRESHOLD, MAPPED_BYTES), (M_TRIM_THRESHOLD, LARGEST_BYTES), (M_ARENA_MAX, 1))
+    kept = [mallopt(name, value) for name, value in wanted]
+    return kept == [1, 1, 1]
+
+
+@contextlib.contextmanager
+def torch_settings(recipe: Recipe) -> Iterator[None]:
+    """TF32 for what stays float32 on CUDA, deterministic kernels, and cuDNN's search, as the recipe says."""
+    before = (
+        torch.get_float32_matmul_precision(),
+        torch.backends.cudnn.allow_tf32,
+        torch.backends.cudnn.benchmark,
+        torch.are_deterministic_algorithms_enabled(),
+    )
+    deterministic = recipe.train.deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    apply_flags(("high" if recipe.train.tf32 else "highest", recipe.train.tf32, not deterministic, deterministic))
+    try:
+        yield
+    finally:
+        apply_flags(before)
+
+
+def apply_flags(values: tuple[str, bool, bool, bool]) -> None:
+    precision, cudnn_tf32, search, deterministic = values
+    torch.set_float32_matmul_precision(precision)
+    torch.backends.cudnn.allow_tf32 = cudnn_tf32
+    torch.backends.cudnn.benchmark = search
+    torch.use_deterministic_algorithms(deterministic)

@@ -15,21 +15,23 @@ from torch import Tensor, nn
 from fastssl import build
 from fastssl.build import ranks
 from fastssl.data.batch import Batch
-from fastssl.errors import UserError
+from fastssl.errors import Interrupted, UserError
 from fastssl.probes import spectrum
-from fastssl.recipe import Recipe, ViewSpec, load, progressive, view_table
+from fastssl.recipe import progressive
+from fastssl.recipe.load import load
+from fastssl.recipe.presets import view_table
+from fastssl.recipe.schema import Recipe, ViewSpec
 from fastssl.runs import checkpoint
 from fastssl.runs.directory import check_run_dir, write_beginnings
 from fastssl.runs.failure import noted
 from fastssl.training import guards
 from fastssl.training.distributed import agree
-from fastssl.training.interrupts import NAMES, Interrupted, Interrupts
+from fastssl.training.guards import NAMES, Interrupts, torch_settings
 from fastssl.training.prefetch import views_ahead
 from fastssl.training.resume import restore, save
 from fastssl.training.saver import must_be_whole
 from fastssl.training.state import Observer, OwnLoss, Run, assemble, with_own
 from fastssl.training.step import Terms, train_step
-from fastssl.training.torch_flags import torch_settings
 
 ConvertProgress = Callable[[str, int, int | None], None]
 MOST_SKIPPED_IN_A_ROW = 50
@@ -69,9 +71,9 @@ def train(
     """
     recipe = with_own(load(recipe), backbone, policy)
     folder = Path(run_dir) if run_dir is not None else Path("runs") / recipe.name
-    build.check(recipe)
+    build.preflight.check(recipe)
     check_run_dir(folder, recipe, resume=resume)
-    ranks.start(build.device(recipe).type, timeout_s=GROUP_TIMEOUT_S)
+    ranks.start(build.hardware.device(recipe).type, timeout_s=GROUP_TIMEOUT_S)
     convert_once(recipe, convert_progress)
     with torch_settings(recipe):
         run = assemble(recipe, folder, observe or (lambda record: None), backbone=backbone, loss=loss)
@@ -94,10 +96,10 @@ def train(
 def convert_once(recipe: Recipe, progress: ConvertProgress | None) -> None:
     """Makes absent data files: rank 0 first, then the first rank of any machine that still lacks them."""
     if ranks.is_main():
-        build.ensure_data(recipe, progress=progress)
+        build.data.ensure_data(recipe, progress=progress)
     ranks.barrier()
     if ranks.local_rank() == 0 and not ranks.is_main():
-        build.ensure_data(recipe)
+        build.data.ensure_data(recipe)
     ranks.barrier()
 
 
@@ -114,11 +116,14 @@ def begin(run: Run) -> None:
             "views": run.views,
             "device": str(run.device),
             "ranks": ranks.world(),
-            "loader": ": ".join(build.loader_choice(run.recipe, run.recipe.data.path, run.device)),
+            "loader": ": ".join(build.data.loader_choice(run.recipe, run.recipe.data.path, run.device)),
             "evaluated": run.prober.val is not None,
         }
     )
-    for warning in (build.collapse_risk(run.recipe), build.idle_colour(run.recipe, run.manifest["channels"])):
+    for warning in (
+        build.losses.collapse_risk(run.recipe),
+        build.views.idle_color(run.recipe, run.manifest["channels"]),
+    ):
         if warning:
             run.warn(warning)
 
@@ -139,12 +144,12 @@ def loop(run: Run, interrupts: Interrupts) -> None:
                     run.optimizer,
                     groups,
                     lr=run.learning_rate(run.step),
-                    autocast=build.autocast(recipe),
+                    autocast=build.hardware.autocast(recipe),
                     scaler=run.scaler,
                     accumulate_steps=recipe.optim.accumulate_steps,
                     clip_norm=recipe.optim.clip_norm,
                     skip_nonfinite=recipe.train.on_nonfinite == "skip",
-                    replays_graphs=build.replays_graphs(recipe),
+                    replays_graphs=build.model.replays_graphs(recipe),
                 )
                 run.step += 1
                 skipped_in_a_row = watch(run, terms, skipped_in_a_row)
@@ -198,7 +203,7 @@ def views_of_epoch(run: Run, epoch: int, start: int) -> Iterator[tuple[Tensor, .
                 return
             yield batch
 
-    ahead = views_ahead(batches(), views, run.device, applier=augment.applier)
+    ahead = views_ahead(batches(), views, run.device, backend=augment.backend)
     while True:
         mark, loaded_s = time.perf_counter(), run.clock.load_s
         groups = next(ahead, None)

@@ -13,12 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fastssl import build, models
+from fastssl import build
 from fastssl.augment.augment import Augment
 from fastssl.build import ranks
 from fastssl.data.batch import Batch
+from fastssl.models import pretrainer
 from fastssl.probes import evaluate, spectrum
-from fastssl.recipe import Recipe
+from fastssl.recipe.schema import Recipe
 
 Embed = Callable[[Batch], Tensor]
 INVARIANCE_IMAGES, INVARIANCE_VIEWS = 512, 2
@@ -28,12 +29,20 @@ class Part:
     """Some images of a file, in the file's order; this rank's share of them behind a loader."""
 
     def __init__(
-        self, recipe: Recipe, path: Path, indices: Tensor, *, where: torch.device, share: build.Loader | None = None
+        self,
+        recipe: Recipe,
+        path: Path,
+        indices: Tensor,
+        *,
+        device: torch.device,
+        share: build.data.Loader | None = None,
     ) -> None:
         # With fewer images than ranks some would have nothing to embed: then every rank embeds all.
         self.shared = ranks.world() > 1 and len(indices) >= ranks.world()
         rank, world = (ranks.rank(), ranks.world()) if self.shared else (0, 1)
-        self.loader = build.ordered_loader(recipe, path, indices, where=where, share=share, rank=rank, world=world)
+        self.loader = build.data.ordered_loader(
+            recipe, path, indices, device=device, share=share, rank=rank, world=world
+        )
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """This rank's batches."""
@@ -53,10 +62,10 @@ class Prober:
 
     Args:
         recipe: decides the probes.
-        probe_path: file of the labelled images that probes learn from.
+        probe_path: file of the labeled images that probes learn from.
         sets: which of its images they are, and which are held out.
         clean: the view that changes nothing but the size.
-        where: device of the network.
+        device: device of the network.
         share: an open loader of the same file, whose memory the probes then use.
     """
 
@@ -64,26 +73,26 @@ class Prober:
         self,
         recipe: Recipe,
         probe_path: Path,
-        sets: build.Sets,
+        sets: build.data.Sets,
         *,
         clean: Augment,
-        where: torch.device,
-        share: build.Loader | None = None,
+        device: torch.device,
+        share: build.data.Loader | None = None,
     ) -> None:
-        self.recipe, self.clean, self.where = recipe, clean, where
-        self.autocast = build.autocast(recipe)
-        self.varied = replace(clean, views=build.views(recipe)[:INVARIANCE_VIEWS])
+        self.recipe, self.clean, self.device = recipe, clean, device
+        self.autocast = build.hardware.autocast(recipe)
+        self.varied = replace(clean, views=build.views.table(recipe)[:INVARIANCE_VIEWS])
         chosen = {
-            "learn": build.some_of(sets.probe, recipe.evaluate.max_train),
+            "learn": build.data.some_of(sets.probe, recipe.evaluate.max_train),
             "val": sets.val,
-            "varied": build.some_of(sets.val, INVARIANCE_IMAGES),
+            "varied": build.data.some_of(sets.val, INVARIANCE_IMAGES),
             "all": torch.cat([sets.probe, sets.val]).sort().values,
         }
         parts: dict[str, Part | None] = {}
         for name, indices in chosen.items():
-            parts[name] = Part(recipe, probe_path, indices, where=where, share=share) if len(indices) else None
+            parts[name] = Part(recipe, probe_path, indices, device=device, share=share) if len(indices) else None
             share = share or next((part.loader for part in parts.values() if part), None)  # one copy of the file
-        self.learn, self.val, self.varied_val, self.all_labelled = parts.values()
+        self.learn, self.val, self.varied_val, self.all_labeled = parts.values()
 
     def while_training(self, backbone: nn.Module) -> dict[str, float]:
         """kNN and ridge on the held-out images, and what their features look like; empty without labels."""
@@ -100,11 +109,11 @@ class Prober:
         return found | spectrum.figures(val_MF, views_VNF=views_NVF.movedim(1, 0))
 
     def at_the_end(self, backbone: nn.Module, test_path: Path) -> dict[str, float]:
-        """kNN, ridge and the linear probe on the test set, learned from every labelled image."""
-        if self.all_labelled is None:
+        """kNN, ridge and the linear probe on the test set, learned from every labeled image."""
+        if self.all_labeled is None:
             return {}
         embed = self.embed_with(backbone)
-        train_NF, train_labels_N = self.all_labelled.features(embed)
+        train_NF, train_labels_N = self.all_labeled.features(embed)
         test_MF, test_labels_M = self.test_part(test_path).features(embed)
         found = self.quick(train_NF, train_labels_N, test_MF, test_labels_M)
         if self.recipe.evaluate.linear_epochs:
@@ -115,20 +124,20 @@ class Prober:
 
     def baselines(self, in_channels: int, test_path: Path) -> dict[str, float]:
         """kNN on the test set from raw pixels and from the same network untrained, where the recipe can name it."""
-        assert self.all_labelled is not None
+        assert self.all_labeled is not None
         embeds: dict[str, Embed] = {"raw_pixel": self.pixels}
-        if self.recipe.model.backbone != build.CUSTOM:
-            untrained = build.network(self.recipe, in_channels=in_channels, where=self.where).backbone
+        if self.recipe.model.backbone != build.model.CUSTOM:
+            untrained = build.model.network(self.recipe, in_channels=in_channels, device=self.device).backbone
             embeds["untrained"] = self.embed_with(untrained)
         test, found = self.test_part(test_path), dict[str, float]()
         for name, embed in embeds.items():
-            learned, tested = self.all_labelled.features(embed), test.features(embed)
+            learned, tested = self.all_labeled.features(embed), test.features(embed)
             accuracies = evaluate.knn(*learned, *tested, ks=self.recipe.evaluate.knn_k)
             found |= {f"{name}_{key}": value for key, value in accuracies.items()}
         return found
 
     def test_part(self, test_path: Path) -> Part:
-        return Part(self.recipe, test_path, torch.arange(len(build.labels_of(test_path))), where=self.where)
+        return Part(self.recipe, test_path, torch.arange(len(build.data.labels_of(test_path))), device=self.device)
 
     def quick(self, *features_and_labels: Tensor) -> dict[str, float]:
         found = evaluate.knn(*features_and_labels, ks=self.recipe.evaluate.knn_k)
@@ -139,12 +148,12 @@ class Prober:
 
     def embed_with(self, backbone: nn.Module) -> Embed:
         """Batches to pooled features, with the network's batch statistics fixed."""
-        return lambda batch: models.embed(backbone, views_of(self.clean, batch)[0][0], autocast=self.autocast)
+        return lambda batch: pretrainer.embed(backbone, views_of(self.clean, batch)[0][0], autocast=self.autocast)
 
     def embed_views(self, backbone: nn.Module, batch: Batch) -> Tensor:
         """Features (B, V, F) of augmented views."""
         views = [view_BCHW for group in views_of(self.varied, batch) for view_BCHW in group]
-        return torch.stack([models.embed(backbone, view, autocast=self.autocast) for view in views], dim=1)
+        return torch.stack([pretrainer.embed(backbone, view, autocast=self.autocast) for view in views], dim=1)
 
 
 def views_of(augment: Augment, batch: Batch, epoch: int = 0) -> tuple[Tensor, ...]:

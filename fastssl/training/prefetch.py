@@ -20,19 +20,19 @@ TRIAL_STEPS = 8
 SHARE_OF_THREADS = 4  # one in so many makes views
 
 
-def views_ahead(batches: Iterator[Batch], views: Views, device: torch.device, *, applier: str) -> Iterator[Groups]:
+def views_ahead(batches: Iterator[Batch], views: Views, device: torch.device, *, backend: str) -> Iterator[Groups]:
     """The views of each batch, in order.
 
     Args:
         batches: on the device; closed when the iteration ends.
         views: batch to one (V_g, B, C, H, W) tensor per side length, without waiting for the device.
         device: of the network.
-        applier: of the views; those of "cpu" can be made by a thread of their own.
+        backend: of the views; those of "cpu" can be made by a thread of their own.
     """
     try:
         if device.type == "cuda":
             yield from on_side_stream(batches, views, device)
-        elif applier == "cpu" and torch.get_num_threads() > 1:
+        elif backend == "cpu" and torch.get_num_threads() > 1:
             yield from in_background(batches, views)
         else:
             yield from map(views, batches)

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-import fastssl
 from fastssl.build import ranks
 from fastssl.errors import UserError
-from fastssl.recipe import load
+from fastssl.recipe.load import load
 from fastssl.runs import checkpoint
 from fastssl.runs.directory import same_recipe
 from fastssl.training.state import Clock, Run
+from fastssl.version import __version__
 
 
 def save(run: Run) -> None:
@@ -23,7 +23,7 @@ def save(run: Run) -> None:
         return
     epoch, position = divmod(run.step, len(run.loader))
     state = {
-        "fastssl": fastssl.__version__,
+        "fastssl": __version__,
         "torch": torch.__version__,
         "epoch": epoch,
         "step_in_epoch": position,

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from fastssl import build
 from fastssl.augment.augment import Augment
 from fastssl.build import ranks
-from fastssl.models import Pretrainer
-from fastssl.recipe import Recipe, ViewSpec, load, view_table
+from fastssl.models.pretrainer import Pretrainer
+from fastssl.recipe.load import load
+from fastssl.recipe.presets import view_table
+from fastssl.recipe.schema import Recipe, ViewSpec
 from fastssl.runs.directory import Records
-from fastssl.training.distributed import data_parallel, synchronise_batch_norm
-from fastssl.training.guards import FirstBadStep
-from fastssl.training.memory import keep_freed_memory
+from fastssl.training.distributed import data_parallel, synchronize_batch_norm
+from fastssl.training.guards import FirstBadStep, keep_freed_memory
 from fastssl.training.online_probes import Prober
 from fastssl.training.saver import Saver
 from fastssl.training.step import Terms
@@ -45,7 +46,7 @@ class Run:
     recipe: Recipe
     run_dir: Path
     device: torch.device
-    loader: build.Loader
+    loader: build.data.Loader
     augment_of: Callable[[int], Augment]
     network: Pretrainer
     trained: nn.Module
@@ -91,7 +92,7 @@ def with_own(recipe: Recipe, backbone: nn.Module | None, policy: Sequence[ViewSp
     """The recipe of a run that is given a module or a view table from Python."""
     tree = recipe.model_dump(mode="json")
     if backbone is not None:
-        tree["model"]["backbone"] = build.CUSTOM
+        tree["model"]["backbone"] = build.model.CUSTOM
     if policy is not None:
         rows = [row.model_dump(mode="json") for row in policy]
         sides = {"side_px": max(4, *(row.side_px for row in policy))} if policy else {}
@@ -125,15 +126,15 @@ def assemble(
         observe: hears rank 0's records.
         backbone, loss: in place of the recipe's, see `train`.
     """
-    where = build.device(recipe)
-    if where.type == "cpu":
+    device = build.hardware.device(recipe)
+    if device.type == "cpu":
         keep_freed_memory()
-    manifest = build.manifest_of(recipe.data.path)
+    manifest = build.data.manifest_of(recipe.data.path)
     probe_path = recipe.data.probe_path or recipe.data.path
-    sets = build.sets(recipe, build.labels_of(recipe.data.path), build.labels_of(probe_path))
-    loader = build.loader(recipe, recipe.data.path, sets.train, where=where)
-    network = build.network(recipe, in_channels=manifest["channels"], where=where, backbone=backbone)
-    synchronise_batch_norm(network, where)
+    sets = build.data.sets(recipe, build.data.labels_of(recipe.data.path), build.data.labels_of(probe_path))
+    loader = build.data.loader(recipe, recipe.data.path, sets.train, device=device)
+    network = build.model.network(recipe, in_channels=manifest["channels"], device=device, backbone=backbone)
+    synchronize_batch_norm(network, device)
     main = ranks.is_main()
     observe = observe if main else lambda record: None
 
@@ -143,30 +144,30 @@ def assemble(
     return Run(
         recipe=recipe,
         run_dir=folder,
-        device=where,
+        device=device,
         loader=loader,
-        augment_of=build.augment_of_epoch(recipe, manifest, where=where),
+        augment_of=build.views.augment_of_epoch(recipe, manifest, device=device),
         network=network,
-        trained=trained(recipe, network, where),
-        loss=build.loss(recipe) if loss is None else terms_of(loss),
-        optimizer=build.optimizer(recipe, network, where=where),
-        learning_rate=build.learning_rate(recipe, steps_per_epoch=len(loader)),
+        trained=trained(recipe, network, device),
+        loss=build.losses.loss(recipe) if loss is None else terms_of(loss),
+        optimizer=build.optim.optimizer(recipe, network, device=device),
+        learning_rate=build.optim.learning_rate(recipe, steps_per_epoch=len(loader)),
         prober=Prober(
             recipe,
             probe_path,
             sets,
-            clean=build.clean_view(recipe, manifest, where=where),
-            where=where,
+            clean=build.views.clean_view(recipe, manifest, device=device),
+            device=device,
             share=loader if recipe.data.probe_path is None else None,
         ),
         manifest=manifest,
         observe=observe,
         records=Records(folder / "metrics.jsonl" if main else None, say),
         saver=Saver(folder / "checkpoints" if main else None, keep=recipe.train.keep_checkpoints, say=say),
-        scaler=torch.amp.GradScaler(where.type) if recipe.train.precision == "fp16" else None,
+        scaler=torch.amp.GradScaler(device.type) if recipe.train.precision == "fp16" else None,
     )
 
 
-def trained(recipe: Recipe, network: Pretrainer, where: torch.device) -> nn.Module:
+def trained(recipe: Recipe, network: Pretrainer, device: torch.device) -> nn.Module:
     """The network as the loop calls it: compiled if the recipe says so, with gradients averaged over ranks."""
-    return data_parallel(build.compiled(recipe, network), where)
+    return data_parallel(build.model.compiled(recipe, network), device)

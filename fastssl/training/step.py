@@ -1,4 +1,4 @@
-"""One optimisation step: views to embeddings to loss to weights. Nothing here waits for the device."""
+"""One optimization step: views to embeddings to loss to weights. Nothing here waits for the device."""
 
 import contextlib
 from collections.abc import Callable, Sequence

@@ -17,7 +17,8 @@ from typing import Any
 import yaml
 
 from fastssl.errors import UserError
-from fastssl.recipe import Recipe, load
+from fastssl.recipe.load import load
+from fastssl.recipe.schema import Recipe
 from fastssl.runs import reading
 from fastssl.training import loop
 from fastssl.training.trackers import Writers

@@ -13,7 +13,7 @@ from typing import Any, Protocol, Self
 
 from fastssl.build import ranks
 from fastssl.data.loaders.choose import installed
-from fastssl.recipe import Recipe
+from fastssl.recipe.schema import Recipe
 
 PREFIXES = {"step": "train", "evaluation": "val", "summary": "test"}
 POSITIONS = ("step", "epoch", "images", "views")

@@ -9,60 +9,60 @@ from reference_augment import CIFAR, EVERYTHING, pictures
 from fastssl.augment.augment import Augment
 from fastssl.augment.policy import View
 
-APPLIERS = ["torch", "cpu"]
+BACKENDS = ["torch", "cpu"]
 EVALUATE = replace(CIFAR, crop="resize", hflip_p=0, jitter_p=0, gray_p=0)
 
 
-def engine(views: tuple[View, ...], applier: str, seed: int = 0) -> Augment:
-    return Augment(views, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), seed, torch.float32, applier)
+def engine(views: tuple[View, ...], backend: str, seed: int = 0) -> Augment:
+    return Augment(views, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), seed, torch.float32, backend)
 
 
-@pytest.mark.parametrize("applier", APPLIERS)
-def test_no_two_samples_or_views_share_parameters(applier: str):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_two_samples_or_views_share_parameters(backend: str):
     same = pictures(1, 40, 40).expand(48, -1, -1, -1)
-    (views_VBCHW,) = engine((CIFAR,) * 3, applier)(same, torch.arange(48), 0)
+    (views_VBCHW,) = engine((CIFAR,) * 3, backend)(same, torch.arange(48), 0)
     flat = views_VBCHW.flatten(0, 1).flatten(1)
     distance = torch.cdist(flat, flat) + 1e9 * torch.eye(len(flat))
     assert distance.min() > 0.1
 
 
-@pytest.mark.parametrize("applier", APPLIERS)
-def test_seed_and_epoch_change_every_view(applier: str):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_seed_and_epoch_change_every_view(backend: str):
     images, index_B = pictures(16, 40, 40), torch.arange(16)
-    (first,) = engine((CIFAR,) * 2, applier)(images, index_B, 0)
+    (first,) = engine((CIFAR,) * 2, backend)(images, index_B, 0)
     for other in (
-        engine((CIFAR,) * 2, applier, seed=1)(images, index_B, 0)[0],
-        engine((CIFAR,) * 2, applier)(images, index_B, 1)[0],
+        engine((CIFAR,) * 2, backend, seed=1)(images, index_B, 0)[0],
+        engine((CIFAR,) * 2, backend)(images, index_B, 1)[0],
     ):
         assert (first - other).abs().amax(dim=(2, 3, 4)).min() > 0
 
 
-@pytest.mark.parametrize("applier", APPLIERS)
-def test_rows_of_one_side_come_as_one_tensor(applier: str):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rows_of_one_side_come_as_one_tensor(backend: str):
     small = replace(CIFAR, side_px=16, area_max=0.4)
     rows = (CIFAR, EVERYTHING, small, small, small, CIFAR)
     images, index_B = pictures(4, 40, 40), torch.arange(4)
-    groups = engine(rows, applier)(images, index_B, 0)
+    groups = engine(rows, backend)(images, index_B, 0)
     assert [tuple(group.shape) for group in groups] == [
         (2, 4, 3, 32, 32),
         (3, 4, 3, 16, 16),
         (1, 4, 3, 32, 32),
     ]
-    (plain,) = engine((CIFAR,) * 2, applier)(images, index_B, 0)
+    (plain,) = engine((CIFAR,) * 2, backend)(images, index_B, 0)
     torch.testing.assert_close(groups[0][0], plain[0], atol=1e-5, rtol=0)  # a row's place is its only name
 
 
-@pytest.mark.parametrize("applier", APPLIERS)
-def test_an_evaluation_view_is_the_normalised_image(applier: str):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_evaluation_view_is_the_normalized_image(backend: str):
     images = pictures(8, 32, 32)
-    (views_VBCHW,) = engine((EVALUATE,), applier)(images, torch.arange(8), 0)
+    (views_VBCHW,) = engine((EVALUATE,), backend)(images, torch.arange(8), 0)
     mean, std = torch.tensor((0.4, 0.5, 0.6)), torch.tensor((0.2, 0.25, 0.3))
     plain = ((images / 255 - mean) / std).permute(0, 3, 1, 2)
     torch.testing.assert_close(views_VBCHW[0], plain, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("applier", APPLIERS)
-def test_thirty_two_views(applier: str):
-    (views_VBCHW,) = engine((replace(CIFAR, side_px=8),) * 32, applier)(pictures(2, 9, 9), torch.arange(2), 0)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_thirty_two_views(backend: str):
+    (views_VBCHW,) = engine((replace(CIFAR, side_px=8),) * 32, backend)(pictures(2, 9, 9), torch.arange(2), 0)
     assert views_VBCHW.shape == (32, 2, 3, 8, 8)
     assert len(views_VBCHW[:, 0].flatten(1).unique(dim=0)) == 32

@@ -1,4 +1,4 @@
-"""The fused numba applier against the torch applier, which is held against torchvision; and its bits."""
+"""The fused numba backend against the torch backend, which is held against torchvision; and its bits."""
 
 from dataclasses import replace
 
@@ -25,8 +25,8 @@ MIXED = (
 )
 
 
-def engine(view: View, applier: str, dtype: torch.dtype = torch.float32) -> Augment:
-    return Augment((view, view), MEAN_C, (0.2, 0.25, 0.3), 0, dtype, applier)
+def engine(view: View, backend: str, dtype: torch.dtype = torch.float32) -> Augment:
+    return Augment((view, view), MEAN_C, (0.2, 0.25, 0.3), 0, dtype, backend)
 
 
 def test_draws_are_the_same_bits():
@@ -71,8 +71,8 @@ def test_padded_and_flat_images_give_the_bits_of_whole_ones():
     flat = torch.cat([image.flatten() for image in whole])
     offsets_B = torch.tensor([0, *(image.numel() for image in whole[:-1])]).cumsum(0)
     index_B = torch.arange(8)
-    for applier, tolerance in (("cpu", 0.0), ("torch", 1e-5)):
-        augment = engine(SMOOTH, applier)
+    for name, tolerance in (("cpu", 0.0), ("torch", 1e-5)):
+        augment = engine(SMOOTH, name)
         alone = torch.cat([augment(image[None], index_B[b : b + 1], 5)[0] for b, image in enumerate(whole)], dim=1)
         for images, offsets in ((padded, None), (flat, offsets_B)):
             (views_VBCHW,) = augment(images, index_B, 5, sizes_B2=sizes_B2, offsets_B=offsets)
@@ -118,8 +118,8 @@ def test_lines_shorter_and_longer_than_a_vector(side: int, channels: int):
     )
     mean_C = tuple(0.1 * (c + 1) for c in range(channels))
     found, expected = (
-        Augment((view,), mean_C, (0.25,) * channels, 0, torch.float32, applier)(images, torch.arange(9), 0)[0]
-        for applier in ("cpu", "torch")
+        Augment((view,), mean_C, (0.25,) * channels, 0, torch.float32, backend)(images, torch.arange(9), 0)[0]
+        for backend in ("cpu", "torch")
     )
     assert (found - expected).abs().max() < 1e-4
 
@@ -134,7 +134,7 @@ def test_bfloat16_is_rounded_to_nearest(view: View):
 
 
 @pytest.mark.parametrize("name", ["crop", "bicubic crop", "pad", "flips"])
-def test_views_without_colour_are_normalised_as_the_others(name: str):
+def test_views_without_color_are_normalized_as_the_others(name: str):
     view, images, index_B = SINGLE[name], pictures(8, 32, 32), torch.arange(8)
     (found,) = engine(view, "cpu")(images, index_B, 5)
     assert (found - engine(view, "torch")(images, index_B, 5)[0]).abs().max() < 0.05 / 255 / 0.2

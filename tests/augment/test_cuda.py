@@ -1,4 +1,4 @@
-"""The fused Triton applier against the torch applier: on the GPU, or under Triton's interpreter where there is none.
+"""The fused Triton backend against the torch backend: on the GPU, or under Triton's interpreter where there is none.
 
 The interpreter is chosen as Triton is imported, so the tests that launch kernels then run in a process of their own.
 What only a compiler can refuse is compiled for Hopper here, which needs no GPU.
@@ -160,7 +160,7 @@ def test_other_channel_counts_over_tiles(channels: int, view: View, tiled: None)
 
 
 @launches
-def test_without_contrast_the_first_pass_colours(tiled: None):
+def test_without_contrast_the_first_pass_colors(tiled: None):
     view = replace(STILL, side_px=18, contrast=0.0)
     assert not backend._plan((view,), 3, torch.uint8, exact=True).waits
     assert not far(differences({"view": view}, pictures(3, 17, 14)), CLOSE)
@@ -213,7 +213,7 @@ def test_padded_and_flat_images(flat: bool, tiled: None):
 
 
 @launches
-def test_the_engine_normalises_and_lays_channels_last():
+def test_the_engine_normalizes_and_lays_channels_last():
     images, index_B = pictures(4, 21, 34), torch.arange(4)
     rows = (replace(NOTHING, side_px=12), replace(NOTHING, side_px=12, crop="none"), replace(NOTHING, side_px=7))
     parts = Augment(rows, MEAN_C, STD_C, 0, torch.bfloat16, "cuda")(images.to(DEVICE), index_B.to(DEVICE), 5)
@@ -252,7 +252,7 @@ TYPES = {"offsets": "*i64", "sizes": "*i64", "out": "*bf16", "batch": "i32", "im
         (backend.Pass.CROP, 224, replace(CIFAR, interpolation="bicubic", contrast=0.0, hue=0.1, hue_mode="linear"), 3),
         (backend.Pass.CROP, 224, EVERYTHING, 4),
         (backend.Pass.ROTATE, 224, EVERYTHING, 3),
-        (backend.Pass.COLOUR, 224, EVERYTHING, 3),
+        (backend.Pass.COLOR, 224, EVERYTHING, 3),
         (backend.Pass.BLUR, 224, EVERYTHING, 3),
     ],
 )
@@ -268,7 +268,7 @@ def test_compiles_for_hopper(stage: backend.Pass, side: int, view: View, channel
     source = ASTSource(backend._pass, signature | dict.fromkeys(constants, "constexpr"), constexprs=constants)
     options = {"num_warps": plan.tile // 16, "num_stages": 1}
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-    assert "mma.sync" in compiled.asm["ptx"] or stage in (backend.Pass.ROTATE, backend.Pass.COLOUR)
+    assert "mma.sync" in compiled.asm["ptx"] or stage in (backend.Pass.ROTATE, backend.Pass.COLOR)
     assert compiled.metadata.shared <= 48 << 10  # what a program gets without asking
 
 

@@ -51,7 +51,7 @@ def test_each_slot_is_uniform():
 
 
 @pytest.mark.parametrize("argument", BASE)
-def test_neighbours_along_each_argument_are_independent(argument: str):
+def test_neighbors_along_each_argument_are_independent(argument: str):
     here, there = block().flatten(), block(**{argument: BASE[argument] + 1}).flatten()
     correlation = torch.corrcoef(torch.stack((here, there)))[0, 1].item()
     cells = torch.bincount((here * 8).long() * 8 + (there * 8).long(), minlength=64).float()

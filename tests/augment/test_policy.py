@@ -101,7 +101,7 @@ def test_random_boxes_are_distributed_as_torchvision_draws_them(height: int, wid
 
 
 @pytest.mark.parametrize(("height", "width"), [(10, 1000), (1000, 10)])
-def test_a_box_that_cannot_fit_becomes_the_largest_centred_one(height: int, width: int):
+def test_a_box_that_cannot_fit_becomes_the_largest_centered_one(height: int, width: int):
     theirs = RandomResizedCrop.get_params(torch.zeros(1, height, width), (0.9, 1.0), (3 / 4, 4 / 3))
     ours = box(drawn(replace(CIFAR, area_min=0.9), height=height, width=width, count=3))
     assert ours[:, 0].tolist() == [list(map(float, theirs))] * 3

@@ -1,4 +1,4 @@
-"""The torch applier against torchvision's functional forms, one image and one view at a time."""
+"""The torch backend against torchvision's functional forms, one image and one view at a time."""
 
 from dataclasses import replace
 
@@ -43,10 +43,10 @@ SIZES = [(32, 32, 32), (7, 33, 20), (48, 5, 9), (16, 1, 1), (1, 13, 8)]  # side,
 MEAN_C = (0.4, 0.5, 0.6)
 
 
-def run(view: View, images: Tensor, applier: str = "torch") -> Tensor:
+def run(view: View, images: Tensor, backend: str = "torch") -> Tensor:
     """Two views of each image, (2, B, C, S, S) in [0, 1]."""
     channels = images.shape[-1]
-    augment = Augment((view, view), (0.0,) * channels, (1.0,) * channels, 0, torch.float32, applier)
+    augment = Augment((view, view), (0.0,) * channels, (1.0,) * channels, 0, torch.float32, backend)
     return augment(images, torch.arange(len(images)), 3)[0]
 
 
@@ -73,7 +73,7 @@ def test_operations_equal_torchvision(name: str, side: int, height: int, width: 
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 5])
-def test_other_channel_counts_take_what_is_not_colour(channels: int):
+def test_other_channel_counts_take_what_is_not_color(channels: int):
     view = replace(EVERYTHING, solarize_p=0, posterize_p=0, side_px=12)
     images = pictures(8, 17, 14, channels)
     assert (run(view, images) - expected(view, images)).abs().max() < 0.05 / 255
@@ -95,7 +95,7 @@ UINT8_STEPS = {
 
 @pytest.mark.parametrize("name", UINT8_STEPS)
 def test_single_steps_are_within_two_levels_of_torchvision_on_uint8(name: str):
-    """There torchvision truncates the grey and the result to whole levels."""
+    """There torchvision truncates the gray and the result to whole levels."""
     view, images = SINGLE[name], pictures(16, 32, 32)
     column, step = UINT8_STEPS[name]
     augment = Augment((view,), (0.0,) * 3, (1.0,) * 3, 0, torch.float32, "torch")
@@ -125,7 +125,7 @@ def test_linear_hue_keeps_gray_and_turns_back():
     assert (run(view, pictures(8, 32, 32)) - run(NOTHING, pictures(8, 32, 32))).abs().max() > 0.1
 
 
-def test_normalises_and_lays_channels_last():
+def test_normalizes_and_lays_channels_last():
     images = pictures(8, 32, 32)
     augment = Augment((NOTHING, NOTHING), MEAN_C, (0.2, 0.25, 0.3), 0, torch.bfloat16, "torch")
     (views_VBCHW,) = augment(images, torch.arange(8), 0)
@@ -137,7 +137,7 @@ def test_normalises_and_lays_channels_last():
     torch.testing.assert_close(views_VBCHW[0].float(), plain, atol=0.02, rtol=0.01)
 
 
-def test_cutout_normalises_to_zero():
+def test_cutout_normalizes_to_zero():
     view = replace(NOTHING, cutout_p=1, cutout_fraction=1.0)
     (views_VBCHW,) = Augment((view,), MEAN_C, (0.2,) * 3, 0, torch.float32, "torch")(
         pictures(4, 32, 32), torch.arange(4), 0

@@ -22,7 +22,7 @@ from fastssl.bench.timing import Laps, rate, side_by_side
 from fastssl.cli import app
 from fastssl.cli.bench_tables import compare_text, machine_text, tta_text, variants_text
 from fastssl.errors import UserError
-from fastssl.recipe import load
+from fastssl.recipe.load import load
 from fastssl.training.online_probes import Prober
 
 NOTHING = lambda: None  # noqa: E731
@@ -182,7 +182,7 @@ def test_what_is_not_a_record_is_refused(tmp_path: Path, text: str | None):
 def test_the_machine_check_accounts_for_the_whole_step(tiny_recipe: dict[str, Any]):
     made = machine.machine_check(load(tiny_recipe), seconds=0.1)
     of = {(r["work"].get("stage", r["impl"]), r["metric"]): r for r in made["rows"]}
-    stages = ("loader", "augmentation", "forward", "backward", "optimiser")
+    stages = ("loader", "augmentation", "forward", "backward", "optimizer")
     shares = [of[stage, "share_pct"]["values"] for stage in stages]
     assert [sum(step) for step in zip(*shares, strict=True)] == pytest.approx([100] * len(shares[0]))
     assert of["step", "views_per_s"]["median"] == pytest.approx(2 * of["step", "images_per_s"]["median"])
@@ -250,7 +250,7 @@ def test_a_setting_that_does_not_run_here_is_said(tiny_recipe: dict[str, Any], m
     assert made["notes"] == ["compile=true does not run here and is left out: no compiler"]
 
 
-def test_loaders_and_appliers_side_by_side(tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+def test_loaders_and_backends_side_by_side(tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(variants, "installed", lambda name: False)
     made = variants.loader(load(tiny_recipe), seconds=0.05, rounds=2)
     assert [r["impl"] for r in made["rows"]] == ["resident", "resident, mapped file"]

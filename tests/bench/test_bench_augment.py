@@ -1,4 +1,4 @@
-"""The augmentation benchmark: every peer makes normalised views for each sample, and a dry run records what ran."""
+"""The augmentation benchmark: every peer makes normalized views for each sample, and a dry run records what ran."""
 
 import json
 import sys
@@ -36,7 +36,7 @@ def case(tmp_path: Path) -> Case:
 
 # FFCV and the compiled kornia take minutes to compile on a small machine
 @pytest.mark.parametrize("name", ["fastssl-cpu", "fastssl-torch", "torchvision-v2-batch", "kornia", "dali"])
-def test_peer_makes_normalised_views(name: str, case: Case, threads: None) -> None:
+def test_peer_makes_normalized_views(name: str, case: Case, threads: None) -> None:
     if name in NEEDS:
         pytest.importorskip(NEEDS[name], reason=f"{name} is not installed")
     count, made = next(PEERS[name].steps(case))

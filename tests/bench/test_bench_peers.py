@@ -16,7 +16,7 @@ import loops
 import tta_peers
 
 from fastssl import build, losses
-from fastssl.recipe import load
+from fastssl.recipe.load import load
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def test_every_loop_starts_from_the_same_weights_and_trains(name: str, tiny_reci
     needs(name)
     recipe = load(tiny_recipe, ["train.epochs=1"])
     backbone, steps = loops.LOOPS[name](recipe, 0)
-    first = build.network(recipe, in_channels=3, where=torch.device("cpu")).backbone.state_dict()
+    first = build.model.network(recipe, in_channels=3, device=torch.device("cpu")).backbone.state_dict()
     assert all(torch.equal(first[key], value) for key, value in backbone.state_dict().items())
     assert list(steps) == [32] * 5  # 160 images to train on
     assert not torch.equal(first["conv1.weight"], backbone.conv1.weight)
@@ -56,7 +56,7 @@ def test_a_peers_views_are_as_bright_and_as_varied_as_ours(name: str, tiny_recip
             seen.append(x)
             return self.inside(x)
 
-    network = build.network
+    network = build.model.network
 
     def spied(*arguments: Any, **named: Any) -> Any:
         made = network(*arguments, **named)
@@ -78,7 +78,7 @@ def test_a_peers_views_are_as_bright_and_as_varied_as_ours(name: str, tiny_recip
 def test_the_hand_written_loss_is_ours_for_two_views():
     z_VBD = torch.randn(2, 64, 8)
     ours = losses.barlow_twins(
-        z_VBD, orthogonality=0.1, form="leave_one_out", standardise="per_view", l2_normalise=False
+        z_VBD, redundancy_weight=0.1, form="leave_one_out", standardize="per_view", l2_normalize=False
     )
     assert loops.barlow_twins(*z_VBD, 0.1) == pytest.approx(float(ours["loss"]), rel=1e-5)
 

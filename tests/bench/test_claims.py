@@ -14,8 +14,8 @@ import claims
 from claims_verdicts import HOLDS, NOT, OPEN, PART, Cell, Run, seconds_to, spread, verdicts
 
 from fastssl.errors import UserError
-from fastssl.losses import orthogonality_rule
-from fastssl.recipe import load
+from fastssl.losses.barlow_twins import redundancy_rule
+from fastssl.recipe.load import load
 
 GRID = claims.Grid((64, 256, 1024), (2, 4, 8, 16), (1.0, 0.5, 0.25, 0.125), 256)
 REFERENCE = GRID.reference
@@ -83,8 +83,8 @@ def test_every_cell_forwards_the_same_views(tiny_recipe):
         assert alike.data.batch_size == 32
         assert recipe.model.projector == (cell.dim, cell.dim)
         assert (recipe.seed, recipe.optim.schedule) == (1, "constant")
-        fixed = orthogonality_rule("barlow_twins", 1024, 2)
-        assert recipe.loss.orthogonality == ("auto" if cell.weight == "scaled" else pytest.approx(fixed))
+        fixed = redundancy_rule(1024, 2)
+        assert recipe.loss.redundancy_weight == ("auto" if cell.weight == "scaled" else pytest.approx(fixed))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from fastssl.bench import doctor, stages
 from fastssl.data.beton.reader import Beton, BetonWriter
 from fastssl.data.loaders import resident
 from fastssl.errors import UserError
-from fastssl.recipe import load
+from fastssl.recipe.load import load
 
 STEP = ["augment", "forward", "backward"]
 
@@ -122,7 +122,7 @@ def test_data_that_is_not_sound_is_refused(tmp_path):
     path = tmp_path / "x.beton"
     path.write_bytes(b"no such thing" * 100)
     with pytest.raises(UserError, match="not a sound"):
-        stages.data_stages(path, batch_size=4, threads=1, where=torch.device("cpu"), once=False)
+        stages.data_stages(path, batch_size=4, threads=1, device=torch.device("cpu"), once=False)
 
 
 def test_more_images_until_a_call_takes_long_enough():

@@ -92,7 +92,7 @@ def test_a_spent_budget_leaves_stages_for_the_next_call(setting: Setting, monkey
 
 
 def test_the_commands_for_a_gpu_name_files_and_recipes_that_exist(tmp_path: Path):
-    from fastssl.recipe import load
+    from fastssl.recipe.load import load
 
     real = Setting(source="cifar10", out=tmp_path, dry=False)
     for one in stages(real):

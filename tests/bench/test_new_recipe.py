@@ -14,8 +14,9 @@ import yaml
 import fastssl
 from fastssl.bench import dry_run, new_recipe
 from fastssl.errors import UserError
-from fastssl.recipe import load, shipped, view_table
 from fastssl.recipe.json_schema import json_schema
+from fastssl.recipe.load import load, shipped
+from fastssl.recipe.presets import view_table
 
 RATE = 100.0  # images a second, in place of a measurement
 
@@ -55,7 +56,7 @@ def test_a_new_recipe_fits_its_data(
     if device == "cpu":
         described = dry_run.describe(recipe)
         assert described["steps_per_epoch"] >= 1
-        assert described["idle_colour"] is None
+        assert described["idle_color"] is None
 
 
 @pytest.mark.usefixtures("rate")
@@ -128,7 +129,7 @@ def test_the_schema_takes_what_load_takes_and_refuses_what_it_refuses() -> None:
     for path in shipped():
         assert not list(check.iter_errors(yaml.safe_load(path.read_text()))), path
         assert not list(check.iter_errors(load(path).model_dump(mode="json"))), path
-    good = {"data": {"path": "a.beton"}, "train": {"epochs": 1}, "loss": {"orthogonality": 0.1}}
+    good = {"data": {"path": "a.beton"}, "train": {"epochs": 1}, "loss": {"redundancy_weight": 0.1}}
     assert check.is_valid(good)
     for wrong in MISTAKES:
         assert not check.is_valid(good | wrong), wrong

@@ -18,16 +18,16 @@ from fastssl.losses import barlow_twins, identity, vicreg
 
 V, B, F, D = 3, 11, 6, 5  # 11 images do not divide over 2 or 4 ranks
 LOSSES = {
-    f"{form}-{standardise}": partial(
+    f"{form}-{standardize}": partial(
         barlow_twins,
-        orthogonality=0.2,
+        redundancy_weight=0.2,
         form=form,
-        standardise=standardise,
-        l2_normalise=standardise == "joint",
+        standardize=standardize,
+        l2_normalize=standardize == "joint",
     )
     for form in ("leave_one_out", "authors")
-    for standardise in ("per_view", "joint")
-} | {"vicreg": partial(vicreg, invariance=25.0, variance=25.0, covariance=1.0)}
+    for standardize in ("per_view", "joint")
+} | {"vicreg": partial(vicreg, invariance_weight=25.0, variance_weight=25.0, covariance_weight=1.0)}
 
 
 def images() -> Tensor:

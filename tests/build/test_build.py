@@ -11,7 +11,7 @@ from fastssl import build
 from fastssl.build import ranks
 from fastssl.data.convert.convert import convert
 from fastssl.errors import UserError
-from fastssl.recipe import load
+from fastssl.recipe.load import load
 
 CPU = torch.device("cpu")
 
@@ -32,8 +32,8 @@ def recipe_of(train: Path, test: Path):
 
 
 def sets_of(recipe):
-    labels_N = build.labels_of(recipe.data.path)
-    return build.sets(recipe, labels_N, labels_N)
+    labels_N = build.data.labels_of(recipe.data.path)
+    return build.data.sets(recipe, labels_N, labels_N)
 
 
 @pytest.mark.parametrize(
@@ -57,13 +57,13 @@ def test_a_test_set_with_fewer_classes_agrees_once_the_classes_are_given(tmp_pat
     train, test = tmp_path / "train.beton", tmp_path / "test.beton"
     classes = convert(folder_of(tmp_path / "a", bird=4, cat=4, dog=4), train)["classes"]
     convert(folder_of(tmp_path / "b", bird=3, dog=3), test, classes=classes)
-    assert build.labels_of(test).unique().tolist() == [0, 2]
+    assert build.data.labels_of(test).unique().tolist() == [0, 2]
     assert len(sets_of(recipe_of(train, test)).val) == 2
 
 
-def test_an_unlabelled_set_is_no_reason_to_refuse_a_test_set(tmp_path):
+def test_an_unlabeled_set_is_no_reason_to_refuse_a_test_set(tmp_path):
     train, test = tmp_path / "train.beton", tmp_path / "test.beton"
-    convert("shapes", train, split="unlabelled", count=8, side_px=8)
+    convert("shapes", train, split="unlabeled", count=8, side_px=8)
     convert(folder_of(tmp_path / "b", bird=3, dog=3), test)
     assert len(sets_of(recipe_of(train, test)).probe) == 0
 
@@ -72,10 +72,10 @@ def test_an_unlabelled_set_is_no_reason_to_refuse_a_test_set(tmp_path):
 def test_ranks_evaluate_contiguous_parts_without_padding(tiny_recipe, monkeypatch, shared):
     recipe = load(tiny_recipe)
     path, chosen, world = recipe.data.path, torch.arange(0, 200, 3), 5
-    share = build.loader(recipe, path, torch.arange(200), where=CPU) if shared else None
+    share = build.data.loader(recipe, path, torch.arange(200), device=CPU) if shared else None
     parts = []
     for rank in range(world):
-        loader = build.ordered_loader(recipe, path, chosen, where=CPU, share=share, rank=rank, world=world)
+        loader = build.data.ordered_loader(recipe, path, chosen, device=CPU, share=share, rank=rank, world=world)
         parts.append([i for batch in loader.epoch(0) for i in batch.index_B.tolist()])
         with monkeypatch.context() as patch:
             patch.setattr(ranks, "rank", lambda rank=rank: rank)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fastssl.build.optim import learning_rate, optimizer, parameter_groups
-from fastssl.models import backbone
+from fastssl.models.backbones import backbone
 
 
 def rates(**changes: object) -> list[float]:
@@ -46,7 +46,7 @@ def test_frozen_parameters_are_left_out() -> None:
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "lars"])
-def test_every_optimiser_descends_a_quadratic(name: str) -> None:
+def test_every_optimizer_descends_a_quadratic(name: str) -> None:
     w = nn.Parameter(torch.tensor([[3.0, -2.0]]))
     groups = [{"params": [w], "weight_decay": 0.0}]
     chosen = optimizer(name, groups, lr=0.1, momentum=0.5, betas=(0.9, 0.99), trust=0.1, device=torch.device("cpu"))

@@ -13,8 +13,8 @@ from PIL import Image
 from test_sources import pack_tar, png, tree
 
 from fastssl.data.beton.reader import Beton
-from fastssl.data.convert.classes import read_classes
 from fastssl.data.convert.convert import convert
+from fastssl.data.convert.labels import read_classes
 from fastssl.data.sources import open_source
 from fastssl.errors import UserError
 
@@ -308,15 +308,15 @@ KINDS = {
     "alpha.png": ("RGBA", np.uint8),
     "deep.png": ("I;16", np.uint16),
     "deep.tif": ("I;16", np.uint16),
-    "colour.webp": ("RGB", np.uint8),
-    "colour.bmp": ("RGB", np.uint8),
+    "color.webp": ("RGB", np.uint8),
+    "color.bmp": ("RGB", np.uint8),
     "first.gif": ("P", np.uint8),
     "progressive.jpg": ("RGB", np.uint8),
 }
 
 
 @pytest.mark.parametrize(("dtype", "full"), [("uint8", 255), ("uint16", 65535)])
-def test_every_kind_of_image_becomes_the_same_colour(tmp_path, dtype, full):
+def test_every_kind_of_image_becomes_the_same_color(tmp_path, dtype, full):
     (tmp_path / "in").mkdir()
     for name, (mode, kind) in KINDS.items():
         if kind == np.uint16:

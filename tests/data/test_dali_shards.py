@@ -21,7 +21,7 @@ from fastssl.data.loaders.dali_shards import DaliStream, open_stream
 from fastssl.data.loaders.shard_index import read_index
 from fastssl.data.sources import open_source
 from fastssl.errors import UserError
-from fastssl.recipe import load
+from fastssl.recipe.load import load
 
 COUNT, SIDE_PX = 50, 16
 
@@ -106,8 +106,8 @@ def test_breaking_off_leaves_no_thread(shards):
     assert sorted(thread.name for thread in threading.enumerate()) == before
 
 
-def test_unlabelled_shards(tmp_path):
-    convert("shapes", tmp_path / "out", split="unlabelled", format="webdataset", count=9, side_px=8)
+def test_unlabeled_shards(tmp_path):
+    convert("shapes", tmp_path / "out", split="unlabeled", format="webdataset", count=9, side_px=8)
     (batch,) = stream(tmp_path / "out", batch_size=9).epoch(0)
     assert batch.labels_B.tolist() == [-1] * 9
 
@@ -182,7 +182,7 @@ def test_a_stream_without_dali_names_its_extra(shards, tiny_data, tiny_recipe, m
     monkeypatch.setattr("fastssl.build.data.installed", lambda package: False)
     recipe = load(recipe_over(shards, tiny_data[0], tiny_recipe))
     with pytest.raises(UserError, match="only the dali loader") as raised:
-        build.loader(recipe, shards, torch.arange(COUNT), where=torch.device("cpu"))
+        build.data.loader(recipe, shards, torch.arange(COUNT), device=torch.device("cpu"))
     assert "fastssl-vision[dali]" in raised.value.fix
 
 

@@ -48,7 +48,7 @@ RGB = Image.fromarray(picture())
     ids=[
         "jpeg",
         "progressive",
-        "full-colour",
+        "full-color",
         "cmyk",
         "png",
         "webp",
@@ -60,7 +60,7 @@ RGB = Image.fromarray(picture())
         "gif",
     ],
 )
-def test_colour_images_equal_pillows(data):
+def test_color_images_equal_pillows(data):
     image = decode.decode_image(data, key="x")
     assert image.dtype == np.uint8
     assert image.flags.c_contiguous
@@ -129,10 +129,10 @@ def test_encoding_then_decoding_a_smooth_image_stays_near_it():
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("channels", [1, 3, 4, 5])
-def test_resize_takes_the_centre_square_whatever_the_type(dtype, channels):
+def test_resize_takes_the_center_square_whatever_the_type(dtype, channels):
     value = np.arange(1, channels + 1) * 10
     image = np.zeros((40, 90, channels), dtype)
-    image[:, 25:65] = value  # the centre square, 40 px wide
+    image[:, 25:65] = value  # the center square, 40 px wide
     resized = decode.resize(image, 8)
     assert (resized.shape, resized.dtype) == ((8, 8, channels), dtype)
     np.testing.assert_array_equal(resized[:, 2:-2], np.broadcast_to(value, (8, 4, channels)))

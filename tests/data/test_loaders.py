@@ -29,7 +29,7 @@ FILES = ("raw", "jpg", "mixed", "ragged", "ragged_jpg", "uint16")
 
 
 def picture(i: int, height: int, width: int) -> np.ndarray:
-    """Smooth, so that JPEG keeps it recognisable, and different for each i: (height, width, 3) uint8."""
+    """Smooth, so that JPEG keeps it recognizable, and different for each i: (height, width, 3) uint8."""
     y, x = np.mgrid[0:height, 0:width]
     return np.stack([(x * 7 + i * 3) % 256, (y * 5 + i * 11) % 256, (x + y + i) % 256], axis=2).astype(np.uint8)
 

@@ -1,4 +1,4 @@
-"""The embedded data: a function of (seed, index), balanced, hard for raw pixels, indifferent to colour."""
+"""The embedded data: a function of (seed, index), balanced, hard for raw pixels, indifferent to color."""
 
 import numpy as np
 
@@ -43,11 +43,11 @@ def test_dtype_shape_and_balance():
     assert list(shapes.CLASSES) == sorted(shapes.CLASSES)
 
 
-def test_colour_does_not_tell_the_class():
+def test_color_does_not_tell_the_class():
     images, labels = shapes.images(4000, 16, seed=5)
-    colour_N3 = images.reshape(len(images), -1, 3).mean(1)
-    class_means = np.stack([colour_N3[labels == c].mean(0) for c in range(10)])
-    nearest = ((colour_N3[:, None] - class_means) ** 2).sum(-1).argmin(1)
+    color_N3 = images.reshape(len(images), -1, 3).mean(1)
+    class_means = np.stack([color_N3[labels == c].mean(0) for c in range(10)])
+    nearest = ((color_N3[:, None] - class_means) ** 2).sum(-1).argmin(1)
     assert (nearest == labels).mean() < 0.2  # chance is 0.1
 
 

@@ -134,8 +134,8 @@ def test_files_that_need_no_change_keep_their_bytes(tmp_path):
     assert same == [True, False, False, True]  # the second is turned by EXIF, the third is CMYK
 
 
-def test_unlabelled_samples_have_no_cls(tmp_path):
-    convert("shapes", tmp_path / "out", split="unlabelled", format="webdataset", count=3)
+def test_unlabeled_samples_have_no_cls(tmp_path):
+    convert("shapes", tmp_path / "out", split="unlabeled", format="webdataset", count=3)
     assert [name for name, _ in members(tmp_path / "out")[0]] == [f"{i:09d}.png" for i in range(3)]
 
 

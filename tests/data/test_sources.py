@@ -67,7 +67,7 @@ LAYOUT = {
     "train/cat/deep/er/1.PNG": png(3),
     "test/dog/0.png": png(4),
     "test/ant/0.png": png(5),
-    "unlabelled/0.png": png(6),
+    "unlabeled/0.png": png(6),
     "train/cat/notes.txt": b"no picture",
     "train/cat/.hidden.png": b"no picture",
     "__MACOSX/train/cat/._0.png": b"no picture",
@@ -75,7 +75,7 @@ LAYOUT = {
 EXPECTED = {
     "train": {"train/cat/0.png": "cat", "train/cat/deep/er/1.PNG": "cat", "train/dog/0.png": "dog"},
     "test": {"test/ant/0.png": "ant", "test/dog/0.png": "dog"},
-    "unlabelled": {"unlabelled/0.png": None},
+    "unlabeled": {"unlabeled/0.png": None},
 }
 PACKERS = {
     "folder": lambda path, files: tree(path / "folder", files),
@@ -90,13 +90,13 @@ kinds = pytest.mark.parametrize("kind", PACKERS)
 
 @kinds
 @pytest.mark.parametrize("wrapper", ["", "wrapper/"])
-@pytest.mark.parametrize("split", ["train", "test", "unlabelled"])
+@pytest.mark.parametrize("split", ["train", "test", "unlabeled"])
 def test_splits_and_class_folders(tmp_path, kind, wrapper, split):
     path = PACKERS[kind](tmp_path, {wrapper + name: data for name, data in LAYOUT.items()})
     found, classes = contents(open_source(path, split=split))
     expected = {wrapper + name: (LAYOUT[name], label) for name, label in EXPECTED[split].items()}
     assert found == expected
-    if split != "unlabelled":  # a class that one split lacks does not renumber the others
+    if split != "unlabeled":  # a class that one split lacks does not renumber the others
         assert classes == ("ant", "cat", "dog")
 
 
@@ -126,7 +126,7 @@ def test_flat_pictures_have_no_label(tmp_path, kind, prefix):
 @kinds
 def test_a_missing_split_names_those_that_exist(tmp_path, kind):
     path = PACKERS[kind](tmp_path, LAYOUT)
-    with pytest.raises(UserError, match="test, train, unlabelled"):
+    with pytest.raises(UserError, match="test, train, unlabeled"):
         contents(open_source(path, split="val"))
 
 
@@ -168,7 +168,7 @@ def test_shapes_splits_differ_and_repeat():
     train, again, test = (open_source("shapes", split=s, count=20) for s in ("train", "train", "test"))
     np.testing.assert_array_equal(train.read(7).data, again.read(7).data)
     assert not np.array_equal(train.read(7).data, test.read(7).data)
-    assert (open_source("shapes", split="unlabelled", count=5).labels_N == -1).all()
+    assert (open_source("shapes", split="unlabeled", count=5).labels_N == -1).all()
 
 
 def fake_cifar(root, monkeypatch, kind, batches, label_key):
@@ -229,7 +229,7 @@ def test_stl10_files_of_torchvision(tmp_path, monkeypatch):
     for attribute in ("train_list", "test_list"):
         names = [entry[0] for entry in getattr(datasets.STL10, attribute)]
         monkeypatch.setattr(datasets.STL10, attribute, [[n, calculate_md5(folder / n)] for n in names])
-    for split, stem, labels in (("train", "train", [0, 1, 0]), ("unlabelled", "unlabeled", [-1] * 3)):
+    for split, stem, labels in (("train", "train", [0, 1, 0]), ("unlabeled", "unlabeled", [-1] * 3)):
         source = open_source("stl10", split=split, root=tmp_path)
         assert source.labels_N.tolist() == labels
         np.testing.assert_array_equal(np.stack([source.read(i).data for i in range(3)]), truth[stem])

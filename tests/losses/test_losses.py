@@ -9,17 +9,23 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastssl import losses
+from fastssl.build.losses import LOSSES as TABLE
 from fastssl.errors import UserError
-from fastssl.losses import barlow_twins, collapse_risk, orthogonality_rule, vicreg
+from fastssl.losses import barlow_twins, vicreg
+from fastssl.losses.barlow_twins import C as BARLOW_C
+from fastssl.losses.barlow_twins import redundancy_rule
+from fastssl.losses.vicreg import FLOOR, invariance_rule
+from fastssl.losses.vicreg import C as VICREG_C
+from fastssl.recipe.schema import loss_sections
 
 SHAPES = [(2, 7, 5), (3, 5, 9), (4, 9, 3), (5, 2, 4), (2, 3, 1)]
-reference_barlow = partial(barlow_twins, form="leave_one_out", standardise="per_view", l2_normalise=False)
-authors_barlow = partial(barlow_twins, form="authors", standardise="joint", l2_normalise=True)
-paper_vicreg = partial(vicreg, invariance=25.0, variance=25.0, covariance=1.0)
+reference_barlow = partial(barlow_twins, form="leave_one_out", standardize="per_view", l2_normalize=False)
+authors_barlow = partial(barlow_twins, form="authors", standardize="joint", l2_normalize=True)
+barlow_risk, vicreg_risk = TABLE["barlow_twins"].collapse_risk, TABLE["vicreg"].collapse_risk
+paper_vicreg = partial(vicreg, invariance_weight=25.0, variance_weight=25.0, covariance_weight=1.0)
 LOSSES = {
-    "reference": partial(reference_barlow, orthogonality=0.1),
-    "authors": partial(authors_barlow, orthogonality=0.1),
+    "reference": partial(reference_barlow, redundancy_weight=0.1),
+    "authors": partial(authors_barlow, redundancy_weight=0.1),
     "vicreg": paper_vicreg,
 }
 
@@ -44,13 +50,13 @@ def assert_same(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], tolerance: f
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("standardise", ["per_view", "joint"])
+@pytest.mark.parametrize("standardize", ["per_view", "joint"])
 @pytest.mark.parametrize("form", ["leave_one_out", "authors"])
-@pytest.mark.parametrize("l2_normalise", [False, True])
-def test_barlow_equals_the_loops_in_value_and_gradient(shape, standardise, form, l2_normalise):
+@pytest.mark.parametrize("l2_normalize", [False, True])
+def test_barlow_equals_the_loops_in_value_and_gradient(shape, standardize, form, l2_normalize):
     z = embeddings(*shape)
-    fast = barlow_twins(z, orthogonality=0.3, form=form, standardise=standardise, l2_normalise=l2_normalise)["loss"]
-    columns = getattr(reference, f"standardise_{standardise}")(reference.to_sphere(z) if l2_normalise else z)
+    fast = barlow_twins(z, redundancy_weight=0.3, form=form, standardize=standardize, l2_normalize=l2_normalize)["loss"]
+    columns = getattr(reference, f"standardize_{standardize}")(reference.to_sphere(z) if l2_normalize else z)
     slow = getattr(reference, f"barlow_{form}")(columns, 0.3)
     assert_same(value_and_gradient(fast, z), value_and_gradient(slow, z))
 
@@ -58,7 +64,7 @@ def test_barlow_equals_the_loops_in_value_and_gradient(shape, standardise, form,
 @pytest.mark.parametrize("shape", SHAPES)
 def test_vicreg_equals_the_loops_in_value_and_gradient(shape):
     z = embeddings(*shape)
-    fast = vicreg(z, invariance=3.0, variance=5.0, covariance=0.7)["loss"]
+    fast = vicreg(z, invariance_weight=3.0, variance_weight=5.0, covariance_weight=0.7)["loss"]
     slow = reference.vicreg(z, 3.0, 5.0, 0.7)
     assert_same(value_and_gradient(fast, z), value_and_gradient(slow, z))
 
@@ -67,7 +73,7 @@ def test_vicreg_equals_the_loops_in_value_and_gradient(shape):
 def test_two_views_are_the_reference_exactly(B, D):
     z = embeddings(2, B, D)
     assert_same(
-        value_and_gradient(reference_barlow(z, orthogonality=0.0051)["loss"], z),
+        value_and_gradient(reference_barlow(z, redundancy_weight=0.0051)["loss"], z),
         value_and_gradient(reference.barlow_two_views(z, 0.0051), z),
     )
     # The published module: batch norm without affine parameters, C = bn(z1)' bn(z2) / N.
@@ -76,7 +82,7 @@ def test_two_views_are_the_reference_exactly(B, D):
     off = C - C.diagonal().diag()
     published = (C.diagonal() - 1).pow(2).sum() + 0.0051 * off.pow(2).sum()
     assert_same(
-        value_and_gradient(reference_barlow(z, orthogonality=0.0051)["loss"], z),
+        value_and_gradient(reference_barlow(z, redundancy_weight=0.0051)["loss"], z),
         value_and_gradient(published, z),
     )
 
@@ -104,7 +110,7 @@ def test_order_of_views_images_and_dimensions_changes_nothing(loss):
 
 def test_mean_view_correlation_is_the_mean_of_all_pairs():
     V, B, D = 5, 8, 3
-    columns = reference.standardise_per_view(embeddings(V, B, D))
+    columns = reference.standardize_per_view(embeddings(V, B, D))
     m = [sum(columns[v][i] for v in range(V)) / V for i in range(D)]
     for i in range(D):
         for j in range(D):
@@ -115,7 +121,7 @@ def test_mean_view_correlation_is_the_mean_of_all_pairs():
 @pytest.mark.parametrize("V", [2, 3, 8])
 def test_a_mean_with_the_view_itself_shrinks_invariance(V):
     z = embeddings(V, 9, 4) * 1e6  # so that eps is nothing beside the variance
-    per_view = {"standardise": "per_view", "l2_normalise": False, "orthogonality": 0.0}
+    per_view = {"standardize": "per_view", "l2_normalize": False, "redundancy_weight": 0.0}
     with_self = barlow_twins(z, form="authors", **per_view)["invariance"]
     without = barlow_twins(z, form="leave_one_out", **per_view)["invariance"]
     torch.testing.assert_close(with_self, ((V - 1) / V) ** 2 * without, rtol=1e-10, atol=0)
@@ -182,7 +188,7 @@ def test_only_the_loss_carries_a_gradient(loss):
 
 def test_the_terms_add_up():
     z = embeddings(3, 8, 4)
-    b = reference_barlow(z, orthogonality=0.2)
+    b = reference_barlow(z, redundancy_weight=0.2)
     torch.testing.assert_close(b["loss"].detach(), b["invariance"] + 0.2 * b["redundancy"])
     v = paper_vicreg(z)
     torch.testing.assert_close(v["loss"].detach(), 25 * v["invariance"] + 25 * v["variance"] + v["covariance"])
@@ -236,38 +242,64 @@ def geometric_mean(values: list[float]) -> float:
 
 def test_the_barlow_rule_is_a_fit_to_the_authors_table():
     c = geometric_mean([d * w for d, w in zip(DIMS, BARLOW_BEST, strict=True)])
-    assert pytest.approx(c, rel=1e-3) == losses.BARLOW_C
+    assert pytest.approx(c, rel=1e-3) == BARLOW_C
     x, y = torch.tensor(DIMS).log(), torch.tensor(BARLOW_BEST).log()
     slope = ((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()
     assert float(slope) == pytest.approx(-1.05, abs=0.005)
     for d, w in zip(DIMS, BARLOW_BEST, strict=True):
-        assert 1 / 2.1 < orthogonality_rule("barlow_twins", d, 2) / w < 2.1
-        assert collapse_risk("barlow_twins", w, d, 2) is None
+        assert 1 / 2.1 < redundancy_rule(d, 2) / w < 2.1
+        assert barlow_risk(d, 2, redundancy_weight=w) is None
 
 
 def test_the_vicreg_rule_is_a_fit_to_the_authors_table():
-    assert pytest.approx(geometric_mean(VICREG_BEST[:4]), rel=2e-3) == losses.VICREG_FLOOR
+    assert pytest.approx(geometric_mean(VICREG_BEST[:4]), rel=2e-3) == FLOOR
     ratios = [d / w for d, w in zip(DIMS[4:], VICREG_BEST[4:], strict=True)]
-    assert pytest.approx(geometric_mean(ratios), rel=3e-3) == losses.VICREG_C
+    assert pytest.approx(geometric_mean(ratios), rel=3e-3) == VICREG_C
     for d, w in zip(DIMS, VICREG_BEST, strict=True):
-        assert 1 / 2.25 < orthogonality_rule("vicreg", d, 2) / w < 2.25
-        assert collapse_risk("vicreg", w, d, 2) is None
+        assert 1 / 2.25 < invariance_rule(d) / w < 2.25
+        assert vicreg_risk(d, 2, invariance_weight=w, variance_weight=w) is None
 
 
 def test_the_rule_knows_views_and_form():
-    assert orthogonality_rule("barlow_twins", 256, 8) == orthogonality_rule("barlow_twins", 256, 2)
-    authors = orthogonality_rule("barlow_twins", 256, 4, form="authors")
-    assert authors == pytest.approx(orthogonality_rule("barlow_twins", 256, 4) * 9 / 16)
+    assert redundancy_rule(256, 8) == redundancy_rule(256, 2)
+    authors = redundancy_rule(256, 4, form="authors")
+    assert authors == pytest.approx(redundancy_rule(256, 4) * 9 / 16)
     # Their own choices with several views, D = 256: 0.01 for V = 4 and V = 8.
     for V in (4, 8):
-        assert orthogonality_rule("barlow_twins", 256, V, form="authors") == pytest.approx(0.01, rel=0.3)
+        assert redundancy_rule(256, V, form="authors") == pytest.approx(0.01, rel=0.3)
 
 
 def test_a_weight_far_above_the_rule_is_a_risk():
-    sentence = collapse_risk("barlow_twins", 1.0, 256, 2)
+    sentence = barlow_risk(256, 2, redundancy_weight=1.0)
     assert sentence is not None
-    assert "77 times above" in sentence
-    assert "orthogonality to auto" in sentence
-    assert collapse_risk("barlow_twins", 0.0004, 8192, 2) is None
-    assert collapse_risk("vicreg", 1.0, 256, 2) is not None
-    assert collapse_risk("vicreg", 750.0, 64, 2) is None
+    assert "redundancy_weight 1 is 77 times the rule's" in sentence
+    assert "set it to auto" in sentence
+    assert barlow_risk(8192, 2, redundancy_weight=0.0004) is None
+    low = vicreg_risk(256, 2, invariance_weight=1.0, variance_weight=25.0)
+    assert low is not None
+    assert "loss.invariance_weight 1 is 22 times below" in low
+    assert vicreg_risk(64, 2, invariance_weight=750.0, variance_weight=750.0) is None
+    assert vicreg_risk(256, 2, covariance_weight=0.0) is None
+
+
+def test_auto_is_the_rules_weight():
+    z = embeddings(3, 8, 6)
+    by_rule = barlow_twins(z, redundancy_weight=redundancy_rule(6, 3))
+    assert torch.equal(barlow_twins(z)["loss"], by_rule["loss"])
+    rule = invariance_rule(6)
+    by_rule = vicreg(z, invariance_weight=rule, variance_weight=rule, covariance_weight=1.0)
+    assert torch.equal(vicreg(z)["loss"], by_rule["loss"])
+    part = vicreg(z, covariance_weight=2.0)
+    expected = by_rule["loss"] + by_rule["covariance"]
+    torch.testing.assert_close(part["loss"].detach(), expected.detach())
+
+
+def test_the_table_and_the_schema_name_the_same_losses_and_settings():
+    assert set(TABLE) == set(loss_sections())
+    for name, section in loss_sections().items():
+        settings = {key: field.default for key, field in section.model_fields.items() if key != "name"}
+        terms = TABLE[name].function(embeddings(2, 8, 4), **settings)
+        assert tuple(terms) == ("loss", *TABLE[name].terms)
+        weights = TABLE[name].weights(4, 2, **settings)
+        assert set(weights) == {key for key in settings if key.endswith("_weight")}
+        assert TABLE[name].collapse_risk(4, 2, **settings) is None

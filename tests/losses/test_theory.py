@@ -32,7 +32,7 @@ def one_thread():
         yield
 
 
-def minimise(index_VN: Tensor, dim: int, loss, *, seed: int = 0) -> Tensor:
+def minimize(index_VN: Tensor, dim: int, loss, *, seed: int = 0) -> Tensor:
     """A table of features at the loss's minimum: LBFGS from random features."""
     generator = torch.Generator().manual_seed(seed)
     table = torch.randn(int(index_VN.max()) + 1, dim, generator=generator, dtype=torch.float64).requires_grad_()
@@ -51,7 +51,7 @@ def minimise(index_VN: Tensor, dim: int, loss, *, seed: int = 0) -> Tensor:
 
 
 def leading(table: Tensor, functions: Tensor) -> Tensor:
-    """How much of each centred feature is the dominant eigenfunction, 0 to 1."""
+    """How much of each centered feature is the dominant eigenfunction, 0 to 1."""
     return (torch.nn.functional.normalize(table - table.mean(0), dim=0).T @ functions[:, 1]).square()
 
 
@@ -74,16 +74,16 @@ def test_the_graph_is_what_it_says():
 @pytest.mark.parametrize("form", ["leave_one_out", "authors"])
 def test_barlow_twins_spans_the_top_eigenspace(dim, views, form):
     weight = orthogonality_rule("barlow_twins", dim, views, form=form)
-    loss = partial(barlow_twins, orthogonality=weight, form=form, standardise="per_view", l2_normalise=False)
-    table = minimise(eigenspace.full_batch(STATES, views), dim, lambda z: loss(z)["loss"])
+    loss = partial(barlow_twins, redundancy_weight=weight, form=form, standardize="per_view", l2_normalize=False)
+    table = minimize(eigenspace.full_batch(STATES, views), dim, lambda z: loss(z)["loss"])
     assert eigenspace.angle_deg(table, FUNCTIONS) < 0.1
 
 
 @pytest.mark.parametrize("dim", [2, 3])
 def test_vicreg_spans_the_top_eigenspace(dim):
     # Weights that keep the spread below one, off the hinge's kink, where a minimum can be met to rounding.
-    loss = partial(vicreg, invariance=10.0, variance=1.0, covariance=500.0)
-    table = minimise(BATCH, dim, lambda z: loss(z)["loss"])
+    loss = partial(vicreg, invariance_weight=10.0, variance_weight=1.0, covariance_weight=500.0)
+    table = minimize(BATCH, dim, lambda z: loss(z)["loss"])
     assert eigenspace.angle_deg(table, FUNCTIONS) < 0.1
 
 

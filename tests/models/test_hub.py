@@ -11,9 +11,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 import fastssl
-from fastssl import build, models
+from fastssl import build
 from fastssl.errors import UserError
-from fastssl.recipe import load
+from fastssl.models import backbones, hub, pretrainer, starting_weights
+from fastssl.recipe.load import load
 
 timm = pytest.importorskip("timm")
 
@@ -32,29 +33,29 @@ timm = pytest.importorskip("timm")
     ],
 )
 def test_published_backbones_give_pooled_features(name: str, stem: str, channels: int, side: int, dim: int) -> None:
-    network = models.backbone(name, stem=stem, in_channels=channels, side_px=side)
-    assert models.features_dim(network, side_px=side, in_channels=channels) == dim
+    network = backbones.backbone(name, stem=stem, in_channels=channels, side_px=side)
+    assert pretrainer.features_dim(network, side_px=side, in_channels=channels) == dim
     network.train()
     assert network(torch.randn(2, channels, side, side)).shape == (2, dim)
 
 
 def test_a_small_stem_keeps_the_resolution_and_a_patch_stem_divides_it() -> None:
-    small = models.backbone("torchvision/resnet18", stem="cifar", side_px=32)
+    small = backbones.backbone("torchvision/resnet18", stem="cifar", side_px=32)
     assert small.layer1(small.maxpool(small.conv1(torch.zeros(1, 3, 32, 32)))).shape[-1] == 32
-    vit = models.backbone("timm/vit_tiny_patch16_224", stem="patch4", side_px=32)
+    vit = backbones.backbone("timm/vit_tiny_patch16_224", stem="patch4", side_px=32)
     assert vit.patch_embed(torch.zeros(1, 3, 32, 32)).shape[1:3] == (8, 8)
 
 
 def test_dropout_before_the_classifier_is_gone() -> None:
-    network = models.backbone("torchvision/efficientnet_b0", stem="imagenet", side_px=32)
+    network = backbones.backbone("torchvision/efficientnet_b0", stem="imagenet", side_px=32)
     assert not [module for module in network.classifier.modules() if isinstance(module, nn.Dropout)]
 
 
 def test_the_printed_lines_build_the_same_network() -> None:
-    stock = models.stock("torchvision", "resnet18", stem="cifar", in_channels=4, side_px=32)
+    stock = hub.stock("torchvision", "resnet18", stem="cifar", in_channels=4, side_px=32)
     names: dict[str, Any] = {}
     exec("\n".join(stock.code()), names)
-    ours = models.backbone("resnet18", stem="cifar", in_channels=4)
+    ours = backbones.backbone("resnet18", stem="cifar", in_channels=4)
     names["model"].load_state_dict(ours.state_dict(), strict=True)
     images = torch.randn(2, 4, 32, 32)
     torch.testing.assert_close(names["model"].eval()(images), ours.eval()(images), rtol=1e-5, atol=1e-5)
@@ -72,7 +73,7 @@ def test_the_printed_lines_build_the_same_network() -> None:
 )
 def test_what_cannot_be_built_is_explained(name: str, stem: str, named: str) -> None:
     with pytest.raises(UserError, match=named):
-        models.backbone(name, stem=stem, side_px=32)
+        backbones.backbone(name, stem=stem, side_px=32)
 
 
 def test_without_timm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tiny_recipe: dict[str, Any]) -> None:
@@ -80,7 +81,7 @@ def test_without_timm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tiny_r
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     tiny_recipe["model"] = {"backbone": "timm/resnet18"}
     with pytest.raises(UserError, match=r"fastssl-vision\[timm\]"):
-        build.check(load(tiny_recipe))
+        build.preflight.check(load(tiny_recipe))
 
 
 def recipe_from(tiny_recipe: dict[str, Any], **model: Any) -> Any:
@@ -98,13 +99,13 @@ def test_a_run_starts_from_a_file_of_torchvisions_weights(
     else:
         save_file(theirs.state_dict(), path)
     recipe = recipe_from(tiny_recipe, weights=str(path))
-    network = build.network(recipe, in_channels=3, where=torch.device("cpu"))
+    network = build.model.network(recipe, in_channels=3, device=torch.device("cpu"))
     theirs.fc = nn.Identity()
     images = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(network.backbone.eval()(images), theirs.eval()(images), rtol=1e-4, atol=1e-5)
-    four = build.network(recipe, in_channels=4, where=torch.device("cpu")).backbone.conv1.weight
+    four = build.model.network(recipe, in_channels=4, device=torch.device("cpu")).backbone.conv1.weight
     torch.testing.assert_close(four[:, 3], theirs.conv1.weight[:, 0] * 3 / 4)
-    one = build.network(recipe, in_channels=1, where=torch.device("cpu")).backbone.conv1.weight
+    one = build.model.network(recipe, in_channels=1, device=torch.device("cpu")).backbone.conv1.weight
     torch.testing.assert_close(one[:, 0], theirs.conv1.weight.sum(1))
 
 
@@ -112,22 +113,22 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path, tiny_recipe: dict[str
     path = tmp_path / "weights.safetensors"
     save_file(torchvision.models.resnet18().state_dict(), path)
     with pytest.raises(UserError, match=r"conv1\.weight is \(64, 3, 7, 7\), not \(64, 3, 3, 3\)"):
-        build.network(
-            recipe_from(tiny_recipe, weights=str(path), stem="cifar"), in_channels=3, where=torch.device("cpu")
+        build.model.network(
+            recipe_from(tiny_recipe, weights=str(path), stem="cifar"), in_channels=3, device=torch.device("cpu")
         )
     with pytest.raises(UserError, match="lacks layer"):
-        build.network(
-            recipe_from(tiny_recipe, weights=str(path), backbone="resnet34"), in_channels=3, where=torch.device("cpu")
+        build.model.network(
+            recipe_from(tiny_recipe, weights=str(path), backbone="resnet34"), in_channels=3, device=torch.device("cpu")
         )
     with pytest.raises(UserError, match="does not exist"):
-        build.check(recipe_from(tiny_recipe, weights="absent.pth"))
+        build.preflight.check(recipe_from(tiny_recipe, weights="absent.pth"))
 
 
 def test_a_pickle_with_more_than_tensors_is_refused(tmp_path: Path, tiny_recipe: dict[str, Any]) -> None:
     path = tmp_path / "weights.pth"
     torch.save(torchvision.models.resnet18(), path)
     with pytest.raises(UserError, match="no plain state_dict"):
-        build.network(recipe_from(tiny_recipe, weights=str(path)), in_channels=3, where=torch.device("cpu"))
+        build.model.network(recipe_from(tiny_recipe, weights=str(path)), in_channels=3, device=torch.device("cpu"))
 
 
 @pytest.mark.parametrize("library", ["torchvision", "timm"])
@@ -141,7 +142,7 @@ def test_weights_that_cannot_be_downloaded_are_two_lines(
     monkeypatch.setattr("timm.models._builder.load_pretrained", away)
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", away)
     with pytest.raises(UserError, match="the network is away") as caught:
-        models.download(library, "resnet18")
+        starting_weights.download(library, "resnet18")
     assert "model.weights" in caught.value.fix
 
 
@@ -149,7 +150,7 @@ def test_frozen_stages_do_not_change_and_the_others_do(tmp_path: Path, tiny_reci
     tiny_recipe["model"]["freeze"] = 2
     tiny_recipe["train"]["epochs"] = 1
     fastssl.train(tiny_recipe, run_dir=tmp_path / "run")
-    before = build.network(load(tiny_recipe), in_channels=3, where=torch.device("cpu")).backbone.state_dict()
+    before = build.model.network(load(tiny_recipe), in_channels=3, device=torch.device("cpu")).backbone.state_dict()
     after = fastssl.load(tmp_path / "run", device="cpu").backbone.state_dict()
     same = {name for name in before if torch.equal(before[name], after[name])}
     assert same == {name for name in before if not name.startswith("layer3")}  # batch statistics included
@@ -175,16 +176,16 @@ def test_a_run_starts_from_an_earlier_one(tmp_path: Path, tiny_recipe: dict[str,
     ],
 )
 def test_stages_of_published_backbones(name: str, stages: int, frozen: str, trained: str) -> None:
-    network = models.backbone(name, stem="imagenet", side_px=32)
-    assert models.freeze(network, stages) > 0
+    network = backbones.backbone(name, stem="imagenet", side_px=32)
+    assert starting_weights.freeze(network, stages) > 0
     assert not network.get_parameter(frozen).requires_grad
     assert network.get_parameter(trained).requires_grad
 
 
 def test_freezing_what_is_not_there_is_explained() -> None:
-    network = models.backbone("resnet18", stem="cifar")
+    network = backbones.backbone("resnet18", stem="cifar")
     with pytest.raises(UserError, match="has 4 stages"):
-        models.freeze(network, 5)
+        starting_weights.freeze(network, 5)
     with pytest.raises(UserError, match="layr1") as caught:
-        models.freeze(network, ["layr1"])
+        starting_weights.freeze(network, ["layr1"])
     assert "layer1" in caught.value.fix

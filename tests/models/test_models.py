@@ -5,7 +5,9 @@ import torch
 import torchvision
 from torch import nn
 
-from fastssl.models import RESNETS, Pretrainer, backbone, embed, projector
+from fastssl.models.backbones import backbone
+from fastssl.models.pretrainer import Pretrainer, embed, projector
+from fastssl.models.resnet import RESNETS
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])

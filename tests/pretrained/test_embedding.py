@@ -43,7 +43,7 @@ def test_features_of_the_training_file_equal_those_in_memory(
     images = np.stack([beton.image(i) for i in range(100)])
     np.testing.assert_allclose(features_NF, fastssl.load(tiny_run).embed(images), rtol=1e-4, atol=1e-5)
     assert features_NF.dtype == np.float32
-    assert (record["count"], record["features_dim"], record["labelled"]) == (100, features_NF.shape[1], 100)
+    assert (record["count"], record["features_dim"], record["labeled"]) == (100, features_NF.shape[1], 100)
     head, *rows = table(tmp_path / "f.csv")
     assert head == ["id", "label", "class"]
     assert [int(label) for _, label, _ in rows] == beton.labels.tolist()

@@ -27,7 +27,7 @@ from fastssl.pretrained.evaluation.splits import splits
 from fastssl.pretrained.export.export import export
 from fastssl.pretrained.load import digest_of
 from fastssl.probes import evaluate
-from fastssl.recipe import dump, load
+from fastssl.recipe.load import dump, load
 from fastssl.runs import checkpoint
 
 Data = tuple[Path, Path]
@@ -91,9 +91,9 @@ def test_the_default_is_the_runs_own_validation_split(run: Path, tiny_data: Data
     record = judge(run, probes=["knn"], **QUICK)
     assert (record["on"], record["train"]["images"], record["judged"]["images"]) == ("val", 160, 40)
     net = fastssl.load(run, device="cpu")
-    labels = build.labels_of(tiny_data[0])
+    labels = build.data.labels_of(tiny_data[0])
     learn, held = splits(net, data=None, test=None, on="val", folder=None)
-    sets = build.sets(net.recipe, labels, labels)
+    sets = build.data.sets(net.recipe, labels, labels)
     assert torch.equal(learn.rows_N, sets.probe)
     assert torch.equal(held.rows_N, sets.val)
     assert torch.equal(held.labels_N, labels[sets.val])
@@ -201,7 +201,7 @@ def test_fine_tuning_learns_and_leaves_the_network_alone(run: Path) -> None:
     assert finetune(net, learn, held, epochs=1, lr=3e-3) == finetune(net, learn, held, epochs=1, lr=3e-3)
 
 
-def unlabelled(folder: Path) -> Path:
+def unlabeled(folder: Path) -> Path:
     from PIL import Image
 
     (folder / "flat").mkdir()
@@ -229,7 +229,7 @@ def two_classes(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("options", "what"),
     [
-        (lambda d, t: {"data": unlabelled(d)}, "None of the 1 images"),
+        (lambda d, t: {"data": unlabeled(d)}, "None of the 1 images"),
         (lambda d, t: {"data": gray(d, t[0])}, "1 channels, the network takes 3"),
         (lambda d, t: {"data": two_classes(d), "test": t[1]}, "classes that train lacks"),
         (lambda d, t: {"data": d / "absent.beton"}, "does not exist"),

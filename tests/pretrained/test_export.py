@@ -15,7 +15,7 @@ from fastssl import build
 from fastssl.errors import UserError
 from fastssl.pretrained.export.export import export
 from fastssl.pretrained.load import Pretrained
-from fastssl.recipe import load
+from fastssl.recipe.load import load
 
 
 def network(channels: int = 3, **model: Any) -> Pretrained:
@@ -39,16 +39,16 @@ def network(channels: int = 3, **model: Any) -> Pretrained:
         "count": 1,
         "options": {"side_px": 32},
     }
-    where = torch.device("cpu")
-    backbone = build.network(recipe, in_channels=channels, where=where).backbone
+    device = torch.device("cpu")
+    backbone = build.model.network(recipe, in_channels=channels, device=device).backbone
     for name, buffer in backbone.named_buffers():
         if name.endswith("running_mean"):
             torch.nn.init.uniform_(buffer, -0.1, 0.1)
     return Pretrained(
         backbone=backbone.eval(),
         recipe=recipe,
-        device=where,
-        clean=build.clean_view(recipe, manifest, where=where),
+        device=device,
+        clean=build.views.clean_view(recipe, manifest, device=device),
         projector=None,
         manifest=manifest,
         digest="0",

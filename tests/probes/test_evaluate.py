@@ -18,11 +18,11 @@ QUICK = {"epochs": 3, "batch_size": 64}
 
 
 def blobs(rows: int, *, seed: int, dims: int = 12, classes: int = 5, noise: float = 1.6) -> tuple[Tensor, Tensor]:
-    """Overlapping classes far from the origin, so that centring and the choice of k matter."""
-    centres = torch.randn(classes, dims, generator=torch.Generator().manual_seed(0)) + 5
+    """Overlapping classes far from the origin, so that centering and the choice of k matter."""
+    centers = torch.randn(classes, dims, generator=torch.Generator().manual_seed(0)) + 5
     labels = torch.arange(rows) % classes
     spread = torch.randn(rows, dims, generator=torch.Generator().manual_seed(seed))
-    return centres[labels] + noise * spread, labels
+    return centers[labels] + noise * spread, labels
 
 
 TRAIN, TEST = blobs(400, seed=1), blobs(150, seed=2)
@@ -55,7 +55,7 @@ def test_knn_equals_scikit_learn_across_chunks(monkeypatch):
     assert (fast[20] != fast[200]).any()
 
 
-def test_more_neighbours_than_images_means_all():
+def test_more_neighbors_than_images_means_all():
     train = TRAIN[0][:30], TRAIN[1][:30]
     found = knn(*train, *TEST, ks=(30, 200))
     assert found["knn30_pct"] == found["knn200_pct"]
@@ -63,9 +63,9 @@ def test_more_neighbours_than_images_means_all():
 
 def test_ridge_equals_scikit_learn():
     (x, y), (x_test, y_test) = TRAIN, TEST
-    centred = (x - x.mean(0)).double()
+    centered = (x - x.mean(0)).double()
     strength = 0.3
-    mean_eigenvalue = float(centred.square().sum() / x.shape[1])
+    mean_eigenvalue = float(centered.square().sum() / x.shape[1])
     theirs = Ridge(alpha=strength * mean_eigenvalue).fit(x.double(), torch.eye(5)[y].double())
     expected = theirs.predict(x_test.double()).argmax(1)
     found = ridge(x, y, x_test, y_test, strengths=(strength,))
@@ -82,10 +82,10 @@ def test_ridge_chooses_what_the_held_out_part_prefers():
     fit, held = hold_out(y, 0.1, seed=0)
     scores = {}
     for strength in evaluate.RIDGE_STRENGTHS:
-        centred = (x - x.mean(0)).double()
-        alpha = strength * float(centred[fit].square().sum() / x.shape[1])
-        theirs = Ridge(alpha=alpha, fit_intercept=False).fit(centred[fit], (classes[y] - classes[y].mean(0))[fit])
-        guess = theirs.predict(centred[held]) + classes[y].mean(0).numpy()
+        centered = (x - x.mean(0)).double()
+        alpha = strength * float(centered[fit].square().sum() / x.shape[1])
+        theirs = Ridge(alpha=alpha, fit_intercept=False).fit(centered[fit], (classes[y] - classes[y].mean(0))[fit])
+        guess = theirs.predict(centered[held]) + classes[y].mean(0).numpy()
         scores[strength] = (guess.argmax(1) == y[held].numpy()).mean()
     chosen = ridge(x, y, x_test, TEST[1])["ridge_strength"]
     assert scores[chosen] == max(scores.values())

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastssl.errors import UserError
-from fastssl.recipe import Recipe, dump, load, shipped
-from fastssl.recipe.load import parse
+from fastssl.recipe.load import dump, load, parse, shipped
+from fastssl.recipe.schema import Recipe
 
 MUTATIONS, TREES = 7_000, 3_000
 SCRAPS = [
@@ -89,7 +89,7 @@ def fields() -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for name, field in Recipe.model_fields.items():
         inner = getattr(field.annotation, "model_fields", {})
-        found[name] = list(inner) or ["name", "orthogonality", "form"]
+        found[name] = list(inner) or ["name", "redundancy_weight", "form"]
     return found
 
 

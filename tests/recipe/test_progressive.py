@@ -14,7 +14,10 @@ from fastssl import build
 from fastssl.augment.augment import Augment
 from fastssl.cli import app
 from fastssl.errors import UserError
-from fastssl.recipe import Recipe, load, progressive, view_table
+from fastssl.recipe import progressive
+from fastssl.recipe.load import load
+from fastssl.recipe.presets import view_table
+from fastssl.recipe.schema import Recipe
 from fastssl.runs import checkpoint
 
 MINIMAL = {"data": {"path": "x.beton"}, "train": {"epochs": 8}}
@@ -93,13 +96,15 @@ def growing(tiny_data: tuple[Path, Path]) -> Recipe:
 
 
 def test_views_have_the_epochs_side_and_what_they_show_is_drawn_alike(growing: Recipe):
-    where, manifest = torch.device("cpu"), build.manifest_of(growing.data.path)
-    labels = build.labels_of(growing.data.path)
-    loader = build.loader(growing, growing.data.path, build.sets(growing, labels, labels).train, where=where)
+    device, manifest = torch.device("cpu"), build.data.manifest_of(growing.data.path)
+    labels = build.data.labels_of(growing.data.path)
+    loader = build.data.loader(
+        growing, growing.data.path, build.data.sets(growing, labels, labels).train, device=device
+    )
     batch = next(iter(loader.epoch(0)))
     of_epoch, full = (
-        build.augment_of_epoch(growing, manifest, where=where),
-        build.augment(growing, manifest, where=where),
+        build.views.augment_of_epoch(growing, manifest, device=device),
+        build.views.augment(growing, manifest, device=device),
     )
 
     def views(augment: Augment, epoch: int) -> torch.Tensor:
@@ -110,9 +115,11 @@ def test_views_have_the_epochs_side_and_what_they_show_is_drawn_alike(growing: R
     small, large = views(of_epoch(0), 0), views(full, 0)
     shrunk = torch.nn.functional.avg_pool2d(large.flatten(0, 1), 2).flatten()
     correlation = torch.corrcoef(torch.stack([small.flatten(), shrunk]))[0, 1]
-    assert correlation > 0.95  # the same crops, flips and colours
-    assert build.clean_view(growing, manifest, where=where).views[0].side_px == 16  # evaluation sees images as ever
-    assert build.sides_px(growing) == [16, 12, 8]
+    assert correlation > 0.95  # the same crops, flips and colors
+    assert (
+        build.views.clean_view(growing, manifest, device=device).views[0].side_px == 16
+    )  # evaluation sees images as ever
+    assert build.model.sides_px(growing) == [16, 12, 8]
 
 
 def records(run_dir: Path) -> list[dict[str, Any]]:

@@ -4,7 +4,9 @@ import pytest
 import yaml
 
 from fastssl.errors import UserError
-from fastssl.recipe import Recipe, dump, header, load, shipped, view_table
+from fastssl.recipe.load import dump, header, load, shipped
+from fastssl.recipe.presets import view_table
+from fastssl.recipe.schema import Recipe
 
 MINIMAL = {"data": {"path": "x.beton"}, "train": {"epochs": 2}}
 
@@ -24,7 +26,7 @@ def test_every_problem_is_told_at_once() -> None:
         "data": {"path": "x", "bacth_size": 3},
         "augment": {"views": 1},
         "model": {"projector": [0]},
-        "loss": {"name": "barlow_twins", "orthogonalty": 1},
+        "loss": {"name": "barlow_twins", "redundancy_weigth": 1},
         "train": {"epochs": "two"},
         "optimizer": {},
     }
@@ -34,7 +36,7 @@ def test_every_problem_is_told_at_once() -> None:
         "data.bacth_size is unknown, did you mean batch_size?",
         "augment.views is 1",
         "model.projector.0 is 0",
-        "loss.orthogonalty is unknown, did you mean orthogonality?",
+        "loss.redundancy_weigth is unknown, did you mean redundancy_weight?",
         "train.epochs is 'two'",
         "optimizer is unknown, did you mean optim?",
         "6 problems",
@@ -55,9 +57,11 @@ def test_every_problem_is_told_at_once() -> None:
         ("optim.accumulate_steps=3", "does not divide"),
         ("optim.warmup_epochs=3", "longer than train.epochs"),
         ("loss.name=simclr", "loss.name is unknown"),
-        ("loss.orthogonality=-1", "loss.orthogonality"),
+        ("loss.redundancy_weight=-1", "loss.redundancy_weight"),
         ("optim.lr=.nan", "optim.lr"),
-        ("model.projector=[]", "loss.orthogonality must be a number"),
+        ("loss.orthogonality=0.1", "loss.orthogonality is now called redundancy_weight"),
+        ("loss.standardise=joint", "loss.standardise is now called loss.standardize"),
+        ("augment.applier=cpu", "augment.applier is now called augment.backend"),
         ("data.batch_size=1", "data.batch_size"),
         ("device=tpu", "device"),
     ],

@@ -1,4 +1,4 @@
-"""The preview shows what the network sees: its views are the applier's, its words the drawn parameters."""
+"""The preview shows what the network sees: its views are the backend's, its words the drawn parameters."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from PIL import Image
 
 from fastssl import build
 from fastssl.errors import UserError
-from fastssl.recipe import load
+from fastssl.recipe.load import load
 from fastssl.report.preview import OPERATIONS, pictures, plain, preview, words
 
 CONFIG = {"train": {"epochs": 1}, "augment": {"views": 3, "side_px": 16}}
@@ -24,11 +24,11 @@ def test_preview_writes_two_readable_pictures(tiny_data: tuple[Path, Path], tmp_
         assert len(np.unique(np.asarray(grid).reshape(-1, 3), axis=0)) > 100
 
 
-def test_pictures_are_the_networks_views_before_normalisation(tiny_data: tuple[Path, Path]) -> None:
+def test_pictures_are_the_networks_views_before_normalization(tiny_data: tuple[Path, Path]) -> None:
     recipe = load({**CONFIG, "data": {"path": str(tiny_data[0])}})
-    manifest, where = build.manifest_of(recipe.data.path), torch.device("cpu")
-    batch = next(iter(build.ordered_loader(recipe, recipe.data.path, torch.arange(4), where=where).epoch(0)))
-    augment = build.augment(recipe, manifest, where=where)
+    manifest, device = build.data.manifest_of(recipe.data.path), torch.device("cpu")
+    batch = next(iter(build.data.ordered_loader(recipe, recipe.data.path, torch.arange(4), device=device).epoch(0)))
+    augment = build.views.augment(recipe, manifest, device=device)
     (views_VBCHW,) = augment(batch.images, batch.index_B, 5, sizes_B2=batch.sizes_B2, offsets_B=batch.offsets_B)
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in (augment.mean_C, augment.std_C))
     restored = views_VBCHW.float() * std + mean

@@ -21,7 +21,7 @@ from fastssl.report import inputs, pictures, report
 
 pytest.importorskip("matplotlib")
 PAGE_FIGURES = ("accuracy-test", "accuracy-epochs", "accuracy-views", "accuracy-time", "curve-loss", "rankme", "time")
-IMAGE_FIGURES = ("views", "neighbours", "spectrum", "map")
+IMAGE_FIGURES = ("views", "neighbors", "spectrum", "map")
 
 
 @pytest.fixture(scope="module")
@@ -265,14 +265,14 @@ def test_without_matplotlib_two_lines_name_the_extra(finished_run: Path, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
-def test_neighbours_are_the_nearest_and_never_the_query() -> None:
-    """Two tight groups far apart: every neighbour of a query is of its group."""
+def test_neighbors_are_the_nearest_and_never_the_query() -> None:
+    """Two tight groups far apart: every neighbor of a query is of its group."""
     generator = torch.Generator().manual_seed(0)
-    centres = torch.tensor([[5.0, 0, 0], [-5.0, 0, 0]]).repeat_interleave(20, 0)
+    centers = torch.tensor([[5.0, 0, 0], [-5.0, 0, 0]]).repeat_interleave(20, 0)
     labels_N = torch.tensor([0] * 20 + [1] * 20)
-    unit_NF = pictures.unit_rows(centres + 0.1 * torch.randn(40, 3, generator=generator))
+    unit_NF = pictures.unit_rows(centers + 0.1 * torch.randn(40, 3, generator=generator))
     nearest_NK = pictures.nearest(unit_NF)
-    assert nearest_NK.shape == (40, pictures.NEIGHBOURS)
+    assert nearest_NK.shape == (40, pictures.NEIGHBORS)
     assert (nearest_NK != torch.arange(40)[:, None]).all()
     assert (labels_N[nearest_NK] == labels_N[:, None]).all()
 
@@ -287,7 +287,7 @@ def test_the_map_keeps_groups_apart_and_cells_single() -> None:
     rng = np.random.default_rng(0)
     x_NF = np.concatenate([rng.normal(c, 0.1, (30, 5)) for c in (-3, 3)]).astype(np.float32)
     xy_N2, how = pictures.projection(x_NF)
-    assert how == "PCA", "too few points for neighbours' embedding"
+    assert how == "PCA", "too few points for neighbors' embedding"
     assert min(xy_N2[:30, 0].max(), xy_N2[30:, 0].max()) < max(xy_N2[:30, 0].min(), xy_N2[30:, 0].min())
     cells = pictures.grid_cells(xy_N2)
     assert len(cells) == len(set(cells.values())) > 10

@@ -87,7 +87,7 @@ def test_every_figure_is_drawn_and_nothing_is_wider_than_a_phone(browser: str, p
 
 
 def test_light_and_dark_and_a_silent_console(browser: str, page: Path) -> None:
-    """The page as it is, its policy in force: what it drew, in both colour schemes."""
+    """The page as it is, its policy in force: what it drew, in both color schemes."""
     from PIL import Image
 
     levels = []

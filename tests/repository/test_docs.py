@@ -19,7 +19,7 @@ import yaml
 from PIL import Image
 
 from fastssl.cli import app
-from fastssl.recipe import load, shipped
+from fastssl.recipe.load import load, shipped
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

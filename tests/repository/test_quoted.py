@@ -57,7 +57,7 @@ def test_the_rates_of_loading_are_those_of_the_record():
         return found["median"]
 
     padded = {"images": "cifar", "views": 1, "crop": "pad"}
-    cut = [rate(impl, **padded) for impl in ("fastssl-resident", "ffcv", "ffcv-normalised")]
+    cut = [rate(impl, **padded) for impl in ("fastssl-resident", "ffcv", "ffcv-normalized")]
     cut += [rate(impl, images="photographs", views=4) for impl in ("fastssl-ffcv", "ffcv")]
     cut += [rate(impl, images="photographs", views=0) for impl in ("fastssl-ffcv", "ffcv")]
     assert [f"{value:,.0f}" for value in cut if f"{value:,.0f}" not in text] == []

@@ -26,10 +26,10 @@ def snippet(name: str) -> str:
     return found[1]
 
 
-def test_nearest_neighbours_in_ten_lines(tiny_run: Path, tmp_path: Path) -> None:
+def test_nearest_neighbors_in_ten_lines(tiny_run: Path, tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     embed(tiny_run, "shapes", tmp_path / "features.npy", count=40)
-    code = [sys.executable, "-c", snippet("neighbours")]
+    code = [sys.executable, "-c", snippet("neighbors")]
     done = subprocess.run(code, cwd=tmp_path, capture_output=True, text=True, timeout=200, env={**os.environ})
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 10
@@ -60,7 +60,7 @@ def test_baselines_leave_out_an_untrained_backbone_that_cannot_be_named(
 
 @pytest.mark.parametrize("channels", [1, 4])
 def test_images_of_other_channels_go_the_whole_way(channels: int, tmp_path: Path) -> None:
-    """Convert, train, embed, export; gray ones from a folder of colour files, four channels from an array."""
+    """Convert, train, embed, export; gray ones from a folder of color files, four channels from an array."""
     generator = np.random.default_rng(0)
     if channels == 4:
         np.save(tmp_path / "images.npy", generator.integers(0, 256, (48, 16, 16, 4), np.uint8))

@@ -32,7 +32,7 @@ def saved(folder: Path, step: int = 3) -> Path:
     )
 
 
-def test_weights_optimiser_and_state_come_back_bit_for_bit(tmp_path: Path) -> None:
+def test_weights_optimizer_and_state_come_back_bit_for_bit(tmp_path: Path) -> None:
     path = saved(tmp_path)
     weights, tensors, state = checkpoint.read(path)
     module, optimizer = trained()

@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 
 import fastssl
-from fastssl.errors import UserError
+from fastssl.errors import Interrupted, UserError
 from fastssl.runs import reading
 from fastssl.runs.failure import FAILURE, noted
-from fastssl.training.interrupts import Interrupted
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ CASES: dict[str, dict[str, Any]] = {
         "loss": {
             "name": "barlow_twins",
             "form": "authors",
-            "standardise": "joint",
-            "l2_normalise": True,
-            "orthogonality": 0.02,
+            "standardize": "joint",
+            "l2_normalize": True,
+            "redundancy_weight": 0.02,
         },
         "augment": {"views": 4},
     },

@@ -18,7 +18,7 @@ TINY = ("train.epochs=2", "model.width=0.25", "model.projector=[16]", "evaluate.
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """64 images of two classes: PNG, JPEG and WebP, in colour, gray, with a palette or transparency, of 20 to 60 px."""
+    """64 images of two classes: PNG, JPEG and WebP, in color, gray, with a palette or transparency, of 20 to 60 px."""
     generator = np.random.default_rng(0)
     kinds = [("RGB", "png"), ("L", "png"), ("RGBA", "png"), ("P", "png"), ("RGB", "jpg"), ("L", "jpg"), ("RGB", "webp")]
     for number in range(64):

@@ -77,8 +77,8 @@ def test_every_verb_is_there_and_a_shipped_recipe_trains(installed: dict[str, st
         record: dict[str, Any] = json.loads(out.splitlines()[-1])
         return record
 
-    where = run(*python, "-c", "import fastssl; print(fastssl.__file__)", cwd=tmp_path, env=installed)
-    assert Path(where.strip()).is_relative_to(installed["PYTHONPATH"])
+    installed_at = run(*python, "-c", "import fastssl; print(fastssl.__file__)", cwd=tmp_path, env=installed)
+    assert Path(installed_at.strip()).is_relative_to(installed["PYTHONPATH"])
     for verb in VERBS:
         assert "Usage" in run(*python, "-m", "fastssl", verb, "--help", cwd=tmp_path, env=installed)
     assert set(fastssl("recipes")["recipes"]) == {path.name for path in (ROOT / "recipes").glob("*.yaml")}

@@ -19,21 +19,22 @@ import torch.multiprocessing as mp
 import yaml
 from tiny import tiny
 
-from fastssl import build, losses, models
+from fastssl import build, losses
 from fastssl.build import ranks
-from fastssl.recipe import load
+from fastssl.models import backbones, pretrainer
+from fastssl.recipe.load import load
 from fastssl.runs import checkpoint
 from fastssl.training import distributed
-from fastssl.training.interrupts import EXIT_CODE
+from fastssl.training.guards import EXIT_CODE
 from fastssl.training.step import train_step
 
 STEPS, BATCH = 20, 8
 BARLOW = partial(
-    losses.barlow_twins, orthogonality=0.1, form="leave_one_out", standardise="per_view", l2_normalise=False
+    losses.barlow_twins, redundancy_weight=0.1, form="leave_one_out", standardize="per_view", l2_normalize=False
 )
 JOBS = {
     "barlow_twins": (BARLOW, 1),
-    "vicreg": (partial(losses.vicreg, invariance=5.0, variance=5.0, covariance=1.0), 1),
+    "vicreg": (partial(losses.vicreg, invariance_weight=5.0, variance_weight=5.0, covariance_weight=1.0), 1),
     "accumulated": (BARLOW, 2),
 }
 
@@ -41,9 +42,9 @@ JOBS = {
 def trained(loss: Any, accumulate_steps: int) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Losses of 20 float64 steps on this rank's share of each batch, and the weights afterwards."""
     torch.manual_seed(3)
-    backbone = models.backbone("resnet_tiny", stem="patch2", width=0.25, in_channels=3)
-    network = models.Pretrainer(backbone, models.projector(backbone.features_dim, widths=[6, 6])).double()
-    distributed.synchronise_batch_norm(network, torch.device("cpu"))
+    backbone = backbones.backbone("resnet_tiny", stem="patch2", width=0.25, in_channels=3)
+    network = pretrainer.Pretrainer(backbone, pretrainer.projector(backbone.features_dim, widths=[6, 6])).double()
+    distributed.synchronize_batch_norm(network, torch.device("cpu"))
     called = distributed.data_parallel(network, torch.device("cpu"))
     sgd = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
     mine, found = ranks.shard(BATCH), []
@@ -67,8 +68,8 @@ def trained(loss: Any, accumulate_steps: int) -> tuple[list[float], dict[str, to
 def samples(recipe: dict[str, Any]) -> list[list[int]]:
     """Which images each step of two epochs trains on, over all ranks."""
     made = load(recipe)
-    sets = build.sets(made, build.labels_of(made.data.path), build.labels_of(made.data.path))
-    loader = build.loader(made, made.data.path, sets.train, where=torch.device("cpu"))
+    sets = build.data.sets(made, build.data.labels_of(made.data.path), build.data.labels_of(made.data.path))
+    loader = build.data.loader(made, made.data.path, sets.train, device=torch.device("cpu"))
     return [ranks.gather_rows(batch.index_B).tolist() for epoch in range(2) for batch in loader.epoch(epoch)]
 
 

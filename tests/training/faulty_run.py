@@ -65,6 +65,6 @@ if __name__ == "__main__":
         checkpoint.write_synced = at_step(step, checkpoint.write_synced, sigterm)
     else:
         faults = {"nan": not_a_number, "hang": hang_in_the_loss, "memory": no_more_memory, "sigterm-step": sigterm}
-        honest = build.loss
-        build.loss = lambda recipe: at_step(step, honest(recipe), faults[name])
+        honest = build.losses.loss
+        build.losses.loss = lambda recipe: at_step(step, honest(recipe), faults[name])
     main()

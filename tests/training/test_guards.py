@@ -16,8 +16,7 @@ import yaml
 from tiny import tiny
 
 from fastssl.runs import checkpoint
-from fastssl.training.guards import FirstBadStep
-from fastssl.training.interrupts import EXIT_CODE
+from fastssl.training.guards import EXIT_CODE, FirstBadStep
 
 FAULTY = Path(__file__).with_name("faulty_run.py")
 Done = subprocess.CompletedProcess[str]

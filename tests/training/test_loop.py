@@ -21,7 +21,7 @@ from tiny import tiny as smallest
 import fastssl
 from fastssl.errors import UserError
 from fastssl.runs import checkpoint
-from fastssl.training.interrupts import EXIT_CODE
+from fastssl.training.guards import EXIT_CODE
 
 TIMES = ("train_s", "images_per_s", "views_per_s", "load_pct", "views_pct")
 
@@ -173,7 +173,7 @@ def test_labels_change_nothing_in_pretraining(
 ) -> None:
     from fastssl import build
 
-    honest = build.labels_of
+    honest = build.data.labels_of
     monkeypatch.setattr(build, "labels_of", lambda path: (honest(path) + 3) % 10)
     fastssl.train(tiny(tiny_data), run_dir=tmp_path)
     losses = [r["loss"] for r in metrics(tmp_path) if r["event"] == "step"]
@@ -182,15 +182,15 @@ def test_labels_change_nothing_in_pretraining(
 
 def test_held_out_images_are_never_trained_on(tiny_data: tuple[Path, Path]) -> None:
     from fastssl import build
-    from fastssl.recipe import load
+    from fastssl.recipe.load import load
 
     recipe = load(tiny(tiny_data))
-    labels = build.labels_of(recipe.data.path)
-    sets = build.sets(recipe, labels, labels)
+    labels = build.data.labels_of(recipe.data.path)
+    sets = build.data.sets(recipe, labels, labels)
     assert len(sets.val) == 40
     assert not set(sets.val.tolist()) & set(sets.train.tolist())
     assert sorted(sets.val.tolist() + sets.train.tolist()) == list(range(200))
-    loader = build.loader(recipe, recipe.data.path, sets.train, where=torch.device("cpu"))
+    loader = build.data.loader(recipe, recipe.data.path, sets.train, device=torch.device("cpu"))
     seen = {int(i) for batch in loader.epoch(0) for i in batch.index_B}
     assert seen <= set(sets.train.tolist())
 
@@ -199,13 +199,13 @@ def test_held_out_images_are_never_trained_on(tiny_data: tuple[Path, Path]) -> N
     "sections",
     [
         {"loss": {"name": "vicreg"}},
-        {"loss": {"form": "authors", "standardise": "joint", "l2_normalise": True}},
+        {"loss": {"form": "authors", "standardize": "joint", "l2_normalize": True}},
         {"augment": {"views": 5}},
         {"augment": {"preset": "multicrop", "views": 4, "small_side_px": 8}},
         {"optim": {"name": "lars", "lr": 0.1, "accumulate_steps": 2, "clip_norm": 1.0}},
         {"optim": {"name": "sgd", "lr": 0.01, "schedule": "constant", "warmup_epochs": 0.5}},
         {"optim": {"name": "adam"}, "train": {"precision": "fp32", "channels_last": False}},
-        {"data": {"fraction": 0.5}, "augment": {"applier": "torch"}},
+        {"data": {"fraction": 0.5}, "augment": {"backend": "torch"}},
     ],
     ids=lambda sections: "-".join(f"{k}:{v}" for section in sections.values() for k, v in section.items()),
 )
@@ -277,7 +277,9 @@ def test_accumulation_over_identical_halves_is_the_same_step() -> None:
         def forward(self, groups: Any) -> tuple[None, torch.Tensor]:
             return None, self.map(groups[0].flatten(2))
 
-    loss = partial(barlow_twins, orthogonality=0.1, form="leave_one_out", standardise="per_view", l2_normalise=False)
+    loss = partial(
+        barlow_twins, redundancy_weight=0.1, form="leave_one_out", standardize="per_view", l2_normalize=False
+    )
     half = torch.randn(2, 8, 3, 2, 2)
     results = []
     for views, parts in ((half, 1), (torch.cat([half, half], 1), 2)):
@@ -338,7 +340,7 @@ def test_a_weight_far_above_the_rule_is_warned_about_before_the_first_step(
 ) -> None:
     for name, weight, warned in (("a", 50.0, True), ("b", "auto", False)):
         seen: list[dict[str, Any]] = []
-        recipe = tiny(tiny_data, loss={"orthogonality": weight}, train={"epochs": 1})
+        recipe = tiny(tiny_data, loss={"redundancy_weight": weight}, train={"epochs": 1})
         fastssl.train(recipe, run_dir=tmp_path / name, observe=seen.append)
         before = seen[: next(i for i, r in enumerate(seen) if r["event"] == "step")]
         assert any("likely to collapse" in r.get("message", "") for r in before) is warned
@@ -368,7 +370,7 @@ def test_absent_data_of_a_known_source_is_converted_first(tmp_path: Path, tiny_d
     assert json.loads((tmp_path / "new" / "b.beton.json").read_text())["count"] == 50
 
 
-def test_unlabelled_images_train_without_evaluation(tmp_path: Path, tiny_data: tuple[Path, Path]) -> None:
+def test_unlabeled_images_train_without_evaluation(tmp_path: Path, tiny_data: tuple[Path, Path]) -> None:
     from PIL import Image
 
     folder = tmp_path / "flat"

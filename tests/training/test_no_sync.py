@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastssl.bench.parts import Parts, parts
-from fastssl.recipe import load
+from fastssl.recipe.load import load
 
 # Their results' values or shapes must be known on the host.
 WAITING = {"_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select", "unique", "_unique2"}
@@ -29,7 +29,7 @@ SETTINGS: dict[str, list[str]] = {
     "multi-crop": ["augment.preset=multicrop", "augment.views=4", "augment.small_side_px=8"],
     "clipped and accumulated": ["optim.clip_norm=1.0", "optim.accumulate_steps=2"],
     "lars": ["optim.name=lars"],
-    "authors' form": ["loss.form=authors", "loss.l2_normalise=true", "loss.standardise=joint"],
+    "authors' form": ["loss.form=authors", "loss.l2_normalize=true", "loss.standardize=joint"],
     "bf16": ["train.precision=bf16"],
 }
 
@@ -51,9 +51,9 @@ class Waits(TorchDispatchMode):
 
 
 def made(tiny_recipe: dict[str, Any], changes: list[str], device: str) -> Parts:
-    # The torch applier is what an accelerator runs, or Triton's equal in operators outside the kernels.
-    applier = "torch" if device == "cpu" else "auto"
-    recipe = load(tiny_recipe, [f"device={device}", f"augment.applier={applier}", *changes])
+    # The torch backend is what an accelerator runs, or Triton's equal in operators outside the kernels.
+    backend = "torch" if device == "cpu" else "auto"
+    recipe = load(tiny_recipe, [f"device={device}", f"augment.backend={backend}", *changes])
     return parts(recipe)
 
 
@@ -90,7 +90,7 @@ def test_a_steady_step_asks_for_no_number(tiny_recipe: dict[str, Any], setting: 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_a_steady_step_on_cuda_is_never_synchronised(tiny_recipe: dict[str, Any], setting: str):
+def test_a_steady_step_on_cuda_is_never_synchronized(tiny_recipe: dict[str, Any], setting: str):
     it = made(tiny_recipe, SETTINGS[setting], "cuda")
     batches = it.batches()
     for _ in range(3):  # kernels are compiled and tuned

@@ -11,25 +11,26 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from fastssl import build, models
+from fastssl import build
 from fastssl.build import ranks
+from fastssl.models import pretrainer
 from fastssl.probes import spectrum
-from fastssl.recipe import load
+from fastssl.recipe.load import load
 from fastssl.training.online_probes import Part, Prober, views_of
 
 Data = tuple[Path, Path]
 
 
-def prober(recipe: dict[str, Any]) -> tuple[Prober, models.Pretrainer]:
+def prober(recipe: dict[str, Any]) -> tuple[Prober, pretrainer.Pretrainer]:
     resolved = load(recipe)
-    where = build.device(resolved)
+    device = build.hardware.device(resolved)
     path = resolved.data.path
-    labels = build.labels_of(path)
-    manifest = build.manifest_of(path)
-    sets = build.sets(resolved, labels, labels)
-    clean = build.clean_view(resolved, manifest, where=where)
-    network = build.network(resolved, in_channels=3, where=where)
-    return Prober(resolved, path, sets, clean=clean, where=where), network
+    labels = build.data.labels_of(path)
+    manifest = build.data.manifest_of(path)
+    sets = build.data.sets(resolved, labels, labels)
+    clean = build.views.clean_view(resolved, manifest, device=device)
+    network = build.model.network(resolved, in_channels=3, device=device)
+    return Prober(resolved, path, sets, clean=clean, device=device), network
 
 
 def figures(recipe: dict[str, Any]) -> dict[str, float]:
@@ -39,13 +40,13 @@ def figures(recipe: dict[str, Any]) -> dict[str, float]:
 
 def test_features_are_every_images_in_the_files_order(tiny_recipe: dict[str, Any]) -> None:
     made, network = prober(tiny_recipe | {"evaluate": {"batch_size": 7}})
-    assert made.all_labelled is not None
-    rows, labels = made.all_labelled.features(made.embed_with(network.backbone))
-    assert torch.equal(labels, build.labels_of(Path(tiny_recipe["data"]["path"])))
-    (batch,) = build.ordered_loader(
-        load(tiny_recipe), Path(tiny_recipe["data"]["path"]), None, where=rows.device
+    assert made.all_labeled is not None
+    rows, labels = made.all_labeled.features(made.embed_with(network.backbone))
+    assert torch.equal(labels, build.data.labels_of(Path(tiny_recipe["data"]["path"])))
+    (batch,) = build.data.ordered_loader(
+        load(tiny_recipe), Path(tiny_recipe["data"]["path"]), None, device=rows.device
     ).epoch(0)
-    whole = models.embed(network.backbone, views_of(made.clean, batch)[0][0], autocast=None)
+    whole = pretrainer.embed(network.backbone, views_of(made.clean, batch)[0][0], autocast=None)
     torch.testing.assert_close(rows, whole, rtol=1e-4, atol=1e-5)
     rows.add_(1)  # usable outside inference mode
 
@@ -70,7 +71,7 @@ def worker(rank: int, world: int, port: int, folder: str, recipe: dict[str, Any]
     ranks.start("cpu", timeout_s=120)
     found = figures(recipe)
     made, network = prober(recipe)
-    few = Part(load(recipe), Path(recipe["data"]["path"]), torch.tensor([5]), where=torch.device("cpu"))
+    few = Part(load(recipe), Path(recipe["data"]["path"]), torch.tensor([5]), device=torch.device("cpu"))
     rows, labels = few.features(made.embed_with(network.backbone))
     record = {"figures": found, "few": [len(rows), labels.tolist()], "mine": sum(map(len, made.val.epoch(0)))}
     (Path(folder) / f"{rank}.json").write_text(json.dumps(record))
@@ -87,7 +88,7 @@ def test_two_ranks_share_the_images_and_give_one_processs_figures(tiny_recipe: d
     mp.start_processes(worker, args=(2, port, str(tmp_path), recipe), nprocs=2, start_method="forkserver")
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     alone = figures(recipe)
-    label = int(build.labels_of(Path(recipe["data"]["path"]))[5])
+    label = int(build.data.labels_of(Path(recipe["data"]["path"]))[5])
     assert {rank["mine"] for rank in ranks} == {20, 21}
     for rank in ranks:
         assert rank["few"] == [1, [label]]  # fewer images than ranks: all of them everywhere

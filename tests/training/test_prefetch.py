@@ -10,7 +10,7 @@ import torch
 
 from fastssl.bench.parts import parts
 from fastssl.data.batch import Batch
-from fastssl.recipe import load
+from fastssl.recipe.load import load
 from fastssl.training import prefetch
 
 CPU = torch.device("cpu")
@@ -46,7 +46,7 @@ def names_of_threads(views_s: float, step_s: float, count: int) -> list[str]:
         return (batch.index_B,)
 
     seen = []
-    for (index_B,) in prefetch.views_ahead(numbered(count), views, CPU, applier="cpu"):
+    for (index_B,) in prefetch.views_ahead(numbered(count), views, CPU, backend="cpu"):
         seen.append(int(index_B))
         time.sleep(step_s)
     assert seen == list(range(count))
@@ -77,7 +77,7 @@ def test_a_failure_in_the_background_is_the_callers_and_everything_is_closed():
             raise ValueError("a bad picture")
         return (batch.index_B,)
 
-    found = prefetch.views_ahead(batches(), views, CPU, applier="cpu")
+    found = prefetch.views_ahead(batches(), views, CPU, backend="cpu")
     assert [int(next(found)[0]), int(next(found)[0])] == [0, 1]
     with pytest.raises(ValueError, match="a bad picture"):
         next(found)

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from fastssl.cli.tables import sweep_table
-from fastssl.errors import UserError
+from fastssl.errors import Interrupted, UserError
 from fastssl.training import loop, sweep
-from fastssl.training.interrupts import Interrupted
 
 
 def test_grid_values_are_yaml_and_commas_inside_brackets_belong_to_a_value() -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from fastssl.recipe import Recipe, load
+from fastssl.recipe.load import load
+from fastssl.recipe.schema import Recipe
 from fastssl.runs.directory import check_run_dir
 from fastssl.training import loop, trackers
 
@@ -22,10 +23,10 @@ class Fake:
         self.fail("open")
         return self
 
-    def fail(self, where: str) -> None:
-        if self.fails == where:
+    def fail(self, when: str) -> None:
+        if self.fails == when:
             raise ConnectionError("the service is away")
-        if self.fails == f"{where} hangs":
+        if self.fails == f"{when} hangs":
             threading.Event().wait()
 
     def write(self, numbers: Mapping[str, float], step: int) -> None:
@@ -72,16 +73,16 @@ def test_everything_is_written_once_with_its_step(
     assert (step, last["test/linear_pct"]) == (summary["steps"], summary["test_linear_pct"])
 
 
-@pytest.mark.parametrize("where", ["open", "write", "close", "close hangs"])
+@pytest.mark.parametrize("when", ["open", "write", "close", "close hangs"])
 def test_a_failing_writer_is_told_once_and_changes_nothing(
-    tiny_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+    tiny_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     monkeypatch.setattr(trackers, "CLOSE_TIMEOUT_S", 0.2)
-    bad, good = Fake(where), Fake()
+    bad, good = Fake(when), Fake()
     summary, records, warnings = trained(tiny_recipe, tmp_path / "run", monkeypatch, wandb=bad, tensorboard=good)
     assert len(warnings) == 1
     assert warnings[0].startswith("wandb ")
-    assert ("the service is away" in warnings[0]) == (where != "close hangs")
+    assert ("the service is away" in warnings[0]) == (when != "close hangs")
     assert summary["steps"] == max(r["step"] for r in records if r["event"] == "step") == 10
     assert len(good.written) == len([r for r in records if r["event"] in ("step", "evaluation")]) + 1
     assert good.closed

@@ -1,4 +1,4 @@
-"""The CPU applier: one fused numba kernel, parallel over images, that draws, settles and cuts an image's views and
+"""The CPU backend: one fused numba kernel, parallel over images, that draws, settles and cuts an image's views and
 writes the network's layout once.
 
 A view's bits depend on its image and its parameters alone, not on the batch or the threads. The compiled

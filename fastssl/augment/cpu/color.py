@@ -1,6 +1,6 @@
 """Everything after the crop, as numba passes in place over one view's planes, and the last pass into pixels.
 
-An operation that was not drawn costs one comparison; the others are straight loops that LLVM vectorises.
+An operation that was not drawn costs one comparison; the others are straight loops that LLVM vectorizes.
 
 C channels, S side of a view, N = S * S pixels. Values are float32 in [0, 1] until the last pass.
 """
@@ -31,7 +31,7 @@ jit = njit(fastmath=True, error_model="numpy", nogil=True)
 def transform(
     planes_X: Array, spare_X: Array, blur_X: Array, side: int, drawn: Any, linear: bool, mean_C: Array
 ) -> None:
-    """Rotation, colour, blur, solarize, posterize and cutout of planes (C, S, S), as `drawn` says.
+    """Rotation, color, blur, solarize, posterize and cutout of planes (C, S, S), as `drawn` says.
 
     Args:
         spare_X: scratch as large as the planes.
@@ -43,7 +43,7 @@ def transform(
         spare_X[:] = planes_X
         _rotate(spare_X, side, drawn.rotate_deg, planes_X)
     if len(mean_C) == 3:
-        _colour(planes_X, planes_X[:n], planes_X[n : 2 * n], planes_X[2 * n :], drawn, linear)
+        _color(planes_X, planes_X[:n], planes_X[n : 2 * n], planes_X[2 * n :], drawn, linear)
     if drawn.blur_radius_px > ZERO:
         _blur(planes_X, blur_X, side, int(drawn.blur_radius_px), drawn.blur_sigma_px)
     if drawn.solarize <= ONE:
@@ -91,7 +91,7 @@ def split(pixels_X: Array, side: int, turned: bool, planes_X: Array) -> None:
 
 @jit
 def interleave(planes_X: Array, mean_C: Array, scale_C: Array, out_X: Array) -> None:
-    """Normalise planes into float32 pixels."""
+    """Normalize planes into float32 pixels."""
     channels = len(mean_C)
     n = len(planes_X) // channels
     if channels == 3:
@@ -111,7 +111,7 @@ def interleave(planes_X: Array, mean_C: Array, scale_C: Array, out_X: Array) -> 
 
 @jit
 def interleave_narrow(planes_X: Array, mean_C: Array, scale_C: Array, out_X: Array) -> None:
-    """Normalise planes, in place, and write them as pixels of bfloat16 bit patterns."""
+    """Normalize planes, in place, and write them as pixels of bfloat16 bit patterns."""
     channels = len(mean_C)
     n = len(planes_X) // channels
     for c in range(channels):
@@ -154,7 +154,7 @@ def _unit(x: Any) -> Any:
 
 @jit
 def _rotate(source: Array, side: int, angle_deg: float, out: Array) -> None:
-    """Anticlockwise about the centre, bilinear, black outside."""
+    """Counterclockwise about the center, bilinear, black outside."""
     cos, sin = np.float32(math.cos(math.radians(angle_deg))), np.float32(math.sin(math.radians(angle_deg)))
     middle = np.float32(0.5 * (side - 1))
     n = side * side
@@ -176,7 +176,7 @@ def _rotate(source: Array, side: int, angle_deg: float, out: Array) -> None:
 
 
 @jit
-def _colour(planes_X: Array, red_N: Array, green_N: Array, blue_N: Array, drawn: Any, linear: bool) -> None:
+def _color(planes_X: Array, red_N: Array, green_N: Array, blue_N: Array, drawn: Any, linear: bool) -> None:
     for step in range(4):
         operation = ORDERS[int(drawn.order), step]
         if operation == 0 and drawn.brightness != ONE:
@@ -322,7 +322,7 @@ def _convolve(source: Array, place: int, pitch: int, kernel: Array, out: Array) 
 
 @jit
 def _cut_out(planes_X: Array, side: int, top: int, left: int, square: int, mean_C: Array) -> None:
-    """The square takes the mean, which normalises to 0."""
+    """The square takes the mean, which normalizes to 0."""
     for c in range(len(mean_C)):
         for y in range(top, top + square):
             row = (c * side + y) * side + left

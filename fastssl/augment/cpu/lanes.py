@@ -1,4 +1,4 @@
-"""Vectors that LLVM does not find in scalar loops, written as its instructions: neighbouring channels, small squares.
+"""Vectors that LLVM does not find in scalar loops, written as its instructions: neighboring channels, small squares.
 
 K taps. Places and pitches are in elements.
 """
@@ -64,7 +64,7 @@ def _pixel_mixer(taps: int | None) -> Any:
         out: Any,
     ) -> Any:
         """LANES channels from `first` on of each pixel of a line: the sum of `count` weighted pixels of `line`, from
-        place_S onwards, cut to [0, 1] and normalised. Writes up to LANES - 1 channels too far."""
+        place_S onwards, cut to [0, 1] and normalized. Writes up to LANES - 1 channels too far."""
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             line, place, weight, norm, out = _structs(context, builder, signature, arguments, 0, 1, 2, 5, 7)
@@ -119,7 +119,7 @@ def _at(builder: Any, data: Any, place: Any, lanes: int) -> Any:
 def _row_putter(turns: bool) -> Any:
     @intrinsic
     def put(typing: Any, source: Any, start: Any, count: Any, norm_2X: Any, out: Any, to: Any) -> Any:
-        """`count` unsigned integers of `source` from `start` on, in [0, 1] and normalised."""
+        """`count` unsigned integers of `source` from `start` on, in [0, 1] and normalized."""
         bits = source.dtype.bitwidth
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:

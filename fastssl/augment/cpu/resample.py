@@ -1,7 +1,7 @@
 """Crop, resize and flip of one view, as numba passes along contiguous memory that write finished pixels.
 
 For each line of the view, source rows are mixed straight from the uint8 image into one row of floats; its pixels are
-then mixed four channels at a time, normalised and written in order, so that each store covers what the one before
+then mixed four channels at a time, normalized and written in order, so that each store covers what the one before
 wrote too far. All of it stays in the first cache, and a flip is an order of the weights. A box of the view's own size
 needs no weights: its lines are copied.
 
@@ -148,7 +148,7 @@ def _weigh(
         The largest number of lines, at least 2; up to it all weights are set.
     """
     if length <= weight_SK.shape[0] and lines == length and not cubic:
-        two: int = _weigh_neighbours(length, flip, unit, start_S, count_S, weight_SK)
+        two: int = _weigh_neighbors(length, flip, unit, start_S, count_S, weight_SK)
         return two
     side = weight_SK.shape[0]
     scale = length / side
@@ -157,12 +157,12 @@ def _weigh(
     most = 2
     for i in range(side):
         line = side - 1 - i if flip else i
-        centre = (i + 0.5) * scale
-        low, high = max(int(centre - support + 0.5), 0), min(int(centre + support + 0.5), length)
+        center = (i + 0.5) * scale
+        low, high = max(int(center - support + 0.5), 0), min(int(center + support + 0.5), length)
         first, stop = max(low, before), min(high, before + lines)
         total = 0.0
         for k in range(low, high):
-            distance = abs(k - centre + 0.5) * narrow
+            distance = abs(k - center + 0.5) * narrow
             weight = _keys(distance) if cubic else max(1.0 - distance, 0.0)
             total += weight
             if first <= k:
@@ -180,7 +180,7 @@ def _weigh(
 
 
 @jit
-def _weigh_neighbours(length: int, flip: bool, unit: float, start_S: Array, count_S: Array, weight_SK: Array) -> int:
+def _weigh_neighbors(length: int, flip: bool, unit: float, start_S: Array, count_S: Array, weight_SK: Array) -> int:
     """`_weigh` where nothing shrinks and no line is outside: a line lies between two, or on the first or the last."""
     side = weight_SK.shape[0]
     scale = length / side
@@ -228,7 +228,7 @@ def _mix_rows(source: Array, place: int, pitch: int, width: int, count: int, wei
 def _mix_pixels(
     line: Array, place_S: Array, weight_SK: Array, taps: int, channels: int, norm_2X: Array, out: Array
 ) -> None:
-    """Each pixel of `out` is the weighted sum of pixels of the line from place_S onwards, in [0, 1], normalised."""
+    """Each pixel of `out` is the weighted sum of pixels of the line from place_S onwards, in [0, 1], normalized."""
     last = (channels - 1) // LANES * LANES
     for first in range(last, -1, -LANES):  # downwards: the lanes written too far are those written next
         if taps <= 2:

@@ -1,4 +1,4 @@
-"""The CUDA applier: a fused Triton kernel that reads whole pixels and writes the network's layout once.
+"""The CUDA backend: a fused Triton kernel that reads whole pixels and writes the network's layout once.
 
 A view that fits one tile is done in one pass. A larger one takes up to three more, over a scratch copy, because
 rotation, contrast and blur need all of the view; a policy without them needs the first pass alone.
@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastssl.augment import draws as hashing
-from fastssl.augment.cuda.color import coloured, finish, grey_sum_before_contrast, unit
+from fastssl.augment.cuda.color import colored, finish, gray_sum_before_contrast, unit
 from fastssl.augment.cuda.resample import (
     Plan,
     Weights,
@@ -42,7 +42,7 @@ class Pass(IntEnum):
 
     CROP = 0
     ROTATE = 1
-    COLOUR = 2
+    COLOR = 2
     BLUR = 3
 
 
@@ -150,7 +150,7 @@ def _render(
         for wanted in (True, rotates)
     )
     sums_NG = torch.empty((count, plan.across**2), dtype=torch.float32, device=device)
-    passes = [Pass.CROP] + [Pass.ROTATE] * rotates + [Pass.COLOUR] * plan.waits + [Pass.BLUR] * blurs
+    passes = [Pass.CROP] + [Pass.ROTATE] * rotates + [Pass.COLOR] * plan.waits + [Pass.BLUR] * blurs
     flat = offsets_B is not None
     images = images.contiguous()
     for stage in passes:
@@ -212,7 +212,7 @@ def _pass(
     FLAT: tl.constexpr,
     P: tl.constexpr,
 ):
-    """One pass over one tile of one view; of one channel, where the channels are not colours.
+    """One pass over one tile of one view; of one channel, where the channels are not colors.
 
     Args:
         images: the first pixel; image_step and pitch are elements between images and between rows.
@@ -220,8 +220,8 @@ def _pass(
         sizes: int64 (B, 2).
         drawn: float32 (B, V, P).
         norm: float32 (2, C).
-        scratch, turned: (B, V, C, S, S) in [0, 1]: the crop, later its colours; the rotated crop.
-        sums: float32 (B, V, G), each tile's grey before contrast.
+        scratch, turned: (B, V, C, S, S) in [0, 1]: the crop, later its colors; the rotated crop.
+        sums: float32 (B, V, G), each tile's gray before contrast.
         out: (V, B, S, S, C); views are out_step apart.
     """
     G: tl.constexpr = P.across * P.across
@@ -242,8 +242,8 @@ def _pass(
         _crop(images, sizes + 2 * b, pitch, tile, y_T1, x_1T, drawn, norm, scratch, sums, out, FLAT, P)
     elif STAGE == PASS.value.ROTATE:
         _rotate(tile, y_T1, x_1T, drawn, scratch, turned, sums, P)
-    elif STAGE == PASS.value.COLOUR:
-        _colour(y_T1, x_1T, drawn, norm, scratch, turned, sums, out, P)
+    elif STAGE == PASS.value.COLOR:
+        _color(y_T1, x_1T, drawn, norm, scratch, turned, sums, out, P)
     else:
         _blur(y_T1, x_1T, drawn, norm, scratch, out, P)
 
@@ -261,14 +261,14 @@ def _crop(images, sizes, pitch, tile, y_T1, x_1T, drawn, norm, scratch, sums, ou
     down, right = tl.where(odd, 1, P.side), tl.where(odd, P.side, 1)
     if P.whole:
         if P.channels == 3:
-            red, green, blue = coloured(red, green, blue, 0.0, y_T1, x_1T, drawn, P)
+            red, green, blue = colored(red, green, blue, 0.0, y_T1, x_1T, drawn, P)
         if tl.load(drawn + COLUMN.value.BLUR_RADIUS_PX) > 0:
             red, green, blue = blurred_tile(red, green, blue, drawn, P)
         finish(red, green, blue, y_T1, x_1T, down, right, drawn, norm, out, P)
     elif P.waits:
         store_planes(red, green, blue, y_T1, x_1T, down, right, scratch, P)
         if P.channels == 3:
-            tl.store(sums + tile, grey_sum_before_contrast(red, green, blue, y_T1, x_1T, drawn, P))
+            tl.store(sums + tile, gray_sum_before_contrast(red, green, blue, y_T1, x_1T, drawn, P))
     else:
         _go_on(red, green, blue, 0.0, y_T1, x_1T, down, right, drawn, norm, scratch, out, P)
 
@@ -279,11 +279,11 @@ def _rotate(tile, y_T1, x_1T, drawn, scratch, turned, sums, P: tl.constexpr):
         red, green, blue = rotated(scratch, y_T1, x_1T, drawn, P)
         store_planes(red, green, blue, y_T1, x_1T, P.side, 1, turned, P)
         if P.channels == 3:
-            tl.store(sums + tile, grey_sum_before_contrast(red, green, blue, y_T1, x_1T, drawn, P))
+            tl.store(sums + tile, gray_sum_before_contrast(red, green, blue, y_T1, x_1T, drawn, P))
 
 
 @triton.jit
-def _colour(y_T1, x_1T, drawn, norm, scratch, turned, sums, out, P: tl.constexpr):
+def _color(y_T1, x_1T, drawn, norm, scratch, turned, sums, out, P: tl.constexpr):
     source = tl.where(tl.load(drawn + COLUMN.value.ROTATE_DEG) != 0, turned, scratch)
     red, green, blue = load_planes(source, y_T1, x_1T, P)
     mean = 0.0
@@ -303,9 +303,9 @@ def _blur(y_T1, x_1T, drawn, norm, scratch, out, P: tl.constexpr):
 
 @triton.jit
 def _go_on(red, green, blue, mean, y_T1, x_1T, down, right, drawn, norm, scratch, out, P: tl.constexpr):
-    """Colour a tile; a blur takes it up from the scratch copy, otherwise it is finished."""
+    """Color a tile; a blur takes it up from the scratch copy, otherwise it is finished."""
     if P.channels == 3:
-        red, green, blue = coloured(red, green, blue, mean, y_T1, x_1T, drawn, P)
+        red, green, blue = colored(red, green, blue, mean, y_T1, x_1T, drawn, P)
     if tl.load(drawn + COLUMN.value.BLUR_RADIUS_PX) > 0:
         store_planes(red, green, blue, y_T1, x_1T, down, right, scratch, P)
     else:

@@ -1,6 +1,6 @@
-"""Colours in Triton, pixel by pixel in registers, and the last step into the network's layout.
+"""Colors in Triton, pixel by pixel in registers, and the last step into the network's layout.
 
-An operation that was not drawn costs one comparison. Values are float32 in [0, 1] until they are normalised.
+An operation that was not drawn costs one comparison. Values are float32 in [0, 1] until they are normalized.
 
 T side of a tile; P is the `Plan`.
 """
@@ -34,27 +34,27 @@ def unit(x):
 
 
 @triton.jit
-def _grey(red, green, blue):
+def _gray(red, green, blue):
     return red * RED + green * GREEN + blue * BLUE
 
 
 @triton.jit
-def _grey_sum(red, green, blue, y_T1, x_1T, P: tl.constexpr):
-    return tl.sum(tl.where(inside(y_T1, x_1T, P), _grey(red, green, blue), 0.0))
+def _gray_sum(red, green, blue, y_T1, x_1T, P: tl.constexpr):
+    return tl.sum(tl.where(inside(y_T1, x_1T, P), _gray(red, green, blue), 0.0))
 
 
 @triton.jit
-def grey_sum_before_contrast(red, green, blue, y_T1, x_1T, drawn, P: tl.constexpr):
+def gray_sum_before_contrast(red, green, blue, y_T1, x_1T, drawn, P: tl.constexpr):
     red, green, blue = _jittered(red, green, blue, 0.0, y_T1, x_1T, drawn, True, P)
-    return _grey_sum(red, green, blue, y_T1, x_1T, P)
+    return _gray_sum(red, green, blue, y_T1, x_1T, P)
 
 
 @triton.jit
-def coloured(red, green, blue, mean, y_T1, x_1T, drawn, P: tl.constexpr):
-    """Jitter, then grey; `mean` is what contrast blends with where the tile does not hold the view."""
+def colored(red, green, blue, mean, y_T1, x_1T, drawn, P: tl.constexpr):
+    """Jitter, then gray; `mean` is what contrast blends with where the tile does not hold the view."""
     red, green, blue = _jittered(red, green, blue, mean, y_T1, x_1T, drawn, False, P)
     if tl.load(drawn + COLUMN.value.GRAY) > 0:
-        red = _grey(red, green, blue)
+        red = _gray(red, green, blue)
         green, blue = red, red
     return red, green, blue
 
@@ -75,12 +75,12 @@ def _jittered(red, green, blue, mean, y_T1, x_1T, drawn, BEFORE_CONTRAST: tl.con
             red, green, blue = unit(red * brightness), unit(green * brightness), unit(blue * brightness)
         if going & (operation == 1) & (contrast != 1):
             if P.whole:
-                here = _grey_sum(red, green, blue, y_T1, x_1T, P) / (P.side * P.side)
+                here = _gray_sum(red, green, blue, y_T1, x_1T, P) / (P.side * P.side)
                 red, green, blue = _blend(red, green, blue, contrast, here)
             else:
                 red, green, blue = _blend(red, green, blue, contrast, mean)
         if going & (operation == 2) & (saturation != 1):
-            red, green, blue = _blend(red, green, blue, saturation, _grey(red, green, blue))
+            red, green, blue = _blend(red, green, blue, saturation, _gray(red, green, blue))
         if going & (operation == 3) & (hue != 0):
             if P.linear_hue:
                 red, green, blue = _yiq_turned(red, green, blue, hue)
@@ -122,7 +122,7 @@ def _yiq_turned(red, green, blue, turns):
 
 @triton.jit
 def finish(red, green, blue, y_T1, x_1T, down, right, drawn, norm, out, P: tl.constexpr):
-    """Solarize, posterize, cut out, normalise, store; `down` and `right` are the pixels to the next row, column."""
+    """Solarize, posterize, cut out, normalize, store; `down` and `right` are the pixels to the next row, column."""
     threshold, bits = tl.load(drawn + COLUMN.value.SOLARIZE), tl.load(drawn + COLUMN.value.POSTERIZE_BITS)
     square = tl.load(drawn + COLUMN.value.CUTOUT_SIDE)
     mean_0, mean_1, mean_2 = tl.load(norm), 0.0, 0.0
@@ -132,7 +132,7 @@ def finish(red, green, blue, y_T1, x_1T, down, right, drawn, norm, out, P: tl.co
         red, green, blue = _solarized(red, threshold), _solarized(green, threshold), _solarized(blue, threshold)
     if bits > 0:
         red, green, blue = _posterized(red, bits), _posterized(green, bits), _posterized(blue, bits)
-    if square > 0:  # the square takes the mean, which normalises to 0
+    if square > 0:  # the square takes the mean, which normalizes to 0
         kept_TT = _outside_square(y_T1, x_1T, down < right, square, drawn)
         red, green = tl.where(kept_TT, red, mean_0), tl.where(kept_TT, green, mean_1)
         blue = tl.where(kept_TT, blue, mean_2)

@@ -35,7 +35,7 @@ class Plan:
     Attributes:
         tile: side of the square that a program works on, a power of 2.
         whole: whether that holds the view, so that the scratch copy is not needed.
-        waits: whether a tile's colours may need to see the other tiles first: after a rotation, or for contrast.
+        waits: whether a tile's colors may need to see the other tiles first: after a rotation, or for contrast.
         resize: `Weights` of the crop.
         white: largest value of a pixel.
         exact: float32 between the passes and in the products, otherwise float16.
@@ -201,7 +201,7 @@ def blurred_tile(red, green, blue, drawn, P: tl.constexpr):
 
 @triton.jit
 def rotated(planes, y_T1, x_1T, drawn, P: tl.constexpr):
-    """Anticlockwise about the centre, bilinear, black outside."""
+    """Counterclockwise about the center, bilinear, black outside."""
     angle = tl.load(drawn + COLUMN.value.ROTATE_DEG) * DEGREE
     cos, sin, middle = tl.cos(angle), tl.sin(angle), 0.5 * (P.side - 1)
     column = cos * (x_1T - middle) - sin * (y_T1 - middle) + middle

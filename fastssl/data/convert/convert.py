@@ -57,9 +57,9 @@ def convert(
     Args:
         source: what `open_source` takes: a name or a path.
         out: the .beton to make or replace; for webdataset a folder.
-        split: train, test, val or unlabelled.
+        split: train, test, val or unlabeled.
         format: "beton", FFCV's, or "webdataset", tar shards with DALI's index.
-        side_px: every image's shorter side is brought to this and its centre cut out, square; None keeps sizes.
+        side_px: every image's shorter side is brought to this and its center cut out, square; None keeps sizes.
         max_side_px: longer sides are reduced to this, aspect kept.
         channels: 1 or 3 converts; any other number has to be the images' own.
         dtype: sample type; 16-bit images are narrowed to "uint8", or 8-bit ones widened to "uint16".

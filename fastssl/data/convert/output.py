@@ -18,9 +18,8 @@ from fastssl import __version__
 from fastssl.data.beton.reader import BetonWriter
 from fastssl.data.convert.chunks import indexed_runs, stream_runs
 from fastssl.data.convert.journal import Journal
-from fastssl.data.convert.numbering import Numbering
+from fastssl.data.convert.labels import Numbering, relabel
 from fastssl.data.convert.prepare import Run, Shape
-from fastssl.data.convert.relabel import relabel
 from fastssl.data.convert.shards import ShardWriter, check_replaceable, replace_folder
 from fastssl.data.manifest import Manifest, Tally, make_manifest, manifest_path, write_manifest
 from fastssl.data.sources.base import Indexed, Source

@@ -11,7 +11,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from fastssl.data.convert.numbering import Numbering
+from fastssl.data.convert.labels import Numbering
 from fastssl.data.sources.base import Indexed, Item, Stream
 from fastssl.data.storage import writing
 

@@ -39,11 +39,11 @@ def as_batch(
     flat: Tensor, index_B: Tensor, sizes_B2: np.ndarray, channels: int, shape: tuple[int, int, int] | None
 ) -> Batch:
     """A batch of the images packed in `flat`, its labels still to be filled in."""
-    unlabelled_B = torch.full_like(index_B, -1)
+    unlabeled_B = torch.full_like(index_B, -1)
     if shape is not None:
-        return Batch(flat.view(-1, *shape), unlabelled_B, index_B)
+        return Batch(flat.view(-1, *shape), unlabeled_B, index_B)
     offsets_B = torch.from_numpy(ends_of(sizes_B2, channels)[:-1])
-    return Batch(flat, unlabelled_B, index_B, torch.from_numpy(sizes_B2), offsets_B)
+    return Batch(flat, unlabeled_B, index_B, torch.from_numpy(sizes_B2), offsets_B)
 
 
 def padded(batch: Batch, sizes_B2: np.ndarray, channels: int) -> Batch:

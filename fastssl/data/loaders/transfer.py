@@ -25,7 +25,7 @@ def delivered(
     """
     if device.type != "cuda":
         for batch in ahead((moved(batch, device) for batch in batches), limit_s=limit_s):
-            yield _labelled(batch, labels_N)
+            yield _labeled(batch, labels_N)
         return
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     for batch in ahead(_on_stream(batches, device, stream), limit_s=limit_s):
@@ -34,10 +34,10 @@ def delivered(
         for tensor in (batch.images, batch.labels_B, batch.index_B, batch.sizes_B2, batch.offsets_B):
             if tensor is not None:
                 tensor.record_stream(now)  # the allocator must not hand it out while this stream reads it
-        yield _labelled(batch, labels_N)
+        yield _labeled(batch, labels_N)
 
 
-def _labelled(batch: Batch, labels_N: Tensor | None) -> Batch:
+def _labeled(batch: Batch, labels_N: Tensor | None) -> Batch:
     return batch if labels_N is None else replace(batch, labels_B=labels_N[batch.index_B])
 
 

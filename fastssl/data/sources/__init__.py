@@ -9,7 +9,7 @@ from fastssl.errors import UserError
 __all__ = ["SPLITS", "Indexed", "Item", "Source", "Stream", "open_source"]
 
 NAMES = ("shapes", "cifar10", "cifar100", "stl10")
-_SHAPES_COUNT = {"train": 20_000, "test": 2_000, "val": 2_000, "unlabelled": 20_000}
+_SHAPES_COUNT = {"train": 20_000, "test": 2_000, "val": 2_000, "unlabeled": 20_000}
 
 
 def open_source(
@@ -29,7 +29,7 @@ def open_source(
             of one (.tar, .tar.gz, .tar.xz, .tar.bz2, .zip), WebDataset shards (a folder of .tar, or a
             `name-{000..012}.tar` pattern), .parquet, a Hugging Face data set saved to disk, .npz, .npy, .csv or
             .beton.
-        split: train, test, val or unlabelled.
+        split: train, test, val or unlabeled.
         root: folder with torchvision's files; ~/.cache/fastssl when None.
         download: allowed to fetch torchvision's files when they are absent.
         seed, count, side_px: of the shapes, and of nothing else.

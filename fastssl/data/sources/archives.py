@@ -44,11 +44,11 @@ def _tar_items(path: Path, split: str, directories: set[str]) -> Iterator[Item]:
         directory = name.rpartition("/")[0]
         if directory not in places:
             places[directory] = place_of(directory)
-            found = _enter(str(path), places, directories, yielded=count if split in ("train", "unlabelled") else 0)
+            found = _enter(str(path), places, directories, yielded=count if split in ("train", "unlabeled") else 0)
         place = places[directory]
-        if place.split == split or (found == {None} and split in ("train", "unlabelled")):
+        if place.split == split or (found == {None} and split in ("train", "unlabeled")):
             count += 1
-            yield Item(name, data, -1 if split == "unlabelled" else place.rest)
+            yield Item(name, data, -1 if split == "unlabeled" else place.rest)
     if not found:
         raise UserError(f"{path} holds no image files", "Give an archive with .jpg, .png, .webp, .bmp, .tif or .gif.")
     if not count:
@@ -66,7 +66,7 @@ def _enter(source: str, places: dict[str, Place], directories: set[str], *, yiel
             "Make an archive with train/ and test/ alone, or with neither.",
         )
     directories.clear()
-    directories.update(p.rest for p in places.values() if p.split != "unlabelled" and (outside or p.split is not None))
+    directories.update(p.rest for p in places.values() if p.split != "unlabeled" and (outside or p.split is not None))
     return found
 
 

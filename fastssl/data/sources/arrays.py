@@ -45,7 +45,7 @@ def npz_source(path: Path, split: str) -> Stream:
         shape, _, dtype = _npy_header(file, path)
     axes = _axes(shape, dtype, path)
     labels_N = no_labels(shape[0])
-    if label_key is not None and split != "unlabelled":
+    if label_key is not None and split != "unlabeled":
         with np.load(path, allow_pickle=False) as arrays:
             labels_N = arrays[label_key].reshape(-1).astype(np.int64)
         if len(labels_N) != shape[0]:
@@ -79,7 +79,7 @@ def _npz_keys(path: Path, names: set[str], split: str) -> tuple[str, str | None]
             f"{path} has no array of images, only {', '.join(sorted(names)) or 'nothing'}",
             f"Name it {split}_images, or images.",
         )
-    if split not in ("train", "unlabelled"):
+    if split not in ("train", "unlabeled"):
         raise missing_split(str(path), split, ())
     return image_key, _first(names, _LABELS, split)
 

@@ -38,7 +38,7 @@ SPLITS = {
     "train": ("train", "training"),
     "test": ("test", "testing"),
     "val": ("val", "valid", "validation"),
-    "unlabelled": ("unlabelled", "unlabeled"),
+    "unlabeled": ("unlabeled", "unlabeled"),
 }
 
 
@@ -62,7 +62,7 @@ class Indexed:
 
     Attributes:
         name: what a person calls it, for messages.
-        classes: class names by label, () when nothing is labelled.
+        classes: class names by label, () when nothing is labeled.
         labels_N: int64, -1 where there is no label.
         read: item at a position; safe to call from several threads at once.
     """
@@ -160,7 +160,7 @@ def choose_split(source: str, names: Sequence[str], split: str) -> tuple[list[in
     """Positions in `names` (sorted by name) of one split's images, the class names, and the chosen labels_N.
 
     Where train/, test/ and so on exist, images right beside those folders belong to none; where they do not, all
-    images are the train split. The classes are those of all labelled splits together, so that a class missing from
+    images are the train split. The classes are those of all labeled splits together, so that a class missing from
     one does not renumber the others.
     """
     if not names:
@@ -169,16 +169,16 @@ def choose_split(source: str, names: Sequence[str], split: str) -> tuple[list[in
     check_places(source, places.values())
     found = {place.split for place in places.values()}
     key = split if found != {None} else None
-    if key is None and split not in ("train", "unlabelled"):
+    if key is None and split not in ("train", "unlabeled"):
         raise missing_split(source, split, ())
     chosen = [i for i, name in enumerate(names) if places[name.rpartition("/")[0]].split == key]
     if not chosen:
         raise missing_split(source, split, (s for s in found if s is not None))
     chosen.sort(key=names.__getitem__)
-    if split == "unlabelled":
+    if split == "unlabeled":
         return chosen, (), np.full(len(chosen), -1, np.int64)
-    labelled = [p for p in places.values() if p.split == key or (key and p.split not in (None, "unlabelled"))]
-    classes, label_of = class_labels(place.rest for place in labelled)
+    labeled = [p for p in places.values() if p.split == key or (key and p.split not in (None, "unlabeled"))]
+    classes, label_of = class_labels(place.rest for place in labeled)
     labels = [label_of[places[names[i].rpartition("/")[0]].rest] for i in chosen]
     return chosen, classes, np.array(labels, np.int64)
 
@@ -198,7 +198,7 @@ def files_of_split(paths: Sequence[Path], split: str, folder: Path) -> list[Path
     for path in paths:
         parts = set(re.split(r"[^a-z]+", str(path.relative_to(folder)).lower()))
         words[path] = next((s for s, names in SPLITS.items() if parts & set(names)), None)
-    if set(words.values()) <= {None} and split in ("train", "unlabelled"):
+    if set(words.values()) <= {None} and split in ("train", "unlabeled"):
         return sorted(paths)
     chosen = sorted(path for path in paths if words[path] == split)
     if not chosen:

@@ -67,7 +67,7 @@ def arrow_source(folder: Path, split: str) -> Stream:
 
 def _stream(name: str, schema: Any, count: int | None, batches: Batches, split: str) -> Stream:
     image, label = _image_column(schema, name), _label_column(schema)
-    if split == "unlabelled":
+    if split == "unlabeled":
         label = None
     directories: set[str] = set()
 

@@ -40,7 +40,7 @@ def csv_source(path: Path, split: str) -> Indexed:
     if short is not None:
         raise UserError(f"{path} has a line of {len(short)} fields: {','.join(short)!r}", f"Give {wide + 1} in each.")
     names = [row[columns["path"]] for row in rows]
-    words = [row[columns["label"]] for row in rows] if "label" in columns and split != "unlabelled" else []
+    words = [row[columns["label"]] for row in rows] if "label" in columns and split != "unlabeled" else []
     classes, labels_N = _labels(words, len(names))
 
     def read(index: int) -> Item:

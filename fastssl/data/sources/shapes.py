@@ -1,7 +1,7 @@
-"""Embedded data: small colour images of ten shapes, drawn by a function of (seed, index) alone.
+"""Embedded data: small color images of ten shapes, drawn by a function of (seed, index) alone.
 
 Choice made: signed distances in numba, one independent counter-based stream per image, so that any slice of
-any set is reproducible on its own, in any order, on any number of threads. Colour, place, size, angle and
+any set is reproducible on its own, in any order, on any number of threads. Color, place, size, angle and
 texture are drawn independently of the class: raw pixels say little, the outline says all. Every class keeps
 its identity under rotation and mirroring.
 
@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 CLASSES = ("bars", "circle", "crescent", "cross", "dots", "frame", "ring", "square", "star", "triangle")
 
 # Slots of the per-image stream: which draw feeds which property. Pixel noise starts at _NOISE.
-_RADIUS, _X, _Y, _ANGLE, _GAP, _POLARITY, _LUMA, _COLOURS, _WAVES, _NOISE = 0, 1, 2, 3, 4, 5, 6, 8, 24, 64
+_RADIUS, _X, _Y, _ANGLE, _GAP, _POLARITY, _LUMA, _COLORS, _WAVES, _NOISE = 0, 1, 2, 3, 4, 5, 6, 8, 24, 64
 
 _RADIUS_MIN, _RADIUS_MAX = 0.24, 0.40  # of the side: a shape spans 48 to 80 % of it
 _GAP_MIN, _GAP_MAX = 0.30, 0.40  # luma of the shape against the background right beside it, of the full range
 _NOISE_AMPLITUDE = 0.04
-_SATURATION = 0.15  # at most, of what the luma leaves room for: colour must not be the easy way to tell images apart
+_SATURATION = 0.15  # at most, of what the luma leaves room for: color must not be the easy way to tell images apart
 _PART = 256  # images one thread draws at a time
 
 
@@ -53,7 +53,7 @@ def images(count: int, side_px: int, *, seed: int, start: int = 0) -> tuple[NDAr
 
 @numba.njit(cache=True)
 def _mix(x: np.uint64) -> np.uint64:
-    """SplitMix64's finaliser: uint64 -> uint64, every input bit reaches every output bit."""
+    """SplitMix64's finalizer: uint64 -> uint64, every input bit reaches every output bit."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
@@ -112,8 +112,8 @@ def _distance(kind: int, x: float, y: float) -> float:
 
 
 @numba.njit(cache=True)
-def _colour(luma: float, angle: float, saturation: float, out_C: NDArray[np.float64]) -> None:
-    """An RGB colour in [0, 1] of exactly this luma: the chroma shrinks until it fits the cube."""
+def _color(luma: float, angle: float, saturation: float, out_C: NDArray[np.float64]) -> None:
+    """An RGB color in [0, 1] of exactly this luma: the chroma shrinks until it fits the cube."""
     red, blue = math.cos(angle), math.sin(angle)
     green = -(0.299 * red + 0.114 * blue) / 0.587
     room = min(luma, 1.0 - luma)
@@ -122,8 +122,8 @@ def _colour(luma: float, angle: float, saturation: float, out_C: NDArray[np.floa
 
 
 @numba.njit(cache=True)
-def _palette(key: np.uint64, colours_223: NDArray[np.float64]) -> None:
-    """Draw the colours of background and shape at either end of the texture, float64 (part, end, rgb) in [0, 1].
+def _palette(key: np.uint64, colors_223: NDArray[np.float64]) -> None:
+    """Draw the colors of background and shape at either end of the texture, float64 (part, end, rgb) in [0, 1].
 
     At each end the shape's luma is _GAP_MIN to _GAP_MAX above, or below, the background's.
     """
@@ -131,13 +131,13 @@ def _palette(key: np.uint64, colours_223: NDArray[np.float64]) -> None:
     flip = np.int64(_uniform(key, _POLARITY) < 0.5)
     for part in range(2):
         for end in range(2):
-            slot = _COLOURS + 3 * (2 * part + end)
+            slot = _COLORS + 3 * (2 * part + end)
             luma = 0.05 + 0.15 * _uniform(key, _LUMA + end) + end * (0.78 - gap) + (part ^ flip) * gap
-            _colour(
+            _color(
                 luma,
                 2 * math.pi * _uniform(key, slot),
                 _SATURATION * _uniform(key, slot + 1),
-                colours_223[part, end],
+                colors_223[part, end],
             )
 
 
@@ -156,12 +156,12 @@ def _waves(key: np.uint64, waves_23: NDArray[np.float64]) -> None:
 def _render_one(image_HWC: NDArray[np.uint8], kind: int, key: np.uint64) -> None:
     side_px = image_HWC.shape[0]
     radius = _RADIUS_MIN + (_RADIUS_MAX - _RADIUS_MIN) * _uniform(key, _RADIUS)
-    centre_x = radius + (1 - 2 * radius) * _uniform(key, _X)
-    centre_y = radius + (1 - 2 * radius) * _uniform(key, _Y)
+    center_x = radius + (1 - 2 * radius) * _uniform(key, _X)
+    center_y = radius + (1 - 2 * radius) * _uniform(key, _Y)
     turn = 2 * math.pi * _uniform(key, _ANGLE)
     cos, sin = math.cos(turn) / radius, math.sin(turn) / radius
-    colours_223, waves_23, phasors_24 = np.empty((2, 2, 3)), np.empty((2, 3)), np.empty((2, 4))
-    _palette(key, colours_223)
+    colors_223, waves_23, phasors_24 = np.empty((2, 2, 3)), np.empty((2, 3)), np.empty((2, 4))
+    _palette(key, colors_223)
     _waves(key, waves_23)
     for row in range(side_px):
         y = (row + 0.5) / side_px
@@ -174,14 +174,14 @@ def _render_one(image_HWC: NDArray[np.uint8], kind: int, key: np.uint64) -> None
                 c, s = phasors_24[i, 0], phasors_24[i, 1]
                 phasors_24[i, 0] = c * phasors_24[i, 2] - s * phasors_24[i, 3]
                 phasors_24[i, 1] = s * phasors_24[i, 2] + c * phasors_24[i, 3]
-            dx, dy = (column + 0.5) / side_px - centre_x, y - centre_y
+            dx, dy = (column + 0.5) / side_px - center_x, y - center_y
             distance_px = _distance(kind, cos * dx + sin * dy, cos * dy - sin * dx) * radius * side_px
             cover = min(max(0.5 - distance_px, 0.0), 1.0)
             blend = min(max(0.5 + 0.4 * (phasors_24[0, 1] + phasors_24[1, 1]), 0.0), 1.0)
             noise = _NOISE_AMPLITUDE * (2 * _uniform(key, _NOISE + row * side_px + column) - 1)
             for c in range(3):
-                behind = colours_223[0, 0, c] + (colours_223[0, 1, c] - colours_223[0, 0, c]) * blend
-                before = colours_223[1, 0, c] + (colours_223[1, 1, c] - colours_223[1, 0, c]) * blend
+                behind = colors_223[0, 0, c] + (colors_223[0, 1, c] - colors_223[0, 0, c]) * blend
+                before = colors_223[1, 0, c] + (colors_223[1, 1, c] - colors_223[1, 0, c]) * blend
                 value = behind + (before - behind) * cover + noise
                 image_HWC[row, column, c] = np.uint8(min(max(value, 0.0), 1.0) * 255.0 + 0.5)
 

@@ -14,20 +14,20 @@ def shapes_source(split: str, *, seed: int, count: int, side_px: int) -> Indexed
     """`count` embedded shapes; every split is a set of its own, whatever the seed."""
     name = f"shapes/{split}/{seed}".encode()
     set_seed = int.from_bytes(hashlib.sha256(name).digest()[:8], "little")
-    labelled = split != "unlabelled"
-    labels_N = np.arange(count, dtype=np.int64) % len(shapes.CLASSES) if labelled else no_labels(count)
+    labeled = split != "unlabeled"
+    labels_N = np.arange(count, dtype=np.int64) % len(shapes.CLASSES) if labeled else no_labels(count)
 
     def read(index: int) -> Item:
         images_1HWC, _ = shapes.images(1, side_px, seed=set_seed, start=index)
         return Item(f"shapes[{index}]", images_1HWC[0], int(labels_N[index]))
 
-    return Indexed("shapes", shapes.CLASSES if labelled else (), labels_N, read)
+    return Indexed("shapes", shapes.CLASSES if labeled else (), labels_N, read)
 
 
 def beton_source(path: Path, split: str) -> Indexed:
     """The samples of an existing .beton, as they are stored; it is one split already, whatever `split` says."""
     beton = Beton(path)
-    labels_N = no_labels(len(beton)) if split == "unlabelled" else beton.labels
+    labels_N = no_labels(len(beton)) if split == "unlabeled" else beton.labels
     names = names_beside(path)
     classes = names if names is not None else numbered(labels_N)
 
@@ -39,4 +39,4 @@ def beton_source(path: Path, split: str) -> Indexed:
             int(labels_N[index]),
         )
 
-    return Indexed(str(path), classes if split != "unlabelled" else (), labels_N, read)
+    return Indexed(str(path), classes if split != "unlabeled" else (), labels_N, read)

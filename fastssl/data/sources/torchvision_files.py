@@ -1,6 +1,6 @@
 """CIFAR-10, CIFAR-100 and STL-10 from the files that torchvision keeps, under the same names and checksums.
 
-STL-10 is mapped, not loaded: its unlabelled part is 2.8 GB.
+STL-10 is mapped, not loaded: its unlabeled part is 2.8 GB.
 """
 
 import warnings
@@ -19,7 +19,7 @@ _STL10_SIDE_PX = 96
 
 
 def torchvision_source(name: str, split: str, *, root: Path | None, download: bool) -> Indexed:
-    """Images of cifar10, cifar100 (train, test) or stl10 (train, test, unlabelled), uint8 (H, W, 3).
+    """Images of cifar10, cifar100 (train, test) or stl10 (train, test, unlabeled), uint8 (H, W, 3).
 
     Args:
         root: folder that holds, or shall hold, torchvision's files; ~/.cache/fastssl when None.
@@ -40,12 +40,12 @@ def torchvision_source(name: str, split: str, *, root: Path | None, download: bo
 
 def _stl10(split: str, root: Path, download: bool) -> Indexed:
     if split == "val":
-        raise missing_split("stl10", split, ("train", "test", "unlabelled"))
+        raise missing_split("stl10", split, ("train", "test", "unlabeled"))
     from torchvision import datasets
     from torchvision.datasets.utils import check_integrity, download_and_extract_archive
 
     kind = datasets.STL10
-    stem = "unlabeled" if split == "unlabelled" else split
+    stem = "unlabeled" if split == "unlabeled" else split
     wanted = [entry for entry in kind.train_list + kind.test_list if entry[0].startswith(stem)]
     folder = root / kind.base_folder
     with _fetching("stl10", kind, root, download):
@@ -55,8 +55,8 @@ def _stl10(split: str, root: Path, download: bool) -> Indexed:
             download_and_extract_archive(kind.url, str(root), filename=kind.filename, md5=kind.tgz_md5)
     planes = np.memmap(folder / f"{stem}_X.bin", np.uint8, mode="r")
     images_NCWH = planes.reshape(-1, 3, _STL10_SIDE_PX, _STL10_SIDE_PX)  # columns first, as MATLAB stores them
-    classes = tuple((folder / kind.class_names_file).read_text().split()) if split != "unlabelled" else ()
-    if split == "unlabelled":
+    classes = tuple((folder / kind.class_names_file).read_text().split()) if split != "unlabeled" else ()
+    if split == "unlabeled":
         labels_N = np.full(len(images_NCWH), -1, np.int64)
     else:
         labels_N = np.fromfile(folder / f"{stem}_y.bin", np.uint8).astype(np.int64) - 1

@@ -21,8 +21,8 @@ def is_webdataset(path: Path) -> bool:
         names.append(name)
         if len(names) == _PEEK:
             break
-    labelled = {_split(name)[0] for name in names if _split(name)[1] in _LABELS}
-    return any(is_image_name(name) and _split(name)[0] in labelled for name in names)
+    labeled = {_split(name)[0] for name in names if _split(name)[1] in _LABELS}
+    return any(is_image_name(name) and _split(name)[0] in labeled for name in names)
 
 
 def webdataset_source(paths: list[Path], split: str, *, name: str) -> Stream:
@@ -30,10 +30,10 @@ def webdataset_source(paths: list[Path], split: str, *, name: str) -> Stream:
 
     Args:
         paths: shards.
-        split: "unlabelled" leaves the labels out.
+        split: "unlabeled" leaves the labels out.
         name: what a person calls them.
     """
-    labels_wanted = split != "unlabelled"
+    labels_wanted = split != "unlabeled"
     directories: set[str] = set()
     classes = names_beside(paths[0].parent) if labels_wanted else ()
     return Stream(name, classes, None, lambda: _items(paths, labels_wanted, directories), directories)

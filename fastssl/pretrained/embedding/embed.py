@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastssl import build, models
+from fastssl import build
 from fastssl.data.convert.chunks import indexed_runs, stream_runs
 from fastssl.data.convert.prepare import Run, Shape
 from fastssl.data.loaders import layout
@@ -24,6 +24,7 @@ from fastssl.data.loaders.threads import cpu_count
 from fastssl.data.sources import Indexed, Source, open_source
 from fastssl.data.storage import parents
 from fastssl.errors import UserError
+from fastssl.models import pretrainer
 from fastssl.pretrained.embedding.table import Table, pyarrow
 from fastssl.pretrained.load import Pretrained, load
 
@@ -52,7 +53,7 @@ def embed(
         source: what `convert` reads.
         out: features.npy, float32 (N, F), with features.csv (id, label, class) beside it; or features.parquet with the
             columns id, label, class and features. Either with a .json that says where they come from.
-        split: train, test, val or unlabelled.
+        split: train, test, val or unlabeled.
         batch_size: images in one forward pass.
         device: "auto", "cpu", "cuda" or "mps".
         on_error: "fail" at the first image that cannot be read, or "skip" and count it.
@@ -62,7 +63,7 @@ def embed(
         progress: called with the number of images done and, where known, of all.
 
     Returns:
-        What the .json holds: count, features_dim, classes, labelled, skipped, seconds and the backbone's origin.
+        What the .json holds: count, features_dim, classes, labeled, skipped, seconds and the backbone's origin.
 
     Raises:
         UserError: for everything a person can mend; nothing is left half-written.
@@ -134,16 +135,16 @@ def features(
     """Features (B, F) of images (H, W, C) of any sizes, in one forward pass."""
     flat = np.concatenate([np.ascontiguousarray(image).reshape(-1) for image in images])
     sizes_B2 = np.array(sizes, np.int64)
-    where = pretrained.device
-    offsets_B = torch.from_numpy(layout.ends_of(sizes_B2, pretrained.manifest["channels"])[:-1]).to(where)
-    index_B = torch.arange(len(images), device=where)
+    device = pretrained.device
+    offsets_B = torch.from_numpy(layout.ends_of(sizes_B2, pretrained.manifest["channels"])[:-1]).to(device)
+    index_B = torch.arange(len(images), device=device)
     (views_VBCHW,) = pretrained.clean(
-        torch.from_numpy(flat).to(where),
+        torch.from_numpy(flat).to(device),
         index_B,
         0,
-        sizes_B2=torch.from_numpy(sizes_B2).to(where),
+        sizes_B2=torch.from_numpy(sizes_B2).to(device),
         offsets_B=offsets_B,
     )
-    h_BF = models.embed(pretrained.backbone, views_VBCHW[0], autocast=build.autocast(pretrained.recipe))
+    h_BF = pretrainer.embed(pretrained.backbone, views_VBCHW[0], autocast=build.hardware.autocast(pretrained.recipe))
     rows: NDArray[np.float32] = h_BF.cpu().numpy()
     return rows

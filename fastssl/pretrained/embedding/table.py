@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastssl.data.convert.numbering import Numbering
+from fastssl.data.convert.labels import Numbering
 from fastssl.data.manifest import manifest_path
 from fastssl.data.sources import Source
 from fastssl.data.storage import temporary_name, writing
@@ -86,7 +86,7 @@ class Table:
             "count": self.count,
             "features_dim": self.features_dim,
             "classes": list(classes),
-            "labelled": int((labels_N >= 0).sum()),
+            "labeled": int((labels_N >= 0).sum()),
             "skipped": self.skipped,
         }
 

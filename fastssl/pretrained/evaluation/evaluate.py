@@ -20,7 +20,7 @@ from fastssl.pretrained.evaluation.splits import On, Part, splits
 from fastssl.pretrained.load import Pretrained, load
 from fastssl.probes import evaluate as measures
 from fastssl.probes import spectrum
-from fastssl.recipe import Recipe
+from fastssl.recipe.schema import Recipe
 from fastssl.runs.environment import environment
 
 PROBES = ("knn", "ridge", "linear", "finetune")
@@ -51,7 +51,7 @@ def evaluate(
     Args:
         run: what `train` wrote, a checkpoint in it, or a .safetensors file.
         recipe: how weights outside of a run were trained.
-        data, test: another data set's labelled train and test files; the run's own when absent.
+        data, test: another data set's labeled train and test files; the run's own when absent.
         on: "val" or "test"; "test" when `test` is given, else "val": a choice must not see the test set.
         probes: of "knn", "ridge", "linear" and "finetune".
         views: numbers of views whose mean feature is used, 1 to 256.

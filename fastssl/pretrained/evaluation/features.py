@@ -19,10 +19,11 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from fastssl import build, models
+from fastssl import build
 from fastssl.augment.augment import Augment
 from fastssl.data.batch import Batch
 from fastssl.errors import UserError
+from fastssl.models import pretrainer
 from fastssl.pretrained.evaluation.splits import Part
 from fastssl.pretrained.load import Pretrained
 from fastssl.training.online_probes import views_of
@@ -64,7 +65,7 @@ def features(
 
 
 def extract(net: Pretrained, part: Part, keys: Sequence[Key], progress: Progress | None) -> dict[Key, Tensor]:
-    loader = build.ordered_loader(net.recipe, part.path, part.rows_N, where=net.device)
+    loader = build.data.ordered_loader(net.recipe, part.path, part.rows_N, device=net.device)
     kept: dict[Key, list[Tensor]] = {key: [] for key in keys}
     done = 0
     for batch in loader.epoch(0):
@@ -82,7 +83,9 @@ def of_batch(net: Pretrained, batch: Batch, keys: Sequence[Key]) -> Iterator[tup
     layers, most = {layer for _, layer in keys}, max(count for count, _ in keys)
     total: dict[str, Tensor] = {}
     for view, augment in enumerate(view_by_view(net, most)):
-        h_BF = models.embed(net.backbone, views_of(augment, batch, view)[0][0], autocast=build.autocast(net.recipe))
+        h_BF = pretrainer.embed(
+            net.backbone, views_of(augment, batch, view)[0][0], autocast=build.hardware.autocast(net.recipe)
+        )
         for layer in layers:
             rows = h_BF if layer == "backbone" else project(net, h_BF)
             total[layer] = total[layer] + rows if layer in total else rows
@@ -98,7 +101,7 @@ def view_by_view(net: Pretrained, count: int) -> Iterator[Augment]:
 
 
 def large_rows(net: Pretrained) -> list[Any]:
-    rows = build.views(net.recipe)
+    rows = build.views.table(net.recipe)
     side_px = max(row.side_px for row in rows)
     return [row for row in rows if row.side_px == side_px]
 
@@ -125,7 +128,7 @@ def name_of(net: Pretrained, part: Part, key: Key) -> str:
         "clean": [asdict(view) for view in net.clean.views],
         "augmented": [asdict(view) for view in large_rows(net)] if count > 1 else [],
         "seed": net.recipe.seed if count > 1 else 0,
-        "normalised": [net.clean.mean_C, net.clean.std_C],
+        "normalized": [net.clean.mean_C, net.clean.std_C],
         "precision": net.recipe.train.precision,
     }
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]

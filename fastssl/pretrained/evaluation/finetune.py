@@ -21,7 +21,7 @@ from fastssl.build import optim
 from fastssl.pretrained.evaluation.splits import Part
 from fastssl.pretrained.load import Pretrained
 from fastssl.probes.evaluate import top1_pct
-from fastssl.recipe import ViewSpec
+from fastssl.recipe.schema import ViewSpec
 from fastssl.training.online_probes import views_of
 
 BATCH_SIZE, WEIGHT_DECAY, LABEL_SMOOTHING, AREA_MIN = 128, 0.05, 0.1, 0.35
@@ -33,7 +33,7 @@ def finetune(net: Pretrained, train: Part, test: Part, *, epochs: int, lr: float
 
     Args:
         net: where training starts.
-        train, test: labelled images.
+        train, test: labeled images.
         epochs: passes over train, more when they would be fewer than MIN_STEPS steps.
         lr: the highest learning rate.
         seed: of the order of images.
@@ -41,24 +41,24 @@ def finetune(net: Pretrained, train: Part, test: Part, *, epochs: int, lr: float
     classes = int(train.labels_N.max()) + 1
     model = classifier(net, classes)
     batch_size = min(BATCH_SIZE, len(train.rows_N))
-    loader = build.open_loader(
+    loader = build.data.open_loader(
         net.recipe,
         train.path,
-        where=net.device,
+        device=net.device,
         batch_size=batch_size,
-        order=partial(build.shuffled_order, seed, len(train.rows_N)),
+        order=partial(build.data.shuffled_order, seed, len(train.rows_N)),
         indices=train.rows_N,
         drop_last=True,
     )
     epochs = max(epochs, math.ceil(MIN_STEPS / len(loader)))
     groups = optim.parameter_groups([model], weight_decay=WEIGHT_DECAY)
-    adam = optim.optimizer("adamw", groups, lr=lr, momentum=0.9, betas=(0.9, 0.999), trust=1e-3, device=net.device)
+    adam = optim.make_optimizer("adamw", groups, lr=lr, momentum=0.9, betas=(0.9, 0.999), trust=1e-3, device=net.device)
     total, step = epochs * len(loader), 0
     augment = replace(net.clean, views=(training_view(net),))
     model.train()
     for epoch in range(epochs):
         for batch in loader.epoch(epoch):
-            rate = optim.learning_rate(
+            rate = optim.learning_rate_at(
                 step, base=lr, warmup_steps=total // 10, total_steps=total, schedule="cosine", final_fraction=0.0
             )
             optim.set_learning_rate(adam, rate)
@@ -79,14 +79,14 @@ def classifier(net: Pretrained, classes: int) -> nn.Sequential:
 
 
 def training_view(net: Pretrained) -> View:
-    flips = any(row.hflip_p > 0 for row in build.views(net.recipe))
+    flips = any(row.hflip_p > 0 for row in build.views.table(net.recipe))
     spec = ViewSpec(side_px=net.clean.views[0].side_px, crop="random_resized", area_min=AREA_MIN, hflip_p=0.5 * flips)
     return View(**spec.model_dump())
 
 
 def forward(model: nn.Module, view_BCHW: Tensor, net: Pretrained) -> Tensor:
     """Scores (B, C) float32; fp16 would need scaled gradients, so it runs in float32."""
-    mixed = build.autocast(net.recipe) is torch.bfloat16
+    mixed = build.hardware.autocast(net.recipe) is torch.bfloat16
     with torch.autocast(view_BCHW.device.type, dtype=torch.bfloat16, enabled=mixed):
         scores_BC: Tensor = model(view_BCHW if mixed else view_BCHW.float())
     return scores_BC.float()
@@ -95,6 +95,6 @@ def forward(model: nn.Module, view_BCHW: Tensor, net: Pretrained) -> Tensor:
 @torch.no_grad()
 def accuracy_pct(model: nn.Module, net: Pretrained, test: Part) -> float:
     model.eval()
-    loader = build.ordered_loader(net.recipe, test.path, test.rows_N, where=net.device)
+    loader = build.data.ordered_loader(net.recipe, test.path, test.rows_N, device=net.device)
     guesses = [forward(model, views_of(net.clean, batch)[0][0], net).argmax(1).cpu() for batch in loader.epoch(0)]
     return top1_pct(torch.cat(guesses), test.labels_N)

@@ -24,7 +24,7 @@ HELD_OUT_SEED = 0
 
 @dataclass(frozen=True)
 class Part:
-    """Labelled images of one file.
+    """Labeled images of one file.
 
     Attributes:
         path: the .beton.
@@ -51,32 +51,32 @@ def splits(
     Args:
         net: what is evaluated.
         data, test: files or sources of another data set; the run's own when both are absent.
-        on: "val" judges on held-out labelled images of the first, "test" on the second.
+        on: "val" judges on held-out labeled images of the first, "test" on the second.
         folder: where sources are converted to.
 
     Raises:
-        UserError: when a file is absent or unlabelled, or its classes or channels do not fit.
+        UserError: when a file is absent or unlabeled, or its classes or channels do not fit.
     """
     if data is None and test is not None and on == "val":
         raise UserError("--test names a test set, but the evaluation is on val.", "Add --on test, or leave out --test.")
     name = data if data is not None else net.recipe.data.probe_path or net.recipe.data.path
     own = data is None  # the recipe's own files may have any name
-    labelled = labelled_part(existing(Path(name)) if own else file_of(name, "train", folder))
+    labeled = labeled_part(existing(Path(name)) if own else file_of(name, "train", folder))
     tested = None
     if on == "test":
         tested_on = test_name(net, data, test)
         own = tested_on == net.recipe.data.test_path
-        tested = labelled_part(existing(Path(tested_on)) if own else file_of(tested_on, "test", folder))
+        tested = labeled_part(existing(Path(tested_on)) if own else file_of(tested_on, "test", folder))
     elif data is None and net.recipe.data.val_count:
-        fit, held = build.labelled_parts(net.recipe, build.labels_of(labelled.path))
-        labelled, tested = (labelled.pick(torch.searchsorted(labelled.rows_N, rows)) for rows in (fit, held))
+        fit, held = build.data.labeled_parts(net.recipe, build.data.labels_of(labeled.path))
+        labeled, tested = (labeled.pick(torch.searchsorted(labeled.rows_N, rows)) for rows in (fit, held))
     else:
-        fit, held = measures.hold_out(labelled.labels_N, measures.HELD_OUT_SHARE, seed=HELD_OUT_SEED)
-        labelled, tested = labelled.pick(fit), labelled.pick(held)
-    for part in (labelled, tested):
+        fit, held = measures.hold_out(labeled.labels_N, measures.HELD_OUT_SHARE, seed=HELD_OUT_SEED)
+        labeled, tested = labeled.pick(fit), labeled.pick(held)
+    for part in (labeled, tested):
         check_channels(net, part)
-    measures.check_labels(labelled.labels_N, tested.labels_N)
-    return labelled, tested
+    measures.check_labels(labeled.labels_N, tested.labels_N)
+    return labeled, tested
 
 
 def test_name(net: Pretrained, data: str | Path | None, test: str | Path | None) -> str | Path:
@@ -110,18 +110,18 @@ def file_of(name: str | Path, split: str, folder: Path | None) -> Path:
 
 def existing(path: Path) -> Path:
     if path.is_dir():
-        raise UserError(f"{path} is a folder of shards.", "Name a labelled .beton with --data.")
+        raise UserError(f"{path} is a folder of shards.", "Name a labeled .beton with --data.")
     if not path.is_file():
-        raise UserError(f"{path} does not exist.", "Name a labelled .beton with --data, made by `fastssl convert`.")
+        raise UserError(f"{path} does not exist.", "Name a labeled .beton with --data, made by `fastssl convert`.")
     return path
 
 
-def labelled_part(path: Path) -> Part:
-    labels_N = build.labels_of(path)
+def labeled_part(path: Path) -> Part:
+    labels_N = build.data.labels_of(path)
     rows_N = torch.nonzero(labels_N >= 0).flatten()
     if not len(rows_N):
-        raise UserError(f"None of the {len(labels_N)} images of {path} has a label.", "Name a labelled .beton instead.")
-    return Part(path, rows_N, labels_N[rows_N], build.manifest_of(path))
+        raise UserError(f"None of the {len(labels_N)} images of {path} has a label.", "Name a labeled .beton instead.")
+    return Part(path, rows_N, labels_N[rows_N], build.data.manifest_of(path))
 
 
 def check_channels(net: Pretrained, part: Part) -> None:

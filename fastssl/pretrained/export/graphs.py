@@ -15,7 +15,7 @@ from fastssl.pretrained.load import METADATA_KEY, Pretrained
 
 
 def write_program(net: Pretrained, path: Path, record: dict[str, Any]) -> dict[str, Any]:
-    """A program of normalised images (N, C, S, S), any N, to features (N, F)."""
+    """A program of normalized images (N, C, S, S), any N, to features (N, F)."""
     ours, images = plain(net.backbone), examples(net)
     program = torch.export.export(ours, (images,), dynamic_shapes=({0: torch.export.Dim("N")},))
     lines = ["import torch", f'model = torch.export.load("{record["file"]}").module()']

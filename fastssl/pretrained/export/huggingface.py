@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from fastssl import models
 from fastssl.errors import UserError
+from fastssl.models import hub
 from fastssl.pretrained.export.weights import plain, save, stock_of, tensors_of
 from fastssl.pretrained.load import EXPORTED, Pretrained
 
@@ -33,7 +33,7 @@ def write_folder(net: Pretrained, path: Path, record: dict[str, Any]) -> dict[st
     return record
 
 
-def timm_stock(net: Pretrained) -> models.Stock | None:
+def timm_stock(net: Pretrained) -> hub.Stock | None:
     """timm's own model for these weights, where it needs no change; timm itself need not be installed for others."""
     try:
         stock = stock_of(net, "timm")
@@ -42,13 +42,13 @@ def timm_stock(net: Pretrained) -> models.Stock | None:
     return None if stock.edits else stock
 
 
-def loading(record: dict[str, Any], stock: models.Stock | None) -> list[str]:
+def loading(record: dict[str, Any], stock: hub.Stock | None) -> list[str]:
     if stock is None:
         return ["import fastssl", f'backbone = fastssl.load("{record["file"]}").backbone']
     return ["import timm", f'model = timm.create_model("local-dir:{record["file"]}", pretrained=True)']
 
 
-def config(record: dict[str, Any], stock: models.Stock | None) -> dict[str, Any]:
+def config(record: dict[str, Any], stock: hub.Stock | None) -> dict[str, Any]:
     prepared = record["preprocessing"]
     pretrained = {
         "input_size": [prepared["channels"], prepared["side_px"], prepared["side_px"]],

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import fastssl
 from fastssl.pretrained.load import Pretrained
+from fastssl.version import __version__
 
 LICENCE = (
     "fastssl is under the MIT licence. The weights were learned from the images named under data: whoever passes them "
@@ -22,7 +22,7 @@ def record_of(net: Pretrained) -> dict[str, Any]:
     recipe = net.recipe
     return {
         "format": "fastssl-export-1",
-        "fastssl": fastssl.__version__,
+        "fastssl": __version__,
         "name": recipe.name,
         "backbone": recipe.model.backbone,
         "features_dim": net.features_dim,
@@ -41,9 +41,9 @@ def preprocessing(net: Pretrained) -> dict[str, Any]:
     converted_px = options.get("side_px")
     steps = []
     if converted_px:
-        steps.append(f"shorter side to {converted_px} px (bicubic, antialiased), centre square")
+        steps.append(f"shorter side to {converted_px} px (bicubic, antialiased), center square")
     if converted_px != side_px:
-        steps.append(f"largest centred square to {side_px} px (bilinear, antialiased)")
+        steps.append(f"largest centered square to {side_px} px (bilinear, antialiased)")
     steps += ["pixels to [0, 1]", "minus mean, divided by std"]
     return {
         "channels": len(net.clean.mean_C),

@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fastssl import build, models
+from fastssl import build
 from fastssl.errors import UserError
+from fastssl.models import backbones, hub, resnet
 from fastssl.pretrained.load import METADATA_KEY, Pretrained
 
 TOLERANCE = 1e-4
@@ -85,7 +86,7 @@ def loading_lines(name: str, suffix: str) -> list[str]:
     return ["from safetensors.torch import load_file", f'model.load_state_dict(load_file("{name}"), strict=True)']
 
 
-def changes(stock: models.Stock) -> str:
+def changes(stock: hub.Stock) -> str:
     """Why the library's model is not taken as it comes, in one sentence."""
     parts = [path for path, module in stock.edits.items() if not isinstance(module, nn.Identity)]
     if parts:
@@ -96,7 +97,7 @@ def changes(stock: models.Stock) -> str:
     return "none but the classifier, which features do without"
 
 
-def stock_of(net: Pretrained, library: str) -> models.Stock:
+def stock_of(net: Pretrained, library: str) -> hub.Stock:
     """The library's model that these weights belong to.
 
     Raises:
@@ -104,13 +105,13 @@ def stock_of(net: Pretrained, library: str) -> models.Stock:
     """
     model = net.recipe.model
     family, _, name = model.backbone.rpartition("/")
-    only_ours = model.backbone in models.RESNETS and (not models.is_published(model.backbone) or model.width != 1)
-    if only_ours or family not in ("", library) or model.backbone == build.CUSTOM:
+    only_ours = model.backbone in resnet.RESNETS and (not resnet.is_published(model.backbone) or model.width != 1)
+    if only_ours or family not in ("", library) or model.backbone == build.model.CUSTOM:
         width = f" of width {model.width:g}" if model.width != 1 else ""
         raise UserError(
             f"{library} has no model that takes the weights of {model.backbone}{width}.",
             "Export to safetensors, torch-export, onnx or huggingface instead.",
         )
-    stem = models.resolved_stem(model.backbone, model.stem)
-    side_px = build.sides_px(net.recipe)[0]
-    return models.stock(library, name, stem=stem, in_channels=len(net.clean.mean_C), side_px=side_px)
+    stem = backbones.resolved_stem(model.backbone, model.stem)
+    side_px = build.model.sides_px(net.recipe)[0]
+    return hub.stock(library, name, stem=stem, in_channels=len(net.clean.mean_C), side_px=side_px)

@@ -1,0 +1,40 @@
+"""The recipe's loss: the one table of losses, and what it says of a recipe's weights."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from fastssl.build import ranks
+from fastssl.losses.barlow_twins import LOSS as BARLOW_TWINS
+from fastssl.losses.loss import Loss, Terms
+from fastssl.losses.vicreg import LOSS as VICREG
+from fastssl.recipe.presets import view_table
+from fastssl.recipe.schema import Recipe
+
+LOSSES: dict[str, Loss] = {row.name: row for row in (BARLOW_TWINS, VICREG)}
+
+
+def loss(recipe: Recipe) -> Callable[[Tensor], Terms]:
+    """The recipe's loss with its settings, and its sums over ranks."""
+    sums = {"all_sum": ranks.all_sum} if ranks.world() > 1 else {}
+    return partial(LOSSES[recipe.loss.name].function, **settings(recipe), **sums)
+
+
+def settings(recipe: Recipe) -> dict[str, Any]:
+    """The loss's section of the recipe without its name."""
+    return recipe.loss.model_dump(exclude={"name"})
+
+
+def weights(recipe: Recipe, dim: int) -> dict[str, float]:
+    """The loss's weights as numbers, for embeddings of D = dim."""
+    return LOSSES[recipe.loss.name].weights(dim, len(view_table(recipe.augment)), **settings(recipe))
+
+
+def collapse_risk(recipe: Recipe) -> str | None:
+    """One sentence when the recipe's weights are far from the rule's for its D, else None."""
+    if not recipe.model.projector:
+        return None  # D is the backbone's
+    dim = recipe.model.projector[-1]
+    return LOSSES[recipe.loss.name].collapse_risk(dim, len(view_table(recipe.augment)), **settings(recipe))

@@ -1,0 +1,18 @@
+"""What is refused before any data is read or converted."""
+
+from fastssl.build.data import check_batch
+from fastssl.build.hardware import device
+from fastssl.build.model import check_model
+from fastssl.recipe.schema import Recipe
+
+
+def check(recipe: Recipe) -> None:
+    """What can be refused before any data is read or converted: the device, the backbone, a set known to be too small.
+
+    Raises:
+        UserError: naming the field.
+    """
+    device(recipe)
+    check_model(recipe)
+    if recipe.data.count and not recipe.data.path.exists():
+        check_batch(recipe, round((recipe.data.count - recipe.data.val_count) * recipe.data.fraction))

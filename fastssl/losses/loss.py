@@ -1,0 +1,34 @@
+"""One row of the table of losses: a loss brings its function, its weights' rule, its terms and its label."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+Terms = dict[str, Tensor]
+Weight = Literal["auto"] | float  # "auto" is the loss's own rule for D and V
+
+RISK_FACTOR = 10.0  # weights this many times off the rule's risk collapse
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What the rest of the package needs to know of a loss.
+
+    Attributes:
+        name: in recipes.
+        label: for people.
+        function: embeddings (V, B, D), the settings of its section of the recipe and `all_sum`, to its terms; "loss"
+            carries the gradient, the others are detached.
+        terms: names of the others, in the order in which they are shown.
+        weights: (dim, views, settings of its section) to its weights as numbers: "auto" resolved.
+        collapse_risk: of the same, one sentence when the weights are far from the rule's, else None.
+    """
+
+    name: str
+    label: str
+    function: Callable[..., Terms]
+    terms: tuple[str, ...]
+    weights: Callable[..., dict[str, float]]
+    collapse_risk: Callable[..., str | None]

@@ -1,0 +1,124 @@
+"""VICReg over any number of views (arXiv 2105.04906; views and scaled weights: arXiv 2312.10725).
+
+Every view is compared with the mean of the others: time and memory grow linearly in V, and V = 2 is the two-view
+formula of the paper exactly. V views, B images on this rank, N images over all ranks, D dimensions.
+"""
+
+import torch
+from torch import Tensor
+
+from fastssl.losses.loss import RISK_FACTOR, Loss, Terms, Weight
+from fastssl.losses.statistics import (
+    AllSum,
+    center,
+    check_views,
+    full_precision,
+    identity,
+    mean_of_others,
+    off_diagonal_energy,
+    pieces,
+    sum_of_squares,
+)
+
+VARIANCE_EPS = 1e-4
+# Within 2.2 times of each entry of the authors' table for D = 64 ... 8192; tests/losses/test_losses.py repeats the fit.
+FLOOR, C = 22.4, 22.0
+
+
+def vicreg(
+    z_VBD: Tensor,
+    *,
+    invariance_weight: Weight = "auto",
+    variance_weight: Weight = "auto",
+    covariance_weight: Weight = "auto",
+    all_sum: AllSum = identity,
+) -> Terms:
+    """Keep views together, every dimension's spread at one or more, and dimensions uncorrelated.
+
+    Invariance is the mean over views of the mean squared distance to the mean of the others; variance the
+    mean over views of the hinge; covariance twice the mean over views, which is the paper's sum for V = 2
+    and keeps one set of weights good for every V.
+
+    Args:
+        z_VBD: embeddings (V, B, D), any float dtype, V >= 2. Terms are float32 whatever autocast says (float64 stays).
+        invariance_weight, variance_weight: >= 0 (25 in the paper); "auto" is `invariance_rule`.
+        covariance_weight: >= 0; "auto" is 1, as in the paper.
+        all_sum: autograd-aware sum over ranks, `ranks.all_sum` under data parallelism.
+
+    Returns:
+        loss, and the three terms before weighting; "loss" carries the gradient, the other terms are detached.
+
+    Raises:
+        UserError: when z_VBD is not (V, B, D) with V >= 2.
+    """
+    check_views(z_VBD)
+    V, _, D = z_VBD.shape
+    weight = weights(
+        D,
+        V,
+        invariance_weight=invariance_weight,
+        variance_weight=variance_weight,
+        covariance_weight=covariance_weight,
+    )
+    with torch.autocast(z_VBD.device.type, enabled=False):
+        z_VBD = full_precision(z_VBD)
+        count = all_sum(z_VBD.new_full((), z_VBD.shape[1]))
+        free = (count - 1).clamp_min(1)
+        views = pieces(z_VBD)
+        apart = [(z - m).square().sum() for z, m in zip(views, mean_of_others(views), strict=True)]
+        near = all_sum(sum(apart, z_VBD.new_zeros(()))) / (V * count * D)
+        centered = center(views, count, joint=False, all_sum=all_sum)
+        spread_VD = (all_sum(sum_of_squares(centered)) / free + VARIANCE_EPS).sqrt()
+        hinge = torch.relu(1 - spread_VD).mean()
+        decorrelation = 2 * off_diagonal_energy(centered, centered, free, all_sum) / (V * D)
+        loss = (
+            weight["invariance_weight"] * near
+            + weight["variance_weight"] * hinge
+            + weight["covariance_weight"] * decorrelation
+        )
+    terms = {"invariance": near, "variance": hinge, "covariance": decorrelation}
+    return {"loss": loss} | {name: term.detach() for name, term in terms.items()}
+
+
+def invariance_rule(dim: int) -> float:
+    """The weight of invariance and variance that "auto" stands for while covariance has 1: max(22.4, D / 22).
+
+    A larger value keeps dimensions apart less. It does not depend on V, since the terms are means over views.
+
+    Args:
+        dim: D, width of the embeddings, >= 1.
+    """
+    return max(FLOOR, dim / C)
+
+
+def weights(
+    dim: int,
+    views: int,
+    *,
+    invariance_weight: Weight = "auto",
+    variance_weight: Weight = "auto",
+    covariance_weight: Weight = "auto",
+) -> dict[str, float]:
+    """The weights as numbers."""
+    rule = invariance_rule(dim)
+    return {
+        "invariance_weight": rule if invariance_weight == "auto" else float(invariance_weight),
+        "variance_weight": rule if variance_weight == "auto" else float(variance_weight),
+        "covariance_weight": 1.0 if covariance_weight == "auto" else float(covariance_weight),
+    }
+
+
+def collapse_risk(dim: int, views: int, **settings: Weight) -> str | None:
+    """One sentence when invariance or variance weighs under a tenth of the rule's against covariance, else None."""
+    rule, resolved = invariance_rule(dim), weights(dim, views, **settings)
+    for name in ("invariance_weight", "variance_weight"):
+        share = resolved[name] / max(resolved["covariance_weight"], 1e-12)
+        if rule / max(share, 1e-12) > RISK_FACTOR:
+            return (
+                f"loss.{name} {resolved[name]:g} is {rule / max(share, 1e-12):.0f} times below the rule's {rule:.3g} "
+                f"for D = {dim}: embeddings are likely to collapse; set it to auto."
+            )
+    return None
+
+
+LOSS = Loss("vicreg", "VICReg", vicreg, ("invariance", "variance", "covariance"), weights, collapse_risk)
