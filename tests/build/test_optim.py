@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from fastssl.build.optim import learning_rate, optimizer, parameter_groups
+from fastssl.build.optim import learning_rate_at, make_optimizer, parameter_groups
 from fastssl.models.backbones import backbone
 
 
 def rates(**changes: object) -> list[float]:
     settings = {"base": 1.0, "warmup_steps": 2, "total_steps": 6, "schedule": "cosine", "final_fraction": 0.0} | changes
-    return [learning_rate(step, **settings) for step in range(6)]  # type: ignore[arg-type]
+    return [learning_rate_at(step, **settings) for step in range(6)]  # type: ignore[arg-type]
 
 
 def test_warm_up_then_half_a_cosine() -> None:
@@ -22,7 +22,7 @@ def test_warm_up_then_half_a_cosine() -> None:
 
 def test_constant_and_final_fraction() -> None:
     assert rates(schedule="constant", warmup_steps=0) == [1.0] * 6
-    assert learning_rate(
+    assert learning_rate_at(
         6, base=2.0, warmup_steps=0, total_steps=6, schedule="cosine", final_fraction=0.1
     ) == pytest.approx(0.2)
 
@@ -49,7 +49,7 @@ def test_frozen_parameters_are_left_out() -> None:
 def test_every_optimizer_descends_a_quadratic(name: str) -> None:
     w = nn.Parameter(torch.tensor([[3.0, -2.0]]))
     groups = [{"params": [w], "weight_decay": 0.0}]
-    chosen = optimizer(name, groups, lr=0.1, momentum=0.5, betas=(0.9, 0.99), trust=0.1, device=torch.device("cpu"))
+    chosen = make_optimizer(name, groups, lr=0.1, momentum=0.5, betas=(0.9, 0.99), trust=0.1, device=torch.device("cpu"))
     for _ in range(200):
         w.square().sum().backward()
         chosen.step()
@@ -62,7 +62,7 @@ def test_lars_is_the_papers_formula() -> None:
     w, b = nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(4))
     lr, momentum, trust, decay = 0.3, 0.9, 0.02, 0.1
     groups = [{"params": [w], "weight_decay": decay}, {"params": [b], "weight_decay": 0.0}]
-    lars = optimizer(
+    lars = make_optimizer(
         "lars", groups, lr=lr, momentum=momentum, betas=(0.9, 0.999), trust=trust, device=torch.device("cpu")
     )
     want_w, want_b, velocity_w, velocity_b = w.detach().clone(), b.detach().clone(), 0.0, 0.0
@@ -80,7 +80,7 @@ def test_lars_is_the_papers_formula() -> None:
 
 def test_lars_at_zero_weight_takes_a_plain_step() -> None:
     w = nn.Parameter(torch.zeros(2, 2))
-    lars = optimizer(
+    lars = make_optimizer(
         "lars",
         [{"params": [w], "weight_decay": 0.0}],
         lr=0.1,

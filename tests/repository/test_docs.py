@@ -285,7 +285,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     page = (tmp_path / "troubleshooting.html").read_text(encoding="utf-8")
     assert "There is no export to &lt;to&gt;." in page
-    assert "orthogonality_rule" in (tmp_path / "api.html").read_text(encoding="utf-8")
+    assert "redundancy_rule" in (tmp_path / "api.html").read_text(encoding="utf-8")
     front = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert not [page.name for page in (ROOT / "docs").glob("*.md") if f'"{page.stem}.html"' not in front]
 
