@@ -49,7 +49,9 @@ def test_frozen_parameters_are_left_out() -> None:
 def test_every_optimizer_descends_a_quadratic(name: str) -> None:
     w = nn.Parameter(torch.tensor([[3.0, -2.0]]))
     groups = [{"params": [w], "weight_decay": 0.0}]
-    chosen = make_optimizer(name, groups, lr=0.1, momentum=0.5, betas=(0.9, 0.99), trust=0.1, device=torch.device("cpu"))
+    chosen = make_optimizer(
+        name, groups, lr=0.1, momentum=0.5, betas=(0.9, 0.99), trust=0.1, device=torch.device("cpu")
+    )
     for _ in range(200):
         w.square().sum().backward()
         chosen.step()

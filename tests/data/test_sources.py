@@ -100,6 +100,13 @@ def test_splits_and_class_folders(tmp_path, kind, wrapper, split):
         assert classes == ("ant", "cat", "dog")
 
 
+@pytest.mark.parametrize("spelling", ["unlabeled", "unlabelled"])
+def test_both_spellings_of_the_unlabeled_folder_are_read(tmp_path, spelling):
+    path = tree(tmp_path / "folder", {"train/a/0.png": png(0), f"{spelling}/0.png": png(1)})
+    found, _ = contents(open_source(path, split="unlabeled"))
+    assert list(found) == [f"{spelling}/0.png"]
+
+
 @kinds
 def test_without_split_folders_all_is_train(tmp_path, kind):
     path = PACKERS[kind](tmp_path, {"b/0.png": png(0), "a/0.png": png(1), "a/sub/2.png": png(2)})

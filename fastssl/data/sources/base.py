@@ -38,7 +38,7 @@ SPLITS = {
     "train": ("train", "training"),
     "test": ("test", "testing"),
     "val": ("val", "valid", "validation"),
-    "unlabeled": ("unlabeled", "unlabeled"),
+    "unlabeled": ("unlabeled", "unlabelled"),
 }
 
 
