@@ -3,9 +3,11 @@
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -56,3 +58,12 @@ def test_files_stay_small_enough_to_read() -> None:
 
 def test_the_real_images_are_not_in_the_repository() -> None:
     assert not [p for p in tracked() if p.suffix in (".xz", ".beton") and p.stat().st_size > 1 << 20]
+
+
+def test_continuous_integration_runs_make_test_on_every_supported_python() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    (job,) = workflow["jobs"].values()
+    classifiers = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["classifiers"]
+    supported = [name.split()[-1] for name in classifiers if re.search(r":: 3\.\d+$", name)]
+    assert job["strategy"]["matrix"]["python"] == supported
+    assert [step["run"] for step in job["steps"] if "run" in step] == ["make test"]
