@@ -282,7 +282,7 @@ def test_time_to_accuracy_stops_reuses_and_tells(pair: list[Any], tmp_path: Path
     assert made["speed_ups"][0]["bound"] == "exact"
     assert "three reaches knn5 1 %" in tta_text(made)
 
-    monkeypatch.setattr(tta.training, "train", lambda *_, **__: pytest.fail("finished runs are used again"))
+    monkeypatch.setattr(tta.loop, "train", lambda *_, **__: pytest.fail("finished runs are used again"))
     monkeypatch.setattr(tta, "warm_up", lambda recipe: pytest.fail("nothing is left to warm up for"))
     again = tta.tta(pair, {"knn5_pct": 1.0}, **options)
     assert again["rows"] == made["rows"]

@@ -437,7 +437,7 @@ def test_a_journal_of_other_options_is_not_believed(tmp_path):
 
 STUCK = """
 import sys, time
-from fastssl.data.convert import convert
+from fastssl.data.convert.convert import convert
 
 def wait(done, total):
     print(done, flush=True)

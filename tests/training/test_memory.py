@@ -7,7 +7,7 @@ import pytest
 
 SCRIPT = """
 import resource, sys, torch
-from fastssl.memory import keep_freed_memory
+from fastssl.training.guards import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 for _ in range(20):  # the heap settles after a few blocks
