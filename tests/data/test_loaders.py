@@ -263,7 +263,7 @@ def look():  # after every other function registered
 atexit.register(look)
 import torch
 from pathlib import Path
-from fastssl.data import {"resident" if kind == "mmap" else kind} as module
+from fastssl.data.loaders import {"resident" if kind == "mmap" else kind} as module
 options = {"dict(memory='mmap')" if kind == "mmap" else "{}"}
 loader = module.open_loader(
     Path({str(files / "jpg.beton")!r}), device="cpu", batch_size=4, order=lambda _: torch.arange({COUNT}), **options
