@@ -79,7 +79,7 @@ def first_images(recipes: Mapping[str, Recipe], device: torch.device) -> Tensor:
 def step_of(recipe: Recipe, images: Tensor, device: torch.device) -> Callable[[int], Tensor]:
     """One step of the recipe as a function of the epoch, which gives its loss."""
     manifest = build.data.manifest_of(recipe.data.path)
-    network = build.model.network(recipe, in_channels=manifest["channels"], device=device)
+    network = build.model.network(recipe, in_channels=manifest.channels, device=device)
     optimizer, loss = build.optim.optimizer(recipe, network, device=device), build.losses.loss(recipe)
     augment = build.views.augment(recipe, manifest, device=device)
     batch = images[: recipe.data.batch_size]

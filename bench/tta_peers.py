@@ -144,7 +144,7 @@ def report(runs: dict[str, list[dict[str, Any]]], recipe: Recipe, target_pct: fl
         "tta_peers",
         rows,
         recipe.model_dump(mode="json"),
-        data_digest=build.data.manifest_of(recipe.data.path)["digest"],
+        data_digest=build.data.manifest_of(recipe.data.path).digest,
         targets={"knn_pct": target_pct},
         warmup=f"the first {WARMUP} steps are not timed",
         clock="training only: the accuracy is measured with the clock stopped",

@@ -84,7 +84,7 @@ def lightly(recipe: Recipe, workers: int) -> Loop:
         gaussian_blur=view.blur_p,
         solarization_prob=view.solarize_p,
         hf_prob=view.hflip_p,
-        normalize={"mean": manifest["mean"], "std": manifest["std"]},
+        normalize={"mean": manifest.mean, "std": manifest.std},
     )
     dataset = LightlyDataset.from_torch_dataset(train_images(recipe), transform=MultiViewTransform([transform] * 2))
     weights = build.losses.weights(recipe, recipe.model.projector[-1])
@@ -111,7 +111,7 @@ def plain(recipe: Recipe, workers: int) -> Loop:
             T.RandomApply([jitter], p=view.jitter_p),
             T.RandomGrayscale(view.gray_p),
             T.ToTensor(),
-            T.Normalize(manifest["mean"], manifest["std"]),
+            T.Normalize(manifest.mean, manifest.std),
         ]
     )
     dataset = train_images(recipe)

@@ -176,7 +176,7 @@ def formats() -> list[Check]:
 
         def try_shards() -> str:
             convert("shapes", shards, format="webdataset", count=IMAGES, workers=1)
-            return f"wrote and read {convert(shards, back, workers=1)['count']} images"
+            return f"wrote and read {convert(shards, back, workers=1).count} images"
 
         found = [attempt("format", ".beton", try_beton), attempt("format", "WebDataset shards", try_shards)]
     parquet = installed("pyarrow")

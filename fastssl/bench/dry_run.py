@@ -27,7 +27,7 @@ def describe(recipe: Recipe) -> dict[str, Any]:
     build.preflight.check(recipe)
     device = build.hardware.device(recipe)
     rows = view_table(recipe.augment)
-    channels = int(build.data.manifest_of(recipe.data.path)["channels"]) if recipe.data.path.exists() else 3
+    channels = build.data.manifest_of(recipe.data.path).channels if recipe.data.path.exists() else 3
     network = build.model.network(recipe, in_channels=channels, device=device)
     images = images_of(recipe)
     steps = images // recipe.data.batch_size if images else None

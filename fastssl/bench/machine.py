@@ -66,7 +66,7 @@ def checked(recipe: Recipe, notes: list[str], *, seconds: float, say: Say) -> di
         "machine",
         best + rows,
         recipe.model_dump(mode="json"),
-        data_digest=made.manifest["digest"],
+        data_digest=made.manifest.digest,
         warmup="two steps untimed, and as long as a window before windows",
         bottleneck=bottleneck(rows),
         notes=notes,
@@ -160,7 +160,7 @@ def stage_bytes(made: Parts) -> dict[str, float]:
     elements = batch.images.numel()
     if not is_copied:
         assert batch.sizes_B2 is not None
-        elements = int(batch.sizes_B2.prod(dim=1).sum()) * made.manifest["channels"]
+        elements = int(batch.sizes_B2.prod(dim=1).sum()) * made.manifest.channels
     pixels = elements * batch.images.element_size()
     cut = sum(group.numel() * group.element_size() for group in groups)
     update = 4 * OPTIMIZER_TRAFFIC[made.recipe.optim.name] * pretrainer.parameter_count(made.plain)

@@ -86,8 +86,8 @@ def facts_of(path: Path) -> Facts:
         path=path,
         count=len(labels_N),
         side_px=int(np.median(sides_N)),
-        one_size=manifest["side_px"] is not None,
-        channels=int(manifest["channels"]),
+        one_size=manifest.side_px is not None,
+        channels=manifest.channels,
         labeled=int((labels_N >= 0).sum()),
         classes=len(np.unique(labels_N[labels_N >= 0])),
     )

@@ -17,6 +17,7 @@ from fastssl.augment.augment import Augment
 from fastssl.bench.timing import Laps
 from fastssl.build.optim import set_learning_rate
 from fastssl.data.batch import Batch
+from fastssl.data.manifest import Manifest
 from fastssl.models.pretrainer import Pretrainer
 from fastssl.recipe.presets import view_table
 from fastssl.recipe.schema import Recipe
@@ -37,7 +38,7 @@ class Parts:
 
     recipe: Recipe
     device: torch.device
-    manifest: dict[str, Any]
+    manifest: Manifest
     sets: build.data.Sets
     loader: build.data.Loader
     augment: Augment
@@ -117,7 +118,7 @@ def parts(recipe: Recipe) -> Parts:
     data = recipe.data
     manifest = build.data.manifest_of(data.path)
     sets = build.data.sets(recipe, build.data.labels_of(data.path), build.data.labels_of(data.probe_path or data.path))
-    plain = build.model.network(recipe, in_channels=manifest["channels"], device=device)
+    plain = build.model.network(recipe, in_channels=manifest.channels, device=device)
     return Parts(
         recipe=recipe,
         device=device,

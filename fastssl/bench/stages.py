@@ -24,6 +24,7 @@ from fastssl.data.beton.reader import Beton
 from fastssl.data.loaders import layout
 from fastssl.data.loaders.threads import cpu_count, spread
 from fastssl.data.loaders.transfer import moved
+from fastssl.data.manifest import Manifest
 from fastssl.recipe.schema import Recipe
 from fastssl.training.step import update
 
@@ -73,7 +74,7 @@ def recipe_stages(recipe: Recipe) -> list[Stage]:
         manifest = build.data.manifest_of(path)
     else:
         stages, batch = [], stand_in(recipe, device)
-        manifest = {"channels": 3, "mean": [0.5] * 3, "std": [0.25] * 3}
+        manifest = Manifest(count=0, channels=3, mean=(0.5,) * 3, std=(0.25,) * 3, digest="", classes=())
     augment = build.views.augment(recipe, manifest, device=device)
     groups: tuple[Tensor, ...] = ()
 
@@ -86,7 +87,7 @@ def recipe_stages(recipe: Recipe) -> list[Stage]:
 
     works = [f"{len(augment.views)} views by the {augment.backend} backend"]
     stages += as_stages(["augment"], works, growing(make_views, len(batch)))
-    return stages + network_stages(recipe, groups, channels=manifest["channels"], device=device)
+    return stages + network_stages(recipe, groups, channels=manifest.channels, device=device)
 
 
 def stream_stages(recipe: Recipe, device: torch.device) -> tuple[list[Stage], Batch]:

@@ -133,7 +133,7 @@ def same_work(recipes: Sequence[Recipe]) -> str:
 
 def digest_of(recipe: Recipe) -> str:
     paths = [recipe.data.path] + ([recipe.data.probe_path] if recipe.data.probe_path else [])
-    return "+".join(str(build.data.manifest_of(path)["digest"]) for path in paths)
+    return "+".join(build.data.manifest_of(path).digest for path in paths)
 
 
 def warm_up(recipe: Recipe) -> None:

@@ -155,7 +155,7 @@ def measured(
         bench,
         [row(name, what, "images_per_s", values) for name, values in rates.items()],
         recipe.model_dump(mode="json"),
-        data_digest=build.data.manifest_of(recipe.data.path)["digest"],
+        data_digest=build.data.manifest_of(recipe.data.path).digest,
         warmup=f"a step and {window_s:.2f} s of each untimed",
         notes=notes,
     )

@@ -3,12 +3,11 @@
 The half of `build` that deals with data; everything here is also there.
 """
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, Unpack
+from typing import Protocol, Unpack
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from fastssl.data.loaders import resident
 from fastssl.data.loaders.choose import choose, free_host_bytes, installed
 from fastssl.data.loaders.loader import BetonLoader
 from fastssl.data.loaders.plan import PlanOptions
-from fastssl.data.manifest import manifest_path
+from fastssl.data.manifest import Manifest, manifest_path, read_manifest
 from fastssl.errors import UserError
 from fastssl.recipe.schema import Recipe
 
@@ -161,7 +160,7 @@ def check_test_classes(recipe: Recipe, probe_labels_N: Tensor) -> None:
     test_path, probe_path = recipe.data.test_path, recipe.data.probe_path or recipe.data.path
     if test_path is None or not test_path.exists() or not bool((probe_labels_N >= 0).any()):
         return
-    learned, tested = (manifest_of(path)["classes"] for path in (probe_path, test_path))
+    learned, tested = (manifest_of(path).classes for path in (probe_path, test_path))
     known = set(probe_labels_N.tolist())
     for label in sorted(set(labels_of(test_path).tolist()) - {-1}):
         name = class_name(tested, label)
@@ -174,7 +173,7 @@ def check_test_classes(recipe: Recipe, probe_labels_N: Tensor) -> None:
             )
 
 
-def class_name(classes: list[str], label: int) -> str:
+def class_name(classes: Sequence[str], label: int) -> str:
     """A class's name, its number where it has none."""
     return classes[label] if label < len(classes) else str(label)
 
@@ -216,8 +215,8 @@ def stream(recipe: Recipe, folder: Path, *, device: torch.device) -> Loader:
     from fastssl.data.loaders.dali_shards import open_stream
 
     manifest, data = manifest_of(folder), recipe.data
-    (height, width), channels = manifest["size_max_px"], manifest["channels"]
-    uniform = manifest["size_min_px"] == manifest["size_max_px"]
+    size, channels = manifest.size_max_px, manifest.channels
+    uniform = size is not None and manifest.size_min_px == size
     return open_stream(
         folder,
         device=device,
@@ -229,7 +228,7 @@ def stream(recipe: Recipe, folder: Path, *, device: torch.device) -> Loader:
         threads=data.workers or None,
         layout=data.layout,
         channels=channels,
-        image_shape=(height, width, channels) if uniform else None,
+        image_shape=(*size, channels) if uniform and size else None,
     )
 
 
@@ -332,7 +331,7 @@ def shuffled_order(seed: int, count: int, epoch: int) -> Tensor:
     return draws.permutation(seed, epoch, count)
 
 
-def manifest_of(path: Path) -> dict[str, Any]:
+def manifest_of(path: Path) -> Manifest:
     """The manifest that `convert` wrote beside a file.
 
     Raises:
@@ -342,19 +341,15 @@ def manifest_of(path: Path) -> dict[str, Any]:
         f"Make it with `fastssl convert {path} OTHER.beton`, which reads any .beton, and set data.path to OTHER.beton."
     )
     try:
-        manifest: dict[str, Any] = json.loads(manifest_path(path).read_text(encoding="utf-8"))
-        if len(manifest["mean"]) != manifest["channels"] or len(manifest["std"]) != manifest["channels"]:
-            raise ValueError
-        str(manifest["digest"]), manifest["side_px"], manifest["classes"]
+        return read_manifest(path)
     except FileNotFoundError:
         raise UserError(f"{path} has no manifest {manifest_path(path).name} beside it.", fix) from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{manifest_path(path)} is damaged.", fix) from error
-    return manifest
+    except (OSError, ValueError) as error:
+        raise UserError(f"{manifest_path(path)} is damaged: {error}.", fix) from error
 
 
 def labels_of(path: Path) -> Tensor:
     """Labels of a .beton file, int64 (N,), -1 where there is none, as for every sample of a folder of shards."""
     if path.is_dir():
-        return torch.full((manifest_of(path)["count"],), -1, dtype=torch.int64)
+        return torch.full((manifest_of(path).count,), -1, dtype=torch.int64)
     return torch.from_numpy(np.array(Beton(path).labels, dtype=np.int64))

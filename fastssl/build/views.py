@@ -2,29 +2,30 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from fastssl.augment.augment import Augment
 from fastssl.augment.policy import View
 from fastssl.build.hardware import autocast
+from fastssl.data.manifest import Manifest
 from fastssl.models.hub import ONE_SIDE_ONLY
 from fastssl.recipe import progressive
 from fastssl.recipe.presets import view_table
-from fastssl.recipe.schema import Recipe, ViewSpec
+from fastssl.recipe.schema import MAX_VIEW_PX, Recipe, ViewSpec
 
 
 def table(recipe: Recipe) -> tuple[View, ...]:
     return tuple(View(**spec.model_dump()) for spec in view_table(recipe.augment))
 
 
-def augment(recipe: Recipe, manifest: dict[str, Any], *, device: torch.device) -> Augment:
+def augment(recipe: Recipe, manifest: Manifest, *, device: torch.device) -> Augment:
     """The recipe's view table, normalized by the data's own mean and standard deviation."""
     return make_augment(recipe, table(recipe), manifest, device=device)
 
 
-def augment_of_epoch(recipe: Recipe, manifest: dict[str, Any], *, device: torch.device) -> Callable[[int], Augment]:
+def augment_of_epoch(recipe: Recipe, manifest: Manifest, *, device: torch.device) -> Callable[[int], Augment]:
     """Epoch to its view table: `augment`, or smaller views where the recipe is progressive."""
     full = augment(recipe, manifest, device=device)
     if recipe.augment.progressive is None:
@@ -37,16 +38,18 @@ def augment_of_epoch(recipe: Recipe, manifest: dict[str, Any], *, device: torch.
     return of_epoch
 
 
-def clean_view(recipe: Recipe, manifest: dict[str, Any], *, device: torch.device) -> Augment:
+def clean_view(recipe: Recipe, manifest: Manifest, *, device: torch.device) -> Augment:
     """One view that changes nothing but the size, the largest centered square of the image, for evaluation."""
-    own = None if recipe.model.backbone.startswith(ONE_SIDE_ONLY) else manifest["side_px"]
+    own = None if recipe.model.backbone.startswith(ONE_SIDE_ONLY) else manifest.side_px
+    if own is not None and own > MAX_VIEW_PX:  # no backbone takes them whole
+        own = None
     side_px = recipe.evaluate.side_px or own or recipe.augment.side_px
     return make_augment(
         recipe, (View(**ViewSpec(side_px=side_px, crop="center").model_dump()),), manifest, device=device
     )
 
 
-def make_augment(recipe: Recipe, rows: tuple[View, ...], manifest: dict[str, Any], *, device: torch.device) -> Augment:
+def make_augment(recipe: Recipe, rows: tuple[View, ...], manifest: Manifest, *, device: torch.device) -> Augment:
     backend: Literal["torch", "cpu", "cuda"]
     if recipe.augment.backend == "auto":
         backend = "cpu" if device.type == "cpu" else "cuda" if device.type == "cuda" else "torch"
@@ -54,8 +57,8 @@ def make_augment(recipe: Recipe, rows: tuple[View, ...], manifest: dict[str, Any
         backend = recipe.augment.backend
     return Augment(
         views=rows,
-        mean_C=tuple(manifest["mean"]),
-        std_C=tuple(max(float(s), 1e-3) for s in manifest["std"]),
+        mean_C=manifest.mean,
+        std_C=tuple(max(s, 1e-3) for s in manifest.std),
         seed=recipe.seed,
         dtype=autocast(recipe) or torch.float32,
         backend=backend,

@@ -68,6 +68,6 @@ def convert(
     options["classes"] = read_classes(classes) if classes else None
     with conversion_progress() as progress:
         manifest = run(source, out, **options, progress=lambda done, total: progress(str(out), done, total))
-    skipped = f", {manifest['skipped_count']} skipped" if manifest["skipped_count"] else ""
-    text = f"{out}: {manifest['count']} images, {len(manifest['classes'])} classes{skipped}"
-    print_result(dict(manifest), text, as_json)
+    skipped = f", {manifest.skipped_count} skipped" if manifest.skipped_count else ""
+    text = f"{out}: {manifest.count} images, {len(manifest.classes)} classes{skipped}"
+    print_result(manifest.to_json(), text, as_json)

@@ -13,7 +13,6 @@ import simplejpeg
 from PIL import Image, ImageOps
 
 MAX_PIXELS = 89_478_485  # Pillow's own threshold for a decompression bomb: a quarter of a gigabyte of RGB
-MAX_CHANNELS = 64
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 JPEG_START = b"\xff\xd8\xff"
 EXIF_ORIENTATION = 0x0112

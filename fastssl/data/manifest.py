@@ -1,23 +1,127 @@
 """The manifest beside every converted file: what is in it, how it came about, and a digest to tell it by."""
 
 import dataclasses
-import hashlib
-import itertools
 import json
-import os
-import struct
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
-import numpy as np
+from fastssl.data.limits import MAX_CHANNELS, MAX_SIDE_PX
 
-from fastssl import __version__
-from fastssl.data.convert.prepare import Run, joined
-from fastssl.data.storage import temporary_name
-
-Manifest = dict[str, Any]
 MAX_LISTED = 10_000  # skipped items named one by one; beyond, they are only counted
+_PAIRS = ("size_min_px", "size_max_px")
+
+
+class Skipped(NamedTuple):
+    """An item that could not be read, and why."""
+
+    key: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What one data file holds; validated when it is made, from whatever source.
+
+    Attributes:
+        count: samples.
+        channels: C, 1 to MAX_CHANNELS.
+        mean, std: of each channel over all pixels, in [0, 1].
+        digest: tells the data apart, see `Tally`.
+        classes: class names by label.
+        side_px: height and width of all images, 1 to MAX_SIDE_PX; None where they differ.
+        size_min_px, size_max_px: smallest and largest (height, width).
+        class_counts: samples of each class.
+        unlabeled: samples without a class.
+        format: "beton" or "webdataset".
+        shards: number of .tar files of a webdataset.
+        version: of fastssl.
+        options: of the conversion.
+        skipped_count: items that could not be read; `skipped` lists at most MAX_LISTED of them.
+
+    Raises:
+        ValueError: one sentence, when a value is absent or absurd.
+    """
+
+    count: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    digest: str
+    classes: tuple[str, ...]
+    side_px: int | None = None
+    size_min_px: tuple[int, int] | None = None
+    size_max_px: tuple[int, int] | None = None
+    class_counts: tuple[int, ...] = ()
+    unlabeled: int = 0
+    format: str = ""
+    version: str = ""
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    skipped_count: int = 0
+    skipped: tuple[Skipped, ...] = ()
+    shards: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_whole("count", self.count, 0, None)
+        _check_whole("channels", self.channels, 1, MAX_CHANNELS)
+        if self.side_px is not None:
+            _check_whole("side_px", self.side_px, 1, MAX_SIDE_PX)
+        for name in _PAIRS:
+            for value in getattr(self, name) or ():
+                _check_whole(name, value, 1, MAX_SIDE_PX)
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if len(values) != self.channels or not all(_is_finite(value) for value in values):
+                raise ValueError(f"{name} is not {self.channels} finite numbers, one per channel")
+        if not all(isinstance(name, str) for name in (self.digest, *self.classes)):
+            raise ValueError("digest and classes are not strings")
+        if not isinstance(self.options, Mapping):
+            raise ValueError("options is not a mapping")
+
+    @classmethod
+    def from_json(cls, record: Any) -> Self:
+        """From the parsed JSON of `to_json`; keys of other versions are ignored.
+
+        Raises:
+            ValueError: one sentence, when a value is absent or absurd.
+        """
+        if not isinstance(record, Mapping):
+            raise ValueError("it is not a JSON object")
+        known = {field.name for field in dataclasses.fields(cls)}
+        values = {key: value for key, value in record.items() if key in known}
+        try:
+            for key in ("mean", "std", "classes", "class_counts"):
+                values[key] = tuple(values.get(key, ()))
+            for key in _PAIRS:
+                height, width = values.get(key) or (None, None)
+                values[key] = None if height is None else (height, width)
+            values["skipped"] = tuple(Skipped(str(s["key"]), str(s["reason"])) for s in values.get("skipped", ()))
+            return cls(**values)
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"a value is absent or of the wrong type: {error}") from error
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        record: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            record[field.name] = list(value) if isinstance(value, tuple) else value
+        record["options"] = dict(self.options)
+        record["skipped"] = [entry._asdict() for entry in self.skipped]
+        if self.shards is None:
+            del record["shards"]
+        return record
+
+
+def _check_whole(name: str, value: object, least: int, most: int | None) -> None:
+    if type(value) is not int or value < least or (most is not None and value > most):
+        bounds = f"{least} or more" if most is None else f"{least} to {most}"
+        raise ValueError(f"{name} is not a whole number of {bounds}")
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def manifest_path(out: Path) -> Path:
@@ -25,92 +129,14 @@ def manifest_path(out: Path) -> Path:
     return out.with_name(out.name + ".json")
 
 
-@dataclasses.dataclass(slots=True)
-class Tally:
-    """Running figures of a conversion, in order of storing.
+def read_manifest(out: Path) -> Manifest:
+    """The manifest beside a data file.
 
-    The digest is the SHA-256 over, for each sample, its size, channels and stored bytes, and at the end all labels.
+    Raises:
+        FileNotFoundError: when there is none.
+        ValueError: one sentence, when it is damaged.
     """
-
-    channels: int
-    full: int  # the largest pixel value, 255 or 65535
-    count: int = 0
-    pixels: int = 0
-    sums_2C: list[list[int]] = dataclasses.field(default_factory=list)  # Python integers: they never overflow
-    smallest: tuple[int, int] | None = None
-    largest: tuple[int, int] = (0, 0)
-    sizes: int = 0
-    skipped: list[tuple[str, str]] = dataclasses.field(default_factory=list)
-    skipped_count: int = 0
-    hash: Any = dataclasses.field(default_factory=hashlib.sha256)
-
-    def add(self, run: Run) -> None:
-        """Count a run in."""
-        sums = run.sums_2C.tolist()
-        old = self.sums_2C or [[0] * self.channels, [0] * self.channels]
-        self.sums_2C = [[a + b for a, b in zip(x, y, strict=True)] for x, y in zip(old, sums, strict=True)]
-        self.pixels += run.pixels
-        self.count += len(run.data)
-        heads = (struct.pack("<HHH", *size, self.channels) for size in run.sizes)
-        for piece in joined(itertools.chain.from_iterable(zip(heads, run.data, strict=True))):
-            self.hash.update(piece)
-        for height, width in set(run.sizes):
-            low = self.smallest or (height, width)
-            self.smallest = (min(low[0], height), min(low[1], width))
-            self.largest = (max(self.largest[0], height), max(self.largest[1], width))
-        self.skipped_count += len(run.refused)
-        self.skipped += run.refused[: max(0, MAX_LISTED - len(self.skipped))]
-
-    def mean_C(self) -> list[float]:
-        """Mean of each channel over all pixels, in [0, 1]."""
-        return [total / self.pixels / self.full for total in self.sums_2C[0]]
-
-    def std_C(self) -> list[float]:
-        """Standard deviation of each channel over all pixels (population), in [0, 1]."""
-        pairs = zip(*self.sums_2C, strict=True)  # exact integers until the last step: no cancellation
-        return [((squares * self.pixels - total**2) ** 0.5) / self.pixels / self.full for total, squares in pairs]
-
-
-def make_manifest(
-    tally: Tally,
-    *,
-    file_format: str,
-    classes: Sequence[str],
-    labels_N: np.ndarray,
-    options: dict[str, Any],
-    **more: Any,
-) -> Manifest:
-    """The manifest of `tally.count` samples with these labels; `more` adds fields of one format."""
-    assert tally.smallest is not None
-    tally.hash.update(labels_N.astype("<i8").tobytes())
-    one_size = tally.smallest == tally.largest
-    counts = np.bincount(labels_N[labels_N >= 0], minlength=len(classes)).tolist()
-    return {
-        "format": file_format,
-        "count": tally.count,
-        "classes": list(classes),
-        "class_counts": counts,
-        "unlabeled": int((labels_N < 0).sum()),
-        "side_px": tally.smallest[0] if one_size and tally.smallest[0] == tally.smallest[1] else None,
-        "size_min_px": list(tally.smallest),
-        "size_max_px": list(tally.largest),
-        "channels": tally.channels,
-        "mean": tally.mean_C(),
-        "std": tally.std_C(),
-        "digest": "sha256:" + tally.hash.hexdigest(),
-        "version": __version__,
-        "options": options,
-        "skipped_count": tally.skipped_count,
-        "skipped": [{"key": key, "reason": reason} for key, reason in tally.skipped],
-        **more,
-    }
-
-
-def write_manifest(manifest: Manifest, path: Path) -> None:
-    """Write under a temporary name, then rename."""
-    temporary = temporary_name(path, "tmp")
     try:
-        temporary.write_text(json.dumps(manifest, indent=2) + "\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        return Manifest.from_json(json.loads(manifest_path(out).read_text(encoding="utf-8")))
+    except RecursionError as error:
+        raise ValueError("its JSON is nested too deeply") from error

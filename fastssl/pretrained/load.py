@@ -7,11 +7,9 @@ crash.
 import copy
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +19,7 @@ from torch import Tensor, nn
 
 from fastssl import build
 from fastssl.augment.augment import Augment
+from fastssl.data.manifest import Manifest
 from fastssl.errors import UserError
 from fastssl.models import pretrainer
 from fastssl.recipe.load import load as load_recipe
@@ -30,7 +29,6 @@ from fastssl.runs import checkpoint
 METADATA_KEY = "fastssl"  # of an exported .safetensors file's metadata: the record of the export, as JSON
 EXPORTED = "model.safetensors"  # in a folder for Hugging Face
 Images = npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | Sequence[npt.NDArray[np.uint8]] | Tensor
-MAX_CHANNELS, MAX_SIDE_PX = 1024, 1024
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class Pretrained:
     device: torch.device
     clean: Augment
     projector: nn.Module | None
-    manifest: dict[str, Any]
+    manifest: Manifest
     digest: str
     run_dir: Path | None
 
@@ -137,8 +135,8 @@ def load(
     check_backbone(bare, backbone, path)
     on = build.hardware.device(bare)
     weights = whole_names(checkpoint.load_weights(path))
-    check_fit(bare, manifest["channels"], weights, path, backbone=backbone)
-    network = build.model.network(bare, in_channels=manifest["channels"], device=on, backbone=backbone)
+    check_fit(bare, manifest.channels, weights, path, backbone=backbone)
+    network = build.model.network(bare, in_channels=manifest.channels, device=on, backbone=backbone)
     network.load_state_dict(weights, strict=False)
     alone = len(network.projector.state_dict()) > 0 and not any(name.startswith("projector.") for name in weights)
     return Pretrained(
@@ -164,7 +162,7 @@ def check_backbone(recipe: Recipe, backbone: nn.Module | None, path: Path) -> No
     build.preflight.check(recipe)
 
 
-def export_record(path: Path) -> tuple[Recipe, dict[str, Any]] | None:
+def export_record(path: Path) -> tuple[Recipe, Manifest] | None:
     """Recipe and data manifest that an exported .safetensors file carries, None for anything else."""
     if not path.is_file():
         return None
@@ -173,8 +171,7 @@ def export_record(path: Path) -> tuple[Recipe, dict[str, Any]] | None:
             record = json.loads((file.metadata() or {}).get(METADATA_KEY, "null"))
         if record is None:
             return None
-        check_manifest(record["data"])
-        return load_recipe(record["recipe"]), record["data"]
+        return load_recipe(record["recipe"]), Manifest.from_json(record["data"])
     except (OSError, SafetensorError):
         return None  # whoever reads the weights says what is wrong with them
     except (ValueError, TypeError, KeyError, RecursionError) as error:
@@ -223,27 +220,13 @@ def digest_of(weights: Mapping[str, Tensor]) -> str:
     return total.hexdigest()
 
 
-def run_files(folder: Path) -> tuple[Recipe, dict[str, Any]]:
+def run_files(folder: Path) -> tuple[Recipe, Manifest]:
     """Recipe and data manifest of a run folder."""
     fix = "Give the folder that `fastssl train` wrote (it holds recipe.yaml and data.json), or weights with --recipe."
     if not (folder / "recipe.yaml").is_file():
         raise UserError(f"{folder} is not a run.", fix)
     recipe = load_recipe(folder / "recipe.yaml")
     try:
-        manifest = json.loads((folder / "data.json").read_text(encoding="utf-8"))
-        check_manifest(manifest)
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        return recipe, Manifest.from_json(json.loads((folder / "data.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{folder / 'data.json'} is missing or damaged.", fix) from error
-    return recipe, manifest
-
-
-def check_manifest(manifest: Any) -> None:
-    """Raises ValueError, TypeError or KeyError when what the network needs to know is absent or absurd."""
-    channels, side_px = manifest["channels"], manifest["side_px"]
-    if type(channels) is not int or not 1 <= channels <= MAX_CHANNELS:
-        raise ValueError
-    if side_px is not None and (type(side_px) is not int or not 1 <= side_px <= MAX_SIDE_PX):
-        raise ValueError
-    for numbers in (manifest["mean"], manifest["std"]):
-        if len(numbers) != channels or not all(math.isfinite(number) for number in numbers):
-            raise ValueError

@@ -9,7 +9,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
-MAX_SIDE_PX = 1024
+MAX_VIEW_PX = 1024
 MAX_VIEWS = 32
 
 
@@ -30,7 +30,7 @@ class Data(Section):
     test_split: Literal["train", "test"] = "test"
     probe_path: Path | None = Field(None, description="Labeled images for the probes; `path` itself when absent.")
     probe_split: Literal["train", "test"] = "train"
-    side_px: Annotated[int, Field(ge=4, le=MAX_SIDE_PX)] | None = Field(
+    side_px: Annotated[int, Field(ge=4, le=MAX_VIEW_PX)] | None = Field(
         None, description="Side to convert to; None keeps sizes."
     )
     count: Count | None = Field(None, description="How many images to generate (shapes only).")
@@ -52,14 +52,14 @@ class Data(Section):
 class ViewSpec(Section):
     """One row of the view table. The defaults change nothing but the side length: presets say what to add."""
 
-    side_px: Annotated[int, Field(ge=1, le=MAX_SIDE_PX)] = 32
+    side_px: Annotated[int, Field(ge=1, le=MAX_VIEW_PX)] = 32
     crop: Literal["random_resized", "resize", "center", "pad", "none"] = "resize"
     area_min: Annotated[float, Field(gt=0, le=1)] = 0.08
     area_max: Annotated[float, Field(gt=0, le=1)] = 1.0
     aspect_min: Positive = 3 / 4
     aspect_max: Positive = 4 / 3
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    pad_px: Annotated[int, Field(ge=0, le=MAX_SIDE_PX)] = 0
+    pad_px: Annotated[int, Field(ge=0, le=MAX_VIEW_PX)] = 0
     hflip_p: Probability = 0.0
     vflip_p: Probability = 0.0
     quarter_turn_p: Probability = 0.0
@@ -100,11 +100,11 @@ class ViewSpec(Section):
 class Progressive(Section):
     """Smaller views at first: their largest side grows in steps over the epochs to that of the view table."""
 
-    from_px: Annotated[int, Field(ge=4, le=MAX_SIDE_PX)] = Field(description="Largest side of the first epoch's views.")
+    from_px: Annotated[int, Field(ge=4, le=MAX_VIEW_PX)] = Field(description="Largest side of the first epoch's views.")
     until: Annotated[float, Field(gt=0, le=1)] = Field(
         0.75, description="Share of the epochs after which views have their full side."
     )
-    step_px: Annotated[int, Field(ge=1, le=MAX_SIDE_PX)] = Field(8, description="What the side grows by at a time.")
+    step_px: Annotated[int, Field(ge=1, le=MAX_VIEW_PX)] = Field(8, description="What the side grows by at a time.")
 
 
 class Augment(Section):
@@ -114,8 +114,8 @@ class Augment(Section):
     views: Annotated[int, Field(ge=2, le=MAX_VIEWS)] = Field(
         2, description="V, views cut from each image in each step."
     )
-    side_px: Annotated[int, Field(ge=4, le=MAX_SIDE_PX)] = 32
-    small_side_px: Annotated[int, Field(ge=4, le=MAX_SIDE_PX)] | None = Field(
+    side_px: Annotated[int, Field(ge=4, le=MAX_VIEW_PX)] = 32
+    small_side_px: Annotated[int, Field(ge=4, le=MAX_VIEW_PX)] | None = Field(
         None, description="Side of multicrop's small views."
     )
     all: dict[str, Any] = Field(default_factory=dict, description="Fields of a row to change in every view.")
@@ -226,7 +226,7 @@ class Evaluate(Section):
     max_train: Count | None = Field(
         None, description="Labeled images the probes learn from while training; None is all."
     )
-    side_px: Annotated[int, Field(ge=4, le=MAX_SIDE_PX)] | None = Field(
+    side_px: Annotated[int, Field(ge=4, le=MAX_VIEW_PX)] | None = Field(
         None, description="Side of the clean image; None is its own side."
     )
     batch_size: Count = 512

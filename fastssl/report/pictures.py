@@ -21,14 +21,15 @@ from PIL import Image, features
 from torch import Tensor
 
 from fastssl import build
+from fastssl.data.manifest import Manifest
 from fastssl.errors import UserError
 from fastssl.models import pretrainer
 from fastssl.pretrained.load import Pretrained, load
 from fastssl.probes import spectrum
 from fastssl.recipe.load import load as load_recipe
-from fastssl.recipe.schema import MAX_SIDE_PX, Recipe
+from fastssl.recipe.schema import Recipe
 from fastssl.report.figure import INK, MUTED, SERIES, Figure, Section, data_uri, plot
-from fastssl.report.inputs import LabeledRun, is_number
+from fastssl.report.inputs import LabeledRun
 from fastssl.report.inputs import plain as plain_text
 from fastssl.report.preview import pictures, plain
 
@@ -61,12 +62,12 @@ class Embedded:
 def section(run: LabeledRun, *, images: int) -> Section:
     """All picture figures of one run; what cannot be drawn is said."""
     made = Section(f"Images: {run.label}")
-    channels = run.manifest.get("channels")
-    if not sound(run.manifest):
+    manifest = manifest_of_run(run)
+    if manifest is None:
         made.skipped.append(f"{run.label}: data.json is missing or damaged, so no images can be drawn.")
         return made
-    if channels not in (1, 3):
-        made.skipped.append(f"{run.label}: pictures need one or three channels, its data has {channels}.")
+    if manifest.channels not in (1, 3):
+        made.skipped.append(f"{run.label}: pictures need one or three channels, its data has {manifest.channels}.")
         return made
     with Skipping(made, f"{run.label}: the views"):
         made.figures.append(views_figure(run))
@@ -77,12 +78,12 @@ def section(run: LabeledRun, *, images: int) -> Section:
     return made
 
 
-def sound(manifest: dict[str, Any]) -> bool:
-    """Whether a run's manifest has what preprocessing needs, of the right kind."""
-    side_px, channels = manifest.get("side_px"), manifest.get("channels")
-    lists = [manifest.get("mean"), manifest.get("std")]
-    whole = type(channels) is int and (side_px is None or (type(side_px) is int and 0 < side_px <= MAX_SIDE_PX))
-    return whole and all(isinstance(x, list) and len(x) == channels and all(map(is_number, x)) for x in lists)
+def manifest_of_run(run: LabeledRun) -> Manifest | None:
+    """The manifest of a run's data, None where data.json is missing or damaged."""
+    try:
+        return Manifest.from_json(run.manifest)
+    except ValueError:
+        return None
 
 
 class Skipping:
@@ -109,7 +110,7 @@ def probe_file(recipe: Recipe) -> tuple[Path, str]:
     return recipe.data.path, "training images"
 
 
-def require_data(path: Path, digest: str | None) -> dict[str, Any]:
+def require_data(path: Path, digest: str | None) -> Manifest:
     """The manifest of a data file that is there and, where a digest is known, unchanged.
 
     Raises:
@@ -120,7 +121,7 @@ def require_data(path: Path, digest: str | None) -> dict[str, Any]:
             f"{path} is not here.", "Run from the folder that the recipe's paths start from, or put the file back."
         )
     manifest = build.data.manifest_of(path)
-    if digest is not None and manifest["digest"] != digest:
+    if digest is not None and manifest.digest != digest:
         raise UserError(f"{path} is no longer the file this run was trained on.", "Put the earlier file back.")
     return manifest
 
@@ -157,12 +158,12 @@ def views_figure(run: LabeledRun) -> Figure:
 
 def names_of(run: LabeledRun, labels_B: Tensor) -> list[str]:
     """Class names, where the run's manifest has them."""
-    classes = run.manifest.get("classes")
-    known = classes if isinstance(classes, list) else []
+    manifest = manifest_of_run(run)
+    known = manifest.classes if manifest else ()
     names = []
     for label in labels_B.tolist():
         named = 0 <= label < len(known)
-        names.append(plain_text(str(known[label]), 20) if named else "" if label < 0 else f"class {label}")
+        names.append(plain_text(known[label], 20) if named else "" if label < 0 else f"class {label}")
     return names
 
 
@@ -173,8 +174,8 @@ def embed(net: Pretrained, path: Path, count: int) -> Embedded:
         UserError: when the file is absent or has other channels than the network.
     """
     manifest = require_data(path, None)
-    if manifest["channels"] != len(net.clean.mean_C):
-        raise UserError(f"{path} has {manifest['channels']} channels.", "Put the run's own data file back.")
+    if manifest.channels != len(net.clean.mean_C):
+        raise UserError(f"{path} has {manifest.channels} channels.", "Put the run's own data file back.")
     shown = plain(net.clean)
     features_parts, labels_parts, tiles = [], [], list[Picture]()
     for batch in first_batches(net.recipe, path, count):

@@ -72,11 +72,9 @@ def preview(recipe: Recipe, out: Path, *, images: int = 6, epoch: int = 0) -> li
     """
     check_out(out)
     manifest, device = build.data.manifest_of(recipe.data.path), torch.device("cpu")
-    if manifest["channels"] not in (1, 3):
-        raise UserError(
-            f"The images have {manifest['channels']} channels.", "Preview images with one or three channels."
-        )
-    chosen = build.data.some_of(torch.arange(manifest["count"]), images)
+    if manifest.channels not in (1, 3):
+        raise UserError(f"The images have {manifest.channels} channels.", "Preview images with one or three channels.")
+    chosen = build.data.some_of(torch.arange(manifest.count), images)
     batch = next(iter(build.data.ordered_loader(recipe, recipe.data.path, chosen, device=device).epoch(0)))
     augment = plain(build.views.augment(recipe, manifest, device=device))
     operations = out.with_name(f"{out.stem}-operations.png")

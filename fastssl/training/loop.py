@@ -106,7 +106,7 @@ def convert_once(recipe: Recipe, progress: ConvertProgress | None) -> None:
 def begin(run: Run) -> None:
     """Writes the resolved recipe and the environment, and tells the observer what is about to happen."""
     if ranks.is_main():
-        write_beginnings(run.run_dir, run.recipe, run.manifest)
+        write_beginnings(run.run_dir, run.recipe, run.manifest.to_json())
     run.observe(
         {
             "event": "start",
@@ -122,7 +122,7 @@ def begin(run: Run) -> None:
     )
     for warning in (
         build.losses.collapse_risk(run.recipe),
-        build.views.idle_color(run.recipe, run.manifest["channels"]),
+        build.views.idle_color(run.recipe, run.manifest.channels),
     ):
         if warning:
             run.warn(warning)
@@ -333,7 +333,7 @@ def finish(run: Run) -> dict[str, Any]:
     if recipe.data.test_path is not None:
         found = run.prober.at_the_end(run.network.backbone, recipe.data.test_path)
         if recipe.evaluate.baselines and found:
-            found |= run.prober.baselines(run.manifest["channels"], recipe.data.test_path)
+            found |= run.prober.baselines(run.manifest.channels, recipe.data.test_path)
     images = run.step * recipe.data.batch_size
     summary = {
         "name": recipe.name,

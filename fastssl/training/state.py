@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fastssl import build
 from fastssl.augment.augment import Augment
 from fastssl.build import ranks
+from fastssl.data.manifest import Manifest
 from fastssl.models.pretrainer import Pretrainer
 from fastssl.recipe.load import load
 from fastssl.recipe.presets import view_table
@@ -54,7 +55,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     learning_rate: Callable[[int], float]
     prober: Prober
-    manifest: dict[str, Any]
+    manifest: Manifest
     observe: Observer
     records: Records
     saver: Saver
@@ -72,7 +73,7 @@ class Run:
 
     @property
     def digest(self) -> str:
-        return str(self.manifest["digest"])
+        return self.manifest.digest
 
     @property
     def total_steps(self) -> int:
@@ -133,7 +134,7 @@ def assemble(
     probe_path = recipe.data.probe_path or recipe.data.path
     sets = build.data.sets(recipe, build.data.labels_of(recipe.data.path), build.data.labels_of(probe_path))
     loader = build.data.loader(recipe, recipe.data.path, sets.train, device=device)
-    network = build.model.network(recipe, in_channels=manifest["channels"], device=device, backbone=backbone)
+    network = build.model.network(recipe, in_channels=manifest.channels, device=device, backbone=backbone)
     synchronize_batch_norm(network, device)
     main = ranks.is_main()
     observe = observe if main else lambda record: None

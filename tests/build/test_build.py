@@ -55,7 +55,7 @@ def test_a_test_set_of_other_classes_is_refused_before_training(tmp_path, counts
 
 def test_a_test_set_with_fewer_classes_agrees_once_the_classes_are_given(tmp_path):
     train, test = tmp_path / "train.beton", tmp_path / "test.beton"
-    classes = convert(folder_of(tmp_path / "a", bird=4, cat=4, dog=4), train)["classes"]
+    classes = convert(folder_of(tmp_path / "a", bird=4, cat=4, dog=4), train).classes
     convert(folder_of(tmp_path / "b", bird=3, dog=3), test, classes=classes)
     assert build.data.labels_of(test).unique().tolist() == [0, 2]
     assert len(sets_of(recipe_of(train, test)).val) == 2

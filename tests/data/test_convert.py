@@ -38,19 +38,23 @@ def test_pixels_labels_and_figures(tmp_path):
     images = noise(tmp_path / "in")
     manifest = convert(tmp_path / "in", tmp_path / "out.beton")
     beton = Beton(tmp_path / "out.beton")
-    assert len(beton) == manifest["count"] == 30
+    assert len(beton) == manifest.count == 30
     for i, (name, image_HWC) in enumerate(images.items()):
         np.testing.assert_array_equal(beton.image(i), image_HWC)
-        assert manifest["classes"][beton.labels[i]] == name[0]
+        assert manifest.classes[beton.labels[i]] == name[0]
     pixels = np.concatenate([image.reshape(-1, 3) for image in images.values()]) / 255
-    np.testing.assert_allclose(manifest["mean"], pixels.mean(0), rtol=0, atol=1e-12)
-    np.testing.assert_allclose(manifest["std"], pixels.std(0), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(manifest.mean, pixels.mean(0), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(manifest.std, pixels.std(0), rtol=0, atol=1e-12)
     sizes = np.array([image.shape[:2] for image in images.values()])
-    assert manifest["size_min_px"] == sizes.min(0).tolist()
-    assert manifest["size_max_px"] == sizes.max(0).tolist()
-    assert manifest["side_px"] is None
-    assert manifest["class_counts"] == [10, 10, 10]
-    assert json.loads((tmp_path / "out.beton.json").read_text()) == manifest
+    assert manifest.size_min_px == tuple(sizes.min(0).tolist())
+    assert manifest.size_max_px == tuple(sizes.max(0).tolist())
+    assert manifest.side_px is None
+    assert manifest.class_counts == (
+        10,
+        10,
+        10,
+    )
+    assert json.loads((tmp_path / "out.beton.json").read_text()) == manifest.to_json()
 
 
 def test_every_road_leads_to_the_same_file(tmp_path):
@@ -63,14 +67,18 @@ def test_every_road_leads_to_the_same_file(tmp_path):
         [(tmp_path / "in", 4), (tmp_path / "in.tar.gz", 1), (tmp_path / "in.tar.gz", 3)], 1
     ):
         manifest = convert(source, tmp_path / f"{i}.beton", workers=workers)
-        assert manifest["digest"] == reference["digest"]
+        assert manifest.digest == reference.digest
         assert (tmp_path / f"{i}.beton").read_bytes() == (tmp_path / "0.beton").read_bytes()
 
 
 def test_a_stream_numbers_classes_by_name_not_by_appearance(tmp_path):
     path = pack_tar(tmp_path / "x.tar", {"w/zebra/0.png": png(1), "w/ant/0.png": png(2), "w/bee/0.png": png(3)})
     manifest = convert(path, tmp_path / "out.beton")
-    assert manifest["classes"] == ["ant", "bee", "zebra"]
+    assert manifest.classes == (
+        "ant",
+        "bee",
+        "zebra",
+    )
     beton = Beton(tmp_path / "out.beton")
     assert beton.labels.tolist() == [2, 0, 1]
     assert [int(beton.image(i)[0, 0, 0]) for i in range(3)] == [1, 2, 3]
@@ -87,14 +95,14 @@ def test_digest_depends_on_order_pixels_and_labels(tmp_path):
     digests = []
     for i, variant in enumerate(variants):
         path = pack_tar(tmp_path / f"{i}.tar", dict(variant))
-        digests.append(convert(path, tmp_path / "out.beton")["digest"])
+        digests.append(convert(path, tmp_path / "out.beton").digest)
     assert len(set(digests)) == len(variants)
 
 
 def test_side_px_makes_one_square_size(tmp_path):
     noise(tmp_path / "in")
     manifest = convert(tmp_path / "in", tmp_path / "out.beton", side_px=8)
-    assert manifest["side_px"] == 8
+    assert manifest.side_px == 8
     assert Beton(tmp_path / "out.beton").raw_images().shape == (30, 8, 8, 3)
 
 
@@ -103,7 +111,7 @@ def test_shapes_convert_to_what_the_source_holds(tmp_path):
     source = open_source("shapes", count=100, side_px=24, seed=5)
     images = Beton(tmp_path / "s.beton").raw_images()
     np.testing.assert_array_equal(images, np.stack([source.read(i).data for i in range(100)]))
-    assert len(manifest["classes"]) == 10
+    assert len(manifest.classes) == 10
 
 
 def test_progress_ends_at_the_count(tmp_path):
@@ -121,8 +129,8 @@ def test_broken_images_fail_with_their_name_or_are_counted(tmp_path):
         convert(tmp_path / "in", tmp_path / "out.beton")
     assert os.listdir(tmp_path) == ["in"]
     manifest = convert(tmp_path / "in", tmp_path / "out.beton", on_error="skip")
-    assert (manifest["count"], manifest["skipped_count"]) == (30, 2)
-    assert [entry["key"] for entry in manifest["skipped"]] == ["b/000broken.png", "c/999.jpg"]
+    assert (manifest.count, manifest.skipped_count) == (30, 2)
+    assert [entry.key for entry in manifest.skipped] == ["b/000broken.png", "c/999.jpg"]
 
 
 @pytest.mark.parametrize("kind", ["folder", "tar"])
@@ -173,9 +181,9 @@ def test_cifar_jpegs_from_their_archive(tmp_path, split, per_class):
     import tarfile
 
     manifest = convert(CIFAR, tmp_path / "out.beton", split=split)
-    assert manifest["class_counts"] == [per_class] * 10
-    assert manifest["side_px"] == 32
-    np.testing.assert_allclose(manifest["mean"], (0.4914, 0.4822, 0.4465), atol=0.005)
+    assert manifest.class_counts == (per_class,) * 10
+    assert manifest.side_px == 32
+    np.testing.assert_allclose(manifest.mean, (0.4914, 0.4822, 0.4465), atol=0.005)
     beton = Beton(tmp_path / "out.beton")
     with tarfile.open(CIFAR) as archive:
         for index in range(3):
@@ -184,7 +192,7 @@ def test_cifar_jpegs_from_their_archive(tmp_path, split, per_class):
                     expected = np.asarray(Image.open(archive.extractfile(member)))
                     break
             assert np.abs(beton.image(index).astype(int) - expected).max() <= 4  # libjpeg's own builds differ
-    assert manifest["classes"][beton.labels[per_class * 3]] == "cat"
+    assert manifest.classes[beton.labels[per_class * 3]] == "cat"
 
 
 @pytest.fixture(scope="module")
@@ -208,12 +216,24 @@ def converted(source, out, **options):
 
 def test_fractions_and_limits_keep_every_class_in_its_share(folder, tmp_path):
     whole, _, manifest = converted(folder, tmp_path / "whole.beton")
-    assert manifest["class_counts"] == [30, 20, 10]
+    assert manifest.class_counts == (
+        30,
+        20,
+        10,
+    )
     half, _, manifest = converted(folder, tmp_path / "half.beton", fraction=0.5, seed=3)
-    assert manifest["class_counts"] == [15, 10, 5]
+    assert manifest.class_counts == (
+        15,
+        10,
+        5,
+    )
     assert half == [image for image in whole if image in set(half)]  # in the source's own order
     tenth, _, manifest = converted(folder, tmp_path / "tenth.beton", limit=6, seed=3)
-    assert manifest["class_counts"] == [3, 2, 1]
+    assert manifest.class_counts == (
+        3,
+        2,
+        1,
+    )
     assert set(tenth) < set(half)
     other, _, _ = converted(folder, tmp_path / "other.beton", limit=6, seed=4)
     assert set(tenth) != set(other)
@@ -227,7 +247,11 @@ def test_a_validation_split_is_held_out_and_the_rest_is_whole(folder, tmp_path, 
     val = Beton(tmp_path / "train.val.beton")
     held_out = {val.image(i).tobytes() for i in range(len(val))}
     assert np.bincount(val.labels).tolist() == [6, 4, 2]
-    assert manifest["class_counts"] == [24, 16, 8]
+    assert manifest.class_counts == (
+        24,
+        16,
+        8,
+    )
     assert not held_out & set(train)
     assert held_out | set(train) == set(whole)
     assert json.loads((tmp_path / "train.val.beton.json").read_text())["count"] == 12
@@ -254,7 +278,12 @@ def test_shuffled_storing_permutes_images_with_their_labels(folder, tmp_path, ki
 def test_classes_may_be_given_to_match_another_set(folder, tmp_path):
     _, labels, _ = converted(folder, tmp_path / "x.beton")
     _, moved, manifest = converted(folder, tmp_path / "y.beton", classes=["z", "c", "b", "a"])
-    assert manifest["classes"] == ["z", "c", "b", "a"]
+    assert manifest.classes == (
+        "z",
+        "c",
+        "b",
+        "a",
+    )
     assert [3 - label for label in labels] == moved
     with pytest.raises(UserError, match="not in the given list: b, c"):
         convert(folder, tmp_path / "z.beton", classes=["a"])
@@ -289,7 +318,7 @@ def test_jpegs_that_need_no_change_keep_their_bytes(tmp_path):
     for i in range(4):
         assert np.abs(beton.image(i).astype(int) - Beton(raw).image(i)).mean() < 4
     manifest = convert(tmp_path / "in", tmp_path / "small.beton", mode="jpg", max_side_px=30, quality=95)
-    assert manifest["size_max_px"] == [30, 30]
+    assert manifest.size_max_px == (30, 30)
     convert(tmp_path / "in", tmp_path / "smart.beton", mode="smart")
     assert Beton(tmp_path / "smart.beton").is_raw  # 7,200 bytes of pixels are below the threshold
 
@@ -298,8 +327,8 @@ def test_stored_jpegs_have_the_statistics_of_their_pixels(tmp_path):
     photographs(tmp_path / "in")
     jpg = convert(tmp_path / "in", tmp_path / "jpg.beton", mode="jpg")
     raw = convert(tmp_path / "in", tmp_path / "raw.beton")
-    assert jpg["mean"] == raw["mean"]
-    assert jpg["std"] == raw["std"]
+    assert jpg.mean == raw.mean
+    assert jpg.std == raw.std
 
 
 KINDS = {
@@ -328,7 +357,7 @@ def test_every_kind_of_image_becomes_the_same_color(tmp_path, dtype, full):
         picture.save(tmp_path / "in" / name, **({"lossless": True} if name.endswith("webp") else options))
     manifest = convert(tmp_path / "in", tmp_path / "out.beton", dtype=dtype)
     beton = Beton(tmp_path / "out.beton")
-    assert manifest["count"] == len(KINDS)
+    assert manifest.count == len(KINDS)
     for i, name in enumerate(sorted(KINDS)):
         image_HWC = beton.image(i)
         assert image_HWC.shape == (9, 9, 3)
@@ -370,9 +399,9 @@ def test_resume_goes_on_where_it_stopped_and_ends_with_the_same_file(tmp_path, k
     with open(tmp_path / ".out.beton.resume", "ab") as file:
         file.write(b"a torn record")
     prepared = count_prepared(source, out, options)
-    assert prepared == reference["count"] - (calls[-2] if when > 1 else 0)  # the run that was interrupted is lost
+    assert prepared == reference.count - (calls[-2] if when > 1 else 0)  # the run that was interrupted is lost
     assert out.read_bytes() == (tmp_path / "whole.beton").read_bytes()
-    assert json.loads((tmp_path / "out.beton.json").read_text()) == reference
+    assert json.loads((tmp_path / "out.beton.json").read_text()) == reference.to_json()
     assert not (tmp_path / ".out.beton.resume").exists()
 
 

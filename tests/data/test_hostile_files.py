@@ -32,7 +32,7 @@ def pack(kind, path, files):
 
 
 def skipped(manifest):
-    return [entry["key"] for entry in manifest["skipped"]]
+    return [entry.key for entry in manifest.skipped]
 
 
 @pytest.mark.parametrize("kind", ["tar", "zip"])
@@ -45,7 +45,7 @@ def test_a_name_that_leaves_the_archive(tmp_path, kind, name):
         convert(source, tmp_path / "box" / "deep" / "out.beton")
     assert sorted(p for p in tmp_path.rglob("*")) == before
     manifest = convert(source, tmp_path / "box" / "deep" / "out.beton", on_error="skip")
-    assert manifest["count"] == 2
+    assert manifest.count == 2
     assert skipped(manifest) == [name]
 
 
@@ -77,8 +77,8 @@ def test_links_and_encryption_in_a_zip(tmp_path):
     path.write_bytes(data)
     manifest = convert(path, tmp_path / "out.beton", on_error="skip")
     assert skipped(manifest) == ["train/a/link.png", "train/b/secret.png"]
-    assert "symbolic link" in manifest["skipped"][0]["reason"]
-    assert "encrypted" in manifest["skipped"][1]["reason"]
+    assert "symbolic link" in manifest.skipped[0].reason
+    assert "encrypted" in manifest.skipped[1].reason
 
 
 def test_a_sparse_member(tmp_path):
@@ -193,9 +193,9 @@ def test_names_in_any_script_and_with_newlines(tmp_path, kind):
     files = {f"{i}{name}/{name}": png(i) for i, name in enumerate(ODD_NAMES)}
     source = tree(tmp_path / "in", files) if kind == "folder" else pack(kind, tmp_path, files)
     manifest = convert(source, tmp_path / "out.beton")
-    assert manifest["classes"] == sorted(name.partition("/")[0] for name in files)
+    assert manifest.classes == tuple(sorted(name.partition("/")[0] for name in files))
     beton = Beton(tmp_path / "out.beton")
-    found = {manifest["classes"][label]: int(beton.image(i)[0, 0, 0]) for i, label in enumerate(beton.labels)}
+    found = {manifest.classes[label]: int(beton.image(i)[0, 0, 0]) for i, label in enumerate(beton.labels)}
     assert found == {name.partition("/")[0]: i for i, name in enumerate(files)}
 
 
@@ -206,7 +206,7 @@ def test_names_that_are_no_unicode_are_reported_all_the_same(tmp_path):
         with open(folder + b"/" + name, "wb") as file:
             file.write(png(1) if name.startswith(b"\xff") else b"broken")
     manifest = convert(tmp_path / "in", tmp_path / "out.beton", on_error="skip")
-    assert (manifest["count"], manifest["skipped_count"]) == (1, 1)
+    assert (manifest.count, manifest.skipped_count) == (1, 1)
     with pytest.raises(UserError) as caught:
         convert(tmp_path / "in", tmp_path / "out.beton")
     str(caught.value).encode()  # can be printed
@@ -235,7 +235,7 @@ def test_a_hundred_thousand_tiny_files_in_an_archive(tmp_path, monkeypatch):
             file.write((png(1) if i == 0 else b"bad").ljust(512, b"\0"))
         file.write(bytes(1024))
     manifest = convert(tmp_path / "x.tar", tmp_path / "out.beton", on_error="skip")
-    assert (manifest["count"], manifest["skipped_count"], len(manifest["skipped"])) == (1, 99_999, 100)
+    assert (manifest.count, manifest.skipped_count, len(manifest.skipped)) == (1, 99_999, 100)
 
 
 def test_a_folder_of_many_tiny_files(tmp_path):
@@ -244,7 +244,7 @@ def test_a_folder_of_many_tiny_files(tmp_path):
         (tmp_path / "in" / str(start)).mkdir(parents=True)
         for i in range(start, start + 400):
             (tmp_path / "in" / str(start) / f"{i}.png").write_bytes(data)
-    assert convert(tmp_path / "in", tmp_path / "out.beton")["class_counts"] == [400] * 5
+    assert convert(tmp_path / "in", tmp_path / "out.beton").class_counts == (400,) * 5
 
 
 def test_pipes_sockets_and_folders_named_like_pictures(tmp_path):

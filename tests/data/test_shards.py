@@ -45,9 +45,9 @@ def test_tarfile_reads_every_sample(converted):
     assert [name for name, _ in found] == [f"{i:09d}.{s}" for i in range(30) for s in ("png", "cls")]
     for i, (name, image_HWC) in enumerate(images.items()):
         np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(found[2 * i][1]))), image_HWC)
-        assert manifest["classes"][int(found[2 * i + 1][1])] == name[0]
-    assert manifest["format"] == "webdataset"
-    assert manifest["shards"] == len(list(folder.glob("*.tar"))) > 3
+        assert manifest.classes[int(found[2 * i + 1][1])] == name[0]
+    assert manifest.format == "webdataset"
+    assert manifest.shards == len(list(folder.glob("*.tar"))) > 3
     assert all(path.stat().st_size <= 10_000 for path in folder.glob("*.tar"))
 
 
@@ -76,7 +76,7 @@ def test_the_webdataset_package_reads_it(converted):
         samples = list(webdataset.WebDataset(shards, shardshuffle=False).decode("rgb8"))
     for sample, (name, image_HWC) in zip(samples, images.items(), strict=True):
         np.testing.assert_array_equal(sample["png"], image_HWC)
-        assert manifest["classes"][sample["cls"]] == name[0]
+        assert manifest.classes[sample["cls"]] == name[0]
 
 
 def test_dali_reads_it_through_our_index(converted):
@@ -106,10 +106,10 @@ def test_dali_reads_it_through_our_index(converted):
 def test_we_read_it_back_with_the_names_of_its_classes(converted, tmp_path):
     images, folder, manifest = converted
     source = open_source(folder)
-    assert source.classes == tuple(manifest["classes"])
+    assert source.classes == manifest.classes
     items = list(source.items())
     assert [item.label for item in items] == ["abc".index(name[0]) for name in images]
-    assert convert(folder, tmp_path / "back.beton")["classes"] == ["a", "b", "c"]
+    assert convert(folder, tmp_path / "back.beton").classes == ("a", "b", "c")
     for i, image_HWC in enumerate(images.values()):
         np.testing.assert_array_equal(Beton(tmp_path / "back.beton").image(i), image_HWC)
 

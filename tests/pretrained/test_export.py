@@ -12,6 +12,7 @@ from safetensors import safe_open
 
 import fastssl
 from fastssl import build
+from fastssl.data.manifest import Manifest
 from fastssl.errors import UserError
 from fastssl.pretrained.export.export import export
 from fastssl.pretrained.load import Pretrained
@@ -30,15 +31,16 @@ def network(channels: int = 3, **model: Any) -> Pretrained:
             "train": {"epochs": 1},
         }
     )
-    manifest = {
-        "channels": channels,
-        "mean": [0.5] * channels,
-        "std": [0.25] * channels,
-        "side_px": 32,
-        "digest": "sha256:0",
-        "count": 1,
-        "options": {"side_px": 32},
-    }
+    manifest = Manifest(
+        count=1,
+        channels=channels,
+        mean=(0.5,) * channels,
+        std=(0.25,) * channels,
+        side_px=32,
+        digest="sha256:0",
+        classes=(),
+        options={"side_px": 32},
+    )
     device = torch.device("cpu")
     backbone = build.model.network(recipe, in_channels=channels, device=device).backbone
     for name, buffer in backbone.named_buffers():
@@ -101,7 +103,7 @@ def test_the_printed_lines_load_what_was_exported_and_give_our_features(
         pytest.importorskip("onnxruntime")
     net = network(**model)
     record = export(net, tmp_path / f"exported{suffix}", to=to)
-    images = torch.randn(5, net.manifest["channels"], 32, 32)
+    images = torch.randn(5, net.manifest.channels, 32, 32)
     names: dict[str, Any] = {"images": images.numpy()}
     monkeypatch.chdir(tmp_path)
     exec("\n".join(record["loading"]), names)

@@ -322,8 +322,8 @@ def test_changed_data_is_refused_with_both_digests(tiny_data: tuple[Path, Path],
     second = convert("shapes", data, side_px=16, count=200, seed=9)
     with pytest.raises(UserError) as error:
         fastssl.train(recipe, run_dir=tmp_path / "run", resume=True)
-    assert first["digest"] in error.value.what
-    assert second["digest"] in error.value.what
+    assert first.digest in error.value.what
+    assert second.digest in error.value.what
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(

@@ -11,6 +11,8 @@ import struct
 
 import numpy as np
 
+from fastssl.data.limits import MAX_SIDE_PX
+
 VERSION = 2
 HEADER = np.dtype([("version", "<u2"), ("fields", "<u2"), ("page", "<u4"), ("samples", "<u8"), ("table", "<u8")])
 FIELD = np.dtype([("type", "u1"), ("name", "S16"), ("arguments", "V1024")])
@@ -56,6 +58,6 @@ def parse_ndarray(arguments: bytes) -> tuple[np.dtype, tuple[int, int, int]] | N
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
     height, width, channels = dimensions[:3]
-    if any(dimensions[3:]) or not all(1 <= d <= 65535 for d in dimensions[:3]):
+    if any(dimensions[3:]) or not all(1 <= d <= MAX_SIDE_PX for d in dimensions[:3]):
         return None
     return dtype, (int(height), int(width), int(channels))

@@ -28,6 +28,7 @@ from fastssl.data.beton.format import (
     pack_ndarray,
     record_type,
 )
+from fastssl.data.limits import MAX_SIDE_PX
 from fastssl.data.storage import temporary_name, writing
 from fastssl.errors import UserError
 
@@ -140,7 +141,7 @@ class BetonWriter:
         return self.mode == "jpg" or (self.mode == "smart" and raw_bytes > self.smart_bytes)
 
     def _check_shape(self, shape_HWC: tuple[int, ...], index: int) -> None:
-        if max(shape_HWC) > 65535 or min(shape_HWC) < 1:
+        if max(shape_HWC) > MAX_SIDE_PX or min(shape_HWC) < 1:
             raise UserError(f"{self.path}: sample {index} has shape {shape_HWC}", "Set a maximum side.")
         if self._shape is None:
             self._shape = shape_HWC

@@ -21,7 +21,8 @@ from fastssl.data.convert.journal import Journal
 from fastssl.data.convert.labels import Numbering, relabel
 from fastssl.data.convert.prepare import Run, Shape
 from fastssl.data.convert.shards import ShardWriter, check_replaceable, replace_folder
-from fastssl.data.manifest import Manifest, Tally, make_manifest, manifest_path, write_manifest
+from fastssl.data.convert.tally import Tally, make_manifest, write_manifest
+from fastssl.data.manifest import Manifest, manifest_path
 from fastssl.data.sources.base import Indexed, Source
 from fastssl.data.storage import temporary_name, writing
 from fastssl.errors import UserError
@@ -119,14 +120,13 @@ def _write(
     if numbering.changed:
         relabel(path, labels_N)
     is_beton = job.shard_bytes is None
-    more = {} if isinstance(writer, BetonWriter) else {"shards": writer.shards}
     return make_manifest(
         tally,
         file_format="beton" if is_beton else "webdataset",
         classes=classes,
         labels_N=labels_N,
         options=job.options,
-        **more,
+        shards=None if isinstance(writer, BetonWriter) else writer.shards,
     )
 
 

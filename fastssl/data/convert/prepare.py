@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fastssl.data import decode
+from fastssl.data.limits import MAX_SIDE_PX
 from fastssl.data.sources.base import Item
 
-MAX_SIDE_PX = 65535  # what 16 bits of a .beton's record can say
 FULL_BYTES = 64 << 20  # of pixels in one run, whatever the guess that chose its items
 _PIECE_BYTES, _LARGE_BYTES = 1 << 20, 1 << 16
 Mode = Literal["raw", "jpg", "smart"]

@@ -90,7 +90,7 @@ def embed(
             "split": split,
             "weights": str(weights) if not isinstance(weights, Pretrained) else pretrained.recipe.name,
             "recipe": pretrained.recipe.model_dump(mode="json"),
-            "trained_on": pretrained.manifest.get("digest"),
+            "trained_on": pretrained.manifest.digest,
         }
         table.place(record)
     return record
@@ -109,18 +109,17 @@ def check(out: Path, *, batch_size: int) -> None:
 
 def shape_of(pretrained: Pretrained) -> Shape:
     """How the images of training were converted; others have to come the same way."""
-    options = pretrained.manifest.get("options", {})
+    options = pretrained.manifest.options
     return Shape(
         side_px=options.get("side_px"),
         max_side_px=options.get("max_side_px"),
-        channels=pretrained.manifest["channels"],
+        channels=pretrained.manifest.channels,
         dtype=options.get("dtype", "uint8"),
     )
 
 
 def side_of(pretrained: Pretrained) -> int | None:
-    side_px: int | None = pretrained.manifest["side_px"]
-    return side_px
+    return pretrained.manifest.side_px
 
 
 def runs_of(source: Source, shape: Shape, workers: int) -> Iterator[Run]:
@@ -136,7 +135,7 @@ def features(
     flat = np.concatenate([np.ascontiguousarray(image).reshape(-1) for image in images])
     sizes_B2 = np.array(sizes, np.int64)
     device = pretrained.device
-    offsets_B = torch.from_numpy(layout.ends_of(sizes_B2, pretrained.manifest["channels"])[:-1]).to(device)
+    offsets_B = torch.from_numpy(layout.ends_of(sizes_B2, pretrained.manifest.channels)[:-1]).to(device)
     index_B = torch.arange(len(images), device=device)
     (views_VBCHW,) = pretrained.clean(
         torch.from_numpy(flat).to(device),

@@ -187,4 +187,4 @@ def row(name: str, value_pct: float, judged: Part, train_images: int, share_pct:
 
 
 def described(part: Part) -> dict[str, Any]:
-    return {"path": str(part.path), "images": len(part.rows_N), "digest": part.manifest["digest"]}
+    return {"path": str(part.path), "images": len(part.rows_N), "digest": part.manifest.digest}

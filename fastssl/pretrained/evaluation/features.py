@@ -121,7 +121,7 @@ def name_of(net: Pretrained, part: Part, key: Key) -> str:
     count, layer = key
     what = {
         "weights": net.digest,
-        "data": part.manifest["digest"],
+        "data": part.manifest.digest,
         "rows": hashlib.sha256(part.rows_N.numpy().tobytes()).hexdigest(),
         "views": count,
         "layer": layer,

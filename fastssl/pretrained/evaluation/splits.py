@@ -5,20 +5,20 @@ N images of a part.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fastssl import build
 from fastssl.data.convert import convert
-from fastssl.data.manifest import manifest_path
+from fastssl.data.manifest import Manifest, manifest_path
+from fastssl.data.sources import NAMES
 from fastssl.errors import UserError
 from fastssl.pretrained.load import Pretrained
 from fastssl.probes import evaluate as measures
 
 On = Literal["val", "test"]
-NAMED = ("shapes", "cifar10", "cifar100", "stl10")
 HELD_OUT_SEED = 0
 
 
@@ -36,7 +36,7 @@ class Part:
     path: Path
     rows_N: Tensor
     labels_N: Tensor
-    manifest: dict[str, Any]
+    manifest: Manifest
 
     def pick(self, positions: Tensor) -> "Part":
         """The images at these positions of the part."""
@@ -98,10 +98,10 @@ def file_of(name: str | Path, split: str, folder: Path | None) -> Path:
         fix = f"Convert it first: fastssl convert {name} DATA.beton --split {split}"
         raise UserError(f"{name} is not a .beton file, and weights outside of a run have no folder to convert to.", fix)
     out = folder / f"{path.stem}-{split}.beton"
-    if str(name) in NAMED and manifest_path(out).exists():
+    if str(name) in NAMES and manifest_path(out).exists():
         return out
-    if str(name) not in NAMED and not path.exists():
-        known = ", ".join(NAMED)
+    if str(name) not in NAMES and not path.exists():
+        known = ", ".join(NAMES)
         raise UserError(f"{name} does not exist.", f"Give a .beton, a folder, an archive, or one of {known}.")
     folder.mkdir(parents=True, exist_ok=True)
     convert.convert(str(name), out, split=split)
@@ -126,8 +126,8 @@ def labeled_part(path: Path) -> Part:
 
 def check_channels(net: Pretrained, part: Part) -> None:
     channels = len(net.clean.mean_C)
-    if part.manifest["channels"] != channels:
+    if part.manifest.channels != channels:
         raise UserError(
-            f"{part.path} has images of {part.manifest['channels']} channels, the network takes {channels}.",
+            f"{part.path} has images of {part.manifest.channels} channels, the network takes {channels}.",
             f"Convert the data with --channels {channels}.",
         )

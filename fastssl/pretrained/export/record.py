@@ -29,7 +29,7 @@ def record_of(net: Pretrained) -> dict[str, Any]:
         "preprocessing": preprocessing(net),
         "accuracy": accuracy(net.run_dir),
         "licence": LICENCE,
-        "data": {key: net.manifest[key] for key in DATA_KEYS if key in net.manifest},
+        "data": {key: value for key, value in net.manifest.to_json().items() if key in DATA_KEYS},
         "recipe": recipe.model_dump(mode="json"),
         "weights_sha256": net.digest,
     }
@@ -37,7 +37,7 @@ def record_of(net: Pretrained) -> dict[str, Any]:
 
 def preprocessing(net: Pretrained) -> dict[str, Any]:
     """Size, mean, std and interpolation, and the same in words: what `Pretrained.embed` does with an image."""
-    side_px, options = net.clean.views[0].side_px, net.manifest.get("options", {})
+    side_px, options = net.clean.views[0].side_px, net.manifest.options
     converted_px = options.get("side_px")
     steps = []
     if converted_px:

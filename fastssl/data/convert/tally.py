@@ -1,0 +1,109 @@
+"""Running figures of a conversion, and the manifest and its file that they become."""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastssl.data.convert.prepare import Run, joined
+from fastssl.data.manifest import MAX_LISTED, Manifest, Skipped
+from fastssl.data.storage import temporary_name
+from fastssl.version import __version__
+
+
+@dataclasses.dataclass(slots=True)
+class Tally:
+    """Running figures of a conversion, in order of storing.
+
+    The digest is the SHA-256 over, for each sample, its size, channels and stored bytes, and at the end all labels.
+    """
+
+    channels: int
+    full: int  # the largest pixel value, 255 or 65535
+    count: int = 0
+    pixels: int = 0
+    sums_2C: list[list[int]] = dataclasses.field(default_factory=list)  # Python integers: they never overflow
+    smallest: tuple[int, int] | None = None
+    largest: tuple[int, int] = (0, 0)
+    sizes: int = 0
+    skipped: list[Skipped] = dataclasses.field(default_factory=list)
+    skipped_count: int = 0
+    hash: Any = dataclasses.field(default_factory=hashlib.sha256)
+
+    def add(self, run: Run) -> None:
+        """Count a run in."""
+        sums = run.sums_2C.tolist()
+        old = self.sums_2C or [[0] * self.channels, [0] * self.channels]
+        self.sums_2C = [[a + b for a, b in zip(x, y, strict=True)] for x, y in zip(old, sums, strict=True)]
+        self.pixels += run.pixels
+        self.count += len(run.data)
+        heads = (struct.pack("<HHH", *size, self.channels) for size in run.sizes)
+        for piece in joined(itertools.chain.from_iterable(zip(heads, run.data, strict=True))):
+            self.hash.update(piece)
+        for height, width in set(run.sizes):
+            low = self.smallest or (height, width)
+            self.smallest = (min(low[0], height), min(low[1], width))
+            self.largest = (max(self.largest[0], height), max(self.largest[1], width))
+        self.skipped_count += len(run.refused)
+        self.skipped += map(Skipped._make, run.refused[: max(0, MAX_LISTED - len(self.skipped))])
+
+    def mean_C(self) -> tuple[float, ...]:
+        """Mean of each channel over all pixels, in [0, 1]."""
+        return tuple(total / self.pixels / self.full for total in self.sums_2C[0])
+
+    def std_C(self) -> tuple[float, ...]:
+        """Standard deviation of each channel over all pixels (population), in [0, 1]."""
+        pairs = zip(*self.sums_2C, strict=True)  # exact integers until the last step: no cancellation
+        return tuple(((squares * self.pixels - total**2) ** 0.5) / self.pixels / self.full for total, squares in pairs)
+
+
+def make_manifest(
+    tally: Tally,
+    *,
+    file_format: str,
+    classes: Sequence[str],
+    labels_N: np.ndarray,
+    options: Mapping[str, Any],
+    shards: int | None = None,
+) -> Manifest:
+    """The manifest of `tally.count` samples with these labels."""
+    assert tally.smallest is not None
+    tally.hash.update(labels_N.astype("<i8").tobytes())
+    one_size = tally.smallest == tally.largest
+    counts = np.bincount(labels_N[labels_N >= 0], minlength=len(classes)).tolist()
+    return Manifest(
+        format=file_format,
+        count=tally.count,
+        classes=tuple(classes),
+        class_counts=tuple(counts),
+        unlabeled=int((labels_N < 0).sum()),
+        side_px=tally.smallest[0] if one_size and tally.smallest[0] == tally.smallest[1] else None,
+        size_min_px=tally.smallest,
+        size_max_px=tally.largest,
+        channels=tally.channels,
+        mean=tally.mean_C(),
+        std=tally.std_C(),
+        digest="sha256:" + tally.hash.hexdigest(),
+        version=__version__,
+        options=options,
+        skipped_count=tally.skipped_count,
+        skipped=tuple(tally.skipped),
+        shards=shards,
+    )
+
+
+def write_manifest(manifest: Manifest, path: Path) -> None:
+    """Write under a temporary name, then rename."""
+    temporary = temporary_name(path, "tmp")
+    try:
+        temporary.write_text(json.dumps(manifest.to_json(), indent=2) + "\n")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
