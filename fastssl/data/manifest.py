@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, Self
 
 from fastssl.data.limits import MAX_CHANNELS, MAX_SIDE_PX
 
-MAX_LISTED = 10_000  # skipped items named one by one; beyond, they are only counted
 _PAIRS = ("size_min_px", "size_max_px")
 
 
@@ -38,7 +37,7 @@ class Manifest:
         shards: number of .tar files of a webdataset.
         version: of fastssl.
         options: of the conversion.
-        skipped_count: items that could not be read; `skipped` lists at most MAX_LISTED of them.
+        skipped_count: items that could not be read; `skipped` lists the first of them.
 
     Raises:
         ValueError: one sentence, when a value is absent or absurd.

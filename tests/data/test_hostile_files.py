@@ -222,7 +222,7 @@ def test_errors_about_names_with_newlines_keep_to_two_lines(tmp_path):
 
 def test_a_hundred_thousand_tiny_files_in_an_archive(tmp_path, monkeypatch):
     """All but one are broken; nothing is kept of those but their number and a bounded list."""
-    monkeypatch.setattr("fastssl.data.manifest.MAX_LISTED", 100)
+    monkeypatch.setattr("fastssl.data.convert.tally.MAX_LISTED", 100)
     header = bytearray(512)
     with open(tmp_path / "x.tar", "wb") as file:
         for i in range(100_000):

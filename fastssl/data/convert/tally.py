@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 
 from fastssl.data.convert.prepare import Run, joined
-from fastssl.data.manifest import MAX_LISTED, Manifest, Skipped
+from fastssl.data.manifest import Manifest, Skipped
 from fastssl.data.storage import temporary_name
 from fastssl.version import __version__
+
+MAX_LISTED = 10_000  # skipped items named one by one; beyond, they are only counted
 
 
 @dataclasses.dataclass(slots=True)
