@@ -19,7 +19,9 @@ import numpy as np
 import torch
 
 from fastssl.augment.augment import Augment
+from fastssl.augment.backend import backend_of
 from fastssl.augment.policy import View, blur_radius_px
+from fastssl.data.batch import Batch
 from fastssl.recipe.schema import ViewSpec
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -66,12 +68,12 @@ def policy(case: Case) -> View:
 
 
 def fastssl(case: Case, backend: Any) -> Iterator[Step]:
-    augment = Augment((policy(case),) * case.views, MEAN, STD, 0, torch.float32, backend)
+    augment = Augment((policy(case),) * case.views, MEAN, STD, 0, torch.float32, backend_of(backend))
     pool = torch.from_numpy(case.pool()).to(case.device)
     index = torch.arange(len(pool), device=case.device)
     for step, start in enumerate(case.starts()):
         part = slice(start, start + case.batch)
-        (views_VBCHW,) = augment(pool[part], index[part], step)
+        (views_VBCHW,) = augment(Batch(pool[part], index[part], index[part]), step)
         yield case.batch * case.views, views_VBCHW
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fastssl import build
+from fastssl.data.batch import Batch
 from fastssl.recipe.schema import Recipe
 from fastssl.training import guards
 from fastssl.training.step import train_step
@@ -82,11 +83,11 @@ def step_of(recipe: Recipe, images: Tensor, device: torch.device) -> Callable[[i
     network = build.model.network(recipe, in_channels=manifest.channels, device=device)
     optimizer, loss = build.optim.optimizer(recipe, network, device=device), build.losses.loss(recipe)
     augment = build.views.augment(recipe, manifest, device=device)
-    batch = images[: recipe.data.batch_size]
-    index_B = torch.arange(len(batch), device=device)
+    index_B = torch.arange(min(recipe.data.batch_size, len(images)), device=device)
+    batch = Batch(images[: len(index_B)], index_B, index_B)
 
     def step(epoch: int) -> Tensor:
-        groups = augment(batch, index_B, epoch)
+        groups = augment(batch, epoch)
         return train_step(
             network, loss, optimizer, groups, lr=recipe.optim.lr, autocast=build.hardware.autocast(recipe)
         )["loss"]

@@ -55,8 +55,7 @@ def ours(kind: str, data: Path, images: str, views: int, crop: str, workers: int
     def epoch(number: int) -> Iterator[int]:
         for batch in loader.epoch(number):
             if augment is not None:
-                sizes, offsets = batch.sizes_B2, batch.offsets_B
-                augment(batch.images, batch.index_B, number, sizes_B2=sizes, offsets_B=offsets)
+                augment(batch, number)
             yield len(batch)
 
     return epoch
@@ -67,13 +66,14 @@ def cutter(side_px: int, views: int, crop: str = "random_resized") -> Any:
     import torch
 
     from fastssl.augment.augment import Augment
+    from fastssl.augment.backend import backend_of
     from fastssl.augment.policy import View
     from fastssl.recipe.schema import ViewSpec
 
     kind: dict[str, Any] = {"pad_px": PAD_PX} if crop == "pad" else {"area_min": 0.08, "area_max": 1.0}
     spec = ViewSpec(side_px=side_px, crop=crop, hflip_p=0.5, **kind)
     rows = (View(**spec.model_dump(include=set(View.__slots__))),) * views
-    return Augment(rows, (0.5,) * 3, (0.25,) * 3, 0, torch.float32, "cpu")
+    return Augment(rows, (0.5,) * 3, (0.25,) * 3, 0, torch.float32, backend_of("cpu"))
 
 
 def plain_ffcv(data: Path, images: str, views: int, crop: str, workers: int, *, normalizes: bool = False) -> Epoch:

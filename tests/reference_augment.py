@@ -7,7 +7,10 @@ import torchvision.transforms.v2.functional as TF
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
+from fastssl.augment.augment import Augment
+from fastssl.augment.backend import BackendName, backend_of
 from fastssl.augment.policy import JITTER_ORDERS, Column, Parameters, View
+from fastssl.data.batch import Batch
 
 CIFAR = View(
     side_px=32,
@@ -52,6 +55,32 @@ EVERYTHING = replace(
 )
 
 
+def augmentation(
+    rows: tuple[View, ...],
+    backend: BackendName,
+    *,
+    mean_C: tuple[float, ...] = (0.4, 0.5, 0.6),
+    std_C: tuple[float, ...] = (0.2, 0.25, 0.3),
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> Augment:
+    return Augment(rows, mean_C, std_C, seed, dtype, backend_of(backend))
+
+
+def unnormalized(rows: tuple[View, ...], backend: BackendName, channels: int = 3) -> Augment:
+    """Its views are in [0, 1]."""
+    return augmentation(rows, backend, mean_C=(0.0,) * channels, std_C=(1.0,) * channels)
+
+
+def batch_of(
+    images: Tensor, index_B: Tensor | None = None, sizes_B2: Tensor | None = None, offsets_B: Tensor | None = None
+) -> Batch:
+    """A batch without labels; by default it is the first of its data set."""
+    if index_B is None:
+        index_B = torch.arange(len(images if offsets_B is None else offsets_B), device=images.device)
+    return Batch(images, torch.full_like(index_B, -1), index_B, sizes_B2, offsets_B)
+
+
 def splitmix64(seed: int, count: int) -> list[int]:
     """The published generator (Steele, Lea, Flood 2014) in unbounded integers."""
     mask, outputs = 2**64 - 1, []
@@ -71,9 +100,9 @@ def uniform(seed: int, epoch: int, index: int, view: int, slot: int) -> float:
     return (key >> 40) / 2**24
 
 
-def augmented(image_HWC: Tensor, drawn: Parameters, b: int, v: int, view: View, mean_C: tuple[float, ...]) -> Tensor:
+def augmented(image_HWC: Tensor, params: Parameters, b: int, v: int, view: View, mean_C: tuple[float, ...]) -> Tensor:
     """One view (C, S, S) in [0, 1], before normalization."""
-    p = {column: drawn[column][b, v].item() for column in Column}
+    p = {column: params[column][b, v].item() for column in Column}
     x = image_HWC.permute(2, 0, 1).float() / torch.iinfo(image_HWC.dtype).max
     x = cropped(x, p, view)
     x = TF.hflip(x) if p[Column.HFLIP] else x

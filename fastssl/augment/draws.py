@@ -19,11 +19,13 @@ UNIT = 2.0**-24  # float32 keeps 24 bits: the largest uniform is 1 - 2^-24, neve
 ORDER_OF_EPOCH = -1  # takes the place of a sample index, which is never negative
 
 
-class Draw(NamedTuple):
-    """What decides the draws of some views, for an backend that makes them itself.
+class DrawKey(NamedTuple):
+    """What decides the draws of some views.
 
     Attributes:
-        seed, epoch, index_B: the arguments of `draws`.
+        seed: any integer; only its low 64 bits count.
+        epoch: epoch number, or an int64 scalar on the device: one compiled graph then serves all.
+        index_B: int64, position of each sample in its data set, at least 0.
         first: the policy's row that is the first of these views.
     """
 
@@ -33,24 +35,23 @@ class Draw(NamedTuple):
     first: int
 
 
-def draws(seed: int, epoch: int | Tensor, index_B: Tensor, *, views: int, slots: int) -> Tensor:
+def draws(key: DrawKey, *, views: int, slots: int) -> Tensor:
     """Draw every number a batch needs.
 
     Args:
-        seed: any integer; only its low 64 bits count.
-        epoch: epoch number, or an int64 scalar on the device: one compiled graph then serves all.
-        index_B: int64, position of each sample in its data set, at least 0.
+        key: of the first of these views.
         views: V, rows of the policy.
         slots: S, numbers for each view.
 
     Returns:
-        draws_BVS: float32 in [0, 1), on the device of `index_B`.
+        draws_BVS: float32 in [0, 1), on the device of `key.index_B`.
     """
+    seed, epoch, index_B, first = key
     sample_B = _child(_epoch_key(seed, epoch), index_B)
-    view_BV = _child(sample_B[:, None], torch.arange(views, device=index_B.device))
+    view_BV = _child(sample_B[:, None], torch.arange(first, first + views, device=index_B.device))
     hash_BVS = _child(view_BV[..., None], torch.arange(slots, device=index_B.device))
-    drawn_BVS: Tensor = _shift(hash_BVS, 40).to(torch.float32) * UNIT
-    return drawn_BVS
+    draws_BVS: Tensor = _shift(hash_BVS, 40).to(torch.float32) * UNIT
+    return draws_BVS
 
 
 def permutation(seed: int, epoch: int, count: int) -> Tensor:

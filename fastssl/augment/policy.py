@@ -1,16 +1,14 @@
-"""A policy is a table, one row per view; this file turns it and the draws into numbers the backends obey.
+"""A policy is a table, one row per view; this file says which draw serves what and what a backend is handed.
 
-Drawing is apart from applying: a crop box, a hue shift or a blur width is settled here once, in float64 so
-that every device rounds alike, and packed as one float32 tensor. An operation that was not drawn holds the
-value that changes nothing, so an backend needs no second flag.
+Drawing is apart from applying: a crop box, a hue shift or a blur width is sampled once and packed as one float32
+tensor. An operation that was not drawn holds the value that changes nothing, so a backend needs no second flag.
 
-B batch, V views, S slots, P columns, T tries of a random crop. Boxes are (top, left, height, width) in
-pixels.
+B batch, V views, S slots, P columns.
 """
 
 import math
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import IntEnum, auto
 from functools import lru_cache
 from itertools import permutations
 from typing import Any, Literal, get_args
@@ -28,7 +26,9 @@ CROPS: tuple[Crop, ...] = get_args(Crop)
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One row of the policy. Probabilities (`_p`) are in [0, 1]; each sample draws for itself.
+    """One row of the policy: the recipe's `ViewSpec`, whose defaults and limits `recipe` alone decides.
+
+    Probabilities (`_p`) are in [0, 1]; each sample draws for itself.
 
     The operations run in the order of the fields: crop, flips and turns, jitter, grayscale, blur, solarize,
     posterize, cutout. Color operations apply to three channels only.
@@ -86,67 +86,79 @@ class View:
     cutout_fraction: float
 
 
-class Slot(IntEnum):
-    """Which draw serves what. New slots go at the end: the others keep their numbers and so their values."""
+class Offset(IntEnum):
+    """Members count up from 0 in their order."""
 
-    AREA = 0
-    ASPECT = TRIES
-    TOP = 2 * TRIES
-    LEFT = 21
-    HFLIP = 22
-    VFLIP = 23
-    TURN = 24
-    TURNS = 25
-    ROTATE = 26
-    ROTATE_DEG = 27
-    JITTER = 28
-    BRIGHTNESS = 29
-    CONTRAST = 30
-    SATURATION = 31
-    HUE = 32
-    ORDER = 33
-    GRAY = 34
-    BLUR = 35
-    BLUR_SIGMA = 36
-    SOLARIZE = 37
-    POSTERIZE = 38
-    CUTOUT = 39
-    CUTOUT_TOP = 40
-    CUTOUT_LEFT = 41
+    @staticmethod
+    def _generate_next_value_(name: str, start: int, count: int, last_values: list[int]) -> int:
+        return count
 
 
-SLOTS = len(Slot) + 2 * (TRIES - 1)
+class Slot(Offset):
+    """Which draw serves what. New slots go at the end: the others keep their places and so their values."""
+
+    @staticmethod
+    def _generate_next_value_(name: str, start: int, count: int, last_values: list[int]) -> int:
+        return TRIES * min(count, 2) + max(count - 2, 0)  # AREA and ASPECT hold a draw for each try
+
+    AREA = auto()
+    ASPECT = auto()
+    TOP = auto()
+    LEFT = auto()
+    HFLIP = auto()
+    VFLIP = auto()
+    TURN = auto()
+    TURNS = auto()
+    ROTATE = auto()
+    ROTATE_DEG = auto()
+    JITTER = auto()
+    BRIGHTNESS = auto()
+    CONTRAST = auto()
+    SATURATION = auto()
+    HUE = auto()
+    ORDER = auto()
+    GRAY = auto()
+    BLUR = auto()
+    BLUR_SIGMA = auto()
+    SOLARIZE = auto()
+    POSTERIZE = auto()
+    CUTOUT = auto()
+    CUTOUT_TOP = auto()
+    CUTOUT_LEFT = auto()
 
 
-class Column(IntEnum):
+SLOTS = max(Slot) + 1
+
+
+class Column(Offset):
     """What the packed parameters hold, with the value that changes nothing in brackets."""
 
-    TOP = 0
-    LEFT = 1
-    HEIGHT = 2
-    WIDTH = 3
-    HFLIP = 4  # 0 or 1 [0]
-    VFLIP = 5  # 0 or 1 [0]
-    TURNS = 6  # quarter turns counterclockwise, 0 to 3 [0]
-    ROTATE_DEG = 7  # counterclockwise [0]
-    BRIGHTNESS = 8  # factor [1]
-    CONTRAST = 9  # factor [1]
-    SATURATION = 10  # factor [1]
-    HUE = 11  # turns [0]
-    ORDER = 12  # position in JITTER_ORDERS [0]
-    GRAY = 13  # 0 or 1 [0]
-    BLUR_SIGMA_PX = 14  # [0]
-    BLUR_RADIUS_PX = 15  # taps on each side of the center [0]
-    SOLARIZE = 16  # threshold in [0, 1] [NO_SOLARIZE]
-    POSTERIZE_BITS = 17  # [0]
-    CUTOUT_TOP = 18  # view pixels
-    CUTOUT_LEFT = 19  # view pixels
-    CUTOUT_SIDE = 20  # view pixels [0]
+    TOP = auto()
+    LEFT = auto()
+    HEIGHT = auto()
+    WIDTH = auto()
+    HFLIP = auto()  # 0 or 1 [0]
+    VFLIP = auto()  # 0 or 1 [0]
+    TURNS = auto()  # quarter turns counterclockwise, 0 to 3 [0]
+    ROTATE_DEG = auto()  # counterclockwise [0]
+    BRIGHTNESS = auto()  # factor [1]
+    CONTRAST = auto()  # factor [1]
+    SATURATION = auto()  # factor [1]
+    HUE = auto()  # turns [0]
+    ORDER = auto()  # position in JITTER_ORDERS [0]
+    GRAY = auto()  # 0 or 1 [0]
+    BLUR_SIGMA_PX = auto()  # [0]
+    BLUR_RADIUS_PX = auto()  # taps on each side of the center [0]
+    SOLARIZE = auto()  # threshold in [0, 1] [NO_SOLARIZE]
+    POSTERIZE_BITS = auto()  # [0]
+    CUTOUT_TOP = auto()  # view pixels
+    CUTOUT_LEFT = auto()  # view pixels
+    CUTOUT_SIDE = auto()  # view pixels [0]
 
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """The drawn numbers: float32 (B, V, P), one column for each member of `Column`."""
+    """The sampled numbers: float32 (B, V, P), one column for each member of `Column`."""
 
     packed_BVP: Tensor
 
@@ -167,22 +179,10 @@ class Table:
     columns: dict[str, Tensor]
 
 
-def parameters(views: tuple[View, ...], draws_BVS: Tensor, sizes_B2: Tensor) -> Parameters:
-    """Turn draws into parameters. No host sync; compiles as one graph.
-
-    Args:
-        views: the policy's V rows.
-        draws_BVS: float32 in [0, 1), S at least `SLOTS`.
-        sizes_B2: int64 height and width in pixels of each image.
-    """
-    table = table_of(views, draws_BVS.device)
-    value_BVS = table.low_VS + table.span_VS * draws_BVS[..., :SLOTS].double()
-    on_BVS = value_BVS > 0
-    packed = [_boxes(views, table, value_BVS, sizes_B2.double()[:, :, None])]
-    packed += [on_BVS[..., Slot.HFLIP : Slot.VFLIP + 1].double(), _turns(value_BVS, on_BVS)]
-    packed += [_jitter(value_BVS, on_BVS), on_BVS[..., Slot.GRAY, None].double()]
-    packed += [_late(table.columns, value_BVS, on_BVS)]
-    return Parameters(torch.cat(packed, dim=-1).float())
+def runs(rows: tuple[object, ...]) -> list[tuple[int, int]]:
+    """(first, last + 1) of each run of equal consecutive rows."""
+    starts = [i for i, row in enumerate(rows) if i == 0 or row != rows[i - 1]]
+    return list(zip(starts, [*starts[1:], len(rows)], strict=True))
 
 
 def constant(values: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -209,23 +209,40 @@ def cutout_side_px(view: View) -> int:
 
 def _ranges(view: View) -> list[tuple[float, float]]:
     """(low, span) of each slot, in the slots' order."""
-    area = (view.area_min, view.area_max - view.area_min)
-    weakest = [max(0.0, 1 - strength) for strength in (view.brightness, view.contrast, view.saturation)]
-    uniform, cutout = (0.0, 1.0), (0.0, float(view.side_px - cutout_side_px(view) + 1))
-    return [
-        *([area] * TRIES + [uniform] * TRIES + [uniform, uniform]),
-        *(_chance(view.hflip_p), _chance(view.vflip_p), _chance(view.quarter_turn_p), (1.0, 3.0)),
-        *(_chance(view.rotate_p), (-view.rotate_max_deg, 2 * view.rotate_max_deg)),
-        _chance(view.jitter_p),
-        (weakest[0], 1 + view.brightness - weakest[0]),
-        (weakest[1], 1 + view.contrast - weakest[1]),
-        (weakest[2], 1 + view.saturation - weakest[2]),
-        (-view.hue, 2 * view.hue),
-        (0.0, float(len(JITTER_ORDERS)) if view.jitter_order == "random" else 0.0),
-        *(_chance(view.gray_p), _chance(view.blur_p)),
-        (view.blur_sigma_min_px, view.blur_sigma_max_px - view.blur_sigma_min_px),
-        *(_chance(view.solarize_p), _chance(view.posterize_p), _chance(view.cutout_p), cutout, cutout),
-    ]
+    cutout_px = float(view.side_px - cutout_side_px(view) + 1)
+    orders = len(JITTER_ORDERS) if view.jitter_order == "random" else 0
+    of_slot = {
+        Slot.AREA: (view.area_min, view.area_max - view.area_min),
+        Slot.ASPECT: (0.0, 1.0),  # the exponent of a ratio, so that a shape and its mirror are as likely
+        Slot.TOP: (0.0, 1.0),  # a share of what the box leaves, which only the image decides
+        Slot.LEFT: (0.0, 1.0),
+        Slot.HFLIP: _chance(view.hflip_p),
+        Slot.VFLIP: _chance(view.vflip_p),
+        Slot.TURN: _chance(view.quarter_turn_p),
+        Slot.TURNS: (1.0, 3.0),
+        Slot.ROTATE: _chance(view.rotate_p),
+        Slot.ROTATE_DEG: (-view.rotate_max_deg, 2 * view.rotate_max_deg),
+        Slot.JITTER: _chance(view.jitter_p),
+        Slot.BRIGHTNESS: _factor(view.brightness),
+        Slot.CONTRAST: _factor(view.contrast),
+        Slot.SATURATION: _factor(view.saturation),
+        Slot.HUE: (-view.hue, 2 * view.hue),
+        Slot.ORDER: (0.0, float(orders)),
+        Slot.GRAY: _chance(view.gray_p),
+        Slot.BLUR: _chance(view.blur_p),
+        Slot.BLUR_SIGMA: (view.blur_sigma_min_px, view.blur_sigma_max_px - view.blur_sigma_min_px),
+        Slot.SOLARIZE: _chance(view.solarize_p),
+        Slot.POSTERIZE: _chance(view.posterize_p),
+        Slot.CUTOUT: _chance(view.cutout_p),
+        Slot.CUTOUT_TOP: (0.0, cutout_px),
+        Slot.CUTOUT_LEFT: (0.0, cutout_px),
+    }
+    return [of_slot[slot] for slot in Slot for _ in range(TRIES if slot < Slot.TOP else 1)]
+
+
+def _factor(strength: float) -> tuple[float, float]:
+    weakest = max(0.0, 1 - strength)
+    return weakest, 1 + strength - weakest
 
 
 def _chance(p: float) -> tuple[float, float]:
@@ -233,7 +250,7 @@ def _chance(p: float) -> tuple[float, float]:
 
 
 def table_of(views: tuple[View, ...], device: torch.device) -> Table:
-    """The policy's numbers, in the form that `parameters` works with."""
+    """The policy's numbers, in the form that `sample_params` works with."""
     if torch.compiler.is_compiling():
         return _build_table(views, device)
     return _cached_table(views, device)
@@ -257,96 +274,3 @@ def _build_table(views: tuple[View, ...], device: torch.device) -> Table:
 
 
 _cached_table = lru_cache(maxsize=64)(_build_table)
-
-
-def _boxes(views: tuple[View, ...], table: Table, value_BVS: Tensor, sizes_B21: Tensor) -> Tensor:
-    """Crop boxes (B, V, 4): each row by its own kind of crop."""
-    boxes_BV4: Tensor | None = None
-    for kind in sorted({view.crop for view in views}):
-        box = _box(kind, table.columns, value_BVS, sizes_B21[:, 0], sizes_B21[:, 1])
-        kind_BV4 = torch.stack([side.expand(value_BVS.shape[:2]) for side in box], dim=-1)
-        of_kind_V1 = (table.columns["crop"] == CROPS.index(kind))[:, None]
-        boxes_BV4 = kind_BV4 if boxes_BV4 is None else torch.where(of_kind_V1, kind_BV4, boxes_BV4)
-    assert boxes_BV4 is not None, "a policy has at least one view"
-    return boxes_BV4
-
-
-def _box(
-    kind: Crop, columns: dict[str, Tensor], value_BVS: Tensor, height_B1: Tensor, width_B1: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(top, left, height, width), each (B, V) or broadcast to it."""
-    match kind:
-        case "random_resized":
-            return _random_box(columns, value_BVS, height_B1, width_B1)
-        case "resize":
-            return torch.zeros_like(height_B1), torch.zeros_like(height_B1), height_B1, width_B1
-        case "center":
-            side_BV = (torch.minimum(height_B1, width_B1) * columns["area_max"].sqrt()).round().clamp(min=1)
-            return _centered(height_B1, width_B1, side_BV, side_BV)
-        case "none":
-            return _centered(height_B1, width_B1, columns["side_px"], columns["side_px"])
-        case "pad":
-            pad_V = columns["pad_px"]
-            top_BV = (value_BVS[..., Slot.TOP] * (2 * pad_V + 1)).floor() - pad_V
-            left_BV = (value_BVS[..., Slot.LEFT] * (2 * pad_V + 1)).floor() - pad_V
-            return top_BV, left_BV, height_B1, width_B1
-
-
-def _centered(
-    height_B1: Tensor, width_B1: Tensor, box_height_BV: Tensor, box_width_BV: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    top_BV = ((height_B1 - box_height_BV) / 2).round()
-    left_BV = ((width_B1 - box_width_BV) / 2).round()
-    return top_BV, left_BV, box_height_BV.expand_as(top_BV), box_width_BV.expand_as(left_BV)
-
-
-def _random_box(
-    columns: dict[str, Tensor], value_BVS: Tensor, height_B1: Tensor, width_B1: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """torchvision's RandomResizedCrop: the first of T boxes to fit, else the largest allowed one, centered."""
-    area_BVT = value_BVS[..., Slot.AREA : Slot.ASPECT] * (height_B1 * width_B1)[..., None]
-    aspects_V1 = (columns["aspect_max"] / columns["aspect_min"])[:, None]
-    aspect_BVT = columns["aspect_min"][:, None] * aspects_V1 ** value_BVS[..., Slot.ASPECT : Slot.TOP]
-    squares_BVT = area_BVT / aspect_BVT, area_BVT * aspect_BVT
-    fits_BVT = _rounds_within(squares_BVT[0], height_B1) & _rounds_within(squares_BVT[1], width_B1)
-    drawn_BV = fits_BVT.any(dim=-1)
-    first_BV1 = fits_BVT.float().argmax(dim=-1, keepdim=True)
-    first_height_BV, first_width_BV = (s.gather(-1, first_BV1)[..., 0].sqrt().round() for s in squares_BVT)
-    largest_height_BV = (width_B1 / columns["aspect_min"]).round().clamp(min=1)
-    largest_width_BV = (height_B1 * columns["aspect_max"]).round().clamp(min=1)
-    box_height_BV = torch.minimum(torch.where(drawn_BV, first_height_BV, largest_height_BV), height_B1)
-    box_width_BV = torch.minimum(torch.where(drawn_BV, first_width_BV, largest_width_BV), width_B1)
-    spare_top_BV, spare_left_BV = height_B1 - box_height_BV, width_B1 - box_width_BV
-    top_BV = torch.where(drawn_BV, value_BVS[..., Slot.TOP] * (spare_top_BV + 1), spare_top_BV / 2).floor()
-    left_BV = torch.where(drawn_BV, value_BVS[..., Slot.LEFT] * (spare_left_BV + 1), spare_left_BV / 2).floor()
-    return top_BV, left_BV, box_height_BV, box_width_BV
-
-
-def _rounds_within(square_BVT: Tensor, whole_B1: Tensor) -> Tensor:
-    """Whether the root rounds to a side from 1 to the whole; roots of all the tries would cost more."""
-    return (square_BVT > 0.25) & (square_BVT < (whole_B1[..., None] + 0.5) * (whole_B1[..., None] + 0.5))
-
-
-def _turns(value_BVS: Tensor, on_BVS: Tensor) -> Tensor:
-    quarter_BV = value_BVS[..., Slot.TURNS].floor() * on_BVS[..., Slot.TURN]
-    angle_BV = value_BVS[..., Slot.ROTATE_DEG] * on_BVS[..., Slot.ROTATE]
-    return torch.stack((quarter_BV, angle_BV), dim=-1)
-
-
-def _jitter(value_BVS: Tensor, on_BVS: Tensor) -> Tensor:
-    on_BV1 = on_BVS[..., Slot.JITTER, None]
-    factors_BV3 = torch.where(on_BV1, value_BVS[..., Slot.BRIGHTNESS : Slot.HUE], 1.0)
-    hue_order_BV2 = value_BVS[..., Slot.HUE : Slot.ORDER + 1] * on_BV1
-    return torch.cat((factors_BV3, hue_order_BV2[..., :1], hue_order_BV2[..., 1:].floor()), dim=-1)
-
-
-def _late(columns: dict[str, Tensor], value_BVS: Tensor, on_BVS: Tensor) -> Tensor:
-    """Blur, solarize, posterize and cutout: columns BLUR_SIGMA_PX to CUTOUT_SIDE."""
-    sigma_BV = value_BVS[..., Slot.BLUR_SIGMA] * on_BVS[..., Slot.BLUR]
-    radius_BV = torch.minimum((3 * sigma_BV).ceil(), columns["side_px"] - 1)
-    threshold_BV = torch.where(on_BVS[..., Slot.SOLARIZE], columns["solarize_threshold"], NO_SOLARIZE)
-    bits_BV = on_BVS[..., Slot.POSTERIZE] * columns["posterize_bits"]
-    top_BV = value_BVS[..., Slot.CUTOUT_TOP].floor()
-    left_BV = value_BVS[..., Slot.CUTOUT_LEFT].floor()
-    side_BV = on_BVS[..., Slot.CUTOUT] * columns["cutout_side_px"]
-    return torch.stack((sigma_BV, radius_BV, threshold_BV, bits_BV, top_BV, left_BV, side_BV), dim=-1)

@@ -9,58 +9,64 @@ B batch, V views, C channels, S side of a view, H W of the source, K taps.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastssl.augment.policy import JITTER_ORDERS, Column, Parameters, View, blur_radius_px, constant
+from fastssl.augment.backend import BackendName, Images, Output
+from fastssl.augment.constants import GRAY_WEIGHTS, RGB, RGB_TO_YIQ, YIQ_TO_RGB
+from fastssl.augment.draws import DrawKey, draws
+from fastssl.augment.policy import (
+    JITTER_ORDERS,
+    SLOTS,
+    Column,
+    Parameters,
+    View,
+    blur_radius_px,
+    constant,
+    runs,
+)
+from fastssl.augment.sampling import sample_params
 
-GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # torchvision's rounding of ITU-R 601-2
 TINY = 1e-12
 
 
-def apply(
-    images: Tensor,
-    sizes_B2: Tensor,
-    offsets_B: Tensor | None,
-    parameters: Parameters,
-    views: tuple[View, ...],
-    mean_C: tuple[float, ...],
-    std_C: tuple[float, ...],
-    dtype: torch.dtype,
-) -> Tensor:
-    """Cut and transform views of one side length.
+@dataclass(frozen=True, slots=True)
+class TorchBackend:
+    """The `Backend` of plain torch operators."""
 
-    Args:
-        images: uint8 or uint16 (B, H, W, C), or a flat buffer with `offsets_B`, which costs a host sync here.
-        sizes_B2: int64 height and width of each image, at most H and W.
-        parameters: of these V views.
-        views: V rows of equal side_px.
-        mean_C, std_C: in [0, 1] units of the image's full range.
+    name: BackendName = "torch"
+    runs_in_thread: bool = False  # each of its many operators takes Python's lock again
+    reads_in_place: bool = False  # it copies the images out of a flat buffer, and waits for the device to do so
 
-    Returns:
-        views_VBCHW: `dtype`, normalized; its flattened form (V * B, C, S, S) is channels_last.
-    """
-    with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-        if offsets_B is not None:
-            images = padded(images, sizes_B2, offsets_B, len(mean_C))
-        image_BCHW = images.permute(0, 3, 1, 2).float() / torch.iinfo(images.dtype).max
-        parts_BVCSS = [
-            _views(image_BCHW, sizes_B2, parameters.rows(first, last), views[first], mean_C)
-            for first, last in runs(views)
-        ]
-        view_BVCSS = parts_BVCSS[0] if len(parts_BVCSS) == 1 else torch.cat(parts_BVCSS, dim=1)
-        mean_C11 = constant(mean_C, torch.float32, images.device)[:, None, None]
-        std_C11 = constant(std_C, torch.float32, images.device)[:, None, None]
-        pixels_VBSSC: Tensor = ((view_BVCSS - mean_C11) / std_C11).to(dtype).permute(1, 0, 3, 4, 2)
-        return pixels_VBSSC.contiguous().permute(0, 1, 4, 2, 3)
+    def limit_threads(self, threads: int) -> None:
+        """Nothing to limit: torch's own threads serve."""
+
+    def sample_params(self, views: tuple[View, ...], key: DrawKey, sizes_B2: Tensor) -> Parameters:
+        return sample_params(views, draws(key, views=len(views), slots=SLOTS), sizes_B2)
+
+    def apply(self, images: Images, params: Parameters | DrawKey, views: tuple[View, ...], output: Output) -> Tensor:
+        if isinstance(params, DrawKey):
+            params = self.sample_params(views, params, images.sizes_B2)
+        with torch.no_grad(), torch.autocast(images.pixels.device.type, enabled=False):
+            return _apply(images, params, views, output)
 
 
-def runs(rows: tuple[object, ...]) -> list[tuple[int, int]]:
-    """(first, last + 1) of each run of equal consecutive rows."""
-    starts = [i for i, row in enumerate(rows) if i == 0 or row != rows[i - 1]]
-    return list(zip(starts, [*starts[1:], len(rows)], strict=True))
+def _apply(images: Images, params: Parameters, views: tuple[View, ...], output: Output) -> Tensor:
+    pixels, sizes_B2, mean_C = images.pixels, images.sizes_B2, output.mean_C
+    if images.offsets_B is not None:
+        pixels = padded(pixels, sizes_B2, images.offsets_B, len(mean_C))
+    image_BCHW = pixels.permute(0, 3, 1, 2).float() / torch.iinfo(pixels.dtype).max
+    parts_BVCSS = [
+        _views(image_BCHW, sizes_B2, params.rows(first, last), views[first], mean_C) for first, last in runs(views)
+    ]
+    view_BVCSS = parts_BVCSS[0] if len(parts_BVCSS) == 1 else torch.cat(parts_BVCSS, dim=1)
+    mean_C11 = constant(mean_C, torch.float32, pixels.device)[:, None, None]
+    std_C11 = constant(output.std_C, torch.float32, pixels.device)[:, None, None]
+    pixels_VBSSC: Tensor = ((view_BVCSS - mean_C11) / std_C11).to(output.dtype).permute(1, 0, 3, 4, 2)
+    return pixels_VBSSC.contiguous().permute(0, 1, 4, 2, 3)
 
 
 def padded(flat: Tensor, sizes_B2: Tensor, offsets_B: Tensor, channels: int) -> Tensor:
@@ -74,36 +80,38 @@ def padded(flat: Tensor, sizes_B2: Tensor, offsets_B: Tensor, channels: int) -> 
     return flat[position_BHWC.clamp(max=flat.numel() - 1)]
 
 
-def _views(image_BCHW: Tensor, sizes_B2: Tensor, drawn: Parameters, view: View, mean_C: tuple[float, ...]) -> Tensor:
+def _views(image_BCHW: Tensor, sizes_B2: Tensor, params: Parameters, view: View, mean_C: tuple[float, ...]) -> Tensor:
     """One run of equal rows: (B, V, C, S, S) in [0, 1], in the policy's order."""
-    x = _cropped(image_BCHW, sizes_B2, drawn, view)
+    x = _cropped(image_BCHW, sizes_B2, params, view)
     if view.quarter_turn_p > 0:
-        x = _quarter_turned(x, drawn)
+        x = _quarter_turned(x, params)
     if view.rotate_p > 0:
-        x = _rotated(x, drawn)
-    if image_BCHW.shape[1] == 3:
-        x = _colored(x, drawn, view)
+        x = _rotated(x, params)
+    if image_BCHW.shape[1] == RGB:
+        x = _colored(x, params, view)
     if view.blur_p > 0:
-        x = _blurred(x, drawn, view)
+        x = _blurred(x, params, view)
     if view.solarize_p > 0:
-        x = torch.where(x >= _wide(drawn, Column.SOLARIZE), 1 - x, x)
+        x = torch.where(x >= _wide(params, Column.SOLARIZE), 1 - x, x)
     if view.posterize_p > 0:
-        x = _posterized(x, drawn)
+        x = _posterized(x, params)
     if view.cutout_p > 0:
-        x = _cut_out(x, drawn, mean_C)
+        x = _cut_out(x, params, mean_C)
     return x
 
 
-def _wide(drawn: Parameters, column: Column) -> Tensor:
+def _wide(params: Parameters, column: Column) -> Tensor:
     """A column as (B, V, 1, 1, 1)."""
-    return drawn[column][..., None, None, None]
+    return params[column][..., None, None, None]
 
 
-def _cropped(image_BCHW: Tensor, sizes_B2: Tensor, drawn: Parameters, view: View) -> Tensor:
+def _cropped(image_BCHW: Tensor, sizes_B2: Tensor, params: Parameters, view: View) -> Tensor:
     height, width = image_BCHW.shape[-2:]
-    rows_BVSH = _resampling(drawn[Column.TOP], drawn[Column.HEIGHT], drawn[Column.VFLIP], sizes_B2[:, 0], view, height)
+    rows_BVSH = _resampling(
+        params[Column.TOP], params[Column.HEIGHT], params[Column.VFLIP], sizes_B2[:, 0], view, height
+    )
     columns_BVSW = _resampling(
-        drawn[Column.LEFT], drawn[Column.WIDTH], drawn[Column.HFLIP], sizes_B2[:, 1], view, width
+        params[Column.LEFT], params[Column.WIDTH], params[Column.HFLIP], sizes_B2[:, 1], view, width
     )
     half_BVCHS = image_BCHW[:, None] @ columns_BVSW.transpose(-1, -2)[:, :, None]
     x = rows_BVSH[:, :, None] @ half_BVCHS
@@ -143,23 +151,23 @@ def _keys(distance: Tensor) -> Tensor:
     return torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
 
 
-def _quarter_turned(x: Tensor, drawn: Parameters) -> Tensor:
-    turns = _wide(drawn, Column.TURNS)
+def _quarter_turned(x: Tensor, params: Parameters) -> Tensor:
+    turns = _wide(params, Column.TURNS)
     for k in (1, 2, 3):
         x = torch.where(turns == k, torch.rot90(x, k, (-2, -1)), x)
     return x
 
 
-def _rotated(x: Tensor, drawn: Parameters) -> Tensor:
+def _rotated(x: Tensor, params: Parameters) -> Tensor:
     """Counterclockwise about the center, bilinear, black outside, as torchvision's rotate."""
-    angle_BV = torch.deg2rad(drawn[Column.ROTATE_DEG].double())
+    angle_BV = torch.deg2rad(params[Column.ROTATE_DEG].double())
     cos_BV, sin_BV = angle_BV.cos().float(), angle_BV.sin().float()
     zero_BV = torch.zeros_like(cos_BV)
     theta_BV6 = torch.stack((cos_BV, -sin_BV, zero_BV, sin_BV, cos_BV, zero_BV), dim=-1)
     images, shape = x.flatten(0, 1), x.shape
     grid = F.affine_grid(theta_BV6.view(-1, 2, 3), list(images.shape), align_corners=False)
     turned = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    return torch.where(_wide(drawn, Column.ROTATE_DEG) != 0, turned.view(shape), x)
+    return torch.where(_wide(params, Column.ROTATE_DEG) != 0, turned.view(shape), x)
 
 
 def gray(x: Tensor) -> Tensor:
@@ -168,15 +176,15 @@ def gray(x: Tensor) -> Tensor:
     return (red * GRAY_WEIGHTS[0] + green * GRAY_WEIGHTS[1] + blue * GRAY_WEIGHTS[2]).unsqueeze(-3)
 
 
-def _colored(x: Tensor, drawn: Parameters, view: View) -> Tensor:
+def _colored(x: Tensor, params: Parameters, view: View) -> Tensor:
     if view.jitter_p > 0:
         orders = constant(JITTER_ORDERS, torch.int64, x.device)
-        drawn_order_BV4 = orders[drawn[Column.ORDER].long()]
+        order_BV4 = orders[params[Column.ORDER].long()]
         for step in range(4):
-            order = _order_at(drawn_order_BV4[..., step, None, None, None], step, view)
-            x = _jitter_step(x, order, drawn, view)
+            order = _order_at(order_BV4[..., step, None, None, None], step, view)
+            x = _jitter_step(x, order, params, view)
     if view.gray_p > 0:
-        x = torch.where(_wide(drawn, Column.GRAY) > 0, gray(x), x)
+        x = torch.where(_wide(params, Column.GRAY) > 0, gray(x), x)
     return x
 
 
@@ -184,27 +192,27 @@ def _order_at(order_BV111: Tensor, step: int, view: View) -> Tensor | int:
     return step if view.jitter_order == "fixed" else order_BV111
 
 
-def _jitter_step(x: Tensor, operation: Tensor | int, drawn: Parameters, view: View) -> Tensor:
+def _jitter_step(x: Tensor, operation: Tensor | int, params: Parameters, view: View) -> Tensor:
     """Operation 0, 1 or 2: blend with black, the mean gray, or the pixel's gray; 3: shift the hue."""
     if isinstance(operation, int):
-        return _hue_shifted(x, drawn, view) if operation == 3 else _blend(x, operation, drawn)
-    blends = [torch.where(operation == k, _blend(x, k, drawn), 0.0) for k in range(3)]
-    hue = torch.where(operation == 3, _hue_shifted(x, drawn, view), 0.0)
+        return _hue_shifted(x, params, view) if operation == 3 else _blend(x, operation, params)
+    blends = [torch.where(operation == k, _blend(x, k, params), 0.0) for k in range(3)]
+    hue = torch.where(operation == 3, _hue_shifted(x, params, view), 0.0)
     return blends[0] + blends[1] + blends[2] + hue
 
 
-def _blend(x: Tensor, operation: int, drawn: Parameters) -> Tensor:
-    factor = _wide(drawn, (Column.BRIGHTNESS, Column.CONTRAST, Column.SATURATION)[operation])
+def _blend(x: Tensor, operation: int, params: Parameters) -> Tensor:
+    factor = _wide(params, (Column.BRIGHTNESS, Column.CONTRAST, Column.SATURATION)[operation])
     if operation == 0:
         return (x * factor).clamp(0, 1)
     base = gray(x).mean(dim=(-2, -1), keepdim=True) if operation == 1 else gray(x)
     return (x * factor + (1 - factor) * base).clamp(0, 1)
 
 
-def _hue_shifted(x: Tensor, drawn: Parameters, view: View) -> Tensor:
+def _hue_shifted(x: Tensor, params: Parameters, view: View) -> Tensor:
     if view.hue == 0:
         return x
-    shift = _wide(drawn, Column.HUE)
+    shift = _wide(params, Column.HUE)
     shifted = _hsv_turned(x, shift) if view.hue_mode == "hsv" else _yiq_turned(x, shift)
     return torch.where(shift != 0, shifted, x)
 
@@ -228,22 +236,19 @@ def _hsv_turned(x: Tensor, shift: Tensor) -> Tensor:
 def _yiq_turned(x: Tensor, shift: Tensor) -> Tensor:
     """The chroma plane of YIQ turned by the angle: linear, so hues near the gamut's edge are clipped."""
     red, green, blue = (x.narrow(-3, k, 1) for k in range(3))
-    luma = 0.299 * red + 0.587 * green + 0.114 * blue
-    i = 0.596 * red - 0.274 * green - 0.322 * blue
-    q = 0.211 * red - 0.523 * green + 0.312 * blue
+    luma, i, q = (r * red + g * green + b * blue for r, g, b in RGB_TO_YIQ)
     cos, sin = (2 * math.pi * shift).cos(), (2 * math.pi * shift).sin()
     i, q = cos * i - sin * q, sin * i + cos * q
-    turned = (luma + 0.956 * i + 0.621 * q, luma - 0.272 * i - 0.647 * q, luma - 1.106 * i + 1.703 * q)
-    return torch.cat(turned, dim=-3).clamp(0, 1)
+    return torch.cat([luma + of_i * i + of_q * q for _, of_i, of_q in YIQ_TO_RGB], dim=-3).clamp(0, 1)
 
 
-def _blurred(x: Tensor, drawn: Parameters, view: View) -> Tensor:
+def _blurred(x: Tensor, params: Parameters, view: View) -> Tensor:
     """Separable Gaussian, the border reflected; each sample's kernel ends at its own radius."""
     reach = blur_radius_px(view.blur_sigma_max_px, view.side_px)
     offset_K = torch.arange(-reach, reach + 1, device=x.device)
-    sigma_BV1 = drawn[Column.BLUR_SIGMA_PX][..., None].clamp(min=TINY)
+    sigma_BV1 = params[Column.BLUR_SIGMA_PX][..., None].clamp(min=TINY)
     weight_BVK = torch.exp(-0.5 * (offset_K / sigma_BV1).square())
-    weight_BVK = weight_BVK * (offset_K.abs() <= drawn[Column.BLUR_RADIUS_PX][..., None])
+    weight_BVK = weight_BVK * (offset_K.abs() <= params[Column.BLUR_RADIUS_PX][..., None])
     weight_BVK = weight_BVK / weight_BVK.sum(dim=-1, keepdim=True)
     place_X = torch.arange(-reach, view.side_px + reach, device=x.device).abs()
     reflected_X = place_X - 2 * (place_X - view.side_px + 1).clamp(min=0)
@@ -255,18 +260,18 @@ def _blurred(x: Tensor, drawn: Parameters, view: View) -> Tensor:
     return x
 
 
-def _posterized(x: Tensor, drawn: Parameters) -> Tensor:
-    bits = _wide(drawn, Column.POSTERIZE_BITS)
+def _posterized(x: Tensor, params: Parameters) -> Tensor:
+    bits = _wide(params, Column.POSTERIZE_BITS)
     levels = torch.exp2(bits)
     kept = torch.minimum((x * levels).floor(), levels - 1) / levels
     return torch.where(bits > 0, kept, x)
 
 
-def _cut_out(x: Tensor, drawn: Parameters, mean_C: tuple[float, ...]) -> Tensor:
+def _cut_out(x: Tensor, params: Parameters, mean_C: tuple[float, ...]) -> Tensor:
     """The square takes the mean, which normalizes to 0."""
     side = x.shape[-1]
     place_S = torch.arange(side, device=x.device)
-    top, left, square = (_wide(drawn, c) for c in (Column.CUTOUT_TOP, Column.CUTOUT_LEFT, Column.CUTOUT_SIDE))
+    top, left, square = (_wide(params, c) for c in (Column.CUTOUT_TOP, Column.CUTOUT_LEFT, Column.CUTOUT_SIDE))
     in_rows = (place_S[:, None] >= top) & (place_S[:, None] < top + square)
     in_columns = (place_S >= left) & (place_S < left + square)
     return torch.where(in_rows & in_columns, constant(mean_C, torch.float32, x.device)[:, None, None], x)

@@ -67,7 +67,7 @@ class Parts:
             )
 
     def views(self, batch: Batch, epoch: int) -> Views:
-        return self.augment(batch.images, batch.index_B, epoch, sizes_B2=batch.sizes_B2, offsets_B=batch.offsets_B)
+        return self.augment(batch, epoch)
 
     def step(self, groups: Views) -> Terms:
         """One optimization step, its learning rate so small that many repeats leave the weights as they were."""

@@ -82,10 +82,10 @@ def recipe_stages(recipe: Recipe) -> list[Stage]:
         nonlocal groups
         part = first_of(batch, images)
         start = now(device)
-        groups = augment(part.images, part.index_B, 0, sizes_B2=part.sizes_B2, offsets_B=part.offsets_B)
+        groups = augment(part, 0)
         return [now(device) - start]
 
-    works = [f"{len(augment.views)} views by the {augment.backend} backend"]
+    works = [f"{len(augment.views)} views by the {augment.backend.name} backend"]
     stages += as_stages(["augment"], works, growing(make_views, len(batch)))
     return stages + network_stages(recipe, groups, channels=manifest.channels, device=device)
 

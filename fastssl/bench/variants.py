@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from fastssl import build
+from fastssl.augment.backend import backend_of
 from fastssl.bench.parts import Parts, parts, work
 from fastssl.bench.record import record, row
 from fastssl.bench.timing import Step, side_by_side, waiter
@@ -60,7 +61,7 @@ def augment(recipe: Recipe, *, seconds: float, only: list[str] | None = None, ro
     steps: dict[str, Step] = {}
     for backend in chosen(dict.fromkeys([*fused, "torch"]), only):
         for dtype in (made.augment.dtype, *({torch.bfloat16, torch.float32} - {made.augment.dtype})):
-            one = replace(made, augment=replace(made.augment, backend=backend, dtype=dtype))  # type: ignore[arg-type]
+            one = replace(made, augment=replace(made.augment, backend=backend_of(backend), dtype=dtype))  # type: ignore[arg-type]
             steps[f"{backend}, {str(dtype).removeprefix('torch.')}"] = cutting(one, batch, epoch)
     return measured("augment", recipe, steps, device=made.device, seconds=seconds, rounds=rounds, notes=[])
 

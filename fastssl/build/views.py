@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal
 
 import torch
 
 from fastssl.augment.augment import Augment
+from fastssl.augment.backend import BackendName, backend_of
 from fastssl.augment.policy import View
 from fastssl.build.hardware import autocast
 from fastssl.data.manifest import Manifest
@@ -50,7 +50,7 @@ def clean_view(recipe: Recipe, manifest: Manifest, *, device: torch.device) -> A
 
 
 def make_augment(recipe: Recipe, rows: tuple[View, ...], manifest: Manifest, *, device: torch.device) -> Augment:
-    backend: Literal["torch", "cpu", "cuda"]
+    backend: BackendName
     if recipe.augment.backend == "auto":
         backend = "cpu" if device.type == "cpu" else "cuda" if device.type == "cuda" else "torch"
     else:
@@ -61,7 +61,7 @@ def make_augment(recipe: Recipe, rows: tuple[View, ...], manifest: Manifest, *, 
         std_C=tuple(max(s, 1e-3) for s in manifest.std),
         seed=recipe.seed,
         dtype=autocast(recipe) or torch.float32,
-        backend=backend,
+        backend=backend_of(backend),
     )
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fastssl import build
 from fastssl.augment.augment import Augment
+from fastssl.data.batch import Batch
 from fastssl.data.manifest import Manifest
 from fastssl.errors import UserError
 from fastssl.models import pretrainer
@@ -89,7 +90,7 @@ class Pretrained:
             pixels = torch.as_tensor(stack if isinstance(stack, Tensor) else np.stack(list(stack)))
             self.check(pixels)
             index_B = torch.arange(len(pixels), device=self.device)
-            (views_VBCHW,) = self.clean(pixels.to(self.device), index_B, 0)
+            (views_VBCHW,) = self.clean(Batch(pixels.to(self.device), torch.full_like(index_B, -1), index_B), 0)
             rows.append(
                 pretrainer.embed(self.backbone, views_VBCHW[0], autocast=build.hardware.autocast(self.recipe)).cpu()
             )

@@ -21,6 +21,7 @@ from PIL import Image, features
 from torch import Tensor
 
 from fastssl import build
+from fastssl.data.batch import Batch
 from fastssl.data.manifest import Manifest
 from fastssl.errors import UserError
 from fastssl.models import pretrainer
@@ -181,8 +182,8 @@ def embed(net: Pretrained, path: Path, count: int) -> Embedded:
     for batch in first_batches(net.recipe, path, count):
         tiles += [small(tile) for tile in pictures(shown, batch, 0)[0][0]]
         sizes_B2, offsets_B = (None if t is None else t.to(net.device) for t in (batch.sizes_B2, batch.offsets_B))
-        images, index_B = batch.images.to(net.device), batch.index_B.to(net.device)
-        (views_VBCHW,) = net.clean(images, index_B, 0, sizes_B2=sizes_B2, offsets_B=offsets_B)
+        images, labels_B, index_B = (t.to(net.device) for t in (batch.images, batch.labels_B, batch.index_B))
+        (views_VBCHW,) = net.clean(Batch(images, labels_B, index_B, sizes_B2, offsets_B), 0)
         h_BF = pretrainer.embed(net.backbone, views_VBCHW[0], autocast=build.hardware.autocast(net.recipe))
         features_parts.append(h_BF.float().cpu())
         labels_parts.append(batch.labels_B.cpu())

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastssl import build
 from fastssl.augment.augment import Augment
+from fastssl.augment.backend import backend_of
 from fastssl.augment.policy import NO_SOLARIZE, Column, View
 from fastssl.data.batch import Batch
 from fastssl.errors import UserError
@@ -90,7 +91,9 @@ def preview(recipe: Recipe, out: Path, *, images: int = 6, epoch: int = 0) -> li
 def plain(augment: Augment) -> Augment:
     """The same policy without normalization, in float32, so that views are pictures again."""
     channels = len(augment.mean_C)
-    return replace(augment, mean_C=(0.0,) * channels, std_C=(1.0,) * channels, dtype=torch.float32, backend="torch")
+    return replace(
+        augment, mean_C=(0.0,) * channels, std_C=(1.0,) * channels, dtype=torch.float32, backend=backend_of("torch")
+    )
 
 
 def view_grid(batch: Batch, augment: Augment, *, epoch: int) -> Image.Image:
@@ -98,7 +101,7 @@ def view_grid(batch: Batch, augment: Augment, *, epoch: int) -> Image.Image:
     sizes_B2 = batch.sizes_B2
     if sizes_B2 is None:
         sizes_B2 = torch.tensor(batch.images.shape[1:3]).expand(len(batch), 2)
-    drawn = augment.parameters(batch.index_B, epoch, sizes_B2).packed_BVP
+    drawn = augment.sample_params(batch, epoch).packed_BVP
     views_VB = [view for group in pictures(augment, batch, epoch) for view in group]
     clean_B = pictures(only(augment, clean_row(batch, augment)), batch, 0)[0][0]
     rows = []
@@ -139,7 +142,7 @@ def only(augment: Augment, row: View) -> Augment:
 
 def pictures(augment: Augment, batch: Batch, epoch: int) -> list[list[list[Picture]]]:
     """uint8 (H, W, 3) pictures, by group of equal side, view and image."""
-    groups = augment(batch.images, batch.index_B, epoch, sizes_B2=batch.sizes_B2, offsets_B=batch.offsets_B)
+    groups = augment(batch, epoch)
     return [[[picture(image_CHW) for image_CHW in view_BCHW] for view_BCHW in group] for group in groups]
 
 

@@ -191,7 +191,7 @@ def views_of_epoch(run: Run, epoch: int, start: int) -> Iterator[tuple[Tensor, .
     augment = run.augment_of(epoch)
 
     def views(batch: Batch) -> tuple[Tensor, ...]:
-        return augment(batch.images, batch.index_B, epoch, sizes_B2=batch.sizes_B2, offsets_B=batch.offsets_B)
+        return augment(batch, epoch)
 
     def batches() -> Iterator[Batch]:
         found = run.loader.epoch(epoch, start)

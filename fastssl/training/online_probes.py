@@ -158,4 +158,4 @@ class Prober:
 
 def views_of(augment: Augment, batch: Batch, epoch: int = 0) -> tuple[Tensor, ...]:
     """The views of a loader's batch, one (V, B, C, H, W) for each side length."""
-    return augment(batch.images, batch.index_B, epoch, sizes_B2=batch.sizes_B2, offsets_B=batch.offsets_B)
+    return augment(batch, epoch)

@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from fastssl.augment.backend import Backend
 from fastssl.data.batch import Batch
 
 Groups = tuple[Tensor, ...]
@@ -20,20 +21,20 @@ TRIAL_STEPS = 8
 SHARE_OF_THREADS = 4  # one in so many makes views
 
 
-def views_ahead(batches: Iterator[Batch], views: Views, device: torch.device, *, backend: str) -> Iterator[Groups]:
+def views_ahead(batches: Iterator[Batch], views: Views, device: torch.device, *, backend: Backend) -> Iterator[Groups]:
     """The views of each batch, in order.
 
     Args:
         batches: on the device; closed when the iteration ends.
         views: batch to one (V_g, B, C, H, W) tensor per side length, without waiting for the device.
         device: of the network.
-        backend: of the views; those of "cpu" can be made by a thread of their own.
+        backend: of the views.
     """
     try:
         if device.type == "cuda":
             yield from on_side_stream(batches, views, device)
-        elif backend == "cpu" and torch.get_num_threads() > 1:
-            yield from in_background(batches, views)
+        elif backend.runs_in_thread and torch.get_num_threads() > 1:
+            yield from in_background(batches, views, backend)
         else:
             yield from map(views, batches)
     finally:
@@ -41,14 +42,12 @@ def views_ahead(batches: Iterator[Batch], views: Views, device: torch.device, *,
             batches.close()
 
 
-def in_background(batches: Iterator[Batch], views: Views) -> Iterator[Groups]:
+def in_background(batches: Iterator[Batch], views: Views, backend: Backend) -> Iterator[Groups]:
     """Views made by one thread in the background, or here by all of them once that is seen to be sooner."""
-    from fastssl.augment.cpu.backend import limit_threads  # numba takes half a second to import
-
     threads = torch.get_num_threads()
     few = max(1, threads // SHARE_OF_THREADS)
     waited_s = made_s = 0.0
-    with ThreadPoolExecutor(1, "views", initializer=limit_threads, initargs=(few,)) as pool:
+    with ThreadPoolExecutor(1, "views", initializer=backend.limit_threads, initargs=(few,)) as pool:
 
         def submitted() -> "Future[tuple[Groups, float]] | None":
             batch = next(batches, None)

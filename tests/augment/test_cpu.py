@@ -1,17 +1,21 @@
 """The fused numba backend against the torch backend, which is held against torchvision; and its bits."""
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numba
 import pytest
 import torch
-from reference_augment import EVERYTHING, knife_edges, pictures
-from test_torch_ops import FLAT_JITTER, MEAN_C, SINGLE, SIZES, run
+from reference_augment import EVERYTHING, augmentation, batch_of, knife_edges, pictures
+from test_torch_ops import FLAT_JITTER, SINGLE, SIZES, run
 
 from fastssl.augment.augment import Augment
+from fastssl.augment.backend import BackendName, Images, Output, backend_of
 from fastssl.augment.cpu import backend
-from fastssl.augment.draws import draws
-from fastssl.augment.policy import SLOTS, View, parameters
+from fastssl.augment.draws import DrawKey
+from fastssl.augment.policy import View
 
 SMOOTH = replace(EVERYTHING, solarize_p=0, posterize_p=0)
 CASES = SINGLE | {"linear hue": replace(FLAT_JITTER, hue=0.5, hue_mode="linear")}
@@ -25,21 +29,17 @@ MIXED = (
 )
 
 
-def engine(view: View, backend: str, dtype: torch.dtype = torch.float32) -> Augment:
-    return Augment((view, view), MEAN_C, (0.2, 0.25, 0.3), 0, dtype, backend)
+def two_views(view: View, name: BackendName, dtype: torch.dtype = torch.float32) -> Augment:
+    return augmentation((view, view), name, dtype=dtype)
 
 
-def test_draws_are_the_same_bits():
-    index_B = torch.tensor([0, 1, 10**12])
-    same = backend.draws(-5, torch.tensor(4), index_B, views=3, slots=42)
-    assert torch.equal(same, draws(-5, 4, index_B, views=3, slots=42))
-
-
-def test_parameters_are_the_same_numbers():
+@pytest.mark.parametrize("seed", [0, -5, 2**63 + 11])
+@pytest.mark.parametrize("epoch", [4, torch.tensor(2**40)])
+def test_parameters_are_the_same_numbers(seed: int, epoch: int | torch.Tensor):
     sizes_B2 = torch.randint(1, 400, (500, 2), generator=torch.Generator().manual_seed(0))
-    drawn_BVS = draws(3, 1, torch.arange(500), views=len(MIXED), slots=SLOTS)
-    found, expected = backend.parameters(MIXED, drawn_BVS, sizes_B2), parameters(MIXED, drawn_BVS, sizes_B2)
-    assert torch.equal(found.packed_BVP, expected.packed_BVP)
+    key = DrawKey(seed, epoch, torch.cat((torch.arange(499), torch.tensor([10**12]))), first=3)
+    same, expected = (backend_of(name).sample_params(MIXED, key, sizes_B2) for name in ("cpu", "torch"))
+    assert torch.equal(same.packed_BVP, expected.packed_BVP)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -72,25 +72,27 @@ def test_padded_and_flat_images_give_the_bits_of_whole_ones():
     offsets_B = torch.tensor([0, *(image.numel() for image in whole[:-1])]).cumsum(0)
     index_B = torch.arange(8)
     for name, tolerance in (("cpu", 0.0), ("torch", 1e-5)):
-        augment = engine(SMOOTH, name)
-        alone = torch.cat([augment(image[None], index_B[b : b + 1], 5)[0] for b, image in enumerate(whole)], dim=1)
+        augment = two_views(SMOOTH, name)
+        alone = torch.cat(
+            [augment(batch_of(image[None], index_B[b : b + 1]), 5)[0] for b, image in enumerate(whole)], dim=1
+        )
         for images, offsets in ((padded, None), (flat, offsets_B)):
-            (views_VBCHW,) = augment(images, index_B, 5, sizes_B2=sizes_B2, offsets_B=offsets)
+            (views_VBCHW,) = augment(batch_of(images, index_B, sizes_B2, offsets), 5)
             assert (views_VBCHW - alone).abs().max() <= tolerance
 
 
 def test_bits_do_not_depend_on_the_cut_the_order_or_the_threads():
-    images, augment = pictures(37, 21, 34), engine(EVERYTHING, "cpu")
-    (whole,) = augment(images, torch.arange(37), 5)
-    parts = [augment(images[i:j], torch.arange(i, j), 5)[0] for i, j in ((0, 1), (1, 17), (17, 37))]
+    images, augment = pictures(37, 21, 34), two_views(EVERYTHING, "cpu")
+    (whole,) = augment(batch_of(images), 5)
+    parts = [augment(batch_of(images[i:j], torch.arange(i, j)), 5)[0] for i, j in ((0, 1), (1, 17), (17, 37))]
     assert torch.equal(torch.cat(parts, dim=1), whole)
     order = torch.randperm(37, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(augment(images[order], order, 5)[0], whole[:, order])
+    assert torch.equal(augment(batch_of(images[order], order), 5)[0], whole[:, order])
     threads = torch.get_num_threads()
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
-            assert torch.equal(augment(images, torch.arange(37), 5)[0], whole)
+            assert torch.equal(augment(batch_of(images), 5)[0], whole)
             assert numba.get_num_threads() == min(count, numba.config.NUMBA_NUM_THREADS)
     finally:
         torch.set_num_threads(threads)
@@ -100,13 +102,15 @@ def test_views_are_those_of_their_parameters():
     """The kernel draws for itself; views of several sides are made by several calls of it."""
     images, index_B = pictures(37, 21, 34), torch.arange(37) * 5
     views = (EVERYTHING, replace(EVERYTHING, crop="pad", pad_px=3), replace(SMOOTH, side_px=12))
-    augment = Augment(views, MEAN_C, (0.2, 0.25, 0.3), -7, torch.float32, "cpu")
-    groups = augment(images, index_B, torch.tensor(3))
+    augment = augmentation(views, "cpu", seed=-7)
+    batch = batch_of(images, index_B)
+    groups = augment(batch, torch.tensor(3))
+    params = augment.sample_params(batch, 3)
     sizes_B2 = torch.tensor([[21, 34]]).expand(37, 2)
-    drawn = augment.parameters(index_B, 3, sizes_B2)
-    for found, (first, last) in zip(groups, ((0, 2), (2, 3)), strict=True):
-        arguments = drawn.rows(first, last), views[first:last], augment.mean_C, augment.std_C, augment.dtype
-        assert torch.equal(found, backend.apply(images, sizes_B2, None, *arguments))
+    for group, (first, last) in zip(groups, ((0, 2), (2, 3)), strict=True):
+        output = Output(augment.mean_C, augment.std_C, augment.dtype)
+        rows = params.rows(first, last), views[first:last]
+        assert torch.equal(group, augment.backend.apply(Images(images, sizes_B2, None), *rows, output))
 
 
 @pytest.mark.parametrize("channels", [1, 3, 5])
@@ -118,46 +122,52 @@ def test_lines_shorter_and_longer_than_a_vector(side: int, channels: int):
     )
     mean_C = tuple(0.1 * (c + 1) for c in range(channels))
     found, expected = (
-        Augment((view,), mean_C, (0.25,) * channels, 0, torch.float32, backend)(images, torch.arange(9), 0)[0]
-        for backend in ("cpu", "torch")
+        augmentation((view,), name, mean_C=mean_C, std_C=(0.25,) * channels)(batch_of(images), 0)[0]
+        for name in ("cpu", "torch")
     )
     assert (found - expected).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("view", [EVERYTHING, SINGLE["crop"], SINGLE["bicubic crop"], SINGLE["pad"]])
 def test_bfloat16_is_rounded_to_nearest(view: View):
-    images, index_B = pictures(16, 32, 32), torch.arange(16)
-    (wide,) = engine(view, "cpu")(images, index_B, 5)
-    (narrow,) = engine(view, "cpu", torch.bfloat16)(images, index_B, 5)
+    batch = batch_of(pictures(16, 32, 32))
+    (wide,) = two_views(view, "cpu")(batch, 5)
+    (narrow,) = two_views(view, "cpu", torch.bfloat16)(batch, 5)
     assert narrow.dtype == torch.bfloat16
     assert torch.equal(narrow, wide.to(torch.bfloat16))
 
 
 @pytest.mark.parametrize("name", ["crop", "bicubic crop", "pad", "flips"])
 def test_views_without_color_are_normalized_as_the_others(name: str):
-    view, images, index_B = SINGLE[name], pictures(8, 32, 32), torch.arange(8)
-    (found,) = engine(view, "cpu")(images, index_B, 5)
-    assert (found - engine(view, "torch")(images, index_B, 5)[0]).abs().max() < 0.05 / 255 / 0.2
+    view, batch = SINGLE[name], batch_of(pictures(8, 32, 32))
+    (found,) = two_views(view, "cpu")(batch, 5)
+    assert (found - two_views(view, "torch")(batch, 5)[0]).abs().max() < 0.05 / 255 / 0.2
     assert found.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
 
 
 def test_float16_is_converted():
-    images, index_B = pictures(4, 21, 34), torch.arange(4)
-    (narrow,) = engine(EVERYTHING, "cpu", torch.float16)(images, index_B, 5)
-    assert torch.equal(narrow, engine(EVERYTHING, "cpu")(images, index_B, 5)[0].half())
+    batch = batch_of(pictures(4, 21, 34))
+    (narrow,) = two_views(EVERYTHING, "cpu", torch.float16)(batch, 5)
+    assert torch.equal(narrow, two_views(EVERYTHING, "cpu")(batch, 5)[0].half())
 
 
 def test_lays_channels_last():
-    (views_VBCHW,) = engine(EVERYTHING, "cpu")(pictures(4, 21, 34), torch.arange(4), 5)
+    (views_VBCHW,) = two_views(EVERYTHING, "cpu")(batch_of(pictures(4, 21, 34)), 5)
     assert views_VBCHW.shape == (2, 4, 3, 32, 32)
     assert views_VBCHW.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
 
 
 def test_an_empty_batch_gives_no_views():
-    (views_VBCHW,) = engine(EVERYTHING, "cpu")(pictures(4, 21, 34)[:0], torch.arange(0), 5)
+    (views_VBCHW,) = two_views(EVERYTHING, "cpu")(batch_of(pictures(4, 21, 34)[:0]), 5)
     assert views_VBCHW.shape == (2, 0, 3, 32, 32)
 
 
-def test_the_disk_cache_watches_every_file_the_kernel_takes_in():
-    inlined = {f.py_func.__module__ for f in (backend.resample, backend.settle, backend.transform, backend.interleave)}
-    assert {name.rsplit(".", 1)[-1] + ".py" for name in inlined} <= set(backend.INLINED)
+def test_the_stamp_covers_every_module_the_kernels_come_from():
+    """numba's disk cache watches the file of the kernel alone: the rest must change the stamp."""
+    script = "import sys, fastssl.augment.cpu.backend as b\n" + (
+        "print(*(m.__file__ for n, m in sys.modules.items() if n.startswith('fastssl.augment.')), sep='\\n')"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    files = {Path(line).resolve() for line in done.stdout.splitlines()}
+    assert {"draws.py", "policy.py", "constants.py", "lanes.py"} <= {path.name for path in files}
+    assert files <= {path.resolve() for path in backend.STAMPED}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from reference_augment import splitmix64, uniform
 
-from fastssl.augment.draws import draws, permutation
+from fastssl.augment.draws import DrawKey, draws, permutation
 
 BASE = {"seed": 7, "epoch": 3, "index": 0, "view": 0, "slot": 0}
 
@@ -16,8 +16,8 @@ def block(**shift: int) -> torch.Tensor:
     """Draws of 2,000 samples, 4 views and 8 slots, the arguments shifted by `shift`."""
     at = BASE | shift
     index_B = torch.arange(2000) * 2 + at["index"]
-    drawn_BVS = draws(at["seed"], at["epoch"], index_B, views=4 + at["view"], slots=8 + at["slot"])
-    return drawn_BVS[:, at["view"] :, at["slot"] :]
+    draws_BVS = draws(DrawKey(at["seed"], at["epoch"], index_B, at["view"]), views=4, slots=8 + at["slot"])
+    return draws_BVS[..., at["slot"] :]
 
 
 def test_reference_is_the_published_generator():
@@ -26,15 +26,15 @@ def test_reference_is_the_published_generator():
 
 
 def test_draws_are_the_hash_in_plain_integers():
-    drawn_BVS = draws(-7, 3, torch.tensor([0, 5]), views=2, slots=3)
+    draws_BVS = draws(DrawKey(-7, 3, torch.tensor([0, 5]), 0), views=2, slots=3)
     plain = [[[uniform(-7, 3, b, v, s) for s in range(3)] for v in range(2)] for b in (0, 5)]
-    assert drawn_BVS.dtype == torch.float32
-    assert torch.equal(drawn_BVS.double(), torch.tensor(plain, dtype=torch.float64))
+    assert draws_BVS.dtype == torch.float32
+    assert torch.equal(draws_BVS.double(), torch.tensor(plain, dtype=torch.float64))
 
 
 def test_golden_bits():
-    drawn_BVS = draws(0, 0, torch.tensor([0, 49_999]), views=2, slots=2)
-    assert (drawn_BVS * 2**24).long().tolist() == GOLDEN
+    draws_BVS = draws(DrawKey(0, 0, torch.tensor([0, 49_999]), 0), views=2, slots=2)
+    assert (draws_BVS * 2**24).long().tolist() == GOLDEN
 
 
 def test_range_excludes_one():
@@ -62,19 +62,19 @@ def test_neighbors_along_each_argument_are_independent(argument: str):
 
 def test_a_sample_draws_the_same_in_any_batch():
     index_B = torch.randperm(100, generator=torch.Generator().manual_seed(0))
-    shuffled = draws(1, 2, index_B, views=3, slots=5)
-    assert torch.equal(shuffled, draws(1, 2, torch.arange(100), views=3, slots=5)[index_B])
+    shuffled = draws(DrawKey(1, 2, index_B, 0), views=3, slots=5)
+    assert torch.equal(shuffled, draws(DrawKey(1, 2, torch.arange(100), 0), views=3, slots=5)[index_B])
 
 
 def test_more_views_and_slots_keep_the_first_ones():
-    wide = draws(1, 2, torch.arange(4), views=8, slots=50)
-    assert torch.equal(wide[:, :2, :42], draws(1, 2, torch.arange(4), views=2, slots=42))
+    wide = draws(DrawKey(1, 2, torch.arange(4), 0), views=8, slots=50)
+    assert torch.equal(wide[:, :2, :42], draws(DrawKey(1, 2, torch.arange(4), 0), views=2, slots=42))
 
 
 def test_epoch_may_be_a_tensor():
     assert torch.equal(
-        draws(1, torch.tensor(9), torch.arange(4), views=1, slots=2),
-        draws(1, 9, torch.arange(4), views=1, slots=2),
+        draws(DrawKey(1, torch.tensor(9), torch.arange(4), 0), views=1, slots=2),
+        draws(DrawKey(1, 9, torch.arange(4), 0), views=1, slots=2),
     )
 
 

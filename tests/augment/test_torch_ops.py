@@ -5,10 +5,18 @@ from dataclasses import replace
 import pytest
 import torch
 import torchvision.transforms.v2.functional as TF
-from reference_augment import CIFAR, EVERYTHING, augmented, knife_edges, pictures
+from reference_augment import (
+    CIFAR,
+    EVERYTHING,
+    augmentation,
+    augmented,
+    batch_of,
+    knife_edges,
+    pictures,
+    unnormalized,
+)
 from torch import Tensor
 
-from fastssl.augment.augment import Augment
 from fastssl.augment.policy import Column, View
 
 NOTHING = replace(CIFAR, crop="resize", hflip_p=0, jitter_p=0, gray_p=0)
@@ -40,23 +48,18 @@ SINGLE = {
     "everything": EVERYTHING,
 }
 SIZES = [(32, 32, 32), (7, 33, 20), (48, 5, 9), (16, 1, 1), (1, 13, 8)]  # side, height, width
-MEAN_C = (0.4, 0.5, 0.6)
 
 
 def run(view: View, images: Tensor, backend: str = "torch") -> Tensor:
     """Two views of each image, (2, B, C, S, S) in [0, 1]."""
-    channels = images.shape[-1]
-    augment = Augment((view, view), (0.0,) * channels, (1.0,) * channels, 0, torch.float32, backend)
-    return augment(images, torch.arange(len(images)), 3)[0]
+    return unnormalized((view, view), backend, images.shape[-1])(batch_of(images), 3)[0]
 
 
 def expected(view: View, images: Tensor) -> Tensor:
-    channels = images.shape[-1]
-    augment = Augment((view, view), (0.0,) * channels, (1.0,) * channels, 0, torch.float32, "torch")
-    sizes_B2 = torch.tensor([images.shape[1:3]] * len(images))
-    drawn = augment.parameters(torch.arange(len(images)), 3, sizes_B2)
+    augment = unnormalized((view, view), "torch", images.shape[-1])
+    params = augment.sample_params(batch_of(images), 3)
     views = [
-        torch.stack([augmented(image, drawn, b, v, view, augment.mean_C) for b, image in enumerate(images)])
+        torch.stack([augmented(image, params, b, v, view, augment.mean_C) for b, image in enumerate(images)])
         for v in range(2)
     ]
     return torch.stack(views)
@@ -98,9 +101,9 @@ def test_single_steps_are_within_two_levels_of_torchvision_on_uint8(name: str):
     """There torchvision truncates the gray and the result to whole levels."""
     view, images = SINGLE[name], pictures(16, 32, 32)
     column, step = UINT8_STEPS[name]
-    augment = Augment((view,), (0.0,) * 3, (1.0,) * 3, 0, torch.float32, "torch")
-    factors_B = augment.parameters(torch.arange(16), 3, torch.full((16, 2), 32))[column][:, 0].tolist()
-    views_BCHW = augment(images, torch.arange(16), 3)[0][0]
+    augment = unnormalized((view,), "torch")
+    factors_B = augment.sample_params(batch_of(images), 3)[column][:, 0].tolist()
+    views_BCHW = augment(batch_of(images), 3)[0][0]
     whole = [step(image.permute(2, 0, 1), f) for image, f in zip(images, factors_B, strict=True)]
     assert (views_BCHW * 255 - torch.stack(whole)).abs().max() < 2
 
@@ -108,11 +111,9 @@ def test_single_steps_are_within_two_levels_of_torchvision_on_uint8(name: str):
 def test_the_crop_is_within_two_levels_of_torchvision_on_uint8():
     """There torchvision rounds to whole levels between the axes and after; it also clips bicubic between."""
     view, images = SINGLE["crop"], pictures(16, 50, 40)
-    drawn = Augment((view,), (0.0,) * 3, (1.0,) * 3, 0, torch.float32, "torch").parameters(
-        torch.arange(16), 3, torch.tensor([[50, 40]] * 16)
-    )
+    params = unnormalized((view,), "torch").sample_params(batch_of(images), 3)
     for b, image in enumerate(images):
-        box = [int(drawn[c][b, 0]) for c in (Column.TOP, Column.LEFT, Column.HEIGHT, Column.WIDTH)]
+        box = [int(params[c][b, 0]) for c in (Column.TOP, Column.LEFT, Column.HEIGHT, Column.WIDTH)]
         whole = TF.resized_crop(image.permute(2, 0, 1), *box, [32, 32], antialias=True)
         assert (run(view, images)[0, b] * 255 - whole).abs().max() < 2
 
@@ -127,11 +128,10 @@ def test_linear_hue_keeps_gray_and_turns_back():
 
 def test_normalizes_and_lays_channels_last():
     images = pictures(8, 32, 32)
-    augment = Augment((NOTHING, NOTHING), MEAN_C, (0.2, 0.25, 0.3), 0, torch.bfloat16, "torch")
-    (views_VBCHW,) = augment(images, torch.arange(8), 0)
-    plain = (images.permute(0, 3, 1, 2) / 255 - torch.tensor(MEAN_C)[:, None, None]) / torch.tensor((0.2, 0.25, 0.3))[
-        :, None, None
-    ]
+    augment = augmentation((NOTHING, NOTHING), "torch", dtype=torch.bfloat16)
+    (views_VBCHW,) = augment(batch_of(images), 0)
+    mean_C11, std_C11 = (torch.tensor(x)[:, None, None] for x in (augment.mean_C, augment.std_C))
+    plain = (images.permute(0, 3, 1, 2) / 255 - mean_C11) / std_C11
     assert views_VBCHW.dtype == torch.bfloat16
     assert views_VBCHW.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(views_VBCHW[0].float(), plain, atol=0.02, rtol=0.01)
@@ -139,16 +139,25 @@ def test_normalizes_and_lays_channels_last():
 
 def test_cutout_normalizes_to_zero():
     view = replace(NOTHING, cutout_p=1, cutout_fraction=1.0)
-    (views_VBCHW,) = Augment((view,), MEAN_C, (0.2,) * 3, 0, torch.float32, "torch")(
-        pictures(4, 32, 32), torch.arange(4), 0
-    )
+    (views_VBCHW,) = augmentation((view,), "torch")(batch_of(pictures(4, 32, 32)), 0)
     assert views_VBCHW.abs().max() < 1e-6
 
 
 @pytest.mark.parametrize(("view", "backend"), [(EVERYTHING, "eager"), (replace(CIFAR, hue=0.1), "inductor")])
 def test_compiles_as_one_graph(view: View, backend: str):
-    augment = Augment((replace(view, side_px=8),) * 2, MEAN_C, (0.2,) * 3, 0, torch.float32, "torch")
-    images, index_B = pictures(4, 9, 11), torch.arange(4)
+    augment = augmentation((replace(view, side_px=8),) * 2, "torch")
+    batch = batch_of(pictures(4, 9, 11))
     compiled = torch.compile(augment.__call__, fullgraph=True, dynamic=False, backend=backend)
-    difference = (compiled(images, index_B, torch.tensor(3))[0] - augment(images, index_B, 3)[0]).abs()
+    difference = (compiled(batch, torch.tensor(3))[0] - augment(batch, 3)[0]).abs()
     assert difference.max() < 1e-4
+
+
+def test_every_chance_of_a_view_is_compared_on_every_backend():
+    """SINGLE is what each backend is held against: a new operation must join it."""
+    chances = {name for name in View.__slots__ if name.endswith("_p")}
+    assert {name for name in chances if any(getattr(view, name) == 1 for view in SINGLE.values())} >= chances - {
+        "hflip_p",
+        "vflip_p",
+        "quarter_turn_p",
+    }
+    assert all(any(getattr(view, name) > 0 for view in SINGLE.values()) for name in chances)

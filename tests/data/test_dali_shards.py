@@ -198,15 +198,16 @@ def test_padded_and_flat_batches_give_the_same_views(tmp_path):
     from test_convert import photographs
 
     from fastssl.augment.augment import Augment
+    from fastssl.augment.backend import backend_of
     from fastssl.augment.policy import View
     from fastssl.recipe.schema import ViewSpec
 
     photographs(tmp_path / "in")
     convert(tmp_path / "in", tmp_path / "out", format="webdataset")
     view = View(**ViewSpec(side_px=24, crop="random_resized", hflip_p=0.5).model_dump())
-    augment = Augment((view, view), (0.5,) * 3, (0.25,) * 3, 0, torch.float32, "torch")
+    augment = Augment((view, view), (0.5,) * 3, (0.25,) * 3, 0, torch.float32, backend_of("torch"))
     views = []
     for layout in ("flat", "padded"):
         (batch,) = stream(tmp_path / "out", batch_size=4, layout=layout).epoch(0)
-        views += augment(batch.images, batch.index_B, 0, sizes_B2=batch.sizes_B2, offsets_B=batch.offsets_B)
+        views += augment(batch, 0)
     assert torch.equal(*views)

@@ -108,7 +108,7 @@ def test_views_have_the_epochs_side_and_what_they_show_is_drawn_alike(growing: R
     )
 
     def views(augment: Augment, epoch: int) -> torch.Tensor:
-        return augment(batch.images, batch.index_B, epoch, sizes_B2=batch.sizes_B2, offsets_B=batch.offsets_B)[0]
+        return augment(batch, epoch)[0]
 
     assert [tuple(views(of_epoch(e), e).shape) for e in range(4)] == [(2, 32, 3, s, s) for s in (8, 8, 12, 16)]
     assert torch.equal(views(of_epoch(3), 3), views(full, 3))

@@ -29,7 +29,7 @@ def test_pictures_are_the_networks_views_before_normalization(tiny_data: tuple[P
     manifest, device = build.data.manifest_of(recipe.data.path), torch.device("cpu")
     batch = next(iter(build.data.ordered_loader(recipe, recipe.data.path, torch.arange(4), device=device).epoch(0)))
     augment = build.views.augment(recipe, manifest, device=device)
-    (views_VBCHW,) = augment(batch.images, batch.index_B, 5, sizes_B2=batch.sizes_B2, offsets_B=batch.offsets_B)
+    (views_VBCHW,) = augment(batch, 5)
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in (augment.mean_C, augment.std_C))
     restored = views_VBCHW.float() * std + mean
     shown = torch.from_numpy(np.stack([np.stack(view) for view in pictures(plain(augment), batch, 5)[0]]))

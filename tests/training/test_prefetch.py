@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from fastssl.augment.backend import backend_of
 from fastssl.bench.parts import parts
 from fastssl.data.batch import Batch
 from fastssl.recipe.load import load
@@ -46,7 +47,7 @@ def names_of_threads(views_s: float, step_s: float, count: int) -> list[str]:
         return (batch.index_B,)
 
     seen = []
-    for (index_B,) in prefetch.views_ahead(numbered(count), views, CPU, backend="cpu"):
+    for (index_B,) in prefetch.views_ahead(numbered(count), views, CPU, backend=backend_of("cpu")):
         seen.append(int(index_B))
         time.sleep(step_s)
     assert seen == list(range(count))
@@ -77,7 +78,7 @@ def test_a_failure_in_the_background_is_the_callers_and_everything_is_closed():
             raise ValueError("a bad picture")
         return (batch.index_B,)
 
-    found = prefetch.views_ahead(batches(), views, CPU, backend="cpu")
+    found = prefetch.views_ahead(batches(), views, CPU, backend=backend_of("cpu"))
     assert [int(next(found)[0]), int(next(found)[0])] == [0, 1]
     with pytest.raises(ValueError, match="a bad picture"):
         next(found)

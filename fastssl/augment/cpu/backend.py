@@ -1,4 +1,4 @@
-"""The CPU backend: one fused numba kernel, parallel over images, that draws, settles and cuts an image's views and
+"""The CPU backend: one fused numba kernel, parallel over images, that draws, samples and cuts an image's views and
 writes the network's layout once.
 
 A view's bits depend on its image and its parameters alone, not on the batch or the threads. The compiled
@@ -11,6 +11,7 @@ elements.
 import hashlib
 import math
 import threading
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,98 +23,97 @@ import torch
 from numba import njit, prange
 from torch import Tensor
 
+from fastssl.augment.backend import BackendName, Images, Output
 from fastssl.augment.cpu.color import blur_scratch, interleave, interleave_narrow, is_plain, narrowed, split, transform
 from fastssl.augment.cpu.lanes import LANES, LINE
-from fastssl.augment.cpu.policy import rows_of, settle, settle_view
+from fastssl.augment.cpu.policy import child, draw_slots, rows_of, sample_view_params
 from fastssl.augment.cpu.resample import BLOCK, resample
-from fastssl.augment.draws import FIRST, GOLDEN, SECOND, UNIT, Draw
+from fastssl.augment.draws import DrawKey
 from fastssl.augment.policy import SLOTS, Column, Parameters, View, blur_radius_px
 
 Array = npt.NDArray[Any]
 RECORD = np.dtype([(column.name.lower(), np.float32) for column in Column])
-INLINED = ("color.py", "lanes.py", "policy.py", "resample.py", "../policy.py")
-U_GOLDEN, U_FIRST, U_SECOND = np.uint64(GOLDEN), np.uint64(FIRST), np.uint64(SECOND)
-U_27, U_30, U_31, U_40, U_1 = (np.uint64(x) for x in (27, 30, 31, 40, 1))
-
+STAMPED = [path for folder in Path(__file__).parents[:2] for path in sorted(folder.glob("*.py"))]
 
 _local = threading.local()
+# numba's simplest threading layer, the one that is always there, ends the process when two threads use it at once
+_turn = threading.Lock()
 
 
 def _stamp() -> Array:
     """An empty array whose type names a digest: numba's disk cache watches this file, not those it takes
     functions and constants from, but it does look at the types of the arguments."""
-    texts = b"".join(Path(__file__).parent.joinpath(name).read_bytes() for name in INLINED)
+    texts = b"".join(path.read_bytes() for path in STAMPED)
     return np.empty(0, dtype=[("sha_" + hashlib.sha256(texts).hexdigest()[:16], np.uint8)])
 
 
 STAMP = _stamp()
 
 
-def draws(seed: int, epoch: int | Tensor, index_B: Tensor, *, views: int, slots: int) -> Tensor:
-    """`fastssl.augment.draws.draws`: the same bits, in one pass."""
-    _threads()
-    out_BVS = np.empty((len(index_B), views, slots), dtype=np.float32)
-    index = index_B.contiguous().numpy().view(np.uint64)
-    _draw(np.uint64(seed % 2**64), np.uint64(int(epoch) % 2**64), index, out_BVS)
-    return torch.from_numpy(out_BVS)
+@dataclass(frozen=True, slots=True)
+class CpuBackend:
+    """The `Backend` of fused numba kernels."""
+
+    name: BackendName = "cpu"
+    runs_in_thread: bool = True
+    reads_in_place: bool = True
+
+    def limit_threads(self, threads: int) -> None:
+        """What the calling thread makes from now on uses so many threads at most."""
+        _local.threads = threads
+
+    def sample_params(self, views: tuple[View, ...], key: DrawKey, sizes_B2: Tensor) -> Parameters:
+        """In one launch."""
+        packed_BVP = np.empty((len(key.index_B), len(views), len(Column)), dtype=np.float32)
+        with _turn:
+            _threads()
+            _sample(
+                STAMP, *_words(key), *rows_of(views), sizes_B2.contiguous().numpy(), packed_BVP.view(RECORD)[..., 0]
+            )
+        return Parameters(torch.from_numpy(packed_BVP))
+
+    def apply(self, images: Images, params: Parameters | DrawKey, views: tuple[View, ...], output: Output) -> Tensor:
+        """In one launch, which draws too. float16 views are written as float32 and converted."""
+        with _turn:
+            return _apply(images, params, views, output)
 
 
-def parameters(views: tuple[View, ...], draws_BVS: Tensor, sizes_B2: Tensor) -> Parameters:
-    """`policy.parameters`, in one pass."""
-    _threads()
-    packed_BVP = np.empty((len(draws_BVS), len(views), len(Column)), dtype=np.float32)
-    settle(STAMP, *rows_of(views), draws_BVS.numpy(), sizes_B2.contiguous().numpy(), packed_BVP.view(RECORD)[..., 0])
-    return Parameters(torch.from_numpy(packed_BVP))
+def _words(key: DrawKey) -> tuple[Array, Array]:
+    """Seed, epoch and first view, and each sample's index, as uint64."""
+    words_3 = np.array([key.seed % 2**64, int(key.epoch) % 2**64, key.first], dtype=np.uint64)
+    return words_3, key.index_B.contiguous().numpy().view(np.uint64)
 
 
-def apply(
-    images: Tensor,
-    sizes_B2: Tensor,
-    offsets_B: Tensor | None,
-    drawn: Parameters | Draw,
-    views: tuple[View, ...],
-    mean_C: tuple[float, ...],
-    std_C: tuple[float, ...],
-    dtype: torch.dtype,
-) -> Tensor:
-    """Cut and transform views of one side length; arguments and result as in `torch_ops.apply`, but `drawn` may be
-    left to the kernel.
-
-    float16 views are written as float32 and converted.
-    """
-    batch, side, channels = len(sizes_B2), views[0].side_px, len(mean_C)
-    sizes, narrow = sizes_B2.contiguous().numpy(), dtype == torch.bfloat16
+def _apply(images: Images, params: Parameters | DrawKey, views: tuple[View, ...], output: Output) -> Tensor:
+    pixels, sizes_B2, channels = images.pixels, images.sizes_B2.contiguous().numpy(), len(output.mean_C)
+    batch, side, narrow = len(sizes_B2), views[0].side_px, output.dtype == torch.bfloat16
     wide_VBX = _aligned(len(views), batch, 0 if narrow else side * side * channels)
     narrow_VBX = np.empty((len(views), batch, side * side * channels if narrow else 0), dtype=np.uint16)
-    if isinstance(drawn, Draw):
-        words = np.array([drawn.seed % 2**64, int(drawn.epoch) % 2**64, drawn.first], dtype=np.uint64)
-        index = drawn.index_B.contiguous().numpy().view(np.uint64)
+    if isinstance(params, DrawKey):
+        words_3, index_B = _words(params)
         packed_BVP = np.empty((batch, len(views), len(Column)), dtype=np.float32)
     else:
-        words, index, packed_BVP = np.empty(3, np.uint64), np.empty(0, np.uint64), drawn.packed_BVP.contiguous().numpy()
+        words_3, index_B = np.empty(3, np.uint64), np.empty(0, np.uint64)
+        packed_BVP = params.packed_BVP.contiguous().numpy()
     threads = _threads()
     with numba.parallel_chunksize(max(1, batch // (8 * threads))):
         _render(
             STAMP,
-            images.contiguous().view(-1).numpy(),
-            *_places(images, sizes, offsets_B, channels),
-            sizes,
-            words,
-            index,
+            pixels.contiguous().view(-1).numpy(),
+            *_places(pixels, sizes_B2, images.offsets_B, channels),
+            sizes_B2,
+            words_3,
+            index_B,
             *rows_of(views),
             packed_BVP.view(RECORD)[..., 0],
-            *_constants(views, mean_C, std_C),
+            *_constants(views, output.mean_C, output.std_C),
             wide_VBX,
             narrow_VBX,
-            *_scratch(threads, channels, views, *sizes.max(axis=0, initial=1).tolist()),
+            *_scratch(threads, channels, views, *sizes_B2.max(axis=0, initial=1).tolist()),
         )
-    views_VBX = torch.from_numpy(narrow_VBX).view(torch.bfloat16) if narrow else torch.from_numpy(wide_VBX).to(dtype)
+    wide = torch.from_numpy(wide_VBX)
+    views_VBX = torch.from_numpy(narrow_VBX).view(torch.bfloat16) if narrow else wide.to(output.dtype)
     return views_VBX.view(len(views), batch, side, side, channels).permute(0, 1, 4, 2, 3)
-
-
-def limit_threads(threads: int) -> None:
-    """Kernels that this thread calls use so many at most."""
-    _local.threads = threads
 
 
 @lru_cache(maxsize=64)
@@ -182,27 +182,24 @@ def _aligned(*shape: int) -> Array:
     return buffer[first : first + count].reshape(shape)
 
 
-@njit(cache=True, nogil=True)
-def _child(key: Any, word: Any) -> Any:
-    z = key + (word + U_1) * U_GOLDEN
-    z = (z ^ (z >> U_30)) * U_FIRST
-    z = (z ^ (z >> U_27)) * U_SECOND
-    return z ^ (z >> U_31)
-
-
-@njit(cache=True, nogil=True, parallel=True)
-def _draw(seed: int, epoch: int, index_B: Array, out_BVS: Array) -> None:
-    root = _child(_child(np.uint64(0), seed), epoch)
-    for b in prange(len(index_B)):
-        sample = _child(root, index_B[b])
-        for v in range(out_BVS.shape[1]):
-            _draw_slots(_child(sample, np.uint64(v)), out_BVS[b, v])
-
-
-@njit(cache=True, nogil=True)
-def _draw_slots(key: Any, out_S: Array) -> None:
-    for s in range(len(out_S)):
-        out_S[s] = np.float32(_child(key, np.uint64(s)) >> U_40) * np.float32(UNIT)
+@njit(cache=True, nogil=True, parallel=True, error_model="numpy")
+def _sample(
+    stamp: Array,
+    words_3: Array,
+    index_B: Array,
+    low_VS: Array,
+    span_VS: Array,
+    rows_V: Array,
+    size_B2: Array,
+    out_BV: Array,
+) -> None:
+    """Fill the records of `out_BV`."""
+    root = child(child(np.uint64(0), words_3[0]), words_3[1])
+    for b in prange(len(out_BV)):
+        draws_S = np.empty(SLOTS, dtype=np.float32)
+        for v in range(len(rows_V)):
+            draw_slots(child(child(root, index_B[b]), words_3[2] + np.uint64(v)), draws_S)
+            sample_view_params((low_VS[v], span_VS[v], draws_S), rows_V[v], size_B2[b], out_BV[b, v])
 
 
 @njit(cache=True, nogil=True, parallel=True, fastmath=True, error_model="numpy")
@@ -217,7 +214,7 @@ def _render(
     low_VS: Array,
     span_VS: Array,
     rows_V: Array,
-    drawn_BV: Array,
+    params_BV: Array,
     cubic_V: Array,
     linear_V: Array,
     mean_C: Array,
@@ -232,21 +229,21 @@ def _render(
     weights_T2SK: Array,
     draws_TS: Array,
 ) -> None:
-    """Fill whichever of the two outputs is not empty, and `drawn_BV` unless `index_B` is empty."""
+    """Fill whichever of the two outputs is not empty, and `params_BV` unless `index_B` is empty."""
     size, narrow = max(wide_out_VBX.shape[2], narrow_out_VBX.shape[2]), narrow_out_VBX.shape[2] > 0
     side = weights_T2SK.shape[2]
-    root = _child(_child(np.uint64(0), words_3[0]), words_3[1])
-    for b in prange(drawn_BV.shape[0]):
+    root = child(child(np.uint64(0), words_3[0]), words_3[1])
+    for b in prange(params_BV.shape[0]):
         t = numba.get_thread_id()
         planes_X, spare_X = planes_T2X[t, 0, :size], planes_T2X[t, 1, :size]
-        for v in range(drawn_BV.shape[1]):
-            drawn = drawn_BV[b, v]
+        for v in range(params_BV.shape[1]):
+            params = params_BV[b, v]
             if len(index_B) > 0:
-                _draw_slots(_child(_child(root, index_B[b]), words_3[2] + np.uint64(v)), draws_TS[t])
-                settle_view((low_VS[v], span_VS[v], draws_TS[t]), rows_V[v], size_B2[b], drawn)
-            place = (source, offset_B[b], pitch_B[b], size_B2[b], drawn, cubic_V[v], len(mean_C))
+                draw_slots(child(child(root, index_B[b]), words_3[2] + np.uint64(v)), draws_TS[t])
+                sample_view_params((low_VS[v], span_VS[v], draws_TS[t]), rows_V[v], size_B2[b], params)
+            place = (source, offset_B[b], pitch_B[b], size_B2[b], params, cubic_V[v], len(mean_C))
             scratch = (lines_T2X[t], spans_T22S[t, 0], spans_T22S[t, 1], weights_T2SK[t])
-            plain = is_plain(drawn)
+            plain = is_plain(params)
             norm_2X, pixels_X = norm_22X[1], spare_X
             if plain:
                 norm_2X = norm_22X[0]
@@ -257,8 +254,8 @@ def _render(
                 if narrow:
                     narrowed(spare_X, narrow_out_VBX[v, b])
                 continue
-            split(spare_X, side, drawn.turns % 2 == 1, planes_X)
-            transform(planes_X, spare_X, blur_TX[t], side, drawn, linear_V[v], mean_C)
+            split(spare_X, side, params.turns % 2 == 1, planes_X)
+            transform(planes_X, spare_X, blur_TX[t], side, params, linear_V[v], mean_C)
             if narrow:
                 interleave_narrow(planes_X, mean_C, scale_C, narrow_out_VBX[v, b])
             else:

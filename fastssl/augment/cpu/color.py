@@ -12,26 +12,26 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from fastssl.augment.constants import GRAY_WEIGHTS, RGB, RGB_TO_YIQ, YIQ_TO_RGB
 from fastssl.augment.cpu.resample import transpose
 from fastssl.augment.policy import JITTER_ORDERS
 
 Array = npt.NDArray[Any]
 # a Python literal would widen the arithmetic to float64
 ZERO, ONE, TWO, THREE, FOUR, SIX = (np.float32(x) for x in (0, 1, 2, 3, 4, 6))
-RED, GREEN, BLUE = np.float32(0.2989), np.float32(0.587), np.float32(0.114)
+RED, GREEN, BLUE = (np.float32(x) for x in GRAY_WEIGHTS)
 TINY = np.float32(1e-12)
 HALF_BELOW, SIXTEEN, LAST_BIT = np.uint32(0x7FFF), np.uint32(16), np.uint32(1)
-TO_YIQ = np.array(((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312)))
-TO_RGB = np.array(((1.0, 0.956, 0.621), (1.0, -0.272, -0.647), (1.0, -1.106, 1.703)))
+TO_YIQ, TO_RGB = np.array(RGB_TO_YIQ), np.array(YIQ_TO_RGB)
 ORDERS = np.array(JITTER_ORDERS, dtype=np.int64)
 jit = njit(fastmath=True, error_model="numpy", nogil=True)
 
 
 @jit
 def transform(
-    planes_X: Array, spare_X: Array, blur_X: Array, side: int, drawn: Any, linear: bool, mean_C: Array
+    planes_X: Array, spare_X: Array, blur_X: Array, side: int, params: Any, linear: bool, mean_C: Array
 ) -> None:
-    """Rotation, color, blur, solarize, posterize and cutout of planes (C, S, S), as `drawn` says.
+    """Rotation, color, blur, solarize, posterize and cutout of planes (C, S, S), as `params` says.
 
     Args:
         spare_X: scratch as large as the planes.
@@ -39,31 +39,31 @@ def transform(
         linear: whether hue turns in YIQ.
     """
     n = side * side
-    if drawn.rotate_deg != ZERO:
+    if params.rotate_deg != ZERO:
         spare_X[:] = planes_X
-        _rotate(spare_X, side, drawn.rotate_deg, planes_X)
-    if len(mean_C) == 3:
-        _color(planes_X, planes_X[:n], planes_X[n : 2 * n], planes_X[2 * n :], drawn, linear)
-    if drawn.blur_radius_px > ZERO:
-        _blur(planes_X, blur_X, side, int(drawn.blur_radius_px), drawn.blur_sigma_px)
-    if drawn.solarize <= ONE:
-        threshold = drawn.solarize
+        _rotate(spare_X, side, params.rotate_deg, planes_X)
+    if len(mean_C) == RGB:
+        _color(planes_X, planes_X[:n], planes_X[n : 2 * n], planes_X[2 * n :], params, linear)
+    if params.blur_radius_px > ZERO:
+        _blur(planes_X, blur_X, side, int(params.blur_radius_px), params.blur_sigma_px)
+    if params.solarize <= ONE:
+        threshold = params.solarize
         for i in range(len(planes_X)):
             planes_X[i] = ONE - planes_X[i] if planes_X[i] >= threshold else planes_X[i]
-    if drawn.posterize_bits > ZERO:
-        levels = np.float32(2.0**drawn.posterize_bits)
+    if params.posterize_bits > ZERO:
+        levels = np.float32(2.0**params.posterize_bits)
         for i in range(len(planes_X)):
             planes_X[i] = min(np.floor(planes_X[i] * levels), levels - ONE) / levels
-    if drawn.cutout_side > ZERO:
-        _cut_out(planes_X, side, int(drawn.cutout_top), int(drawn.cutout_left), int(drawn.cutout_side), mean_C)
+    if params.cutout_side > ZERO:
+        _cut_out(planes_X, side, int(params.cutout_top), int(params.cutout_left), int(params.cutout_side), mean_C)
 
 
 @jit
-def is_plain(drawn: Any) -> bool:
-    """Whether nothing but the crop and the flips has been drawn."""
-    still = drawn.turns % TWO == ZERO and drawn.rotate_deg == ZERO and drawn.cutout_side == ZERO
-    jittered = drawn.brightness != ONE or drawn.contrast != ONE or drawn.saturation != ONE or drawn.hue != ZERO
-    late = drawn.gray > ZERO or drawn.blur_radius_px > ZERO or drawn.solarize <= ONE or drawn.posterize_bits > ZERO
+def is_plain(params: Any) -> bool:
+    """Whether nothing but the crop and the flips has been params."""
+    still = params.turns % TWO == ZERO and params.rotate_deg == ZERO and params.cutout_side == ZERO
+    jittered = params.brightness != ONE or params.contrast != ONE or params.saturation != ONE or params.hue != ZERO
+    late = params.gray > ZERO or params.blur_radius_px > ZERO or params.solarize <= ONE or params.posterize_bits > ZERO
     return still and not jittered and not late
 
 
@@ -72,7 +72,7 @@ def split(pixels_X: Array, side: int, turned: bool, planes_X: Array) -> None:
     """Pixels (S, S, C) into planes (C, S, S), transposed if `turned`; then the pixels are lost."""
     n = side * side
     channels = len(planes_X) // n
-    if channels == 3:
+    if channels == RGB:
         red, green, blue = planes_X[:n], planes_X[n : 2 * n], planes_X[2 * n :]
         for i in range(n):
             red[i] = pixels_X[3 * i]
@@ -94,7 +94,7 @@ def interleave(planes_X: Array, mean_C: Array, scale_C: Array, out_X: Array) -> 
     """Normalize planes into float32 pixels."""
     channels = len(mean_C)
     n = len(planes_X) // channels
-    if channels == 3:
+    if channels == RGB:
         red, green, blue = planes_X[:n], planes_X[n : 2 * n], planes_X[2 * n :]
         mean_0, mean_1, mean_2 = mean_C
         scale_0, scale_1, scale_2 = scale_C
@@ -119,7 +119,7 @@ def interleave_narrow(planes_X: Array, mean_C: Array, scale_C: Array, out_X: Arr
         for i in range(n):
             plane[i] = (plane[i] - mean) * scale
     bits_X = planes_X.view(np.uint32)
-    if channels == 3:
+    if channels == RGB:
         red, green, blue = bits_X[:n], bits_X[n : 2 * n], bits_X[2 * n :]
         for i in range(n):
             out_X[3 * i] = _narrow(red[i])
@@ -176,21 +176,21 @@ def _rotate(source: Array, side: int, angle_deg: float, out: Array) -> None:
 
 
 @jit
-def _color(planes_X: Array, red_N: Array, green_N: Array, blue_N: Array, drawn: Any, linear: bool) -> None:
+def _color(planes_X: Array, red_N: Array, green_N: Array, blue_N: Array, params: Any, linear: bool) -> None:
     for step in range(4):
-        operation = ORDERS[int(drawn.order), step]
-        if operation == 0 and drawn.brightness != ONE:
-            _brighten(planes_X, drawn.brightness)
-        elif operation == 1 and drawn.contrast != ONE:
-            _contrast(planes_X, red_N, green_N, blue_N, drawn.contrast)
-        elif operation == 2 and drawn.saturation != ONE:
-            _saturate(red_N, green_N, blue_N, drawn.saturation)
-        elif operation == 3 and drawn.hue != ZERO:
+        operation = ORDERS[int(params.order), step]
+        if operation == 0 and params.brightness != ONE:
+            _brighten(planes_X, params.brightness)
+        elif operation == 1 and params.contrast != ONE:
+            _contrast(planes_X, red_N, green_N, blue_N, params.contrast)
+        elif operation == 2 and params.saturation != ONE:
+            _saturate(red_N, green_N, blue_N, params.saturation)
+        elif operation == 3 and params.hue != ZERO:
             if linear:
-                _turn_yiq(red_N, green_N, blue_N, drawn.hue)
+                _turn_yiq(red_N, green_N, blue_N, params.hue)
             else:
-                _turn_hsv(red_N, green_N, blue_N, drawn.hue)
-    if drawn.gray > ZERO:
+                _turn_hsv(red_N, green_N, blue_N, params.hue)
+    if params.gray > ZERO:
         _saturate(red_N, green_N, blue_N, ZERO)
 
 

@@ -10,10 +10,11 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from fastssl.augment.constants import RGB
+
 TILE = 8  # side of the squares that are transposed
 LANES = 4  # channels of a pixel that are mixed at once
 LINE = 16  # floats in a cache line
-RGB = 3
 TURNED = RGB * LINE  # elements that change places at once in a row that is turned round
 VECTOR = ir.VectorType(ir.FloatType(), LANES)
 

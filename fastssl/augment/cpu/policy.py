@@ -1,7 +1,7 @@
-"""`policy.parameters` as one numba pass: the same numbers, without sixty small tensors for each batch.
+"""The draws, and `sampling.sample_params` of them, in numba: the same numbers, without sixty small tensors a batch.
 
-Nothing is decided here: every formula is the policy's, in its order of float64 operations, and a test holds the two
-equal. Of the tries at a crop, those after the first that fits are not computed.
+Nothing is decided here: every formula is that of `draws` and `sampling`, in its order of float64 operations, and a test
+holds the two equal. Of the tries at a crop, those after the first that fits are not computed.
 
 B batch, V views, S slots.
 """
@@ -13,37 +13,47 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from numba import njit, prange
+from numba import njit
 
+from fastssl.augment.draws import FIRST, GOLDEN, SECOND, UNIT
 from fastssl.augment.policy import CROPS, NO_SOLARIZE, TRIES, Slot, View, table_of
 
 Array = npt.NDArray[Any]
 RANDOM_RESIZED, RESIZE, CENTER, PAD = (CROPS.index(kind) for kind in ("random_resized", "resize", "center", "pad"))
+# numba takes uint64 with a Python integer to float64, so every constant of the hash is a uint64
+U_GOLDEN, U_FIRST, U_SECOND = np.uint64(GOLDEN), np.uint64(FIRST), np.uint64(SECOND)
+U_27, U_30, U_31, U_40, U_1 = (np.uint64(x) for x in (27, 30, 31, 40, 1))
 jit = njit(error_model="numpy", nogil=True)  # without fastmath: the policy's rounding is part of its answer
 
 
 @lru_cache(maxsize=64)
 def rows_of(views: tuple[View, ...]) -> tuple[Array, Array, Array]:
     """Of each slot its lowest value and its span, float64 (V, S), and the view's other numbers, records (V,)."""
-    made = table_of(views, torch.device("cpu"))
-    rows_V = np.empty(len(views), dtype=[(name, np.float64) for name in made.columns])
-    for name, column_V in made.columns.items():
+    table = table_of(views, torch.device("cpu"))
+    rows_V = np.empty(len(views), dtype=[(name, np.float64) for name in table.columns])
+    for name, column_V in table.columns.items():
         rows_V[name] = column_V.numpy()
-    return made.low_VS.contiguous().numpy(), made.span_VS.contiguous().numpy(), rows_V
-
-
-@njit(cache=True, nogil=True, parallel=True, error_model="numpy")
-def settle(
-    stamp: Array, low_VS: Array, span_VS: Array, rows_V: Array, draws_BVS: Array, size_B2: Array, out_BV: Array
-) -> None:
-    """Fill the records of `out_BV`, (B, V)."""
-    for b in prange(len(out_BV)):
-        for v in range(len(rows_V)):
-            settle_view((low_VS[v], span_VS[v], draws_BVS[b, v]), rows_V[v], size_B2[b], out_BV[b, v])
+    return table.low_VS.contiguous().numpy(), table.span_VS.contiguous().numpy(), rows_V
 
 
 @jit
-def settle_view(of_view: Any, row: Any, size_2: Array, out: Any) -> None:
+def child(key: Any, word: Any) -> Any:
+    """`draws._child` of uint64."""
+    bits = key + (word + U_1) * U_GOLDEN
+    bits = (bits ^ (bits >> U_30)) * U_FIRST
+    bits = (bits ^ (bits >> U_27)) * U_SECOND
+    return bits ^ (bits >> U_31)
+
+
+@jit
+def draw_slots(key: Any, out_S: Array) -> None:
+    """The draws of one view, whose generator `key` seeds."""
+    for s in range(len(out_S)):
+        out_S[s] = np.float32(child(key, np.uint64(s)) >> U_40) * np.float32(UNIT)
+
+
+@jit
+def sample_view_params(of_view: Any, row: Any, size_2: Array, out: Any) -> None:
     """Fill one record.
 
     Args:

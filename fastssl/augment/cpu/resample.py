@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from fastssl.augment.constants import RGB
 from fastssl.augment.cpu.lanes import (
     LANES,
-    RGB,
     TILE,
     mix_any,
     mix_three,
@@ -40,7 +40,7 @@ def resample(
     offset: int,
     pitch: int,
     size_2: Array,
-    drawn: Any,
+    params: Any,
     cubic: bool,
     channels: int,
     norm_2X: Array,
@@ -57,14 +57,14 @@ def resample(
     Args:
         source: the flat image buffer; this image starts at `offset`, its rows are `pitch` apart.
         size_2: height and width of the image.
-        drawn: one record of parameters.
+        params: one record of parameters.
         norm_2X: factor and summand of each element of a line, for pixels in [0, 1].
     """
     side = weights_2SK.shape[1]
-    turns = int(drawn.turns)
-    vflip = (drawn.vflip > ZERO) != (turns >= 2)
-    hflip = (drawn.hflip > ZERO) != (turns == 1 or turns == 2)
-    top, left, height, width = int(drawn.top), int(drawn.left), int(drawn.height), int(drawn.width)
+    turns = int(params.turns)
+    vflip = (params.vflip > ZERO) != (turns >= 2)
+    hflip = (params.hflip > ZERO) != (turns == 1 or turns == 2)
+    top, left, height, width = int(params.top), int(params.left), int(params.height), int(params.width)
     bottom, right = min(top + height, size_2[0]), min(left + width, size_2[1])
     first_row, first_column = max(top, 0), max(left, 0)
     place = offset + first_row * pitch + first_column * channels

@@ -7,6 +7,7 @@ B batch, V views, C channels, S side of a view, T side of a tile, G tiles of a v
 """
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-calls=False
 
+from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
 
@@ -16,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastssl.augment import draws as hashing
+from fastssl.augment.backend import BackendName, Images, Output
 from fastssl.augment.cuda.color import colored, finish, gray_sum_before_contrast, unit
 from fastssl.augment.cuda.resample import (
     Plan,
@@ -28,8 +30,9 @@ from fastssl.augment.cuda.resample import (
     rotated,
     store_planes,
 )
-from fastssl.augment.policy import Column, Parameters, View
-from fastssl.augment.torch_ops import runs
+from fastssl.augment.draws import DrawKey
+from fastssl.augment.policy import SLOTS, Column, Parameters, View, runs
+from fastssl.augment.sampling import sample_params
 
 TILE_PX = 32  # divides 96, 160 and 224
 WHOLE_PX = 64  # a view up to this side is one tile
@@ -53,43 +56,53 @@ GOLDEN, FIRST, SECOND = (tl.constexpr(x) for x in (hashing.GOLDEN, hashing.FIRST
 UNIT = tl.constexpr(hashing.UNIT)
 
 
-def draws(seed: int, epoch: int | Tensor, index_B: Tensor, *, views: int, slots: int) -> Tensor:
+def draws(key: DrawKey, *, views: int, slots: int) -> Tensor:
     """`fastssl.augment.draws.draws`: the same bits, in one launch."""
+    seed, epoch, index_B, first_view = key
     out_BVS = index_B.new_empty((len(index_B), views, slots), dtype=torch.float32)
     words = [word if isinstance(word, Tensor) else index_B.new_full((), _signed(word)) for word in (seed, epoch)]
     count = out_BVS.numel()
     if count > 0:
         grid = (triton.cdiv(count, HASH_BLOCK),)
-        _draw[grid](*words, index_B.contiguous(), out_BVS, count, views, slots, BLOCK=HASH_BLOCK)
+        _draw[grid](*words, index_B.contiguous(), out_BVS, count, first_view, views, slots, BLOCK=HASH_BLOCK)
     return out_BVS
 
 
-def apply(
-    images: Tensor,
-    sizes_B2: Tensor,
-    offsets_B: Tensor | None,
-    parameters: Parameters,
-    views: tuple[View, ...],
-    mean_C: tuple[float, ...],
-    std_C: tuple[float, ...],
-    dtype: torch.dtype,
-) -> Tensor:
-    """Cut and transform views of one side length; arguments and result as in `torch_ops.apply`.
+@dataclass(frozen=True, slots=True)
+class CudaBackend:
+    """The `Backend` of fused Triton kernels."""
 
-    No host sync; once it has run, a call can be captured in a CUDA graph. float32 views and uint16 images are computed
-    with float32's precision, others pass through float16.
-    """
-    batch, side, channels = len(sizes_B2), views[0].side_px, len(mean_C)
-    out_VBSSC = torch.empty((len(views), batch, side, side, channels), dtype=dtype, device=images.device)
-    exact = dtype == torch.float32 or images.dtype == torch.uint16
-    norm_2C = _norm(mean_C, std_C, images.device)
+    name: BackendName = "cuda"
+    runs_in_thread: bool = False  # launches return at once, and a side stream overlaps them
+    reads_in_place: bool = True
+
+    def limit_threads(self, threads: int) -> None:
+        """Nothing to limit: the work is the device's."""
+
+    def sample_params(self, views: tuple[View, ...], key: DrawKey, sizes_B2: Tensor) -> Parameters:
+        return sample_params(views, draws(key, views=len(views), slots=SLOTS), sizes_B2)
+
+    def apply(self, images: Images, params: Parameters | DrawKey, views: tuple[View, ...], output: Output) -> Tensor:
+        """No host sync; once it has run, a call can be captured in a CUDA graph. float32 views and uint16 images are
+        computed with float32's precision, others pass through float16."""
+        if isinstance(params, DrawKey):
+            params = self.sample_params(views, params, images.sizes_B2)
+        return _apply(images, params, views, output)
+
+
+def _apply(images: Images, params: Parameters, views: tuple[View, ...], output: Output) -> Tensor:
+    pixels, sizes_B2, offsets_B = images.pixels, images.sizes_B2, images.offsets_B
+    batch, side, channels = len(sizes_B2), views[0].side_px, len(output.mean_C)
+    out_VBSSC = torch.empty((len(views), batch, side, side, channels), dtype=output.dtype, device=pixels.device)
+    exact = output.dtype == torch.float32 or pixels.dtype == torch.uint16
+    norm_2C = _norm(output.mean_C, output.std_C, pixels.device)
     for first, last in runs(tuple((view.interpolation, view.hue_mode) for view in views)):
-        plan = _plan(views[first:last], channels, images.dtype, exact)
-        drawn_BVP = parameters.packed_BVP[:, first:last]
+        plan = _plan(views[first:last], channels, pixels.dtype, exact)
+        params_BVP = params.packed_BVP[:, first:last]
         for b in _groups(batch, plan):
-            place, offsets = (images[b], None) if offsets_B is None else (images, offsets_B[b])
-            drawn, out = drawn_BVP[b], out_VBSSC[first:last, b]
-            _render(place, offsets, sizes_B2[b], drawn, views[first:last], norm_2C, out, plan)
+            place, offsets = (pixels[b], None) if offsets_B is None else (pixels, offsets_B[b])
+            group, out = params_BVP[b], out_VBSSC[first:last, b]
+            _render(place, offsets, sizes_B2[b], group, views[first:last], norm_2C, out, plan)
     return out_VBSSC.permute(0, 1, 4, 2, 3)
 
 
@@ -134,7 +147,7 @@ def _render(
     images: Tensor,
     offsets_B: Tensor | None,
     sizes_B2: Tensor,
-    drawn_BVP: Tensor,
+    params_BVP: Tensor,
     views: tuple[View, ...],
     norm_2C: Tensor,
     out_VBSSC: Tensor,
@@ -158,7 +171,7 @@ def _render(
             images,
             sizes_B2 if offsets_B is None else offsets_B.contiguous(),
             sizes_B2.contiguous(),
-            drawn_BVP.contiguous(),
+            params_BVP.contiguous(),
             norm_2C,
             scratch,
             turned,
@@ -177,11 +190,11 @@ def _render(
 
 
 @triton.jit
-def _draw(seed, epoch, index, out, count, views, slots, BLOCK: tl.constexpr):
+def _draw(seed, epoch, index, out, count, first_view, views, slots, BLOCK: tl.constexpr):
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     sample = tl.load(index + i // (views * slots), mask=i < count, other=0)
     key = _child(_child(tl.zeros([], tl.uint64), tl.load(seed)), tl.load(epoch))
-    key = _child(_child(_child(key, sample), i // slots % views), i % slots)
+    key = _child(_child(_child(key, sample), first_view + i // slots % views), i % slots)
     tl.store(out + i, (key >> 40).to(tl.float32) * UNIT, mask=i < count)
 
 
@@ -198,7 +211,7 @@ def _pass(
     images,
     offsets,
     sizes,
-    drawn,
+    params,
     norm,
     scratch,
     turned,
@@ -218,7 +231,7 @@ def _pass(
         images: the first pixel; image_step and pitch are elements between images and between rows.
         offsets: int64 (B,), where FLAT.
         sizes: int64 (B, 2).
-        drawn: float32 (B, V, P).
+        params: float32 (B, V, P).
         norm: float32 (2, C).
         scratch, turned: (B, V, C, S, S) in [0, 1]: the crop, later its colors; the rotated crop.
         sums: float32 (B, V, G), each tile's gray before contrast.
@@ -231,7 +244,7 @@ def _pass(
     b, v = (row // P.views).to(tl.int64), (row % P.views).to(tl.int64)
     y_T1 = (tile // P.across * P.tile + tl.arange(0, P.tile))[:, None]
     x_1T = (tile % P.across * P.tile + tl.arange(0, P.tile))[None, :]
-    drawn += row * COLUMNS
+    params += row * COLUMNS
     norm += channel
     sums += row * G
     scratch += (row.to(tl.int64) * P.channels + channel) * (P.side * P.side)
@@ -239,74 +252,76 @@ def _pass(
     out += v * out_step + b * (P.side * P.side * P.channels) + channel
     if STAGE == PASS.value.CROP:
         images += channel + (tl.load(offsets + b) if FLAT else b * image_step)
-        _crop(images, sizes + 2 * b, pitch, tile, y_T1, x_1T, drawn, norm, scratch, sums, out, FLAT, P)
+        _crop(images, sizes + 2 * b, pitch, tile, y_T1, x_1T, params, norm, scratch, sums, out, FLAT, P)
     elif STAGE == PASS.value.ROTATE:
-        _rotate(tile, y_T1, x_1T, drawn, scratch, turned, sums, P)
+        _rotate(tile, y_T1, x_1T, params, scratch, turned, sums, P)
     elif STAGE == PASS.value.COLOR:
-        _color(y_T1, x_1T, drawn, norm, scratch, turned, sums, out, P)
+        _color(y_T1, x_1T, params, norm, scratch, turned, sums, out, P)
     else:
-        _blur(y_T1, x_1T, drawn, norm, scratch, out, P)
+        _blur(y_T1, x_1T, params, norm, scratch, out, P)
 
 
 @triton.jit
-def _crop(images, sizes, pitch, tile, y_T1, x_1T, drawn, norm, scratch, sums, out, FLAT: tl.constexpr, P: tl.constexpr):
+def _crop(
+    images, sizes, pitch, tile, y_T1, x_1T, params, norm, scratch, sums, out, FLAT: tl.constexpr, P: tl.constexpr
+):
     height, width = tl.load(sizes).to(tl.int32), tl.load(sizes + 1).to(tl.int32)
     if FLAT:
         pitch = width * P.channels
-    y, x = crop_axis(y_T1, drawn, 0, height, P), crop_axis(x_1T, drawn, 1, width, P)
+    y, x = crop_axis(y_T1, params, 0, height, P), crop_axis(x_1T, params, 1, width, P)
     red, green, blue = mixed(images, pitch, P.channels, 1, y, x, P.resize, P)
     white: tl.constexpr = 1 / P.white
     red, green, blue = unit(red * white), unit(green * white), unit(blue * white)  # bicubic overshoots
-    odd = tl.load(drawn + COLUMN.value.TURNS).to(tl.int32) % 2 == 1
+    odd = tl.load(params + COLUMN.value.TURNS).to(tl.int32) % 2 == 1
     down, right = tl.where(odd, 1, P.side), tl.where(odd, P.side, 1)
     if P.whole:
         if P.channels == 3:
-            red, green, blue = colored(red, green, blue, 0.0, y_T1, x_1T, drawn, P)
-        if tl.load(drawn + COLUMN.value.BLUR_RADIUS_PX) > 0:
-            red, green, blue = blurred_tile(red, green, blue, drawn, P)
-        finish(red, green, blue, y_T1, x_1T, down, right, drawn, norm, out, P)
+            red, green, blue = colored(red, green, blue, 0.0, y_T1, x_1T, params, P)
+        if tl.load(params + COLUMN.value.BLUR_RADIUS_PX) > 0:
+            red, green, blue = blurred_tile(red, green, blue, params, P)
+        finish(red, green, blue, y_T1, x_1T, down, right, params, norm, out, P)
     elif P.waits:
         store_planes(red, green, blue, y_T1, x_1T, down, right, scratch, P)
         if P.channels == 3:
-            tl.store(sums + tile, gray_sum_before_contrast(red, green, blue, y_T1, x_1T, drawn, P))
+            tl.store(sums + tile, gray_sum_before_contrast(red, green, blue, y_T1, x_1T, params, P))
     else:
-        _go_on(red, green, blue, 0.0, y_T1, x_1T, down, right, drawn, norm, scratch, out, P)
+        _go_on(red, green, blue, 0.0, y_T1, x_1T, down, right, params, norm, scratch, out, P)
 
 
 @triton.jit
-def _rotate(tile, y_T1, x_1T, drawn, scratch, turned, sums, P: tl.constexpr):
-    if tl.load(drawn + COLUMN.value.ROTATE_DEG) != 0:
-        red, green, blue = rotated(scratch, y_T1, x_1T, drawn, P)
+def _rotate(tile, y_T1, x_1T, params, scratch, turned, sums, P: tl.constexpr):
+    if tl.load(params + COLUMN.value.ROTATE_DEG) != 0:
+        red, green, blue = rotated(scratch, y_T1, x_1T, params, P)
         store_planes(red, green, blue, y_T1, x_1T, P.side, 1, turned, P)
         if P.channels == 3:
-            tl.store(sums + tile, gray_sum_before_contrast(red, green, blue, y_T1, x_1T, drawn, P))
+            tl.store(sums + tile, gray_sum_before_contrast(red, green, blue, y_T1, x_1T, params, P))
 
 
 @triton.jit
-def _color(y_T1, x_1T, drawn, norm, scratch, turned, sums, out, P: tl.constexpr):
-    source = tl.where(tl.load(drawn + COLUMN.value.ROTATE_DEG) != 0, turned, scratch)
+def _color(y_T1, x_1T, params, norm, scratch, turned, sums, out, P: tl.constexpr):
+    source = tl.where(tl.load(params + COLUMN.value.ROTATE_DEG) != 0, turned, scratch)
     red, green, blue = load_planes(source, y_T1, x_1T, P)
     mean = 0.0
     if P.channels == 3:
         part = tl.arange(0, P.parts)
         mean = tl.sum(tl.load(sums + part, mask=part < P.across * P.across, other=0)) / (P.side * P.side)
-    _go_on(red, green, blue, mean, y_T1, x_1T, P.side, 1, drawn, norm, scratch, out, P)
+    _go_on(red, green, blue, mean, y_T1, x_1T, P.side, 1, params, norm, scratch, out, P)
 
 
 @triton.jit
-def _blur(y_T1, x_1T, drawn, norm, scratch, out, P: tl.constexpr):
-    if tl.load(drawn + COLUMN.value.BLUR_RADIUS_PX) > 0:
-        y, x = blur_axis(y_T1, drawn, P), blur_axis(x_1T, drawn, P)
+def _blur(y_T1, x_1T, params, norm, scratch, out, P: tl.constexpr):
+    if tl.load(params + COLUMN.value.BLUR_RADIUS_PX) > 0:
+        y, x = blur_axis(y_T1, params, P), blur_axis(x_1T, params, P)
         red, green, blue = mixed(scratch, P.side, 1, P.side * P.side, y, x, WEIGHTS.value.GAUSSIAN, P)
-        finish(red, green, blue, y_T1, x_1T, P.side, 1, drawn, norm, out, P)
+        finish(red, green, blue, y_T1, x_1T, P.side, 1, params, norm, out, P)
 
 
 @triton.jit
-def _go_on(red, green, blue, mean, y_T1, x_1T, down, right, drawn, norm, scratch, out, P: tl.constexpr):
+def _go_on(red, green, blue, mean, y_T1, x_1T, down, right, params, norm, scratch, out, P: tl.constexpr):
     """Color a tile; a blur takes it up from the scratch copy, otherwise it is finished."""
     if P.channels == 3:
-        red, green, blue = colored(red, green, blue, mean, y_T1, x_1T, drawn, P)
-    if tl.load(drawn + COLUMN.value.BLUR_RADIUS_PX) > 0:
+        red, green, blue = colored(red, green, blue, mean, y_T1, x_1T, params, P)
+    if tl.load(params + COLUMN.value.BLUR_RADIUS_PX) > 0:
         store_planes(red, green, blue, y_T1, x_1T, down, right, scratch, P)
     else:
-        finish(red, green, blue, y_T1, x_1T, down, right, drawn, norm, out, P)
+        finish(red, green, blue, y_T1, x_1T, down, right, params, norm, out, P)

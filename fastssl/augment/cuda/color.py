@@ -11,9 +11,9 @@ import math
 import triton
 import triton.language as tl
 
+from fastssl.augment.constants import GRAY_WEIGHTS, RGB_TO_YIQ, YIQ_TO_RGB
 from fastssl.augment.cuda.resample import inside
 from fastssl.augment.policy import JITTER_ORDERS, Column
-from fastssl.augment.torch_ops import GRAY_WEIGHTS
 
 
 def _codes(first: int) -> int:
@@ -25,6 +25,8 @@ def _codes(first: int) -> int:
 
 COLUMN, TURN = tl.constexpr(Column), tl.constexpr(2 * math.pi)
 RED, GREEN, BLUE = (tl.constexpr(x) for x in GRAY_WEIGHTS)
+(R_Y, G_Y, B_Y), (R_I, G_I, B_I), (R_Q, G_Q, B_Q) = ([tl.constexpr(x) for x in row] for row in RGB_TO_YIQ)
+(_, I_R, Q_R), (_, I_G, Q_G), (_, I_B, Q_B) = ([tl.constexpr(x) for x in row] for row in YIQ_TO_RGB)
 CODES_0, CODES_8, CODES_16 = (tl.constexpr(_codes(first)) for first in (0, 8, 16))
 
 
@@ -44,27 +46,27 @@ def _gray_sum(red, green, blue, y_T1, x_1T, P: tl.constexpr):
 
 
 @triton.jit
-def gray_sum_before_contrast(red, green, blue, y_T1, x_1T, drawn, P: tl.constexpr):
-    red, green, blue = _jittered(red, green, blue, 0.0, y_T1, x_1T, drawn, True, P)
+def gray_sum_before_contrast(red, green, blue, y_T1, x_1T, params, P: tl.constexpr):
+    red, green, blue = _jittered(red, green, blue, 0.0, y_T1, x_1T, params, True, P)
     return _gray_sum(red, green, blue, y_T1, x_1T, P)
 
 
 @triton.jit
-def colored(red, green, blue, mean, y_T1, x_1T, drawn, P: tl.constexpr):
+def colored(red, green, blue, mean, y_T1, x_1T, params, P: tl.constexpr):
     """Jitter, then gray; `mean` is what contrast blends with where the tile does not hold the view."""
-    red, green, blue = _jittered(red, green, blue, mean, y_T1, x_1T, drawn, False, P)
-    if tl.load(drawn + COLUMN.value.GRAY) > 0:
+    red, green, blue = _jittered(red, green, blue, mean, y_T1, x_1T, params, False, P)
+    if tl.load(params + COLUMN.value.GRAY) > 0:
         red = _gray(red, green, blue)
         green, blue = red, red
     return red, green, blue
 
 
 @triton.jit
-def _jittered(red, green, blue, mean, y_T1, x_1T, drawn, BEFORE_CONTRAST: tl.constexpr, P: tl.constexpr):
+def _jittered(red, green, blue, mean, y_T1, x_1T, params, BEFORE_CONTRAST: tl.constexpr, P: tl.constexpr):
     """The four steps in their drawn order, or those before contrast."""
-    order = tl.load(drawn + COLUMN.value.ORDER).to(tl.int32)
-    brightness, contrast = tl.load(drawn + COLUMN.value.BRIGHTNESS), tl.load(drawn + COLUMN.value.CONTRAST)
-    saturation, hue = tl.load(drawn + COLUMN.value.SATURATION), tl.load(drawn + COLUMN.value.HUE)
+    order = tl.load(params + COLUMN.value.ORDER).to(tl.int32)
+    brightness, contrast = tl.load(params + COLUMN.value.BRIGHTNESS), tl.load(params + COLUMN.value.CONTRAST)
+    saturation, hue = tl.load(params + COLUMN.value.SATURATION), tl.load(params + COLUMN.value.HUE)
     codes = tl.where(order < 8, CODES_0, tl.where(order < 16, CODES_8, CODES_16)) >> (order % 8 * 8)
     going = order >= 0
     for step in range(0, 4):
@@ -113,18 +115,18 @@ def _hsv_turned(red, green, blue, turns):
 def _yiq_turned(red, green, blue, turns):
     """The chroma plane of YIQ turned by the angle."""
     cos, sin = tl.cos(turns * TURN), tl.sin(turns * TURN)
-    luma = 0.299 * red + 0.587 * green + 0.114 * blue
-    i, q = 0.596 * red - 0.274 * green - 0.322 * blue, 0.211 * red - 0.523 * green + 0.312 * blue
+    luma = R_Y * red + G_Y * green + B_Y * blue
+    i, q = R_I * red + G_I * green + B_I * blue, R_Q * red + G_Q * green + B_Q * blue
     i, q = cos * i - sin * q, sin * i + cos * q
-    red, green = luma + 0.956 * i + 0.621 * q, luma - 0.272 * i - 0.647 * q
-    return unit(red), unit(green), unit(luma - 1.106 * i + 1.703 * q)
+    red, green, blue = luma + I_R * i + Q_R * q, luma + I_G * i + Q_G * q, luma + I_B * i + Q_B * q
+    return unit(red), unit(green), unit(blue)
 
 
 @triton.jit
-def finish(red, green, blue, y_T1, x_1T, down, right, drawn, norm, out, P: tl.constexpr):
+def finish(red, green, blue, y_T1, x_1T, down, right, params, norm, out, P: tl.constexpr):
     """Solarize, posterize, cut out, normalize, store; `down` and `right` are the pixels to the next row, column."""
-    threshold, bits = tl.load(drawn + COLUMN.value.SOLARIZE), tl.load(drawn + COLUMN.value.POSTERIZE_BITS)
-    square = tl.load(drawn + COLUMN.value.CUTOUT_SIDE)
+    threshold, bits = tl.load(params + COLUMN.value.SOLARIZE), tl.load(params + COLUMN.value.POSTERIZE_BITS)
+    square = tl.load(params + COLUMN.value.CUTOUT_SIDE)
     mean_0, mean_1, mean_2 = tl.load(norm), 0.0, 0.0
     if P.channels == 3:
         mean_1, mean_2 = tl.load(norm + 1), tl.load(norm + 2)
@@ -133,7 +135,7 @@ def finish(red, green, blue, y_T1, x_1T, down, right, drawn, norm, out, P: tl.co
     if bits > 0:
         red, green, blue = _posterized(red, bits), _posterized(green, bits), _posterized(blue, bits)
     if square > 0:  # the square takes the mean, which normalizes to 0
-        kept_TT = _outside_square(y_T1, x_1T, down < right, square, drawn)
+        kept_TT = _outside_square(y_T1, x_1T, down < right, square, params)
         red, green = tl.where(kept_TT, red, mean_0), tl.where(kept_TT, green, mean_1)
         blue = tl.where(kept_TT, blue, mean_2)
     place_TT, real_TT = out + (y_T1 * down + x_1T * right) * P.channels, inside(y_T1, x_1T, P)
@@ -155,8 +157,8 @@ def _posterized(x, bits):
 
 
 @triton.jit
-def _outside_square(y_T1, x_1T, transposed, square, drawn):
-    top, left = tl.load(drawn + COLUMN.value.CUTOUT_TOP), tl.load(drawn + COLUMN.value.CUTOUT_LEFT)
+def _outside_square(y_T1, x_1T, transposed, square, params):
+    top, left = tl.load(params + COLUMN.value.CUTOUT_TOP), tl.load(params + COLUMN.value.CUTOUT_LEFT)
     top, left = tl.where(transposed, left, top), tl.where(transposed, top, left)
     rows_T1, columns_1T = (y_T1 < top) | (y_T1 >= top + square), (x_1T < left) | (x_1T >= left + square)
     return rows_T1 | columns_1T

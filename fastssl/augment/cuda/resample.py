@@ -70,15 +70,15 @@ BELL = tl.constexpr(math.sqrt(0.5 * math.log2(math.e)))  # exp(-0.5 x^2) = 2^-(B
 
 
 @triton.jit
-def crop_axis(out, drawn, AXIS: tl.constexpr, size, P: tl.constexpr):
+def crop_axis(out, params, AXIS: tl.constexpr, size, P: tl.constexpr):
     """A quarter turn is a flip and a transposition; the transposition is left to the stores."""
-    first = tl.load(drawn + COLUMN.value.TOP + AXIS).to(tl.int32)
-    length = tl.load(drawn + COLUMN.value.HEIGHT + AXIS)
-    turns = tl.load(drawn + COLUMN.value.TURNS)
+    first = tl.load(params + COLUMN.value.TOP + AXIS).to(tl.int32)
+    length = tl.load(params + COLUMN.value.HEIGHT + AXIS)
+    turns = tl.load(params + COLUMN.value.TURNS)
     if AXIS == 0:
-        flip = (tl.load(drawn + COLUMN.value.VFLIP) > 0) ^ (turns >= 2)
+        flip = (tl.load(params + COLUMN.value.VFLIP) > 0) ^ (turns >= 2)
     else:
-        flip = (tl.load(drawn + COLUMN.value.HFLIP) > 0) ^ ((turns == 1) | (turns == 2))
+        flip = (tl.load(params + COLUMN.value.HFLIP) > 0) ^ ((turns == 1) | (turns == 2))
     scale = length / P.side
     width = tl.maximum(scale, 1.0)
     rate = 1 / width
@@ -96,10 +96,10 @@ def crop_axis(out, drawn, AXIS: tl.constexpr, size, P: tl.constexpr):
 
 
 @triton.jit
-def blur_axis(out, drawn, P: tl.constexpr):
+def blur_axis(out, params, P: tl.constexpr):
     """Lines beyond the border are reflected as they are loaded."""
-    reach = tl.load(drawn + COLUMN.value.BLUR_RADIUS_PX)
-    rate = 1 / tl.load(drawn + COLUMN.value.BLUR_SIGMA_PX) * BELL
+    reach = tl.load(params + COLUMN.value.BLUR_RADIUS_PX)
+    rate = 1 / tl.load(params + COLUMN.value.BLUR_SIGMA_PX) * BELL
     line = tl.minimum(out, P.side - 1).to(tl.float32)
     half = 0.5
     for k in range(1, reach.to(tl.int32) + 1):
@@ -183,11 +183,11 @@ def _place(line_K, first, KIND: tl.constexpr, P: tl.constexpr):
 
 
 @triton.jit
-def blurred_tile(red, green, blue, drawn, P: tl.constexpr):
+def blurred_tile(red, green, blue, params, P: tl.constexpr):
     """Of a view that is one tile: pixels stay in registers, what the border reflects is added to the weights."""
     kind: tl.constexpr = WEIGHTS.value.GAUSSIAN
     place_T1, last = tl.arange(0, P.tile)[:, None].to(tl.float32), P.side - 1.0
-    line_1T, rate, reach, _, _, _, gain = blur_axis(tl.arange(0, P.tile)[None, :], drawn, P)
+    line_1T, rate, reach, _, _, _, gain = blur_axis(tl.arange(0, P.tile)[None, :], params, P)
     weight_TT = _weight(place_T1, line_1T, rate, reach, kind)
     weight_TT += tl.where(place_T1 > 0, _weight(-place_T1, line_1T, rate, reach, kind), 0.0)
     weight_TT += tl.where(place_T1 < last, _weight(2 * last - place_T1, line_1T, rate, reach, kind), 0.0)
@@ -200,9 +200,9 @@ def blurred_tile(red, green, blue, drawn, P: tl.constexpr):
 
 
 @triton.jit
-def rotated(planes, y_T1, x_1T, drawn, P: tl.constexpr):
+def rotated(planes, y_T1, x_1T, params, P: tl.constexpr):
     """Counterclockwise about the center, bilinear, black outside."""
-    angle = tl.load(drawn + COLUMN.value.ROTATE_DEG) * DEGREE
+    angle = tl.load(params + COLUMN.value.ROTATE_DEG) * DEGREE
     cos, sin, middle = tl.cos(angle), tl.sin(angle), 0.5 * (P.side - 1)
     column = cos * (x_1T - middle) - sin * (y_T1 - middle) + middle
     row = sin * (x_1T - middle) + cos * (y_T1 - middle) + middle

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from fastssl import build
+from fastssl.data.batch import Batch
 from fastssl.data.convert.chunks import indexed_runs, stream_runs
 from fastssl.data.convert.prepare import Run, Shape
 from fastssl.data.loaders import layout
@@ -137,13 +138,8 @@ def features(
     device = pretrained.device
     offsets_B = torch.from_numpy(layout.ends_of(sizes_B2, pretrained.manifest.channels)[:-1]).to(device)
     index_B = torch.arange(len(images), device=device)
-    (views_VBCHW,) = pretrained.clean(
-        torch.from_numpy(flat).to(device),
-        index_B,
-        0,
-        sizes_B2=torch.from_numpy(sizes_B2).to(device),
-        offsets_B=offsets_B,
-    )
+    pixels, size_B2 = torch.from_numpy(flat).to(device), torch.from_numpy(sizes_B2).to(device)
+    (views_VBCHW,) = pretrained.clean(Batch(pixels, torch.full_like(index_B, -1), index_B, size_B2, offsets_B), 0)
     h_BF = pretrainer.embed(pretrained.backbone, views_VBCHW[0], autocast=build.hardware.autocast(pretrained.recipe))
     rows: NDArray[np.float32] = h_BF.cpu().numpy()
     return rows
