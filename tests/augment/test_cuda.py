@@ -15,16 +15,24 @@ from typing import Any
 import pytest
 import torch
 import triton
-from reference_augment import CIFAR, EVERYTHING, knife_edges, pictures
-from test_torch_ops import FLAT_JITTER, MEAN_C, NOTHING, SINGLE, SIZES
+from reference_augment import (
+    CIFAR,
+    EVERYTHING,
+    augmentation,
+    batch_of,
+    knife_edges,
+    pictures,
+    unnormalized,
+)
+from test_torch_ops import FLAT_JITTER, NOTHING, SINGLE, SIZES
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastssl.augment import torch_ops
-from fastssl.augment.augment import Augment
+from fastssl.augment.augment import sizes_of
+from fastssl.augment.backend import Images, Output, backend_of
 from fastssl.augment.cuda import backend
-from fastssl.augment.draws import draws
+from fastssl.augment.draws import DrawKey, draws
 from fastssl.augment.policy import View
 from fastssl.recipe import schema
 from fastssl.recipe.presets import view_table
@@ -32,7 +40,6 @@ from fastssl.recipe.presets import view_table
 NATIVE = torch.cuda.is_available()
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if NATIVE else "cpu"
-STD_C = (0.2, 0.25, 0.3)
 SMOOTH = replace(EVERYTHING, solarize_p=0, posterize_p=0)
 STILL = replace(SMOOTH, rotate_p=0)  # a rotation is never done in one pass
 CASES = SINGLE | {"linear hue": replace(FLAT_JITTER, hue=0.5, hue_mode="linear")}
@@ -60,15 +67,16 @@ def rendered(
     channels: int = 3,
 ) -> tuple[Tensor, Tensor]:
     """Views (V, B, C, S, S) in [0, 1] by Triton and by torch, from the same parameters."""
-    if sizes_B2 is None:
-        sizes_B2, channels = torch.tensor([images.shape[1:3]] * len(images)), images.shape[-1]
-    mean_C, std_C = (0.0,) * channels, (1.0,) * channels
-    augment = Augment(rows, mean_C, std_C, 0, torch.float32, "torch")
-    drawn = augment.parameters(torch.arange(len(sizes_B2)), 3, sizes_B2)
-    wanted = torch_ops.apply(images, sizes_B2, offsets_B, drawn, rows, mean_C, std_C, torch.float32)
-    moved = [x if x is None else x.to(DEVICE) for x in (images, sizes_B2, offsets_B)]
-    drawn = replace(drawn, packed_BVP=drawn.packed_BVP.to(DEVICE))
-    return backend.apply(*moved, drawn, rows, mean_C, std_C, dtype).float().cpu(), wanted
+    if images.ndim == 4:
+        channels = images.shape[-1]
+    batch = batch_of(images, None, sizes_B2, offsets_B)
+    augment = unnormalized(rows, "torch", channels)
+    params = augment.sample_params(batch, 3)
+    (wanted,) = augment(batch, 3)
+    moved = Images(*(x if x is None else x.to(DEVICE) for x in (images, sizes_of(batch), offsets_B)))
+    params = replace(params, packed_BVP=params.packed_BVP.to(DEVICE))
+    output = Output(augment.mean_C, augment.std_C, dtype)
+    return backend_of("cuda").apply(moved, params, rows, output).float().cpu(), wanted
 
 
 def differences(rows: dict[str, View], images: Tensor, dtype: torch.dtype = torch.float32) -> dict[str, float]:
@@ -84,9 +92,7 @@ def differences(rows: dict[str, View], images: Tensor, dtype: torch.dtype = torc
 
 
 def torch_ops_only(rows: tuple[View, ...], images: Tensor) -> Tensor:
-    channels = images.shape[-1]
-    augment = Augment(rows, (0.0,) * channels, (1.0,) * channels, 0, torch.float32, "torch")
-    return augment(images, torch.arange(len(images)), 3)[0]
+    return unnormalized(rows, "torch", images.shape[-1])(batch_of(images), 3)[0]
 
 
 def far(worst: dict[str, float], tolerance: float) -> dict[str, float]:
@@ -128,8 +134,8 @@ def tiled(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_draws_are_the_same_bits(seed: int, epoch: int | Tensor):
     index_B = torch.tensor([0, 1, 2, 12345, 2**31, 2**62], device=DEVICE)
     epoch = epoch.to(DEVICE) if isinstance(epoch, Tensor) else epoch
-    same = backend.draws(seed, epoch, index_B, views=3, slots=60)
-    assert torch.equal(same, draws(seed, epoch, index_B, views=3, slots=60))
+    key = DrawKey(seed, epoch, index_B, first=2)
+    assert torch.equal(backend.draws(key, views=3, slots=60), draws(key, views=3, slots=60))
 
 
 @launches
@@ -214,10 +220,10 @@ def test_padded_and_flat_images(flat: bool, tiled: None):
 
 @launches
 def test_the_engine_normalizes_and_lays_channels_last():
-    images, index_B = pictures(4, 21, 34), torch.arange(4)
+    images = pictures(4, 21, 34)
     rows = (replace(NOTHING, side_px=12), replace(NOTHING, side_px=12, crop="none"), replace(NOTHING, side_px=7))
-    parts = Augment(rows, MEAN_C, STD_C, 0, torch.bfloat16, "cuda")(images.to(DEVICE), index_B.to(DEVICE), 5)
-    wanted = Augment(rows, MEAN_C, STD_C, 0, torch.float32, "torch")(images, index_B, 5)
+    parts = augmentation(rows, "cuda", dtype=torch.bfloat16)(batch_of(images.to(DEVICE)), 5)
+    wanted = augmentation(rows, "torch")(batch_of(images), 5)
     assert [part.shape for part in parts] == [(2, 4, 3, 12, 12), (1, 4, 3, 7, 7)]
     for part, want in zip(parts, wanted, strict=True):
         assert part.dtype == torch.bfloat16
@@ -228,17 +234,16 @@ def test_the_engine_normalizes_and_lays_channels_last():
 @launches
 def test_bits_do_not_depend_on_the_cut(tiled: None):
     images, index_B = pictures(5, 21, 34).to(DEVICE), torch.arange(5, device=DEVICE)
-    augment = Augment((replace(EVERYTHING, side_px=20),) * 2, MEAN_C, STD_C, 0, torch.bfloat16, "cuda")
-    (whole,) = augment(images, index_B, 5)
-    parts = [augment(images[i:j], index_B[i:j], 5)[0] for i, j in ((0, 1), (1, 5))]
+    augment = augmentation((replace(EVERYTHING, side_px=20),) * 2, "cuda", dtype=torch.bfloat16)
+    (whole,) = augment(batch_of(images), 5)
+    parts = [augment(batch_of(images[i:j], index_B[i:j]), 5)[0] for i, j in ((0, 1), (1, 5))]
     assert torch.equal(torch.cat(parts, dim=1), whole)
 
 
 @launches
 def test_an_empty_batch_gives_no_views():
-    augment = Augment((CIFAR, CIFAR), MEAN_C, STD_C, 0, torch.float32, "cuda")
     empty = torch.zeros((0, 8, 8, 3), dtype=torch.uint8, device=DEVICE)
-    assert augment(empty, torch.arange(0, device=DEVICE), 5)[0].shape == (2, 0, 3, 32, 32)
+    assert augmentation((CIFAR, CIFAR), "cuda")(batch_of(empty), 5)[0].shape == (2, 0, 3, 32, 32)
 
 
 TYPES = {"offsets": "*i64", "sizes": "*i64", "out": "*bf16", "batch": "i32", "image_step": "i32", "pitch": "i32"}
@@ -283,13 +288,13 @@ def test_the_hash_compiles_for_hopper():
 @pytest.mark.gpu
 @pytest.mark.skipif(not NATIVE, reason="needs a CUDA device")
 def test_a_captured_step_follows_its_inputs():
-    images, index_B = pictures(8, 64, 80).to(DEVICE), torch.arange(8, device=DEVICE)
+    batch = batch_of(pictures(8, 64, 80).to(DEVICE))
     epoch = torch.zeros((), dtype=torch.int64, device=DEVICE)
-    augment = Augment((replace(EVERYTHING, side_px=96),) * 2, MEAN_C, STD_C, 0, torch.bfloat16, "cuda")
-    expected = [augment(images, index_B, torch.full_like(epoch, e))[0].clone() for e in range(3)]
+    augment = augmentation((replace(EVERYTHING, side_px=96),) * 2, "cuda", dtype=torch.bfloat16)
+    expected = [augment(batch, torch.full_like(epoch, e))[0].clone() for e in range(3)]
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        (views_VBCHW,) = augment(images, index_B, epoch)
+        (views_VBCHW,) = augment(batch, epoch)
     for e, want in enumerate(expected):
         epoch.fill_(e)
         graph.replay()
@@ -299,11 +304,11 @@ def test_a_captured_step_follows_its_inputs():
 @pytest.mark.gpu
 @pytest.mark.skipif(not NATIVE, reason="needs a CUDA device")
 def test_never_waits_for_the_device():
-    images, index_B = pictures(8, 64, 80).to(DEVICE), torch.arange(8, device=DEVICE)
-    augment = Augment((replace(EVERYTHING, side_px=96),) * 2, MEAN_C, STD_C, 0, torch.bfloat16, "cuda")
-    augment(images, index_B, torch.zeros((), dtype=torch.int64, device=DEVICE))
+    batch = batch_of(pictures(8, 64, 80).to(DEVICE))
+    augment = augmentation((replace(EVERYTHING, side_px=96),) * 2, "cuda", dtype=torch.bfloat16)
+    augment(batch, torch.zeros((), dtype=torch.int64, device=DEVICE))
     torch.cuda.set_sync_debug_mode("error")
     try:
-        augment(images, index_B, torch.ones((), dtype=torch.int64, device=DEVICE))
+        augment(batch, torch.ones((), dtype=torch.int64, device=DEVICE))
     finally:
         torch.cuda.set_sync_debug_mode("default")
