@@ -299,3 +299,16 @@ def test_a_class_called_like_a_split_is_asked_about_and_a_stray_picture_is_not(t
     found, classes = contents(open_source(PACKERS[kind](other, stray_files)))
     assert list(found) == ["wrapper/train/a/0.png", "wrapper/train/b/0.png"]
     assert classes == ("a", "b")
+
+
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz", "tar.xz"])
+def test_concatenated_archives_are_read_to_the_end(tmp_path, suffix):
+    """As `cat a.tar b.tar` makes them; the oracle is tarfile with ignore_zeros."""
+    mode = "w:" + suffix[4:]
+    parts = [pack_tar(tmp_path / label, {f"{label}/{i}.png": png(i) for i in range(3)}, mode) for label in "ab"]
+    path = tmp_path / f"both.{suffix}"
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    with tarfile.open(path, ignore_zeros=True) as archive:
+        names = [member.name for member in archive]
+    assert [item.key for item in open_source(path).items()] == names
+    assert len(names) == 6
