@@ -23,7 +23,8 @@ from PIL import Image
 from fastssl.bench import stages
 from fastssl.data.beton.reader import Beton, BetonWriter
 from fastssl.data.convert.convert import convert
-from fastssl.data.decode import decode_image, encode_jpeg
+from fastssl.data.decode import decode_image
+from fastssl.data.formats import jpeg
 from fastssl.data.loaders.choose import free_host_bytes, installed
 from fastssl.data.loaders.threads import cpu_count
 from fastssl.errors import UserError
@@ -187,7 +188,7 @@ def formats() -> list[Check]:
 
 def image_kinds() -> list[Check]:
     """Decodes one image of each kind."""
-    checks = [attempt("image", "JPEG", lambda: size_of(encode_jpeg(picture(0), quality=90)))]
+    checks = [attempt("image", "JPEG", lambda: size_of(jpeg.encode(picture(0), quality=90)))]
     for name, options in IMAGE_KINDS.items():
 
         def work(options: dict[str, Any] = options) -> str:

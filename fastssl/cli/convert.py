@@ -39,6 +39,15 @@ def convert(
     quality: Annotated[int, typer.Option(min=1, max=100, help="Of JPEGs encoded here.")] = 90,
     channels: Annotated[int, typer.Option(min=1, help="Channels to store.")] = 3,
     dtype: Annotated[Dtype, typer.Option(help="Sample type to store.")] = "uint8",
+    stretch: Annotated[
+        int | None, typer.Option(help="Value of 16-bit images that becomes white, such as 4095 for 12-bit data.")
+    ] = None,
+    background: Annotated[
+        str | None, typer.Option(help="Color beneath transparent pixels, such as white or #808080.")
+    ] = None,
+    max_pixels: Annotated[
+        int, typer.Option(help="Refuse images of more pixels; raise it for large photos that are shrunk.")
+    ] = 89_478_485,
     shard_mb: Annotated[float, typer.Option(help="Size of one shard (webdataset only).")] = 256.0,
     fraction: Annotated[float, typer.Option(help="Stratified share to keep, in (0, 1].")] = 1.0,
     limit: Annotated[int | None, typer.Option(help="The most images to keep, stratified.")] = None,

@@ -16,7 +16,8 @@ import pytest
 from fastssl.data.beton import writer
 from fastssl.data.beton.format import FIELD, HEADER, NDARRAY, RGB, TABLE
 from fastssl.data.beton.reader import Beton, BetonWriter
-from fastssl.data.decode import decode_jpeg, encode_jpeg
+from fastssl.data.formats.jpeg import decode_rgb
+from fastssl.data.formats.jpeg import encode as encode_jpeg
 from fastssl.data.loaders.threads import cpu_count
 from fastssl.errors import UserError
 
@@ -92,7 +93,7 @@ def test_jpeg_bytes_that_need_no_change_are_stored_as_they_are(tmp_path):
     data = encode_jpeg(picture(1), quality=80)
     beton = write(tmp_path / "a.beton", [data, picture(2)], mode="jpg", quality=95)
     assert bytes(beton.encoded(0)[1]) == data
-    np.testing.assert_array_equal(beton.image(0), decode_jpeg(data, fast_dct=True))
+    np.testing.assert_array_equal(beton.image(0), decode_rgb(data, fast_dct=True))
     assert np.abs(beton.image(1).astype(int) - picture(2)).max() < 25
 
 

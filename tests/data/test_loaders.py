@@ -293,7 +293,7 @@ def test_a_file_is_closed_with_its_loader(files, kind):
 
 @pytest.mark.parametrize("kind", LOADERS)
 def test_a_broken_jpeg_is_an_error_that_names_the_sample(tmp_path, kind):
-    from fastssl.data.decode import encode_jpeg
+    from fastssl.data.formats.jpeg import encode as encode_jpeg
 
     path = tmp_path / "broken.beton"
     with BetonWriter(path, mode="jpg") as writer:

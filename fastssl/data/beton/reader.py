@@ -12,7 +12,6 @@ from typing import Literal
 
 import numpy as np
 
-from fastssl.data import decode
 from fastssl.data.beton.format import (
     FIELD,
     HEADER,
@@ -29,6 +28,7 @@ from fastssl.data.beton.format import (
     record_type,
 )
 from fastssl.data.beton.writer import BetonWriter, Mode
+from fastssl.data.formats import jpeg
 from fastssl.errors import UserError
 
 __all__ = ["Beton", "BetonWriter", "Mode"]
@@ -193,10 +193,10 @@ class Beton:
         if mode == "raw":
             return np.frombuffer(data, self.dtype).reshape(shape)
         try:
-            height, width, _ = decode.jpeg_header(data)
+            height, width, _ = jpeg.header(data)
             if (height, width) != shape[:2]:
                 raise ValueError(f"it is {height}x{width}, its record says {shape[0]}x{shape[1]}")
-            return decode.decode_jpeg(data, fast_dct=True)
+            return jpeg.decode_rgb(data, fast_dct=True)
         except ValueError as error:
             raise self._fail(f"the JPEG of sample {i} cannot be decoded: {error}") from error
 

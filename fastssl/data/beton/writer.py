@@ -13,7 +13,6 @@ from typing import IO, Literal, Self
 
 import numpy as np
 
-from fastssl.data import decode
 from fastssl.data.beton.format import (
     FIELD,
     HEADER,
@@ -28,7 +27,10 @@ from fastssl.data.beton.format import (
     pack_ndarray,
     record_type,
 )
+from fastssl.data.decode import decode_image
+from fastssl.data.formats import jpeg
 from fastssl.data.limits import MAX_SIDE_PX
+from fastssl.data.resize import shrink
 from fastssl.data.storage import temporary_name, writing
 from fastssl.errors import UserError
 
@@ -116,11 +118,11 @@ class BetonWriter:
     def _encode(self, image: np.ndarray | bytes, index: int) -> tuple[int, int, int, int, bytes | memoryview]:
         """(mode, height, width, bytes, data) of one sample as it will be stored."""
         if isinstance(image, bytes):
-            height, width, _ = decode.jpeg_header(image)
+            height, width, _ = jpeg.header(image)
             fits = self.max_side is None or max(height, width) <= self.max_side
-            if fits and self._wants_jpeg(height * width * 3) and decode.jpeg_is_plain(image):
+            if fits and self._wants_jpeg(height * width * 3) and jpeg.is_plain(image):
                 return JPG, height, width, len(image), image
-            image = decode.decode_image(image, key=f"sample {index}", channels=self.channels)
+            image = decode_image(image, key=f"sample {index}", channels=self.channels)
         if image.ndim != 3 or image.shape[2] != self.channels or image.dtype != self.dtype:
             raise UserError(
                 f"{self.path}: sample {index} is {image.dtype} of shape {image.shape}, "
@@ -128,12 +130,12 @@ class BetonWriter:
                 "Convert every image to one number of channels and one sample type.",
             )
         if self.max_side is not None:
-            image = decode.shrink(image, self.max_side)
+            image = shrink(image, self.max_side)
         if image.shape != self._shape:
             self._check_shape(image.shape, index)
         height, width, _ = image.shape
         if self._wants_jpeg(image.nbytes):
-            data = decode.encode_jpeg(image, quality=self.quality)
+            data = jpeg.encode(image, quality=self.quality)
             return JPG, height, width, len(data), data
         return RAW, height, width, image.nbytes, np.ascontiguousarray(image, self._stored).data
 

@@ -13,6 +13,8 @@ from fastssl.data.convert.output import Job, Progress, check_target, made, place
 from fastssl.data.convert.prepare import Mode, Shape
 from fastssl.data.convert.spool import spool
 from fastssl.data.convert.subset import choose
+from fastssl.data.decode import parse_color
+from fastssl.data.formats.decoded import MAX_PIXELS
 from fastssl.data.loaders.threads import cpu_count
 from fastssl.data.manifest import Manifest
 from fastssl.data.sources import SPLITS, open_source
@@ -33,6 +35,9 @@ def convert(
     max_side_px: int | None = None,
     channels: int = 3,
     dtype: Literal["uint8", "uint16"] = "uint8",
+    stretch: int | None = None,
+    background: str | None = None,
+    max_pixels: int = MAX_PIXELS,
     mode: Mode = "raw",
     quality: int = 90,
     shard_mb: float = 256.0,
@@ -63,6 +68,10 @@ def convert(
         max_side_px: longer sides are reduced to this, aspect kept.
         channels: 1 or 3 converts; any other number has to be the images' own.
         dtype: sample type; 16-bit images are narrowed to "uint8", or 8-bit ones widened to "uint16".
+        stretch: value of 16-bit images that becomes the largest of `dtype`, such as 4095 for 12-bit data; None takes
+            65535.
+        background: color beneath transparent pixels ("white", "#808080"); None shows what the file hides there.
+        max_pixels: images of more are refused by their header; raise it for large photos that side_px shrinks.
         mode: "raw" pixels, "jpg", or "smart": JPEG for images of more than 64 KiB. JPEG files that need no change
             keep their bytes.
         quality: 1..100, of JPEGs encoded here.
@@ -88,7 +97,19 @@ def convert(
     options = {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
     _check(split=split, format=format, mode=mode, on_error=on_error)
     _check_least(side_px=side_px, max_side_px=max_side_px, channels=channels, count=count, workers=workers)
-    shape = Shape(side_px, max_side_px, channels, dtype, mode, quality, encoded=format == "webdataset")
+    _check_least(max_pixels=max_pixels, stretch=stretch)
+    shape = Shape(
+        side_px,
+        max_side_px,
+        channels,
+        dtype,
+        mode,
+        quality,
+        encoded=format == "webdataset",
+        max_pixels=max_pixels,
+        background=None if background is None else parse_color(background),
+        stretch=stretch,
+    )
     shard_bytes = int(shard_mb * 1e6) if format == "webdataset" else None
     job = Job(shape, shard_bytes, on_error, workers or cpu_count(), resume, progress or _silent, options)
     out = Path(out)

@@ -166,3 +166,8 @@ def check_target(out: Path, job: Job) -> None:
                 f"webdataset shards hold PNG or JPEG, not {job.shape.channels} channels of {job.shape.dtype}",
                 "Set format to beton, or channels to 1 or 3 and dtype to uint8.",
             )
+    elif job.shape.mode != "raw" and (job.shape.dtype != "uint8" or job.shape.channels != 3):
+        raise UserError(
+            f"mode is {job.shape.mode}, but a .beton holds JPEGs of 3 channels of uint8 alone",
+            "Set mode to raw, or channels to 3 and dtype to uint8.",
+        )

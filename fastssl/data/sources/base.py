@@ -31,6 +31,14 @@ IMAGE_SUFFIXES = frozenset(
         ".ppm",
         ".pgm",
         ".pbm",
+        ".pnm",
+        ".avif",
+        ".jp2",
+        ".j2k",
+        ".j2c",
+        ".jpc",
+        ".jpf",
+        ".jpx",
     )
 )
 MAX_ITEM_BYTES = 1 << 28  # 256 MiB encoded: larger is no picture that training can use
