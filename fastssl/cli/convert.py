@@ -1,5 +1,6 @@
 """`fastssl convert`: convert images into one file that loads at memory speed."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -79,4 +80,7 @@ def convert(
         manifest = run(source, out, **options, progress=lambda done, total: progress(str(out), done, total))
     skipped = f", {manifest.skipped_count} skipped" if manifest.skipped_count else ""
     text = f"{out}: {manifest.count} images, {len(manifest.classes)} classes{skipped}"
+    for warned in manifest.warnings:
+        first = f", first {warned.first}" if warned.first else ""
+        print(f"Warning: {warned.text} ({warned.item_count} images{first}).", file=sys.stderr)
     print_result(manifest.to_json(), text, as_json)

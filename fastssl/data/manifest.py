@@ -19,6 +19,20 @@ class Skipped(NamedTuple):
     reason: str
 
 
+class Warned(NamedTuple):
+    """One kind of notice about items that were read.
+
+    Attributes:
+        text: the notice, its numbers as N.
+        item_count: items it is about.
+        first: the first of them.
+    """
+
+    text: str
+    item_count: int
+    first: str
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """What one data file holds; validated when it is made, from whatever source.
@@ -37,6 +51,7 @@ class Manifest:
         shards: number of .tar files of a webdataset.
         version: of fastssl.
         options: of the conversion.
+        warnings: what was noticed of items that were read, most frequent first.
         skipped_count: items that could not be read; `skipped` lists the first of them.
 
     Raises:
@@ -59,6 +74,7 @@ class Manifest:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     skipped_count: int = 0
     skipped: tuple[Skipped, ...] = ()
+    warnings: tuple[Warned, ...] = ()
     shards: int | None = None
 
     def __post_init__(self) -> None:
@@ -96,6 +112,9 @@ class Manifest:
                 height, width = values.get(key) or (None, None)
                 values[key] = None if height is None else (height, width)
             values["skipped"] = tuple(Skipped(str(s["key"]), str(s["reason"])) for s in values.get("skipped", ()))
+            values["warnings"] = tuple(
+                Warned(str(w["text"]), int(w["item_count"]), str(w["first"])) for w in values.get("warnings", ())
+            )
             return cls(**values)
         except (TypeError, KeyError) as error:
             raise ValueError(f"a value is absent or of the wrong type: {error}") from error
@@ -108,6 +127,7 @@ class Manifest:
             record[field.name] = list(value) if isinstance(value, tuple) else value
         record["options"] = dict(self.options)
         record["skipped"] = [entry._asdict() for entry in self.skipped]
+        record["warnings"] = [entry._asdict() for entry in self.warnings]
         if self.shards is None:
             del record["shards"]
         return record

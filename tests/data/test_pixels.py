@@ -150,7 +150,9 @@ def test_a_warned_jpeg_is_encoded_anew_for_readers_that_are_stricter(tmp_path):
     assert [bytes(beton.encoded(i)[1]) == JPEG for i in range(5)] == [True, False, False, False, False]
     for i in range(5):
         assert np.abs(beton.image(i).astype(int) - pillow(JPEG)).mean() < 12  # noise, encoded twice
-    assert manifest is not None
+    counts = {warned.text: warned.item_count for warned in manifest.warnings}
+    assert counts["Corrupt JPEG data: N extraneous bytes before marker N"] == 2
+    assert sum(counts.values()) == 4
 
 
 # --- JPEG of other kinds --------------------------------------------------------------------------------------
@@ -309,6 +311,20 @@ def test_a_stretch_makes_its_value_white_and_cuts_what_is_above(tmp_path):
     np.testing.assert_array_equal(Beton(tmp_path / "16.beton").image(0)[..., 0], expected)
     with pytest.raises(UserError, match="stretch is 0"):
         convert(tmp_path / "in", tmp_path / "no.beton", stretch=0)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_12_bit_data_in_16_bit_files_is_reported_with_the_stretch_that_fits(tmp_path, dtype):
+    (tmp_path / "in").mkdir()
+    for i, top in enumerate((100, 4000)):
+        Image.fromarray(np.arange(36, dtype=np.uint16).reshape(6, 6) * (top // 35)).save(tmp_path / "in" / f"{i}.png")
+    (warned,) = convert(tmp_path / "in", tmp_path / "a.beton", dtype=dtype).warnings
+    assert warned.text.startswith("3990 of 65535")
+    assert "16 levels of 256; --stretch 4095" in warned.text
+    assert warned.item_count == 2
+    assert convert(tmp_path / "in", tmp_path / "b.beton", dtype=dtype, stretch=4095).warnings == ()
+    Image.fromarray(np.full((6, 6), 40_000, np.uint16)).save(tmp_path / "in" / "2.png")
+    assert convert(tmp_path / "in", tmp_path / "c.beton", dtype=dtype).warnings == ()
 
 
 # --- TIFF -----------------------------------------------------------------------------------------------------
