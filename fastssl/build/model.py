@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastssl.errors import UserError
-from fastssl.models import backbones, hub, pretrainer, resnet, starting_weights
+from fastssl.models import backbones, checkpointing, hub, pretrainer, resnet, starting_weights
 from fastssl.recipe import progressive
 from fastssl.recipe.presets import view_table
 from fastssl.recipe.schema import Recipe
@@ -66,6 +66,8 @@ def network(
         )
         start(recipe, backbone)
     starting_weights.freeze(backbone, model.freeze)
+    if recipe.train.gradient_checkpointing:
+        checkpointing.checkpoint_blocks(backbone)
     dims = [pretrainer.features_dim(backbone, side_px=side_px, in_channels=in_channels) for side_px in sides]
     projector = pretrainer.projector(
         dims[0], widths=model.projector, norm=model.projector_norm, bias=model.projector_bias

@@ -132,7 +132,7 @@ def load(
         resolved, manifest = export_record(path) or run_files(run_dir or path)
     resolved = load_recipe(resolved, [f"device={device}"])
     # what the backbone started from is history: only its shape is needed here
-    bare = load_recipe(resolved, ["model.weights=null", "model.freeze=0"])
+    bare = load_recipe(resolved, ["model.weights=null", "model.freeze=0", "train.gradient_checkpointing=false"])
     check_backbone(bare, backbone, path)
     on = build.hardware.device(bare)
     weights = whole_names(checkpoint.load_weights(path))

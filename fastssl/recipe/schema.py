@@ -204,6 +204,9 @@ class Train(Section):
         False,
         description="torch.compile for the network; its modes reduce-overhead and max-autotune replay CUDA graphs too.",
     )
+    gradient_checkpointing: bool = Field(
+        False, description="Keep only each block's input and run it again in the backward pass: less memory, more work."
+    )
     tf32: bool = Field(True, description="CUDA: products that stay float32 may use TF32.")
     deterministic: bool = Field(False, description="Only kernels that repeat their bits; slower on CUDA.")
     log_every_steps: Count = 10
@@ -243,6 +246,8 @@ class Log(Section):
     tensorboard: bool = Field(False, description="Event files in the run's folder; needs the extra tensorboard.")
     wandb: bool = Field(False, description="A Weights & Biases run; needs the extra wandb.")
     wandb_project: str = "fastssl"
+    mlflow: bool = Field(False, description="An MLflow run; needs the extra mlflow.")
+    mlflow_experiment: str = "fastssl"
 
 
 class Recipe(Section):

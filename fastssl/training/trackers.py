@@ -1,9 +1,11 @@
-"""TensorBoard and Weights & Biases as observers of a run: off by default, and never a reason for a run to stop.
+"""TensorBoard, Weights & Biases and MLflow as observers of a run: off by default, and never a reason for a run to stop.
 
 Whatever goes wrong with one of them (not installed, service away, disk full) is said once; the run goes on without it.
 """
 
+import os
 import threading
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -71,7 +73,42 @@ class WeightsAndBiases:
         self.run.finish()
 
 
-OPENERS: dict[str, Callable[[Recipe, Path, int], Writer]] = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}
+class MLflow:
+    """One MLflow run for each run folder: at MLFLOW_TRACKING_URI, else in mlflow.db in the folder."""
+
+    def __init__(self, recipe: Recipe, folder: Path, step: int) -> None:
+        from mlflow import MlflowClient
+
+        local = f"sqlite:///{(folder / 'mlflow.db').absolute()}"  # MLflow 3 refuses to write plain folders
+        self.client: Any = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or local)
+        mark = folder / "mlflow.id"
+        if not mark.exists():
+            experiment = self.client.get_experiment_by_name(recipe.log.mlflow_experiment)
+            number = (
+                experiment.experiment_id if experiment else self.client.create_experiment(recipe.log.mlflow_experiment)
+            )
+            mark.write_text(self.client.create_run(number, run_name=folder.name).info.run_id, encoding="utf-8")
+            for name, value in flat(recipe.model_dump(mode="json")).items():
+                self.client.log_param(mark.read_text(encoding="utf-8"), name, value)
+        self.run_id = mark.read_text(encoding="utf-8").strip()
+        self.client.update_run(self.run_id, status="RUNNING")
+
+    def write(self, numbers: Mapping[str, float], step: int) -> None:
+        from mlflow.entities import Metric
+
+        now_ms = int(time.time() * 1000)
+        metrics = [Metric(name, value, now_ms, step) for name, value in numbers.items()]
+        self.client.log_batch(self.run_id, metrics=metrics)
+
+    def close(self) -> None:
+        self.client.set_terminated(self.run_id)
+
+
+OPENERS: dict[str, Callable[[Recipe, Path, int], Writer]] = {
+    "tensorboard": TensorBoard,
+    "wandb": WeightsAndBiases,
+    "mlflow": MLflow,
+}
 
 
 class Writers:
@@ -138,6 +175,14 @@ class Writers:
             closing.join(CLOSE_TIMEOUT_S)
             if closing.is_alive():
                 self.warn(f"{name} has not finished after {CLOSE_TIMEOUT_S} s and is left behind.")
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys and their values."""
+    values: dict[str, Any] = {}
+    for key, value in tree.items():
+        values |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return values
 
 
 def named(record: Mapping[str, Any]) -> dict[str, float]:

@@ -138,3 +138,22 @@ def test_wandb_offline_leaves_a_run_to_sync(
         both({"event": "step", "step": 1, "loss": 1.5})
     assert warnings == []
     assert list(folder.glob("wandb/offline-run-*/*.wandb"))
+
+
+def test_mlflow_keeps_a_runs_numbers_and_settings_over_a_resume(
+    tiny_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    resolved, warnings, folder = load(tiny_recipe | {"log": {"mlflow": True}}), list[str](), tmp_path / "run"
+    folder.mkdir()
+    for first in (0, 2):
+        with trackers.Writers(resolved, folder, warn=warnings.append) as both:
+            both({"event": "start", "step": first})
+            both({"event": "step", "step": first + 1, "loss": 1.5 - first / 4})
+    assert warnings == []
+    client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("fastssl").experiment_id])
+    assert [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, "train/loss")] == [(1, 1.5), (3, 1.0)]
+    assert run.data.params["augment.views"] == "2"
+    assert run.info.status == "FINISHED"
