@@ -5,7 +5,6 @@ Choice made: the settings are those of the shipped recipe nearest in device and 
 a measured step and the minutes asked for; where it is not, they are the shipped recipe's.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +20,7 @@ from fastssl.errors import UserError
 from fastssl.recipe.json_schema import FILE_NAME, json_schema
 from fastssl.recipe.load import load
 from fastssl.recipe.schema import Recipe
+from fastssl.runs.files import atomic_json, atomic_write
 
 Device = Literal["cpu", "cuda"]
 MAX_EPOCHS = 1000
@@ -140,8 +140,8 @@ def write_new(
         raise UserError(f"{out.parent} is not a folder.", "Make it, or choose another --out.")
     text = new_recipe(data, device=device, minutes=minutes)
     recipe = load({**yaml.safe_load(text), "name": out.stem})
-    (out.parent / FILE_NAME).write_text(json.dumps(json_schema(), indent=1) + "\n", encoding="utf-8")
-    out.write_text(text, encoding="utf-8")
+    atomic_json(out.parent / FILE_NAME, json_schema())
+    atomic_write(out, text)
     return {
         "recipe": str(out),
         "schema": str(out.parent / FILE_NAME),

@@ -1,12 +1,12 @@
 """The benchmark record, one JSON object with machine, versions, recipe, data and rows: `compare` reads nothing else."""
 
-import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from fastssl.runs.environment import environment
+from fastssl.runs.files import atomic_json
 
 
 def record(bench: str, rows: list[dict[str, Any]], recipe: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
@@ -30,11 +30,9 @@ def write(
 
 
 def save(path: Path, made: dict[str, Any]) -> None:
-    """A finished record as a file, whole or not at all."""
+    """A finished record as a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
+    atomic_json(path, made)
 
 
 def row(impl: str, work: dict[str, Any], metric: str, values: Sequence[float], **more: Any) -> dict[str, Any]:

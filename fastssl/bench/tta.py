@@ -19,6 +19,7 @@ from fastssl.errors import UserError
 from fastssl.recipe.load import load
 from fastssl.recipe.presets import view_table
 from fastssl.recipe.schema import Recipe
+from fastssl.runs.files import atomic_json
 from fastssl.training import loop
 
 Observer = Callable[[dict[str, Any]], None]
@@ -170,7 +171,7 @@ def run(recipe: Recipe, run_dir: Path, targets: dict[str, float], *, stop_at_tar
     finally:
         if run_dir.is_dir():
             apart_s = before_s + time.perf_counter() - start - watch.trained_s
-            (run_dir / SIDECAR).write_text(json.dumps({"apart_s": round(apart_s, 3)}), encoding="utf-8")
+            atomic_json(run_dir / SIDECAR, {"apart_s": round(apart_s, 3)})
 
 
 class Watch:

@@ -58,5 +58,7 @@ def schema(
 
     found = json_schema()
     if out is not None:
-        out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        from fastssl.runs.files import atomic_json
+
+        atomic_json(out, found)
     print_result(found, json.dumps(found, indent=1), as_json)

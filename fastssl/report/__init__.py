@@ -12,6 +12,7 @@ from fastssl.errors import UserError
 from fastssl.report import bench, curves, page, pictures
 from fastssl.report.figure import Section, require_matplotlib
 from fastssl.report.inputs import read_inputs
+from fastssl.runs.files import atomic_write
 
 
 def report(
@@ -49,9 +50,9 @@ def write(folder: Path, text: str, sections: Sequence[Section]) -> dict[str, Any
         folder.mkdir(parents=True, exist_ok=True)
         written = []
         for name, data in [(n, d) for s in sections for f in s.figures for n, d in f.files.items()]:
-            (folder / name).write_bytes(data)
+            atomic_write(folder / name, data)
             written.append(folder / name)
-        (folder / "index.html").write_text(text, encoding="utf-8")
+        atomic_write(folder / "index.html", text)
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror or error}.", "Choose another --out.") from error
     files = [str(path) for path in (folder / "index.html", *written)]

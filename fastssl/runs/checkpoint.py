@@ -7,9 +7,8 @@ sha256 of both files and of itself, so a damaged checkpoint is noticed and the o
 import contextlib
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from fastssl.errors import UserError
+from fastssl.runs.files import atomic_path
 
 FORMAT = 1
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
@@ -72,23 +72,15 @@ def save(
         OSError: for example when the disk is full; earlier checkpoints stay as they are.
     """
     final = path_of(folder, step)
-    aside = folder / f".step-{step:08d}.{os.getpid()}.tmp"
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        aside.mkdir()
+    with atomic_path(final) as temporary:
+        temporary.mkdir()
         files = {WEIGHTS: save_tensors(dict(weights)), OPTIMIZER: save_tensors(dict(optimizer))}
         sums = {name: digest(data) for name, data in files.items()}
         record = {"format": FORMAT, "step": step, **state, "sha256": sums}
         record["self"] = digest(canonical(record))
         for name, data in {**files, STATE: json.dumps(record, indent=1).encode()}.items():
-            write_synced(aside / name, data)
-        shutil.rmtree(final, ignore_errors=True)
-        aside.rename(final)
-        sync_folder(folder)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+            (temporary / name).write_bytes(data)
     return final
 
 
@@ -144,7 +136,7 @@ def prune(folder: Path, *, keep: int, protect: Path | None = None) -> None:
     for path in existing(folder)[keep:]:
         if path != protect:
             shutil.rmtree(path, ignore_errors=True)
-    for path in folder.glob(".step-*.tmp"):
+    for path in folder.glob(".step-*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -184,55 +176,3 @@ def digest(data: bytes) -> str:
 
 def canonical(record: Mapping[str, Any]) -> bytes:
     return json.dumps(record, sort_keys=True).encode()
-
-
-def write_synced(path: Path, data: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes a rename durable where the system can (not on Windows)."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-@contextlib.contextmanager
-def lock(run_dir: Path) -> Iterator[None]:
-    """Keeps two runs from one folder: an advisory lock that the system drops when the process dies.
-
-    Raises:
-        UserError: when another process holds it.
-    """
-    path = run_dir / ".lock"
-    with open(path, "a+") as file:
-        try:
-            take_lock(file.fileno())
-        except OSError as error:
-            raise UserError(
-                f"Another process is training in {run_dir}.", "Wait for it, or choose another --run-dir."
-            ) from error
-        yield
-
-
-@contextlib.contextmanager
-def no_lock() -> Iterator[None]:
-    """For ranks that do not write."""
-    yield
-
-
-def take_lock(handle: int) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        import msvcrt
-
-        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-    else:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

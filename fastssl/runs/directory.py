@@ -1,17 +1,30 @@
-"""The files of a run directory but its checkpoints: recipe.yaml, data.json, environment.json and metrics.jsonl."""
+"""A run's directory but for its checkpoints: who may write there, what it begins with, its metrics, what ended it.
 
+recipe.yaml, data.json and environment.json are written when the run begins, metrics.jsonl grows, and failure.json
+says what ended a run that failed; a new start takes that away. `.lock` is locked while a process trains.
+"""
+
+import contextlib
+import errno
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fastssl.errors import UserError
+from filelock import FileLock, Timeout
+
+from fastssl.errors import Interrupted, UserError
 from fastssl.recipe.load import dump, load
 from fastssl.recipe.schema import Recipe
 from fastssl.runs.environment import environment
+from fastssl.runs.files import atomic_json, atomic_write, sync
 
-Say = Callable[[str], None]
+OnWarning = Callable[[str], None]
+FAILURE = "failure.json"
+LOCK = ".lock"
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # of file systems that cannot lock
+START_WAIT_S = 2.0  # `is_locked` of another process holds a lock for an instant
 
 
 def check_run_dir(folder: Path, recipe: Recipe, *, resume: bool) -> None:
@@ -50,21 +63,91 @@ def different_keys(a: Any, b: Any, prefix: str = "") -> list[str]:
 
 def write_beginnings(folder: Path, recipe: Recipe, manifest: dict[str, Any]) -> None:
     """The resolved recipe, the data's manifest, and the machine."""
-    (folder / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
-    (folder / "data.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    (folder / "environment.json").write_text(json.dumps(environment(), indent=1), encoding="utf-8")
+    atomic_write(folder / "recipe.yaml", dump(recipe))
+    atomic_json(folder / "data.json", manifest)
+    atomic_json(folder / "environment.json", environment())
+
+
+@contextlib.contextmanager
+def lock(run_dir: Path, *, on_warning: OnWarning) -> Iterator[None]:
+    """Keep two processes from training in one folder; the system drops the lock when the process dies.
+
+    Args:
+        run_dir: an existing folder.
+        on_warning: called with one sentence where the file system has no locks; then nothing is kept out.
+
+    Raises:
+        UserError: when another process holds the lock.
+    """
+    held = FileLock(run_dir / LOCK, timeout=START_WAIT_S, fallback_to_soft=False)
+    try:
+        held.acquire()
+    except Timeout as error:
+        raise UserError(
+            f"Another process is training in {run_dir}.", "Wait for it, or choose another --run-dir."
+        ) from error
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        on_warning(f"The file system of {run_dir} has no locks: make sure that no other process trains in this folder.")
+    try:
+        yield
+    finally:
+        held.release()
+
+
+def is_locked(run_dir: Path) -> bool:
+    """Whether a process is training there, as far as the file system and its permissions let one see."""
+    if not (run_dir / LOCK).exists():
+        return False
+    try:
+        with FileLock(run_dir / LOCK, timeout=0.02, poll_interval=0.01, fallback_to_soft=False):
+            return False
+    except Timeout:
+        return True
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def record_failure(folder: Path | None) -> Iterator[None]:
+    """Leave failure.json in a run's folder when an error ends the block; the block begins where the run does.
+
+    A signal (`Interrupted`, `KeyboardInterrupt`) is no failure: such a run is whole and can be resumed.
+
+    Args:
+        folder: the run's; None on ranks that do not write.
+    """
+    if folder is None:
+        yield
+        return
+    (folder / FAILURE).unlink(missing_ok=True)
+    try:
+        yield
+    except Interrupted:
+        raise
+    except Exception as error:
+        with contextlib.suppress(OSError):  # a full disk may be what ended it
+            write_failure(folder, error)
+        raise
+
+
+def write_failure(folder: Path, error: Exception) -> None:
+    """failure.json: {"what", "fix"}, the latter empty unless a person can fix it."""
+    what, fix = (error.what, error.fix) if isinstance(error, UserError) else (f"{type(error).__name__}: {error}", "")
+    atomic_json(folder / FAILURE, {"what": what, "fix": fix})
 
 
 class Records:
-    """metrics.jsonl: one line a record. Lines that a full disk refuses wait in memory and follow once it takes them.
+    """metrics.jsonl: one line per record. Lines that a full disk refuses wait in memory until it takes them.
 
     Args:
         path: of the file; None on ranks that do not write.
-        say: is told once when lines begin to wait.
+        on_warning: called with one sentence when lines begin to wait.
     """
 
-    def __init__(self, path: Path | None, say: Say) -> None:
-        self.path, self.say, self.waiting = path, say, b""
+    def __init__(self, path: Path | None, on_warning: OnWarning) -> None:
+        self.path, self.on_warning, self.waiting = path, on_warning, b""
 
     def write(self, record: dict[str, Any]) -> None:
         if self.path is not None:
@@ -72,10 +155,12 @@ class Records:
             self.waiting += json.dumps(record).encode() + b"\n"
             problem = self.flush()
             if problem and new:
-                self.say(f"{self.path.name} cannot be written ({problem}); its lines wait in memory. Free some space.")
+                self.on_warning(
+                    f"{self.path.name} cannot be written ({problem}); its lines wait in memory. Free some space."
+                )
 
     def flush(self) -> str:
-        """Writes what waits; empty when all is on disk, else why not. Never leaves half a line."""
+        """Write what waits; empty when all is written, else why not. Never leaves half a line."""
         if self.path is None or not self.waiting:
             return ""
         before = self.size()
@@ -88,12 +173,23 @@ class Records:
         self.waiting = b""
         return ""
 
+    def sync(self) -> str:
+        """As `flush`, and wait for the disk: a checkpoint must not count lines that a loss of power can take."""
+        problem = self.flush()
+        if problem or self.path is None or not self.path.exists():
+            return problem
+        try:
+            sync(self.path)
+        except OSError as error:
+            return str(error.strerror)
+        return ""
+
     def size(self) -> int:
         """Bytes on disk."""
         return self.path.stat().st_size if self.path is not None and self.path.exists() else 0
 
     def cut(self, size: int) -> None:
         """Back to the moment of a checkpoint."""
-        if self.path is not None and self.path.exists():
+        if self.path is not None and self.size() > size:
             with open(self.path, "r+b") as file:
                 file.truncate(size)

@@ -8,8 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
 PACKAGES = ("torch", "torchvision", "numpy", "numba", "ffcv", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "triton")
 
 
@@ -25,6 +23,8 @@ def environment() -> dict[str, Any]:
 
 
 def hardware() -> dict[str, Any]:
+    import torch  # here: what only reads runs does not wait for it
+
     gpus = (
         [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     )

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from fastssl.errors import UserError
 from fastssl.recipe.load import load
 from fastssl.recipe.schema import Recipe
-from fastssl.runs.failure import FAILURE
+from fastssl.runs.directory import FAILURE, is_locked
 
 State = Literal["running", "done", "interrupted", "failed", "damaged"]
 Numbers = dict[str, float]
@@ -161,28 +161,6 @@ def state_of(folder: Path) -> State:
     if (folder / "summary.json").exists():
         return "done"
     return "failed" if (folder / FAILURE).exists() else "interrupted"
-
-
-def is_locked(folder: Path) -> bool:
-    """Whether a process is training there."""
-    path = folder / ".lock"
-    if not path.exists():
-        return False
-    try:
-        with open(path, "r+b") as file:
-            try:
-                import fcntl
-            except ImportError:  # Windows
-                from fastssl.runs.checkpoint import take_lock
-
-                take_lock(file.fileno())
-            else:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return os.name == "nt"
-    return False
 
 
 def listing(folder: Path) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ A run directory holds recipe.yaml, environment.json, metrics.jsonl (one line a l
 and, when done, summary.json. Under torchrun every rank runs this same file; rank 0 writes.
 """
 
-import json
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,9 +21,8 @@ from fastssl.recipe import progressive
 from fastssl.recipe.load import load
 from fastssl.recipe.presets import view_table
 from fastssl.recipe.schema import Recipe, ViewSpec
-from fastssl.runs import checkpoint
-from fastssl.runs.directory import check_run_dir, write_beginnings
-from fastssl.runs.failure import noted
+from fastssl.runs.directory import check_run_dir, lock, record_failure, write_beginnings
+from fastssl.runs.files import atomic_json
 from fastssl.training import guards
 from fastssl.training.distributed import agree
 from fastssl.training.guards import NAMES, Interrupts, torch_settings
@@ -79,13 +78,13 @@ def train(
         run = assemble(recipe, folder, observe or (lambda record: None), backbone=backbone, loss=loss)
         if ranks.is_main():
             folder.mkdir(parents=True, exist_ok=True)
-        only = checkpoint.lock(folder) if ranks.is_main() else checkpoint.no_lock()
-        with only, Interrupts() as interrupts:
+        alone = lock(folder, on_warning=run.warn) if ranks.is_main() else contextlib.nullcontext()
+        with alone, Interrupts() as interrupts:
             try:
                 ranks.barrier()  # the lock is held, the folder is there
                 if resume:
                     restore(run)
-                with noted(folder if ranks.is_main() else None):
+                with record_failure(folder if ranks.is_main() else None):
                     begin(run)
                     loop(run, interrupts)
                     return finish(run)
@@ -358,6 +357,6 @@ def finish(run: Run) -> dict[str, Any]:
                 f"metrics.jsonl cannot be written: {waits}.",
                 f"Free space on the disk of {run.run_dir} and call again with --resume.",
             )
-        (run.run_dir / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+        atomic_json(run.run_dir / "summary.json", summary)
     ranks.barrier()
     return summary

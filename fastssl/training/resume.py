@@ -19,7 +19,7 @@ from fastssl.version import __version__
 
 def save(run: Run) -> None:
     """A checkpoint of this moment; keeps the newest ones and the best. Skipped while metrics cannot be written."""
-    if run.records.flush():
+    if run.records.sync():
         return
     epoch, position = divmod(run.step, len(run.loader))
     state = {

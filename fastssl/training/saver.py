@@ -25,11 +25,11 @@ class Saver:
     Args:
         folder: of the checkpoints; None on ranks that do not write.
         keep: the newest so many stay, and the best.
-        say: is told of a failure, in one sentence.
+        on_warning: called with one sentence when a write fails.
     """
 
-    def __init__(self, folder: Path | None, *, keep: int, say: Callable[[str], None]) -> None:
-        self.folder, self.keep, self.say = folder, keep, say
+    def __init__(self, folder: Path | None, *, keep: int, on_warning: Callable[[str], None]) -> None:
+        self.folder, self.keep, self.on_warning = folder, keep, on_warning
         self.pool = ThreadPoolExecutor(1, thread_name_prefix="fastssl-save")
         self.writing: Future[Path] | None = None
         self.saved_s = time.monotonic()
@@ -70,7 +70,7 @@ class Saver:
             first = not self.problem
             self.problem = error.strerror or str(error)
             if first:
-                self.say(
+                self.on_warning(
                     f"The checkpoint could not be written ({self.problem}). Training goes on and tries again;"
                     f" earlier checkpoints are whole. Free space on the disk of {self.folder}."
                 )

@@ -139,7 +139,7 @@ def assemble(
     main = ranks.is_main()
     observe = observe if main else lambda record: None
 
-    def say(message: str) -> None:
+    def on_warning(message: str) -> None:
         observe({"event": "warning", "message": message})
 
     return Run(
@@ -163,8 +163,10 @@ def assemble(
         ),
         manifest=manifest,
         observe=observe,
-        records=Records(folder / "metrics.jsonl" if main else None, say),
-        saver=Saver(folder / "checkpoints" if main else None, keep=recipe.train.keep_checkpoints, say=say),
+        records=Records(folder / "metrics.jsonl" if main else None, on_warning),
+        saver=Saver(
+            folder / "checkpoints" if main else None, keep=recipe.train.keep_checkpoints, on_warning=on_warning
+        ),
         scaler=torch.amp.GradScaler(device.type) if recipe.train.precision == "fp16" else None,
     )
 

@@ -20,6 +20,7 @@ from fastssl.errors import UserError
 from fastssl.recipe.load import load
 from fastssl.recipe.schema import Recipe
 from fastssl.runs import reading
+from fastssl.runs.files import atomic_json
 from fastssl.training import loop
 from fastssl.training.trackers import Writers
 
@@ -235,8 +236,5 @@ def accuracy(group: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def write(path: Path, result: Mapping[str, Any]) -> None:
-    """The record as a file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(result, indent=1, default=str) + "\n", encoding="utf-8")
-    part.replace(path)
+    atomic_json(path, result, default=str)  # YAML has values, such as dates, that JSON has not

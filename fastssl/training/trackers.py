@@ -16,6 +16,7 @@ from typing import Any, Protocol, Self
 from fastssl.build import ranks
 from fastssl.data.loaders.choose import installed
 from fastssl.recipe.schema import Recipe
+from fastssl.runs.files import atomic_write
 
 PREFIXES = {"step": "train", "evaluation": "val", "summary": "test"}
 POSITIONS = ("step", "epoch", "images", "views")
@@ -54,7 +55,7 @@ class WeightsAndBiases:
 
         mark = folder / "wandb.id"
         if not mark.exists():
-            mark.write_text(uuid.uuid4().hex, encoding="utf-8")
+            atomic_write(mark, uuid.uuid4().hex)
         self.run: Any = wandb.init(
             project=recipe.log.wandb_project,
             name=folder.name,

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fastssl.errors import UserError
-from fastssl.runs import checkpoint
+from fastssl.runs import checkpoint, files
 
 
 def trained() -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -86,11 +86,10 @@ def test_damage_is_noticed_and_the_checkpoint_before_is_used(tmp_path: Path, fil
 def test_a_failed_save_leaves_the_earlier_one_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved(tmp_path, step=1)
 
-    def full(path: Path, data: bytes) -> None:
-        path.write_bytes(data[:10])
+    def full(path: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "write_synced", full)
+    monkeypatch.setattr(files, "sync", full)
     with pytest.raises(OSError, match="No space"):
         saved(tmp_path, step=2)
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
@@ -113,17 +112,6 @@ def test_load_weights_explains_what_it_cannot_read(tmp_path: Path) -> None:
     for place in (tmp_path / "foreign.safetensors", tmp_path / "empty", tmp_path / "absent"):
         with pytest.raises(UserError):
             checkpoint.load_weights(place)
-
-
-def test_a_run_is_locked_while_it_trains(tmp_path: Path) -> None:
-    with (
-        checkpoint.lock(tmp_path),
-        pytest.raises(UserError, match="Another process"),
-        checkpoint.lock(tmp_path),
-    ):
-        pass
-    with checkpoint.lock(tmp_path):
-        pass
 
 
 def test_a_newer_format_is_refused_and_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

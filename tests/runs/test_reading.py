@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from fastssl.cli.tables import runs_table
 from fastssl.errors import UserError
-from fastssl.runs import checkpoint, reading
+from fastssl.runs import reading
+from fastssl.runs.directory import lock
 
 FILES = ("recipe.yaml", "metrics.jsonl", "summary.json", "data.json", "environment.json")
 
@@ -38,17 +39,17 @@ def test_a_finished_run_is_read_as_it_was_written(finished_run: Path) -> None:
 
 def test_states(copy: Path) -> None:
     assert reading.state_of(copy) == "done"
-    with checkpoint.lock(copy):
+    with lock(copy, on_warning=pytest.fail):
         assert reading.state_of(copy) == "running"
     (copy / "summary.json").unlink()
     assert reading.state_of(copy) == "interrupted"
-    (copy / reading.FAILURE).write_text('{"what": "x"}')
+    (copy / "failure.json").write_text('{"what": "x"}')
     assert reading.state_of(copy) == "failed"
 
 
 def test_looking_does_not_stop_a_run_from_starting(copy: Path) -> None:
     reading.listing(copy.parent)
-    with checkpoint.lock(copy):
+    with lock(copy, on_warning=pytest.fail):
         assert reading.listing(copy.parent)[0]["state"] == "running"
 
 

@@ -18,7 +18,7 @@ import torch
 from fastssl import build
 from fastssl.cli import main
 from fastssl.probes import evaluate
-from fastssl.runs import checkpoint
+from fastssl.runs import files
 
 
 def at_step(step: int, honest: Callable[..., Any], fault: Callable[[Any], Any]) -> Callable[..., Any]:
@@ -62,7 +62,7 @@ if __name__ == "__main__":
     if name == "sigterm-evaluation":
         evaluate.knn = at_step(step, evaluate.knn, sigterm)
     elif name == "sigterm-checkpoint":
-        checkpoint.write_synced = at_step(step, checkpoint.write_synced, sigterm)
+        files.sync = at_step(step, files.sync, sigterm)
     else:
         faults = {"nan": not_a_number, "hang": hang_in_the_loss, "memory": no_more_memory, "sigterm-step": sigterm}
         honest = build.losses.loss

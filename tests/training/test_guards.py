@@ -120,7 +120,7 @@ def test_a_step_that_hangs_ends_with_the_stack_of_every_thread(recipe: Path, tmp
 
 
 @pytest.mark.parametrize(
-    ("fault", "step"), [("sigterm-step", 9), ("sigterm-evaluation", 2), ("sigterm-checkpoint", 4)], ids=str
+    ("fault", "step"), [("sigterm-step", 9), ("sigterm-evaluation", 2), ("sigterm-checkpoint", 9)], ids=str
 )
 def test_a_signal_in_the_middle_of_any_phase_loses_nothing(
     recipe: Path, tmp_path: Path, reference: list[float], fault: str, step: int

@@ -3,7 +3,6 @@
 C channels, H W height and width in pixels.
 """
 
-import os
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -31,8 +30,9 @@ from fastssl.data.decode import decode_image
 from fastssl.data.formats import jpeg
 from fastssl.data.limits import MAX_SIDE_PX
 from fastssl.data.resize import shrink
-from fastssl.data.storage import temporary_name, writing
+from fastssl.data.storage import writing
 from fastssl.errors import UserError
+from fastssl.runs.files import put_in_place, remove, temporary_name
 
 Mode = Literal["raw", "jpg", "smart"]
 
@@ -187,7 +187,7 @@ class BetonWriter:
             for file in (self._file, self._records, self._table):
                 with suppress(OSError):  # a full disk refuses the last flush too; its first refusal is on its way
                     file.close()
-            self._temporary.unlink(missing_ok=True)
+            remove(self._temporary)
 
     def _finish(self) -> None:
         self._file.flush()
@@ -199,8 +199,7 @@ class BetonWriter:
         self._file.seek(0)
         self._file.write(self._head(self._end + shift))
         self._file.flush()
-        os.fsync(self._file.fileno())
-        os.replace(self._temporary, self.path)
+        put_in_place(self._temporary, self.path)
 
     def _make_room(self) -> int:
         """Move the data up by whole pages when more samples came than were hinted; returns the bytes moved."""

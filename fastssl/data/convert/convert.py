@@ -19,8 +19,9 @@ from fastssl.data.loaders.threads import cpu_count
 from fastssl.data.manifest import Manifest
 from fastssl.data.sources import SPLITS, open_source
 from fastssl.data.sources.base import Source, Stream, renumber
-from fastssl.data.storage import parents, remove_abandoned
+from fastssl.data.storage import parents
 from fastssl.errors import UserError
+from fastssl.runs.files import remove_abandoned
 
 _NOT_RECORDED = ("out", "progress", "workers", "download", "resume")  # options that do not change the result
 

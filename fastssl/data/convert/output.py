@@ -5,8 +5,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,12 +18,13 @@ from fastssl.data.convert.chunks import indexed_runs, stream_runs
 from fastssl.data.convert.journal import Journal
 from fastssl.data.convert.labels import Numbering, relabel
 from fastssl.data.convert.prepare import Run, Shape
-from fastssl.data.convert.shards import ShardWriter, check_replaceable, replace_folder
-from fastssl.data.convert.tally import Tally, make_manifest, write_manifest
+from fastssl.data.convert.shards import ShardWriter, check_replaceable
+from fastssl.data.convert.tally import Tally, make_manifest
 from fastssl.data.manifest import Manifest, manifest_path
 from fastssl.data.sources.base import Indexed, Source
-from fastssl.data.storage import temporary_name, writing
+from fastssl.data.storage import writing
 from fastssl.errors import UserError
+from fastssl.runs.files import atomic_json, put_in_place, remove, temporary_name
 
 Progress = Callable[[int, int | None], None]
 
@@ -74,19 +73,16 @@ def made(job: Job, out: Path, source: Source, positions_N: NDArray[np.int64] | N
         journal = Journal(out, _fingerprint(source, positions_N, job.options)) if job.resume else None
         yield Made(temporary, out, _write(job, temporary, source, positions_N, journal), journal)
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        temporary.unlink(missing_ok=True)
+        remove(temporary)
 
 
 def place(output: Made) -> Manifest:
     """Give the output its name, replacing an earlier one, and write its manifest."""
     with writing(output.out):
         if output.temporary.is_dir():
-            replace_folder(output.temporary, output.out)
-        else:
-            os.replace(output.temporary, output.out)
-        write_manifest(output.manifest, manifest_path(output.out))
+            check_replaceable(output.out)
+        put_in_place(output.temporary, output.out)
+        atomic_json(manifest_path(output.out), output.manifest.to_json())
     if output.journal is not None:
         output.journal.remove()
     return output.manifest

@@ -5,8 +5,6 @@ costs nothing, because the writer knows each offset.
 """
 
 import contextlib
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -14,8 +12,9 @@ from typing import IO, Self
 
 import numpy as np
 
-from fastssl.data.storage import temporary_name, writing
+from fastssl.data.storage import writing
 from fastssl.errors import UserError
+from fastssl.runs.files import put_in_place, remove, temporary_name
 
 INDEX_VERSION = "v1.2"  # of DALI's wds2idx
 _BLOCK = 512
@@ -85,8 +84,6 @@ class ShardWriter:
         if self._file is None:
             return
         self._file.write(_END)
-        self._file.flush()
-        os.fsync(self._file.fileno())
         self._file.close()
         self._file = None
         index = Path(self._temporary / f"{self._name}-{self.shards - 1:06d}.idx")
@@ -103,25 +100,13 @@ class ShardWriter:
             if kind is None:
                 with writing(self.folder):
                     self._close()
-                    replace_folder(self._temporary, self.folder)
+                    check_replaceable(self.folder)
+                    put_in_place(self._temporary, self.folder)
         finally:
             if self._file is not None:
                 with contextlib.suppress(OSError):  # a full disk refuses the last bytes once more
                     self._file.close()
-            shutil.rmtree(self._temporary, ignore_errors=True)
-
-
-def replace_folder(new: Path, target: Path) -> None:
-    """Rename `new` to `target`; an older folder of shards there makes way only once the new one is in place.
-
-    UserError when `target` holds anything but shards: it is somebody's, and not ours to remove.
-    """
-    old = temporary_name(target, "old")
-    if target.exists():
-        check_replaceable(target)
-        os.replace(target, old)
-    os.replace(new, target)
-    shutil.rmtree(old, ignore_errors=True)
+            remove(self._temporary)
 
 
 def check_replaceable(target: Path) -> None:

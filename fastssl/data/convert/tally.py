@@ -1,21 +1,17 @@
-"""Running figures of a conversion, and the manifest and its file that they become."""
+"""Running figures of a conversion, and the manifest that they become."""
 
 import dataclasses
 import hashlib
 import itertools
-import json
-import os
 import re
 import struct
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fastssl.data.convert.prepare import Run, joined
 from fastssl.data.manifest import Manifest, Skipped, Warned
-from fastssl.data.storage import temporary_name
 from fastssl.version import __version__
 
 MAX_LISTED = 10_000  # skipped items named one by one; beyond, they are only counted
@@ -130,13 +126,3 @@ def make_manifest(
         warnings=tally.all_warnings(stretch=options.get("stretch")),
         shards=shards,
     )
-
-
-def write_manifest(manifest: Manifest, path: Path) -> None:
-    """Write under a temporary name, then rename."""
-    temporary = temporary_name(path, "tmp")
-    try:
-        temporary.write_text(json.dumps(manifest.to_json(), indent=2) + "\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -7,7 +7,6 @@ import contextlib
 import csv
 import importlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -18,8 +17,9 @@ from numpy.typing import NDArray
 from fastssl.data.convert.labels import Numbering
 from fastssl.data.manifest import manifest_path
 from fastssl.data.sources import Source
-from fastssl.data.storage import temporary_name, writing
+from fastssl.data.storage import writing
 from fastssl.errors import UserError
+from fastssl.runs.files import put_in_place, remove, remove_abandoned, temporary_name
 
 ROW_GROUP = 4096
 
@@ -41,6 +41,7 @@ class Table:
 
     def __enter__(self) -> "Table":
         with writing(self.out):
+            remove_abandoned(self.out)
             self.features: IO[bytes] = self.files.enter_context(open(self.features_path, "w+b"))
             self.names: IO[str] = self.files.enter_context(open(self.names_path, "w", encoding="utf-8"))
         return self
@@ -48,7 +49,7 @@ class Table:
     def __exit__(self, *exception: object) -> None:
         self.files.close()
         for path in (self.features_path, self.names_path, *(hidden for hidden, _ in self.done)):
-            path.unlink(missing_ok=True)
+            remove(path)
 
     def add(self, h_BF: NDArray[np.float32], keys: Sequence[str], labels: Sequence[int | str]) -> None:
         with writing(self.out):
@@ -91,6 +92,7 @@ class Table:
         }
 
     def hidden(self, path: Path) -> Path:
+        remove_abandoned(path)
         self.done.append((temporary_name(path, "part"), path))
         return self.done[-1][0]
 
@@ -105,7 +107,7 @@ class Table:
         with writing(self.out):
             self.hidden(manifest_path(self.out)).write_text(json.dumps(record, indent=1), encoding="utf-8")
             for hidden, path in self.done:
-                os.replace(hidden, path)
+                put_in_place(hidden, path)
 
 
 def write_csv(path: Path, rows: Iterator[tuple[str, int, str]]) -> None:

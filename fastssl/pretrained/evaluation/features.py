@@ -8,7 +8,6 @@ N images, B batch, V views, F features or embedding dimensions.
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from fastssl.errors import UserError
 from fastssl.models import pretrainer
 from fastssl.pretrained.evaluation.splits import Part
 from fastssl.pretrained.load import Pretrained
+from fastssl.runs.files import atomic_write
 from fastssl.training.online_probes import views_of
 
 Key = tuple[int, str]
@@ -145,14 +145,8 @@ def read(file: Path, count: int) -> Tensor | None:
 
 
 def write(file: Path, rows: Tensor) -> None:
-    """Under a temporary name, then renamed."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        aside.write_bytes(save_tensors({"features": rows, "sha256": checksum(rows)}))
-        aside.replace(file)
-    finally:
-        aside.unlink(missing_ok=True)
+    atomic_write(file, save_tensors({"features": rows, "sha256": checksum(rows)}))
 
 
 def checksum(rows: Tensor) -> Tensor:

@@ -3,18 +3,16 @@
 Choice made: what is written has been read back and compared with our own features before it gets its name.
 """
 
-import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fastssl.data.manifest import manifest_path
-from fastssl.data.storage import parents, temporary_name, writing
+from fastssl.data.storage import parents, writing
 from fastssl.errors import UserError
 from fastssl.pretrained.export import graphs, huggingface, weights
 from fastssl.pretrained.export.record import record_of
 from fastssl.pretrained.load import Pretrained, load
+from fastssl.runs.files import atomic_json, atomic_path
 
 Format = Literal["torchvision", "timm", "safetensors", "torch-export", "onnx", "huggingface"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -49,25 +47,21 @@ def export(source: str | Path | Pretrained, out: str | Path, *, to: Format) -> d
     check(out, to)
     net = source if isinstance(source, Pretrained) else load(source, device="cpu")
     record = record_of(net) | {"to": to, "file": out.name}
-    part = temporary_name(out, "part")
     with parents(out.parent), writing(out):
-        try:
+        with atomic_path(out) as temporary:
             match to:
                 case "torchvision" | "timm":
-                    record = weights.write_stock(net, part, record, library=to, suffix=out.suffix)
+                    record = weights.write_stock(net, temporary, record, library=to, suffix=out.suffix)
                 case "safetensors":
-                    record = weights.write_own(net, part, record)
+                    record = weights.write_own(net, temporary, record)
                 case "torch-export":
-                    record = graphs.write_program(net, part, record)
+                    record = graphs.write_program(net, temporary, record)
                 case "onnx":
-                    record = graphs.write_onnx(net, part, record)
+                    record = graphs.write_onnx(net, temporary, record)
                 case "huggingface":
-                    record = huggingface.write_folder(net, part, record)
-            os.replace(part, out)
-        finally:
-            shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
+                    record = huggingface.write_folder(net, temporary, record)
         if to != "huggingface":
-            manifest_path(out).write_text(json.dumps(record, indent=1), encoding="utf-8")
+            atomic_json(manifest_path(out), record)
     return record
 
 
