@@ -18,7 +18,7 @@ from fastssl import build
 from fastssl.data.batch import Batch
 from fastssl.recipe.schema import Recipe
 from fastssl.training import guards
-from fastssl.training.step import train_step
+from fastssl.training.step import step_of
 
 ROUNDS, STEPS = 4, 2
 
@@ -47,7 +47,7 @@ def fastest(recipes: Mapping[str, Recipe]) -> dict[str, float]:
     if device.type == "cpu":
         guards.keep_freed_memory()  # as training does
     images = first_images(recipes, device)
-    steps = {name: step_of(recipe, images, device) for name, recipe in recipes.items()}
+    steps = {name: loss_of_a_step(recipe, images, device) for name, recipe in recipes.items()}
     found = dict.fromkeys(recipes, float("inf"))
     for _ in range(ROUNDS):
         for name, step in steps.items():
@@ -77,19 +77,16 @@ def first_images(recipes: Mapping[str, Recipe], device: torch.device) -> Tensor:
     return batch.images
 
 
-def step_of(recipe: Recipe, images: Tensor, device: torch.device) -> Callable[[int], Tensor]:
+def loss_of_a_step(recipe: Recipe, images: Tensor, device: torch.device) -> Callable[[int], Tensor]:
     """One step of the recipe as a function of the epoch, which gives its loss."""
     manifest = build.data.manifest_of(recipe.data.path)
     network = build.model.network(recipe, in_channels=manifest.channels, device=device)
-    optimizer, loss = build.optim.optimizer(recipe, network, device=device), build.losses.loss(recipe)
+    step = step_of(recipe, network, device=device)
     augment = build.views.augment(recipe, manifest, device=device)
     index_B = torch.arange(min(recipe.data.batch_size, len(images)), device=device)
     batch = Batch(images[: len(index_B)], index_B, index_B)
 
-    def step(epoch: int) -> Tensor:
-        groups = augment(batch, epoch)
-        return train_step(
-            network, loss, optimizer, groups, lr=recipe.optim.lr, autocast=build.hardware.autocast(recipe)
-        )["loss"]
+    def loss(epoch: int) -> Tensor:
+        return step(augment(batch, epoch), recipe.optim.lr)["loss"]
 
-    return step
+    return loss

@@ -25,7 +25,6 @@ from fastssl.augment.policy import View  # noqa: E402
 from fastssl.bench.parts import parts  # noqa: E402
 from fastssl.data.beton.reader import Beton  # noqa: E402
 from fastssl.recipe.schema import Recipe  # noqa: E402
-from fastssl.training.step import train_step  # noqa: E402
 
 Loop = tuple[nn.Module, Iterator[int]]
 
@@ -36,9 +35,8 @@ def fastssl(recipe: Recipe, workers: int) -> Loop:
     learning_rate = build.optim.learning_rate(recipe, steps_per_epoch=len(made.loader))
 
     def steps() -> Iterator[int]:
-        for step, groups in zip(range(recipe.train.epochs * len(made.loader)), made.trained_on(), strict=False):
-            lr, autocast = learning_rate(step), build.hardware.autocast(recipe)
-            train_step(made.network, made.loss, made.optimizer, groups, lr=lr, autocast=autocast)
+        for step, views in zip(range(recipe.train.epochs * len(made.loader)), made.trained_on(), strict=False):
+            made.train_step(views, learning_rate(step))
             yield made.batch_size
 
     return made.plain.backbone, steps()

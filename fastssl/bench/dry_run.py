@@ -13,7 +13,7 @@ from fastssl.recipe import progressive
 from fastssl.recipe.load import dump
 from fastssl.recipe.presets import view_table
 from fastssl.recipe.schema import Recipe
-from fastssl.training.step import train_step
+from fastssl.training.step import step_of
 
 ESTIMATE_IMAGES = 16
 
@@ -84,9 +84,8 @@ def seconds_per_image(recipe: Recipe, network: pretrainer.Pretrainer, channels: 
     groups = tuple(
         torch.rand(1, batch, row.side_px, row.side_px, channels, device=device).permute(0, 1, 4, 2, 3) for row in rows
     )
-    optimizer = build.optim.optimizer(recipe, network, device=device)
-    loss, autocast = build.losses.loss(recipe), build.hardware.autocast(recipe)
-    return fastest_s(lambda: train_step(network, loss, optimizer, groups, lr=0.0, autocast=autocast)["loss"]) / batch
+    step = step_of(recipe, network, device=device)
+    return fastest_s(lambda: step(groups, 0.0)["loss"]) / batch
 
 
 def projector_seconds_per_image(

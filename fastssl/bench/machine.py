@@ -7,6 +7,7 @@ waits. Ceilings are measured, not looked up. Within two minutes: slow steps get 
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -141,14 +142,12 @@ def stage_rows(made: Parts, laps: list[dict[str, float]], best: list[dict[str, A
 def stage_flops(made: Parts) -> dict[str, float]:
     """Operations of convolutions and matrix products, counted by running one step of the uncompiled network."""
     batch, epoch = next(made.batches())
-    groups, autocast = made.views(batch, epoch), build.hardware.autocast(made.recipe)
+    step, views = replace(made.train_step, network=made.plain), made.views(batch, epoch)
     with FlopCounterMode(display=False) as forward:
-        with torch.autocast(made.device.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
-            _, z_VBD = made.plain(groups)
-        objective = made.loss(z_VBD)["loss"]
+        terms = step.forward(views)
     with FlopCounterMode(display=False) as backward:
-        objective.backward()  # type: ignore[no-untyped-call]
-    made.optimizer.zero_grad(set_to_none=True)
+        step.backward(terms)
+    step.optimizer.zero_grad(set_to_none=True)
     return {"forward": forward.get_total_flops(), "backward": backward.get_total_flops()}
 
 

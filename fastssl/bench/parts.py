@@ -18,12 +18,13 @@ from fastssl.bench.timing import Laps
 from fastssl.build.optim import set_learning_rate
 from fastssl.data.batch import Batch
 from fastssl.data.manifest import Manifest
+from fastssl.losses.loss import Terms
 from fastssl.models.pretrainer import Pretrainer
 from fastssl.recipe.presets import view_table
 from fastssl.recipe.schema import Recipe
 from fastssl.training.guards import keep_freed_memory
-from fastssl.training.prefetch import views_ahead
-from fastssl.training.step import Terms, train_step, update
+from fastssl.training.prefetch import prefetch_views
+from fastssl.training.step import Step, step_of
 
 Views = tuple[Tensor, ...]
 STILL_LR = 1e-9
@@ -31,7 +32,7 @@ STILL_LR = 1e-9
 
 @dataclass
 class Parts:
-    """Everything one step needs. `network` is compiled where the recipe says so, `plain` never.
+    """Everything one step needs. `train_step` calls the network compiled where the recipe says so, `plain` never is.
 
     Views have their full sides: of a progressive recipe these are the last epochs' steps.
     """
@@ -43,10 +44,7 @@ class Parts:
     loader: build.data.Loader
     augment: Augment
     plain: Pretrainer
-    network: Callable[..., Any]
-    loss: Callable[[Tensor], Terms]
-    optimizer: torch.optim.Optimizer
-    scaler: "torch.amp.GradScaler | None"
+    train_step: Step
 
     @property
     def batch_size(self) -> int:
@@ -59,49 +57,31 @@ class Parts:
     def trained_on(self) -> Iterator[Views]:
         """The views of batch after batch, for ever, made as training makes them, while a step runs."""
         for epoch in count():
-            yield from views_ahead(
-                self.loader.epoch(epoch),
-                partial(self.views, epoch=epoch),
-                self.device,
-                backend=self.augment.backend,
-            )
+            batches, make_views = self.loader.epoch(epoch), partial(self.views, epoch=epoch)
+            yield from prefetch_views(batches, make_views, self.device, backend=self.augment.backend)
 
     def views(self, batch: Batch, epoch: int) -> Views:
         return self.augment(batch, epoch)
 
-    def step(self, groups: Views) -> Terms:
+    def step(self, views: Views) -> Terms:
         """One optimization step, its learning rate so small that many repeats leave the weights as they were."""
-        optim = self.recipe.optim
-        return train_step(
-            self.network,
-            self.loss,
-            self.optimizer,
-            groups,
-            lr=STILL_LR,
-            autocast=build.hardware.autocast(self.recipe),
-            scaler=self.scaler,
-            accumulate_steps=optim.accumulate_steps,
-            clip_norm=optim.clip_norm,
-            replays_graphs=build.model.replays_graphs(self.recipe),
-        )
+        return self.train_step(views, STILL_LR)
 
     def phases(self, batches: Iterator[tuple[Batch, int]], wait: Callable[[], None]) -> dict[str, float]:
         """Seconds of the phases of one step, the device waited for after each: the work of `step`, taken apart."""
-        set_learning_rate(self.optimizer, STILL_LR)
+        step = self.train_step
+        set_learning_rate(step.optimizer, STILL_LR)
         laps = Laps(wait)
         batch, epoch = next(batches)
         laps("loader")
-        groups = self.views(batch, epoch)
+        views = self.views(batch, epoch)
         laps("augmentation")
-        autocast = build.hardware.autocast(self.recipe)
-        for part in zip(*(group.chunk(self.recipe.optim.accumulate_steps, dim=1) for group in groups), strict=True):
-            with torch.autocast(self.device.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
-                _, z_VBD = self.network(part)
-            objective = self.loss(z_VBD)["loss"]
+        for part in step.parts(views):
+            terms = step.forward(part)
             laps("forward")
-            (self.scaler.scale(objective) if self.scaler else objective).backward()  # type: ignore[no-untyped-call]
+            step.backward(terms)
             laps("backward")
-        update(self.optimizer, scaler=self.scaler, clip_norm=self.recipe.optim.clip_norm)
+        step.update()
         laps("optimizer")
         return laps.seconds
 
@@ -127,10 +107,7 @@ def parts(recipe: Recipe) -> Parts:
         loader=build.data.loader(recipe, data.path, sets.train, device=device),
         augment=build.views.augment(recipe, manifest, device=device),
         plain=plain,
-        network=build.model.compiled(recipe, plain),
-        loss=build.losses.loss(recipe),
-        optimizer=build.optim.optimizer(recipe, plain, device=device),
-        scaler=torch.amp.GradScaler(device.type) if recipe.train.precision == "fp16" else None,
+        train_step=step_of(recipe, plain, device=device, called=build.model.compiled(recipe, plain)),
     )
 
 

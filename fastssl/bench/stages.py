@@ -26,7 +26,7 @@ from fastssl.data.loaders.threads import cpu_count, spread
 from fastssl.data.loaders.transfer import moved
 from fastssl.data.manifest import Manifest
 from fastssl.recipe.schema import Recipe
-from fastssl.training.step import update
+from fastssl.training.step import step_of
 
 ENOUGH_S = 0.4  # a call of this length is timed well enough
 FIRST_IMAGES = 4
@@ -161,21 +161,15 @@ def data_stages(
 def network_stages(recipe: Recipe, groups: tuple[Tensor, ...], *, channels: int, device: torch.device) -> list[Stage]:
     """Forward (with the loss) and backward (with the update) of these views."""
     network = build.model.network(recipe, in_channels=channels, device=device)
-    optimizer, loss, autocast = (
-        build.optim.optimizer(recipe, network, device=device),
-        build.losses.loss(recipe),
-        build.hardware.autocast(recipe),
-    )
+    step = step_of(recipe, network, device=device)
 
     def run(images: int) -> list[float]:
         part = [group[:, :images] for group in groups]
         start = now(device)
-        with torch.autocast(device.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
-            _, z_VBD = network(part)
-        objective = loss(z_VBD)["loss"]
+        terms = step.forward(part)
         middle = now(device)
-        objective.backward()  # type: ignore[no-untyped-call]
-        update(optimizer, scaler=None, clip_norm=recipe.optim.clip_norm)
+        step.backward(terms)
+        step.update()
         return [middle - start, now(device) - middle]
 
     name = f"{recipe.model.backbone} in {recipe.train.precision}"
@@ -204,10 +198,7 @@ def as_stages(names: list[str], works: list[str], found: tuple[int, list[float]]
 
 def now(device: torch.device) -> float:
     """Seconds, once the device has done what it was asked."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+    build.hardware.wait(device)
     return time.perf_counter()
 
 

@@ -2,21 +2,18 @@
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
+
+from fastssl.build import hardware
 
 Step = Callable[[], int]
 
 
 def waiter(device: torch.device) -> Callable[[], None]:
     """A function that returns when the device has done all it was given."""
-    match device.type:
-        case "cuda":
-            return torch.cuda.synchronize
-        case "mps":
-            return torch.mps.synchronize
-        case _:
-            return lambda: None
+    return partial(hardware.wait, device)
 
 
 class Laps:

@@ -1,10 +1,13 @@
-"""One stage's variants side by side, in turn: loaders, backends of the augmentation, and settings of the step.
+"""One stage's variants, one after another: loaders, backends of the augmentation, and settings of the step.
 
-Every function returns a benchmark record whose first row is the recipe as it stands.
+Each variant is built, measured and freed before the next: together they need not fit in memory, and one that does not
+fit loses its own row alone. Every function returns a benchmark record whose first row is the recipe as it stands.
 """
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import cycle
 from typing import Any
 
@@ -29,6 +32,7 @@ LOADERS = {
     "dali": ["data.loader=dali"],
 }
 PACKAGES = {"ffcv": "ffcv", "dali": "nvidia.dali"}
+BuildStep = Callable[[], Step]
 
 
 def loader(recipe: Recipe, *, seconds: float, only: list[str] | None = None, rounds: int = 5) -> dict[str, Any]:
@@ -36,21 +40,21 @@ def loader(recipe: Recipe, *, seconds: float, only: list[str] | None = None, rou
     device, notes = build.hardware.device(recipe), list[str]()
     labels = build.data.labels_of(recipe.data.path)
     sets = build.data.sets(recipe, labels, build.data.labels_of(recipe.data.probe_path or recipe.data.path))
-    steps: dict[str, Step] = {}
+
+    def loading(name: str, changes: list[str]) -> Step:
+        loader = build.data.loader(load(recipe, changes), recipe.data.path, sets.train, device=device)
+        if name == "resident" and next(iter(loader.epoch(0))).offsets_B is not None:
+            notes.append("resident: nothing is copied, a batch is places in the buffer of all images.")
+        batches = (batch for epoch in cycle(range(1 << 20)) for batch in loader.epoch(epoch))
+        return lambda: len(next(batches))
+
+    steps: dict[str, BuildStep] = {}
     for name, changes in chosen(LOADERS, only).items():
         if name in PACKAGES and not installed(PACKAGES[name]):
             notes.append(f"{name} is not installed and left out.")
         elif name != "resident, host memory" or device.type != "cpu":  # on the CPU they are one
-            made = build.data.loader(load(recipe, changes), recipe.data.path, sets.train, device=device)
-            steps[name] = loading(made)
-            if next(iter(made.epoch(0))).offsets_B is not None and name == "resident":
-                notes.append("resident: nothing is copied, a batch is places in the buffer of all images.")
+            steps[name] = partial(loading, name, changes)
     return measured("loader", recipe, steps, device=device, seconds=seconds, rounds=rounds, notes=notes)
-
-
-def loading(made: build.data.Loader) -> Step:
-    batches = (batch for epoch in cycle(range(1 << 20)) for batch in made.epoch(epoch))
-    return lambda: len(next(batches))
 
 
 def augment(recipe: Recipe, *, seconds: float, only: list[str] | None = None, rounds: int = 5) -> dict[str, Any]:
@@ -58,11 +62,11 @@ def augment(recipe: Recipe, *, seconds: float, only: list[str] | None = None, ro
     made = parts(load(recipe, ["train.compile=false", "augment.backend=torch"]))  # a batch that lies as any takes it
     batch, epoch = next(made.batches())
     fused = {"cpu": ["cpu"], "cuda": ["cuda"]}.get(made.device.type, [])
-    steps: dict[str, Step] = {}
+    steps: dict[str, BuildStep] = {}
     for backend in chosen(dict.fromkeys([*fused, "torch"]), only):
         for dtype in (made.augment.dtype, *({torch.bfloat16, torch.float32} - {made.augment.dtype})):
             one = replace(made, augment=replace(made.augment, backend=backend_of(backend), dtype=dtype))  # type: ignore[arg-type]
-            steps[f"{backend}, {str(dtype).removeprefix('torch.')}"] = cutting(one, batch, epoch)
+            steps[f"{backend}, {str(dtype).removeprefix('torch.')}"] = partial(cutting, one, batch, epoch)
     return measured("augment", recipe, steps, device=made.device, seconds=seconds, rounds=rounds, notes=[])
 
 
@@ -79,18 +83,14 @@ def step(recipe: Recipe, *, seconds: float, only: list[str] | None = None, round
 
     "as trained" also loads and augments: its `share_of_fixed` row is what that costs (1 is nothing).
     """
-    steps: dict[str, Step] = {}
-    notes: list[str] = []
-    device = build.hardware.device(recipe)
-    for name, changes in chosen(settings(recipe, device), only).items():
-        try:
-            made = parts(load(recipe, changes))
-            steps[name] = training(made) if name == "as trained" else fixed(made)
-            with torch_settings(recipe):
-                steps[name]()
-        except RuntimeError as error:  # a compiler that is absent, a precision that the device lacks
-            notes.append(f"{name} does not run here and is left out: {str(error).splitlines()[0][:150]}")
-            steps.pop(name, None)
+    device, notes = build.hardware.device(recipe), list[str]()
+
+    def build_step(name: str, changes: list[str]) -> Step:
+        made = parts(load(recipe, changes))
+        return training(made) if name == "as trained" else fixed(made)
+
+    variants = chosen(settings(recipe, device), only)
+    steps = {name: partial(build_step, name, changes) for name, changes in variants.items()}
     result = measured("step", recipe, steps, device=device, seconds=seconds, rounds=rounds, notes=notes)
     by_name = {one["impl"]: one["values"] for one in result["rows"]}
     if {"fixed batch", "as trained"} <= by_name.keys():
@@ -139,27 +139,43 @@ def training(made: Parts) -> Step:
 def measured(
     bench: str,
     recipe: Recipe,
-    steps: dict[str, Step],
+    steps: Mapping[str, BuildStep],
     *,
     device: torch.device,
     seconds: float,
     rounds: int,
     notes: list[str],
 ) -> dict[str, Any]:
-    """The record of all variants' images per second."""
-    wait: Callable[[], None] = waiter(device)
-    window_s = seconds / max(1, len(steps)) / (rounds + 1)
+    """The record of all variants' images per second; one that does not run here is noted and left out."""
+    window_s, what, rows = seconds / max(1, len(steps)) / (rounds + 1), work(recipe, device), []
     with torch_settings(recipe):
-        rates = side_by_side(steps, wait=wait, window_s=window_s, rounds=rounds)
-    what = work(recipe, device)
+        for name, build_step in steps.items():
+            try:
+                rates = side_by_side({name: build_step()}, wait=waiter(device), window_s=window_s, rounds=rounds)
+            # a compiler that is absent, a precision that the device lacks, too little memory
+            except (RuntimeError, MemoryError, UserError) as error:
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0][:150]
+                notes.append(f"{name} does not run here and is left out: {reason}")
+                if len(steps) == 1:
+                    raise
+            else:
+                rows.append(row(name, what, "images_per_s", rates[name]))
+            free(device)
     return record(
         bench,
-        [row(name, what, "images_per_s", values) for name, values in rates.items()],
+        rows,
         recipe.model_dump(mode="json"),
         data_digest=build.data.manifest_of(recipe.data.path).digest,
-        warmup=f"a step and {window_s:.2f} s of each untimed",
+        warmup=f"a step and {window_s:.2f} s of each untimed, one variant after another",
         notes=notes,
     )
+
+
+def free(device: torch.device) -> None:
+    """Gives back the memory of what is no longer used."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def chosen(variants: dict[str, Any], only: list[str] | None) -> dict[str, Any]:

@@ -27,3 +27,12 @@ def device(recipe: Recipe) -> torch.device:
 
 def autocast(recipe: Recipe) -> torch.dtype | None:
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}[recipe.train.precision]
+
+
+def wait(device: torch.device) -> None:
+    """Returns when the device has done all it was given."""
+    match device.type:
+        case "cuda":
+            torch.cuda.synchronize(device)
+        case "mps":
+            torch.mps.synchronize()

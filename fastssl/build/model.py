@@ -82,8 +82,20 @@ def compiled(recipe: Recipe, module: torch.nn.Module) -> torch.nn.Module:
     mode = recipe.train.compile
     if not mode:
         return module
+    allow_compilations(2 * len(sides_px(recipe)))
     made: torch.nn.Module = torch.compile(module, dynamic=False, mode=None if mode is True else mode)  # type: ignore[assignment]
     return made
+
+
+def allow_compilations(count: int) -> None:
+    """Has torch.compile take so many more versions of one function, and fail where that is not enough.
+
+    torch counts all networks of a class together, and after 8 it runs the next one eagerly without a word.
+    """
+    config = torch._dynamo.config
+    config.recompile_limit += count
+    config.accumulated_recompile_limit += count
+    config.fail_on_recompile_limit_hit = True
 
 
 def replays_graphs(recipe: Recipe) -> bool:

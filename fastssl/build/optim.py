@@ -1,5 +1,6 @@
 """Optimizers and the learning rate, a pure function of the step (so a resume needs no scheduler state)."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -15,7 +16,14 @@ def optimizer(recipe: Recipe, module: nn.Module, *, device: torch.device) -> tor
     spec = recipe.optim
     groups = parameter_groups([module], weight_decay=spec.weight_decay)
     return make_optimizer(
-        spec.name, groups, lr=spec.lr, momentum=spec.momentum, betas=spec.betas, trust=spec.trust, device=device
+        spec.name,
+        groups,
+        lr=spec.lr,
+        momentum=spec.momentum,
+        betas=spec.betas,
+        trust=spec.trust,
+        rate_in_momentum=spec.rate_in_momentum,
+        device=device,
     )
 
 
@@ -75,6 +83,7 @@ def make_optimizer(
     betas: tuple[float, float],
     trust: float,
     device: torch.device,
+    rate_in_momentum: bool = True,
 ) -> torch.optim.Optimizer:
     """Adam, AdamW, SGD (fused on CPU and CUDA, foreach elsewhere) or LARS.
 
@@ -86,6 +95,7 @@ def make_optimizer(
         betas: of adam and adamw, each in [0, 1).
         trust: LARS trust coefficient (0.001 in You et al. 2017).
         device: where the parameters are.
+        rate_in_momentum: of lars, see `Lars`.
     """
     kernels: dict[str, bool] = {"fused": True} if device.type in ("cpu", "cuda") else {"foreach": True}
     if name == "adam":
@@ -95,7 +105,7 @@ def make_optimizer(
     if name == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=momentum, **kernels)
     if name == "lars":
-        return Lars(groups, lr=lr, momentum=momentum, trust=trust)
+        return Lars(groups, lr=lr, momentum=momentum, trust=trust, rate_in_momentum=rate_in_momentum)
     raise AssertionError(name)
 
 
@@ -103,47 +113,75 @@ class Lars(torch.optim.Optimizer):
     """Layer-wise adaptive rate scaling (You, Gitman and Ginsburg 2017, eq. 6), foreach over all parameters.
 
     The update of a matrix or kernel w with gradient g is `v = momentum * v + lr * local * (g + decay * w)`, with
-    `local = trust * |w| / |g + decay * w|`, or 1 where either norm is 0.
+    `local = trust * |w| / |g + decay * w|`, or 1 where either norm is 0, then `w = w - v`. With `rate_in_momentum`
+    False it is `v = momentum * v + local * (g + decay * w)`, then `w = w - lr * v`, as in the Barlow Twins and VICReg
+    codes: the same while the rate is constant.
     Vectors are not adapted (as in Barlow Twins' own code).
     """
 
-    def __init__(self, groups: list[dict[str, Any]], *, lr: float, momentum: float, trust: float) -> None:
-        super().__init__(groups, {"lr": lr, "momentum": momentum, "trust": trust, "weight_decay": 0.0})
+    def __init__(
+        self, groups: list[dict[str, Any]], *, lr: float, momentum: float, trust: float, rate_in_momentum: bool = True
+    ) -> None:
+        defaults = {"lr": lr, "momentum": momentum, "trust": trust, "weight_decay": 0.0}
+        super().__init__(groups, defaults | {"rate_in_momentum": rate_in_momentum})
+        self.buffers: dict[tuple[int, ...], tuple[Tensor, list[Tensor], Tensor]] = {}
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         assert closure is None
         for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
-            if parameters:
-                self.update(group, parameters)
+            with_gradient = [p for p in group["params"] if p.grad is not None]
+            for is_vector in (False, True):
+                parameters = [p for p in with_gradient if (p.ndim <= 1) is is_vector]
+                if parameters:
+                    self.update(group, parameters)
 
     def update(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         gradients = [p.grad for p in parameters if p.grad is not None]
-        directions = torch._foreach_add(gradients, parameters, alpha=group["weight_decay"])
-        locals_ = [
-            local_rate(w, norm_w, norm_d, group["trust"])
-            for w, norm_w, norm_d in zip(
-                parameters, torch._foreach_norm(parameters), torch._foreach_norm(directions), strict=True
-            )
-        ]
-        torch._foreach_mul_(directions, locals_)
-        velocities = []
+        if parameters[0].ndim > 1:
+            directions = self.adapted(group, parameters, gradients)
+        else:
+            directions = list(torch._foreach_add(gradients, parameters, alpha=group["weight_decay"]))
         for p in parameters:
-            state = self.state[p]
-            if "velocity" not in state:
-                state["velocity"] = torch.zeros_like(p)
-            velocities.append(state["velocity"])
+            if "velocity" not in self.state[p]:
+                self.state[p]["velocity"] = torch.zeros_like(p)
+        velocities = [self.state[p]["velocity"] for p in parameters]
+        inside = group["rate_in_momentum"]
         torch._foreach_mul_(velocities, group["momentum"])
-        torch._foreach_add_(velocities, directions, alpha=group["lr"])
-        torch._foreach_sub_(parameters, velocities)
+        torch._foreach_add_(velocities, directions, alpha=group["lr"] if inside else 1.0)
+        torch._foreach_sub_(parameters, velocities, alpha=1.0 if inside else group["lr"])
 
+    def adapted(self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
+        """Directions times their local rates.
 
-def local_rate(w: Tensor, norm_w: Tensor, norm_d: Tensor, trust: float) -> Tensor:
-    if w.ndim <= 1:
-        return torch.ones_like(norm_w)
-    # torch.where, not if: a comparison on the host would wait for the device in every step
-    return torch.where((norm_w > 0) & (norm_d > 0), trust * norm_w / norm_d.clamp_min(1e-30), 1.0)
+        They lie one after another in one buffer, each as its parameter does in memory: a rate per tensor is then one
+        product with a row of rates, where foreach would launch a kernel per tensor.
+        """
+        flat, directions, tensor_of_element = self.buffer(parameters)
+        torch._foreach_copy_(directions, gradients)
+        torch._foreach_add_(directions, parameters, alpha=group["weight_decay"])
+        norms_w = torch.stack(torch._foreach_norm(parameters))
+        norms_d = torch.stack(torch._foreach_norm(directions))
+        # torch.where, not if: a comparison on the host would wait for the device in every step
+        local = group["trust"] * norms_w / norms_d.clamp_min(1e-30)
+        rates = torch.where((norms_w > 0) & (norms_d > 0), local, 1.0)
+        flat.mul_(rates.index_select(0, tensor_of_element))
+        return directions
+
+    def buffer(self, parameters: list[Tensor]) -> tuple[Tensor, list[Tensor], Tensor]:
+        """The flat buffer, each parameter's place in it, and the tensor that each element belongs to; made once."""
+        key = tuple(id(p) for p in parameters)
+        if key not in self.buffers:
+            sizes, like = [p.numel() for p in parameters], parameters[0]
+            flat = torch.empty(sum(sizes), dtype=like.dtype, device=like.device)
+            places = zip(parameters, itertools.accumulate(sizes, initial=0), strict=False)
+            numbers = torch.arange(len(sizes), dtype=torch.int32, device=like.device)
+            self.buffers[key] = (
+                flat,
+                [flat.as_strided(p.shape, p.stride(), at) for p, at in places],
+                numbers.repeat_interleave(torch.tensor(sizes, device=like.device), output_size=sum(sizes)),
+            )
+        return self.buffers[key]
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -12,6 +12,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed._functional_collectives import all_reduce, wait_tensor
 
 
 def start(device_type: str, *, timeout_s: float = 1800.0) -> None:
@@ -81,6 +82,11 @@ class _AllSum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():  # the form that torch.compile takes into its graph
+            group = dist.group.WORLD
+            assert group is not None
+            summed: Tensor = wait_tensor(all_reduce(x.detach().contiguous(), "sum", group))  # type: ignore[no-untyped-call]
+            return summed
         y = x.detach().clone(memory_format=torch.contiguous_format)
         dist.all_reduce(y)
         return y

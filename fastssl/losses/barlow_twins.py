@@ -12,14 +12,17 @@ from torch import Tensor
 from fastssl.losses.loss import RISK_FACTOR, Loss, Terms, Weight
 from fastssl.losses.statistics import (
     AllSum,
+    center,
     check_views,
-    diagonal,
     full_precision,
     identity,
+    image_count,
+    joined,
     mean_of_others,
     off_diagonal_energy,
     pieces,
     standardize_views,
+    sums_of_images,
     to_sphere,
     total,
 )
@@ -65,19 +68,24 @@ def barlow_twins(
         redundancy_weight = redundancy_rule(z_VBD.shape[-1], len(z_VBD), form=form)
     with torch.autocast(z_VBD.device.type, enabled=False):
         z_VBD = full_precision(z_VBD)
-        count = all_sum(z_VBD.new_full((), z_VBD.shape[1]))
         if l2_normalize:
             z_VBD = to_sphere(z_VBD)
-        views = standardize_views(pieces(z_VBD), count, joint=standardize == "joint", all_sum=all_sum)
+        views, joint = pieces(z_VBD), standardize == "joint"
+        count, sum_V1D = joined([image_count(z_VBD), sums_of_images(views)], all_sum)
+        centered = center(views, sum_V1D / count, joint=joint)
+        views = standardize_views(centered, count, joint=joint, all_sum=all_sum)
         if form == "leave_one_out":
             targets = mean_of_others(views)
-            redundancy = off_diagonal_energy(views, targets, count, all_sum) / len(z_VBD)
+            left, right = views, targets
         else:
             # C of the mean is the mean of all V^2 correlation matrices: V products become one.
             mean_1BD = total(views) / len(z_VBD)
             targets = [mean_1BD] * len(views)
-            redundancy = off_diagonal_energy([mean_1BD], [mean_1BD], count, all_sum)
-        invariance = (diagonal(views, targets, count, all_sum) - 1).square().sum() / len(z_VBD)
+            left = right = [mean_1BD]
+        redundancy, diagonal_VD = off_diagonal_energy(left, right, (views, targets), count=count, all_sum=all_sum)
+        if form == "leave_one_out":
+            redundancy = redundancy / len(z_VBD)
+        invariance = (diagonal_VD - 1).square().sum() / len(z_VBD)
         loss = invariance + redundancy_weight * redundancy
     return {"loss": loss, "invariance": invariance.detach(), "redundancy": redundancy.detach()}
 

@@ -16,11 +16,22 @@ Views = list[Tensor]  # groups of whole views, each (v, B, D), together V of the
 STANDARDIZE_EPS = 1e-5
 # 4 MB in float32: larger tensors miss the cache, and above 32 MB malloc maps and zeroes new pages each time.
 PIECE = 1 << 20
+SMALL = 1 << 20  # elements below which a sum over ranks costs its latency alone, so that several travel as one
 
 
 def identity(x: Tensor) -> Tensor:
     """The sum over one rank."""
     return x
+
+
+def joined(tensors: list[Tensor], all_sum: AllSum) -> list[Tensor]:
+    """The sum over ranks of each, the small ones, of which there are some, in one round trip."""
+    if all_sum is identity:
+        return tensors
+    small = [x for x in tensors if x.numel() < SMALL]
+    flat = all_sum(torch.cat([x.flatten() for x in small]))
+    sums = iter(torch.split(flat, [x.numel() for x in small]))
+    return [next(sums).view(x.shape) if x.numel() < SMALL else all_sum(x) for x in tensors]
 
 
 def check_views(z_VBD: Tensor) -> None:
@@ -59,8 +70,17 @@ def mean_of_others(views: Views) -> Views:
     return [(total_1BD - z) / (V - 1) for z in views]
 
 
-def center(views: Views, count: Tensor, *, joint: bool, all_sum: AllSum) -> Views:
-    mean_V1D = all_sum(torch.cat([z.sum(1, keepdim=True) for z in views])) / count
+def image_count(z_VBD: Tensor) -> Tensor:
+    """B of this rank, a scalar beside the embeddings."""
+    return z_VBD.new_full((), z_VBD.shape[1])
+
+
+def sums_of_images(views: Views) -> Tensor:
+    """(V, 1, D): sum over this rank's images."""
+    return torch.cat([z.sum(1, keepdim=True) for z in views])
+
+
+def center(views: Views, mean_V1D: Tensor, *, joint: bool = False) -> Views:
     if joint:
         mean_V1D = mean_V1D.mean(0, keepdim=True).expand_as(mean_V1D)
     means = torch.split(mean_V1D, [len(z) for z in views])
@@ -72,33 +92,38 @@ def sum_of_squares(views: Views) -> Tensor:
     return torch.cat([z.square().sum(1) for z in views])
 
 
-def standardize_views(views: Views, count: Tensor, *, joint: bool, all_sum: AllSum) -> Views:
-    centered = center(views, count, joint=joint, all_sum=all_sum)
+def standardize_views(centered: Views, count: Tensor, *, joint: bool, all_sum: AllSum) -> Views:
     variance_VD = all_sum(sum_of_squares(centered)) / count
     if joint:
         variance_VD = variance_VD.mean(0, keepdim=True).expand_as(variance_VD)
-    scales = torch.split((variance_VD + STANDARDIZE_EPS).rsqrt()[:, None], [len(z) for z in views])
+    scales = torch.split((variance_VD + STANDARDIZE_EPS).rsqrt()[:, None], [len(z) for z in centered])
     return [z * s for z, s in zip(centered, scales, strict=True)]
 
 
-def diagonal(left: Views, right: Views, count: Tensor, all_sum: AllSum) -> Tensor:
-    """(left_v' right_v / count)_ii, (V, D)."""
-    return all_sum(torch.cat([(a * b).sum(1) for a, b in zip(left, right, strict=True)])) / count
+def diagonal(left: Views, right: Views) -> Tensor:
+    """(left_v' right_v)_ii of this rank, (V, D)."""
+    return torch.cat([(a * b).sum(1) for a, b in zip(left, right, strict=True)])
 
 
-def off_diagonal_energy(left: Views, right: Views, count: Tensor, all_sum: AllSum) -> Tensor:
-    """sum_v sum_{i != j} (left_v' right_v / count)_ij^2."""
-    energies = [energy(a, b, all_sum) for a, b in zip(left, right, strict=True)]
-    diagonal_VD = diagonal(left, right, count, all_sum)
-    return torch.stack(energies).sum() / count.square() - diagonal_VD.square().sum()
+def off_diagonal_energy(
+    left: Views, right: Views, *others: tuple[Views, Views], count: Tensor, all_sum: AllSum
+) -> list[Tensor]:
+    """sum_v sum_{i != j} (left_v' right_v / count)_ij^2, then the diagonal (V, D) of each of the other pairs.
+
+    On one rank the energy comes from whichever product is smaller, D x D or B x B.
+    """
+    _, B, D = left[0].shape
+    is_small = all_sum is identity and D > B
+    products = [squared_norm(a, b) if is_small else a.mT @ b for a, b in zip(left, right, strict=True)]
+    sums = joined([*products, *(diagonal(a, b) for a, b in ((left, right), *others))], all_sum)
+    energies = [x if is_small else x.square().sum() for x in sums[: len(products)]]
+    diagonal_VD, *diagonals = (x / count for x in sums[len(products) :])
+    return [torch.stack(energies).sum() / count.square() - diagonal_VD.square().sum(), *diagonals]
 
 
-def energy(left_VBD: Tensor, right_VBD: Tensor, all_sum: AllSum) -> Tensor:
-    """sum_v ||left_v' right_v||^2 over all ranks, by whichever product is smaller, D x D or B x B."""
-    _, B, D = left_VBD.shape
-    if all_sum is not identity or D <= B:
-        return all_sum(left_VBD.mT @ right_VBD).square().sum()
-    # ||X'Y||^2 = <XX', YY'>: at B = 256, D = 8192 that is 16 times fewer multiplications and no D x D matrix.
+def squared_norm(left_VBD: Tensor, right_VBD: Tensor) -> Tensor:
+    """sum_v ||left_v' right_v||^2 without a D x D matrix."""
+    # ||X'Y||^2 = <XX', YY'>: at B = 256, D = 8192 that is 16 times fewer multiplications.
     left_VBB = left_VBD @ left_VBD.mT
     right_VBB = left_VBB if right_VBD is left_VBD else right_VBD @ right_VBD.mT
     return (left_VBB * right_VBB).sum()

@@ -14,10 +14,13 @@ from fastssl.losses.statistics import (
     check_views,
     full_precision,
     identity,
+    image_count,
+    joined,
     mean_of_others,
     off_diagonal_energy,
     pieces,
     sum_of_squares,
+    sums_of_images,
 )
 
 VARIANCE_EPS = 1e-4
@@ -62,15 +65,17 @@ def vicreg(
     )
     with torch.autocast(z_VBD.device.type, enabled=False):
         z_VBD = full_precision(z_VBD)
-        count = all_sum(z_VBD.new_full((), z_VBD.shape[1]))
-        free = (count - 1).clamp_min(1)
         views = pieces(z_VBD)
         apart = [(z - m).square().sum() for z, m in zip(views, mean_of_others(views), strict=True)]
-        near = all_sum(sum(apart, z_VBD.new_zeros(()))) / (V * count * D)
-        centered = center(views, count, joint=False, all_sum=all_sum)
+        own = [image_count(z_VBD), sum(apart, z_VBD.new_zeros(())), sums_of_images(views)]
+        count, distance, sum_V1D = joined(own, all_sum)
+        free = (count - 1).clamp_min(1)
+        near = distance / (V * count * D)
+        centered = center(views, sum_V1D / count)
         spread_VD = (all_sum(sum_of_squares(centered)) / free + VARIANCE_EPS).sqrt()
         hinge = torch.relu(1 - spread_VD).mean()
-        decorrelation = 2 * off_diagonal_energy(centered, centered, free, all_sum) / (V * D)
+        (energy,) = off_diagonal_energy(centered, centered, count=free, all_sum=all_sum)
+        decorrelation = 2 * energy / (V * D)
         loss = (
             weight["invariance_weight"] * near
             + weight["variance_weight"] * hinge

@@ -189,6 +189,9 @@ class Optim(Section):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     trust: Positive = 1e-3
+    rate_in_momentum: bool = Field(
+        True, description="LARS: the rate scales what enters the momentum (You et al. 2017), or what leaves it (false)."
+    )
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_epochs: NonNegative = 0.0
     final_fraction: Probability = 0.0

@@ -30,17 +30,27 @@ class DamagedError(Exception):
 
 def snapshot(module: nn.Module) -> dict[str, Tensor]:
     """A copy of all parameters and buffers in host memory, contiguous."""
-    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in module.state_dict().items()}
+    return host_copies({name: tensor.detach() for name, tensor in module.state_dict().items()})
 
 
 def optimizer_snapshot(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimizer's tensors as `<parameter's position>.<name>`; its numbers are the recipe's."""
     state = optimizer.state_dict()["state"]
-    return {
-        f"{position}.{name}": value.detach().to("cpu", copy=True).contiguous()
-        for position, values in state.items()
-        for name, value in values.items()
-    }
+    return host_copies(
+        {f"{position}.{name}": value.detach() for position, values in state.items() for name, value in values.items()}
+    )
+
+
+def host_copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous copies in host memory; those of CUDA go by way of pinned memory, and are waited for once."""
+    copies = {}
+    for name, tensor in tensors.items():
+        pin = tensor.device.type == "cuda"
+        copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pin)
+        copies[name] = copy.copy_(tensor, non_blocking=pin)
+    if any(tensor.device.type == "cuda" for tensor in tensors.values()):
+        torch.cuda.synchronize()
+    return copies
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from fastssl.errors import UserError
+from fastssl.losses.loss import Terms
 from fastssl.recipe.presets import view_table
 from fastssl.recipe.schema import Recipe
-from fastssl.training.step import Terms
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: "try again later", which is what --resume does
 NAMES = ("SIGTERM", "SIGINT", "SIGUSR1")

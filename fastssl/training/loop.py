@@ -16,6 +16,7 @@ from fastssl import build
 from fastssl.build import ranks
 from fastssl.data.batch import Batch
 from fastssl.errors import Interrupted, UserError
+from fastssl.losses.loss import Terms
 from fastssl.probes import spectrum
 from fastssl.recipe import progressive
 from fastssl.recipe.load import load
@@ -26,11 +27,10 @@ from fastssl.runs.files import atomic_json
 from fastssl.training import guards
 from fastssl.training.distributed import agree
 from fastssl.training.guards import NAMES, Interrupts, torch_settings
-from fastssl.training.prefetch import views_ahead
+from fastssl.training.prefetch import prefetch_views
 from fastssl.training.resume import restore, save
 from fastssl.training.saver import must_be_whole
 from fastssl.training.state import Observer, OwnLoss, Run, assemble, with_own
-from fastssl.training.step import Terms, train_step
 
 ConvertProgress = Callable[[str, int, int | None], None]
 MOST_SKIPPED_IN_A_ROW = 50
@@ -129,44 +129,50 @@ def begin(run: Run) -> None:
 
 def loop(run: Run, interrupts: Interrupts) -> None:
     """All remaining steps. What is due at a step comes before its checkpoint: a resume skips and repeats nothing."""
-    recipe, skipped_in_a_row = run.recipe, 0
-    sides_seen = set[int]()
-    with guards.memory_explained(recipe), guards.Watchdog(recipe.train.step_timeout_s) as watchdog:
+    skipped_in_a_row, sides_seen = 0, set[int]()
+    with guards.memory_explained(run.recipe), guards.Watchdog(run.recipe.train.step_timeout_s) as watchdog:
+        mark = time.perf_counter()
         while run.step < run.total_steps:
             epoch, start = divmod(run.step, len(run.loader))
-            compiling = new_side(run, epoch, sides_seen) and bool(recipe.train.compile)
-            mark = time.perf_counter()
-            for groups in views_of_epoch(run, epoch, start):
-                terms = train_step(
-                    run.trained,
-                    run.loss,
-                    run.optimizer,
-                    groups,
-                    lr=run.learning_rate(run.step),
-                    autocast=build.hardware.autocast(recipe),
-                    scaler=run.scaler,
-                    accumulate_steps=recipe.optim.accumulate_steps,
-                    clip_norm=recipe.optim.clip_norm,
-                    skip_nonfinite=recipe.train.on_nonfinite == "skip",
-                    replays_graphs=build.model.replays_graphs(recipe),
-                )
+            compiling = new_side(run, epoch, sides_seen) and bool(run.recipe.train.compile)
+            for views in views_of_epoch(run, epoch, start):
+                terms = run.train_step(views, run.learning_rate(run.step))
                 run.step += 1
                 skipped_in_a_row = watch(run, terms, skipped_in_a_row)
-                count_seconds(run, time.perf_counter() - mark, compiling=compiling)
-                compiling = False
-                if due(run, steps=recipe.train.log_every_steps, epochs=1) and not skipped_in_a_row:
-                    log_step(run, terms)
                 watchdog.pat()
-                improved = due_to_evaluate(run) and evaluate_now(run)
-                signal = stop_asked(run, interrupts)
-                if signal or improved or due_to_save(run):
-                    stop_if_bad(run)
-                    save(run)
-                if signal:
-                    must_be_whole(run.saver, run.step)
-                    raise Interrupted(signal, run.run_dir)
-                watchdog.pat()
-                mark = time.perf_counter()
+                if compiling or anything_due(run, interrupts):
+                    count_seconds(run, mark, compiling=compiling)
+                    compiling = False
+                    do_what_is_due(run, interrupts, terms=None if skipped_in_a_row else terms)
+                    watchdog.pat()
+                    mark = time.perf_counter()
+
+
+def anything_due(run: Run, interrupts: Interrupts) -> bool:
+    return bool(interrupts.caught) or due_to_log(run) or due_to_evaluate(run) or due_to_save(run)
+
+
+def do_what_is_due(run: Run, interrupts: Interrupts, *, terms: Terms | None) -> None:
+    """After a step: its line of metrics, an evaluation, a checkpoint, the end.
+
+    Args:
+        run: the run.
+        interrupts: signals caught.
+        terms: the step's, None when it was left out.
+
+    Raises:
+        Interrupted: after a signal, when the checkpoint is written.
+    """
+    if due_to_log(run) and terms is not None:
+        log_step(run, terms)
+    improved = due_to_evaluate(run) and evaluate_now(run)
+    signal = stop_asked(run, interrupts)
+    if signal or improved or due_to_save(run):
+        stop_if_bad(run)
+        save(run)
+    if signal:
+        must_be_whole(run.saver, run.step)
+        raise Interrupted(signal, run.run_dir)
 
 
 def largest_side_px(run: Run, epoch: int) -> int:
@@ -185,31 +191,14 @@ def new_side(run: Run, epoch: int, seen: set[int]) -> bool:
 
 
 def views_of_epoch(run: Run, epoch: int, start: int) -> Iterator[tuple[Tensor, ...]]:
-    """The views of the epoch's remaining batches, and the clock's share of waiting for them."""
-
+    """The views of the epoch's remaining batches."""
     augment = run.augment_of(epoch)
 
-    def views(batch: Batch) -> tuple[Tensor, ...]:
+    def make_views(batch: Batch) -> tuple[Tensor, ...]:
         return augment(batch, epoch)
 
-    def batches() -> Iterator[Batch]:
-        found = run.loader.epoch(epoch, start)
-        while True:
-            mark = time.perf_counter()
-            batch = next(found, None)
-            run.clock.load_s += time.perf_counter() - mark
-            if batch is None:
-                return
-            yield batch
-
-    ahead = views_ahead(batches(), views, run.device, backend=augment.backend)
-    while True:
-        mark, loaded_s = time.perf_counter(), run.clock.load_s
-        groups = next(ahead, None)
-        run.clock.views_s += time.perf_counter() - mark - (run.clock.load_s - loaded_s)
-        if groups is None:
-            return
-        yield groups
+    batches = run.loader.epoch(epoch, start)
+    return prefetch_views(batches, make_views, run.device, backend=augment.backend, waited=run.clock.waited)
 
 
 def watch(run: Run, terms: Terms, skipped_in_a_row: int) -> int:
@@ -219,7 +208,7 @@ def watch(run: Run, terms: Terms, skipped_in_a_row: int) -> int:
         UserError: when nothing but such steps come.
     """
     if "skipped" not in terms:
-        looked_at = {k: v for k, v in terms.items() if not (k == "gradient_norm" and run.scaler)}
+        looked_at = {k: v for k, v in terms.items() if not (k == "gradient_norm" and run.train_step.scaler)}
         run.bad.watch(run.step, looked_at)
         return 0
     if not float(terms.pop("skipped")):
@@ -241,8 +230,13 @@ def stop_if_bad(run: Run) -> None:
         raise guards.not_finite(*found, run.network, last_good=run.saver.last_good())
 
 
-def count_seconds(run: Run, seconds: float, *, compiling: bool) -> None:
-    """Adds a step to the clock; the first one of a compiled network at a size of views is compilation's, and told."""
+def count_seconds(run: Run, mark: float, *, compiling: bool) -> None:
+    """Adds the seconds since `mark`, once the device has done its work, to the clock.
+
+    The first step of a compiled network at a size of views is compilation's, which is reported.
+    """
+    build.hardware.wait(run.device)
+    seconds = time.perf_counter() - mark
     if compiling:
         run.clock.compile_s += seconds
         run.observe({"event": "note", "message": f"torch.compile took {seconds:.0f} s, not counted as training."})
@@ -255,6 +249,10 @@ def due(run: Run, *, epochs: int, steps: int = 0) -> bool:
     if run.step == run.total_steps or (steps and run.step % steps == 0):
         return True
     return bool(epochs) and run.step % (epochs * len(run.loader)) == 0
+
+
+def due_to_log(run: Run) -> bool:
+    return due(run, steps=run.recipe.train.log_every_steps, epochs=1)
 
 
 def due_to_evaluate(run: Run) -> bool:
@@ -272,7 +270,7 @@ def stop_asked(run: Run, interrupts: Interrupts) -> str | None:
     """The signal that ends the run after this step. Ranks agree on it at log steps: to ask costs a round trip."""
     if ranks.world() == 1:
         return interrupts.caught
-    if not due(run, steps=run.recipe.train.log_every_steps, epochs=1):
+    if not due_to_log(run):
         return None
     code = agree(NAMES.index(interrupts.caught) + 1 if interrupts.caught else 0, run.device)
     return NAMES[code - 1] if code else None

@@ -22,6 +22,7 @@ def save(run: Run) -> None:
     if run.records.sync():
         return
     epoch, position = divmod(run.step, len(run.loader))
+    scaler = run.train_step.scaler
     state = {
         "fastssl": __version__,
         "torch": torch.__version__,
@@ -35,10 +36,10 @@ def save(run: Run) -> None:
         "last": run.last,
         "best": run.best,
         "skipped_steps": run.skipped_steps,
-        "scaler": run.scaler.state_dict() if run.scaler else None,
+        "scaler": scaler.state_dict() if scaler else None,
     }
     state = json.loads(json.dumps(state))  # written later, by a thread: a copy of this moment
-    run.saver.save(run.network, run.optimizer, step=run.step, state=state, best_step=run.best.get("step"))
+    run.saver.save(run.network, run.train_step.optimizer, step=run.step, state=state, best_step=run.best.get("step"))
 
 
 def restore(run: Run) -> None:
@@ -55,9 +56,9 @@ def restore(run: Run) -> None:
     weights, moments, state = found
     check_state(run, state)
     run.network.load_state_dict(weights)
-    checkpoint.restore_optimizer(run.optimizer, moments)
-    if run.scaler and state["scaler"]:
-        run.scaler.load_state_dict(state["scaler"])
+    checkpoint.restore_optimizer(run.train_step.optimizer, moments)
+    if run.train_step.scaler and state["scaler"]:
+        run.train_step.scaler.load_state_dict(state["scaler"])
     run.step, run.clock, run.last = state["step"], Clock(**state["clock"]), state["last"]
     run.best, run.skipped_steps = state["best"], state["skipped_steps"]
     run.records.cut(state["metrics_bytes"])

@@ -12,6 +12,7 @@ from fastssl import build
 from fastssl.augment.augment import Augment
 from fastssl.build import ranks
 from fastssl.data.manifest import Manifest
+from fastssl.losses.loss import Terms
 from fastssl.models.pretrainer import Pretrainer
 from fastssl.recipe.load import load
 from fastssl.recipe.presets import view_table
@@ -21,7 +22,7 @@ from fastssl.training.distributed import data_parallel, synchronize_batch_norm
 from fastssl.training.guards import FirstBadStep, keep_freed_memory
 from fastssl.training.online_probes import Prober
 from fastssl.training.saver import Saver
-from fastssl.training.step import Terms
+from fastssl.training.step import Step, step_of
 
 Observer = Callable[[dict[str, Any]], None]
 OwnLoss = Callable[[Tensor], Tensor | Terms]
@@ -36,12 +37,21 @@ class Clock:
     load_s: float = 0.0
     views_s: float = 0.0
 
+    def waited(self, load_s: float, views_s: float) -> None:
+        """Adds to the waiting."""
+        self.load_s += load_s
+        self.views_s += views_s
+
 
 @dataclass
 class Run:
-    """The parts of one run, and how far it is. `network` holds the weights, `trained` is what the loop calls.
+    """The parts of one run, and how far it is.
 
-    `augment_of` gives an epoch's view table.
+    Attributes:
+        augment_of: gives an epoch's view table.
+        network: holds the weights.
+        train_step: views and learning rate to terms.
+        step: how many have been taken.
     """
 
     recipe: Recipe
@@ -50,16 +60,13 @@ class Run:
     loader: build.data.Loader
     augment_of: Callable[[int], Augment]
     network: Pretrainer
-    trained: nn.Module
-    loss: Callable[[Tensor], Terms]
-    optimizer: torch.optim.Optimizer
+    train_step: Step
     learning_rate: Callable[[int], float]
     prober: Prober
     manifest: Manifest
     observe: Observer
     records: Records
     saver: Saver
-    scaler: torch.amp.GradScaler | None = None
     bad: FirstBadStep = field(default_factory=FirstBadStep)
     step: int = 0
     clock: Clock = field(default_factory=Clock)
@@ -135,7 +142,7 @@ def assemble(
     sets = build.data.sets(recipe, build.data.labels_of(recipe.data.path), build.data.labels_of(probe_path))
     loader = build.data.loader(recipe, recipe.data.path, sets.train, device=device)
     network = build.model.network(recipe, in_channels=manifest.channels, device=device, backbone=backbone)
-    synchronize_batch_norm(network, device)
+    synchronize_batch_norm(network, device, compiled=bool(recipe.train.compile))
     main = ranks.is_main()
     observe = observe if main else lambda record: None
 
@@ -149,9 +156,13 @@ def assemble(
         loader=loader,
         augment_of=build.views.augment_of_epoch(recipe, manifest, device=device),
         network=network,
-        trained=trained(recipe, network, device),
-        loss=build.losses.loss(recipe) if loss is None else terms_of(loss),
-        optimizer=build.optim.optimizer(recipe, network, device=device),
+        train_step=step_of(
+            recipe,
+            network,
+            device=device,
+            called=build.model.compiled(recipe, data_parallel(network, device)),
+            loss=None if loss is None else terms_of(loss),
+        ),
         learning_rate=build.optim.learning_rate(recipe, steps_per_epoch=len(loader)),
         prober=Prober(
             recipe,
@@ -167,10 +178,4 @@ def assemble(
         saver=Saver(
             folder / "checkpoints" if main else None, keep=recipe.train.keep_checkpoints, on_warning=on_warning
         ),
-        scaler=torch.amp.GradScaler(device.type) if recipe.train.precision == "fp16" else None,
     )
-
-
-def trained(recipe: Recipe, network: Pretrainer, device: torch.device) -> nn.Module:
-    """The network as the loop calls it: compiled if the recipe says so, with gradients averaged over ranks."""
-    return data_parallel(build.model.compiled(recipe, network), device)

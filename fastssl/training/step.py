@@ -1,39 +1,35 @@
-"""One optimization step: views to embeddings to loss to weights. Nothing here waits for the device."""
+"""One optimization step: views to embeddings to loss to weights. Nothing here waits for the device.
+
+V views, B images, D embedding dimensions.
+"""
 
 import contextlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fastssl import build
 from fastssl.build.optim import set_learning_rate
+from fastssl.losses.loss import Terms
+from fastssl.recipe.schema import Recipe
 from fastssl.training.distributed import without_sync
 
-Terms = dict[str, Tensor]
+Views = Sequence[Tensor]
 
 
-def train_step(
-    network: Callable[..., Any],
-    loss: Callable[[Tensor], Terms],
-    optimizer: torch.optim.Optimizer,
-    groups: Sequence[Tensor],
-    *,
-    lr: float,
-    autocast: torch.dtype | None,
-    scaler: "torch.amp.GradScaler | None" = None,
-    accumulate_steps: int = 1,
-    clip_norm: float | None = None,
-    skip_nonfinite: bool = False,
-    replays_graphs: bool = False,
-) -> Terms:
-    """Forward, loss, backward and update.
+@dataclass(frozen=True)
+class Step:
+    """Forward, loss, backward and update, built once for a run: `terms = step(views, lr)`.
 
-    Args:
-        network: a Pretrainer (or its compiled or data-parallel form).
+    Benchmarks call its parts one by one: `parts`, then `forward` and `backward` of each, then `update`.
+
+    Attributes:
+        network: a Pretrainer, or its compiled or data-parallel form.
         loss: embeddings (V, B, D) to terms; "loss" carries the gradient.
-        groups: views, one (V_g, B, C, H, W) tensor per side length.
-        lr: learning rate of this step.
+        optimizer: of the network's parameters.
         autocast: dtype of matrix products, or None for float32.
         scaler: of fp16's gradients.
         accumulate_steps: parts the batch is cut into; loss and batch statistics are each part's own.
@@ -41,55 +37,121 @@ def train_step(
         skip_nonfinite: leave weights, moments and batch statistics as they were when the gradient is not finite;
             costs a wait for the device and a copy of the statistics at every step.
         replays_graphs: the network replays CUDA graphs; what it gave in the step before is overwritten from here on.
-
-    Returns:
-        The loss's terms and "gradient_norm" (before clipping), detached, on the device, averaged over the parts;
-        with `skip_nonfinite` also "skipped", 0 or 1.
     """
-    set_learning_rate(optimizer, lr)
-    if replays_graphs:
-        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-    kept = [(b, b.clone()) for b in network.buffers()] if skip_nonfinite and isinstance(network, nn.Module) else []
-    total: Terms = {}
-    parts = list(zip(*(group.chunk(accumulate_steps, dim=1) for group in groups), strict=True))
-    for i, part in enumerate(parts):
-        last = i == len(parts) - 1
-        with contextlib.nullcontext() if last else without_sync(network):
-            with torch.autocast(part[0].device.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
-                _, z_VBD = network(part)
-            terms = loss(z_VBD)
-            objective = terms["loss"] / accumulate_steps
-            (scaler.scale(objective) if scaler else objective).backward()  # type: ignore[no-untyped-call]
-        for name, term in terms.items():
-            total[name] = total.get(name, 0) + term.detach() / accumulate_steps
-    total["gradient_norm"], skipped = update(
-        optimizer, scaler=scaler, clip_norm=clip_norm, skip_nonfinite=skip_nonfinite
-    )
-    if skipped:
-        for buffer, before in kept:
-            buffer.copy_(before)
-    return total | {"skipped": torch.tensor(float(skipped))} if skip_nonfinite else total
+
+    network: Callable[..., Any]
+    loss: Callable[[Tensor], Terms]
+    optimizer: torch.optim.Optimizer
+    autocast: torch.dtype | None = None
+    scaler: "torch.amp.GradScaler | None" = None
+    accumulate_steps: int = 1
+    clip_norm: float | None = None
+    skip_nonfinite: bool = False
+    replays_graphs: bool = False
+
+    def __call__(self, views: Views, lr: float) -> Terms:
+        """One step.
+
+        Args:
+            views: one (V_g, B, C, H, W) tensor per side length.
+            lr: learning rate of this step.
+
+        Returns:
+            The loss's terms and "gradient_norm" (before clipping), detached, on the device, averaged over the parts;
+            with `skip_nonfinite` also "skipped", 0 or 1.
+        """
+        set_learning_rate(self.optimizer, lr)
+        before = self.statistics() if self.skip_nonfinite else []
+        total: Terms = {}
+        parts = self.parts(views)
+        for i, part in enumerate(parts):
+            with contextlib.nullcontext() if i == len(parts) - 1 else without_sync(self.network):
+                terms = self.forward(part)
+                self.backward(terms)
+            for name, term in terms.items():
+                total[name] = total.get(name, 0) + term.detach() / self.accumulate_steps
+        total["gradient_norm"], skipped = self.update()
+        if skipped:
+            for buffer, value in before:
+                buffer.copy_(value)
+        return total | {"skipped": torch.tensor(float(skipped))} if self.skip_nonfinite else total
+
+    def statistics(self) -> list[tuple[Tensor, Tensor]]:
+        """Every buffer of the network and a copy of it."""
+        assert isinstance(self.network, nn.Module)
+        return [(buffer, buffer.clone()) for buffer in self.network.buffers()]
+
+    def parts(self, views: Views) -> list[tuple[Tensor, ...]]:
+        """The views of `accumulate_steps` parts of the batch."""
+        if self.replays_graphs:
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        return list(zip(*(cut(group, self.accumulate_steps) for group in views), strict=True))
+
+    def forward(self, part: Views) -> Terms:
+        """The loss's terms of these views."""
+        kind, dtype = part[0].device.type, self.autocast or torch.bfloat16
+        with torch.autocast(kind, dtype=dtype, enabled=self.autocast is not None):
+            _, z_VBD = self.network(part)
+        return self.loss(z_VBD)
+
+    def backward(self, terms: Terms) -> None:
+        """Adds the part's share to the gradients."""
+        objective = terms["loss"] / self.accumulate_steps
+        (self.scaler.scale(objective) if self.scaler else objective).backward()  # type: ignore[no-untyped-call]
+
+    def update(self) -> tuple[Tensor, bool]:
+        """The gradient's Euclidean norm before clipping, on the device, and whether the step was left out."""
+        if self.scaler:
+            self.scaler.unscale_(self.optimizer)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters])
+        if self.clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
+        skipped = self.skip_nonfinite and not bool(torch.isfinite(norm))
+        if self.scaler:
+            self.scaler.step(self.optimizer)  # leaves out a step whose gradient is not finite by itself
+            self.scaler.update()
+        elif not skipped:
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm, skipped
 
 
-def update(
-    optimizer: torch.optim.Optimizer,
+def cut(views_VBCHW: Tensor, parts: int) -> list[Tensor]:
+    """The batch in parts, each in the memory layout of the whole: of a mere slice `.flatten(0, 1)` makes NCHW."""
+    if parts == 1:
+        return [views_VBCHW]
+    views_VBHWC = views_VBCHW.permute(0, 1, 3, 4, 2)
+    if not views_VBHWC.is_contiguous():
+        return list(views_VBCHW.chunk(parts, dim=1))
+    return [part.contiguous().permute(0, 1, 4, 2, 3) for part in views_VBHWC.chunk(parts, dim=1)]
+
+
+def step_of(
+    recipe: Recipe,
+    network: nn.Module,
     *,
-    scaler: "torch.amp.GradScaler | None",
-    clip_norm: float | None,
-    skip_nonfinite: bool = False,
-) -> tuple[Tensor, bool]:
-    """The gradient's Euclidean norm before clipping, on the device, and whether the step was left out."""
-    if scaler:
-        scaler.unscale_(optimizer)
-    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    norm = nn.utils.get_total_norm([p.grad for p in parameters])
-    if clip_norm is not None:
-        nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
-    skipped = skip_nonfinite and not bool(torch.isfinite(norm))
-    if scaler:
-        scaler.step(optimizer)  # leaves out a step whose gradient is not finite by itself
-        scaler.update()
-    elif not skipped:
-        optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return norm, skipped
+    device: torch.device,
+    called: nn.Module | None = None,
+    loss: Callable[[Tensor], Terms] | None = None,
+) -> Step:
+    """The recipe's step.
+
+    Args:
+        recipe: decides everything.
+        network: holds the weights.
+        device: of the network.
+        called: the network as it is called, compiled or data-parallel; itself when absent.
+        loss: in place of the recipe's.
+    """
+    return Step(
+        network=network if called is None else called,  # a compiled module has no truth value
+        loss=build.losses.loss(recipe) if loss is None else loss,
+        optimizer=build.optim.optimizer(recipe, network, device=device),
+        autocast=build.hardware.autocast(recipe),
+        scaler=torch.amp.GradScaler(device.type) if recipe.train.precision == "fp16" else None,
+        accumulate_steps=recipe.optim.accumulate_steps,
+        clip_norm=recipe.optim.clip_norm,
+        skip_nonfinite=recipe.train.on_nonfinite == "skip",
+        replays_graphs=build.model.replays_graphs(recipe),
+    )

@@ -4,6 +4,7 @@ import itertools
 import json
 import statistics
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -250,11 +251,33 @@ def test_a_setting_that_does_not_run_here_is_said(tiny_recipe: dict[str, Any], m
     assert made["notes"] == ["compile=true does not run here and is left out: no compiler"]
 
 
+def test_a_variant_is_freed_before_the_next_and_too_little_memory_loses_its_row_alone(
+    tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    alive: list[weakref.ref[Any]] = []
+
+    def small(recipe: Any) -> Any:
+        assert not [network for network in alive if network() is not None]
+        if recipe.train.precision != "fp32":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 75 GiB.")
+        made = parts(recipe)
+        alive.append(weakref.ref(made.plain))
+        return made
+
+    monkeypatch.setattr(variants, "parts", small)
+    made = variants.step(load(tiny_recipe), seconds=0.05, rounds=1, only=["fixed", "as trained", "prec", "channels"])
+    assert {r["impl"] for r in made["rows"]} == {"fixed batch", "as trained", "channels_last=false"}
+    assert made["notes"][0] == (
+        "precision=bf16 does not run here and is left out: CUDA out of memory. Tried to allocate 75 GiB."
+    )
+    assert len(alive) == 3
+
+
 def test_loaders_and_backends_side_by_side(tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(variants, "installed", lambda name: False)
     made = variants.loader(load(tiny_recipe), seconds=0.05, rounds=2)
     assert [r["impl"] for r in made["rows"]] == ["resident", "resident, mapped file"]
-    in_place, *absent = made["notes"]
+    *absent, in_place = made["notes"]
     assert in_place.startswith("resident: nothing is copied")
     assert absent == [f"{name} is not installed and left out." for name in ("ffcv", "dali")]
     made = variants.augment(load(tiny_recipe), seconds=0.05, rounds=2)

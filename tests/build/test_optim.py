@@ -1,13 +1,27 @@
 """Schedules against literal tables, weight decay by rank, LARS against its paper's formula."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastssl.build.optim import learning_rate_at, make_optimizer, parameter_groups
+from fastssl.build.optim import learning_rate_at, make_optimizer, parameter_groups, set_learning_rate
 from fastssl.models.backbones import backbone
+from fastssl.models.pretrainer import Pretrainer
+from fastssl.training.step import Step
+
+
+class Operators(TorchDispatchMode):
+    """Counts what is dispatched; an operator over a list of tensors is one."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
 
 
 def rates(**changes: object) -> list[float]:
@@ -59,25 +73,55 @@ def test_every_optimizer_descends_a_quadratic(name: str) -> None:
     assert float(w.detach().norm()) < 1.0
 
 
-def test_lars_is_the_papers_formula() -> None:
+@pytest.mark.parametrize("inside", [True, False], ids=["You et al.", "Barlow Twins' code"])
+def test_lars_is_the_published_formula(inside: bool) -> None:
+    """With the rate inside the momentum, as in You et al., or outside, as in Barlow Twins' code."""
     torch.manual_seed(0)
     w, b = nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(4))
-    lr, momentum, trust, decay = 0.3, 0.9, 0.02, 0.1
-    groups = [{"params": [w], "weight_decay": decay}, {"params": [b], "weight_decay": 0.0}]
+    u = nn.Parameter(torch.randn(2, 3, 2, 2).to(memory_format=torch.channels_last))
+    momentum, trust, decay = 0.9, 0.02, 0.1
+    groups = [{"params": [w, u], "weight_decay": decay}, {"params": [b], "weight_decay": 0.0}]
     lars = make_optimizer(
-        "lars", groups, lr=lr, momentum=momentum, betas=(0.9, 0.999), trust=trust, device=torch.device("cpu")
+        "lars",
+        groups,
+        lr=1.0,
+        momentum=momentum,
+        betas=(0.9, 0.999),
+        trust=trust,
+        rate_in_momentum=inside,
+        device=torch.device("cpu"),
     )
-    want_w, want_b, velocity_w, velocity_b = w.detach().clone(), b.detach().clone(), 0.0, 0.0
-    for step in range(3):
-        gradient_w, gradient_b = torch.full((4, 3), 0.5 + step), torch.full((4,), 1.0 - step)
-        w.grad, b.grad = gradient_w.clone(), gradient_b.clone()
+    want = {p: p.detach().clone() for p in (w, u, b)}
+    velocity = {p: torch.zeros_like(p) for p in want}
+    for step in range(4):
+        lr = 0.3 / (1 + step)
+        for p, value in want.items():
+            p.grad = torch.randn(p.shape)
+            direction = p.grad + decay * value if p is not b else p.grad
+            local = trust * value.norm() / direction.norm() if p is not b else 1.0
+            velocity[p] = momentum * velocity[p] + (lr if inside else 1.0) * local * direction
+            want[p] = value - (1.0 if inside else lr) * velocity[p]
+        set_learning_rate(lars, lr)
         lars.step()
-        direction = gradient_w + decay * want_w
-        velocity_w = momentum * velocity_w + lr * trust * want_w.norm() / direction.norm() * direction
-        velocity_b = momentum * velocity_b + lr * gradient_b
-        want_w, want_b = want_w - velocity_w, want_b - velocity_b
-    torch.testing.assert_close(w.detach(), want_w)
-    torch.testing.assert_close(b.detach(), want_b)
+    for p, value in want.items():
+        torch.testing.assert_close(p.detach(), value)
+
+
+def test_lars_takes_hardly_more_operators_than_fused_sgd() -> None:
+    """Over a whole step of ResNet-50, at most 10 % more; a rate per layer used to cost 565 operators."""
+    network = Pretrainer(backbone("resnet50", stem="cifar", width=0.125), nn.Identity())
+    counts = {}
+    for name in ("sgd", "lars"):
+        groups = parameter_groups([network], weight_decay=1e-4)
+        chosen = make_optimizer(
+            name, groups, lr=0.1, momentum=0.9, betas=(0.9, 0.999), trust=0.001, device=torch.device("cpu")
+        )
+        step = Step(network, lambda z_VBD: {"loss": z_VBD.square().mean()}, chosen)
+        step((torch.randn(2, 2, 3, 8, 8),), 0.1)
+        with Operators() as seen:
+            step((torch.randn(2, 2, 3, 8, 8),), 0.1)
+        counts[name] = seen.count
+    assert counts["lars"] <= 1.1 * counts["sgd"]
 
 
 def test_lars_at_zero_weight_takes_a_plain_step() -> None:

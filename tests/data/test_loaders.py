@@ -20,7 +20,7 @@ from fastssl.data.beton.reader import Beton, BetonWriter
 from fastssl.data.loaders import resident
 from fastssl.data.loaders.choose import choose, free_host_bytes, installed
 from fastssl.data.loaders.plan import Plan
-from fastssl.data.loaders.threads import ahead, spread
+from fastssl.data.loaders.threads import prefetch, spread
 from fastssl.errors import UserError
 
 COUNT = 53
@@ -313,7 +313,7 @@ def test_a_hang_becomes_an_error_and_every_stack_is_told(files, kind, monkeypatc
     loader = open_loader(kind, files / "jpg.beton", **({} if kind == "mmap" else {"limit_s": 0.3}))
     if kind == "mmap":
         stuck = (release.wait(30) for _ in range(3))
-        batches = ahead(stuck, limit_s=0.3)
+        batches = prefetch(stuck, limit_s=0.3)
     elif kind == "ffcv":
         monkeypatch.setattr(loader.store, "decode", lambda **_: release.wait(30))
         batches = loader.epoch(0)
@@ -375,7 +375,7 @@ def test_what_memory_cannot_hold_is_refused(files, kind, monkeypatch):
         open_loader(kind, files / "raw.beton")
 
 
-def test_ahead_passes_errors_on_and_makes_one_item_early():
+def test_prefetch_passes_errors_on_and_makes_one_item_early():
     made = []
 
     def items():
@@ -384,7 +384,7 @@ def test_ahead_passes_errors_on_and_makes_one_item_early():
             yield i
         raise ValueError("broken")
 
-    stream = ahead(items())
+    stream = prefetch(items())
     assert next(stream) == 0
     assert next(stream) == 1
     assert max(made) <= 2

@@ -26,7 +26,7 @@ from fastssl.recipe.load import load
 from fastssl.runs import checkpoint
 from fastssl.training import distributed
 from fastssl.training.guards import EXIT_CODE
-from fastssl.training.step import train_step
+from fastssl.training.step import Step
 
 STEPS, BATCH = 20, 8
 BARLOW = partial(
@@ -51,16 +51,9 @@ def trained(loss: Any, accumulate_steps: int) -> tuple[list[float], dict[str, to
     for step in range(STEPS):
         generator = torch.Generator().manual_seed(step)
         views_VBCHW = torch.randn(3, BATCH, 3, 8, 8, generator=generator, dtype=torch.float64)
-        terms = train_step(
-            called,
-            loss,
-            sgd,
-            (views_VBCHW[:, mine.start : mine.stop],),
-            lr=0.1,
-            autocast=None,
-            accumulate_steps=accumulate_steps,
-            clip_norm=0.5 if step % 3 == 0 else None,
-        )
+        clip_norm = 0.5 if step % 3 == 0 else None
+        take = Step(called, loss, sgd, accumulate_steps=accumulate_steps, clip_norm=clip_norm)
+        terms = take((views_VBCHW[:, mine.start : mine.stop],), 0.1)
         found.append(float(terms["loss"]))
     return found, {name: tensor.clone() for name, tensor in network.state_dict().items()}
 

@@ -266,7 +266,7 @@ def test_accumulation_over_identical_halves_is_the_same_step() -> None:
     from torch import nn
 
     from fastssl.losses import barlow_twins
-    from fastssl.training.step import train_step
+    from fastssl.training.step import Step
 
     class Linear(nn.Module):
         def __init__(self) -> None:
@@ -285,7 +285,7 @@ def test_accumulation_over_identical_halves_is_the_same_step() -> None:
     for views, parts in ((half, 1), (torch.cat([half, half], 1), 2)):
         network = Linear()
         sgd = torch.optim.SGD(network.parameters(), lr=0.1)
-        train_step(network, loss, sgd, (views,), lr=0.1, autocast=None, accumulate_steps=parts)
+        Step(network, loss, sgd, accumulate_steps=parts)((views,), 0.1)
         results.append(network.map.weight.detach())
     torch.testing.assert_close(results[0], results[1])
 

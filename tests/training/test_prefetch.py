@@ -47,7 +47,7 @@ def names_of_threads(views_s: float, step_s: float, count: int) -> list[str]:
         return (batch.index_B,)
 
     seen = []
-    for (index_B,) in prefetch.views_ahead(numbered(count), views, CPU, backend=backend_of("cpu")):
+    for (index_B,) in prefetch.prefetch_views(numbered(count), views, CPU, backend=backend_of("cpu")):
         seen.append(int(index_B))
         time.sleep(step_s)
     assert seen == list(range(count))
@@ -78,12 +78,12 @@ def test_a_failure_in_the_background_is_the_callers_and_everything_is_closed():
             raise ValueError("a bad picture")
         return (batch.index_B,)
 
-    found = prefetch.views_ahead(batches(), views, CPU, backend=backend_of("cpu"))
+    found = prefetch.prefetch_views(batches(), views, CPU, backend=backend_of("cpu"))
     assert [int(next(found)[0]), int(next(found)[0])] == [0, 1]
     with pytest.raises(ValueError, match="a bad picture"):
         next(found)
     assert closed == [True]
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("views")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("fastssl-prefetch")]
 
 
 def test_one_thread_stays_one(monkeypatch: pytest.MonkeyPatch):

@@ -97,6 +97,7 @@ class _Store:
             num_threads=self._threads,
             device_id=device_id(self._device),
             prefetch_queue_depth=1,
+            exec_dynamic=True,  # outputs belong to who holds them, also after release_outputs
         )
         with pipeline:
             encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)

@@ -119,7 +119,7 @@ class DaliStream:
     def _build(self, epoch: int, batch_size: int) -> Any:
         chosen = self.order(epoch, len(self.index.shards)).tolist()
         seed = (self.seed * 1_000_003 + epoch) % (1 << 31)
-        pipeline = dali.Pipeline(batch_size, self.threads, device_id(self.device), seed=seed)
+        pipeline = dali.Pipeline(batch_size, self.threads, device_id(self.device), seed=seed, exec_dynamic=True)
         with pipeline:
             read: Any = fn.readers.webdataset(
                 paths=[str(self.index.shards[i]) for i in chosen],

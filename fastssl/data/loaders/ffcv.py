@@ -30,6 +30,7 @@ from fastssl.data.loaders.layout import TORCH_TYPES, Layout, image_shape, requir
 from fastssl.data.loaders.loader import BetonLoader
 from fastssl.data.loaders.plan import Plan, PlanOptions
 from fastssl.data.loaders.threads import EXIT_S, WATCHDOG_S, cpu_count, ended_at_exit, hang
+from fastssl.data.loaders.transfer import to_device
 from fastssl.errors import UserError
 
 _threads = torch.get_num_threads(), get_num_threads()
@@ -119,7 +120,7 @@ class _Store:
         if failed_B.any():
             self._beton.image(int(index_B[int(failed_B.argmax())]))  # says what is wrong with it
             raise UserError(f"FFCV cannot decode an image of {self._beton.path}", "Convert the data again.")
-        index_B = index_B.to(self._device)
+        index_B = to_device(index_B, self._device)
         images_BL = pixels_BL.to(self._device, non_blocking=True)
         if self._shape is not None:
             return Batch(images_BL.view(-1, *self._shape), labels_N[index_B], index_B)

@@ -21,7 +21,7 @@ from fastssl.data.loaders.layout import Layout, as_batch, empty, ends_of, image_
 from fastssl.data.loaders.loader import BetonLoader, Store
 from fastssl.data.loaders.plan import Plan, PlanOptions
 from fastssl.data.loaders.threads import cpu_count, spread
-from fastssl.data.loaders.transfer import delivered
+from fastssl.data.loaders.transfer import delivered, to_device
 
 Memory = Literal["device", "host", "mmap"]
 CHUNK_BYTES = 1 << 26  # staged per copy to an accelerator while loading
@@ -75,7 +75,7 @@ class _Device:
         self._sizes_N2 = torch.from_numpy(np.ascontiguousarray(beton.sizes)).to(device)
 
     def batches(self, index_M: Tensor, parts: list[slice], labels_N: Tensor) -> Iterator[Batch]:
-        index_M = index_M.to(self._device)
+        index_M = to_device(index_M, self._device)
         if self._shape is None:
             for index_B in (index_M[part] for part in parts):
                 sizes_B2, offsets_B = self._sizes_N2[index_B], self._offsets_N[index_B]

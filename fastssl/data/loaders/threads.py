@@ -1,4 +1,4 @@
-"""Threads that end: work done one step ahead, loops over many images, and a limit that turns a hang into an error."""
+"""Threads that end: the one prefetch, loops over many images, and a limit that turns a hang into an error."""
 
 import atexit
 import contextlib
@@ -43,15 +43,27 @@ def cpu_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def ahead(items: Iterator[T], *, limit_s: float = WATCHDOG_S) -> Iterator[T]:
+def prefetch(
+    items: Iterator[T], *, limit_s: float | None = WATCHDOG_S, start: Callable[[], None] | None = None
+) -> Iterator[T]:
     """The same items, each made in a thread while the one before is in use.
 
-    The thread ends with the iteration, also when it is broken off. UserError when one item takes over `limit_s`.
+    The thread ends with the iteration, also when it is broken off.
+
+    Args:
+        items: closed in the thread at its end.
+        limit_s: longest wait for one item in seconds, None for ever.
+        start: called in the thread first.
+
+    Raises:
+        UserError: when one item takes over `limit_s`; whatever `items` raises.
     """
     asked: SimpleQueue[bool] = SimpleQueue()
     made: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
 
     def make() -> None:
+        if start is not None:
+            start()
         while asked.get():
             try:
                 made.put((next(items, None), None))
@@ -61,7 +73,7 @@ def ahead(items: Iterator[T], *, limit_s: float = WATCHDOG_S) -> Iterator[T]:
             items.close()  # here, where it ran: what it holds open may belong to this thread
 
     # a daemon: one that hangs must not keep the process from ending
-    thread = Thread(target=make, name="fastssl-ahead", daemon=True)
+    thread = Thread(target=make, name="fastssl-prefetch", daemon=True)
     thread.start()
     asked.put(True)
 
@@ -77,6 +89,7 @@ def ahead(items: Iterator[T], *, limit_s: float = WATCHDOG_S) -> Iterator[T]:
                     item, error = made.get(timeout=limit_s)
                 except Empty:
                     hangs = True
+                    assert limit_s is not None
                     raise hang(limit_s) from None
                 if error is not None:
                     raise error
