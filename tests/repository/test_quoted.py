@@ -1,72 +1,132 @@
-"""What README and docs quote of the claims stands in the records of bench/results, figure by figure."""
+"""Every figure that README and docs quote is in a record of bench/results, and the page names the record's commit."""
 
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS = sorted((ROOT / "bench" / "results").glob("claims*.json"))
-PAGES = ("README.md", "docs/claims.md")
-QUOTED = re.compile(r"\d+\.\d ± \d+\.\d %")
+RECORDS = ROOT / "bench" / "results"
+PAGES = ("README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
+ACCURACY = re.compile(r"\d+\.\d ± \d+\.\d %")
 
 
-def told() -> set[str]:
-    """Every mean and spread that a verdict tells."""
-    texts = [said["text"] for path in RESULTS for said in json.loads(path.read_text())["verdicts"]]
-    return {found for text in texts for found in QUOTED.findall(text)}
+def page_text(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def record(name: str) -> dict[str, Any]:
+    return json.loads((RECORDS / f"{name}.json").read_text())
+
+
+def median(name: str, metric: str, impl: str, **work: object) -> float:
+    """The median of the one row of a record with this metric, implementation and work."""
+    rows = [row for row in record(name)["rows"] if (row["metric"], row["impl"]) == (metric, impl)]
+    (value,) = (row["median"] for row in rows if work.items() <= row["work"].items())
+    return value
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_that_names_a_record_names_its_commit(page):
+    prose = re.sub(r"^```.*?^```", "", page_text(page), flags=re.MULTILINE | re.DOTALL)
+    names = [
+        name for name in re.findall(r"`(?:bench/results/)?(\w+)\.json`", prose) if (RECORDS / f"{name}.json").exists()
+    ]
+    assert not {name for name in names if record(name)["commit"][:7] not in prose}
+
+
+def test_the_measurements_list_every_record():
+    rows = re.findall(
+        r"^\| `bench/results/(\w+)\.json` \| .* \| (\w{7}) \|$", page_text("docs/measured.md"), re.MULTILINE
+    )
+    assert dict(rows) == {path.stem: record(path.stem)["commit"][:7] for path in RECORDS.glob("*.json")}
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_quoted_accuracy_of_the_claims_is_in_a_record(page):
-    quoted = QUOTED.findall((ROOT / page).read_text(encoding="utf-8"))
-    assert quoted, f"{page} quotes nothing of the claims"
-    assert set(quoted) <= told()
+    verdicts = [verdict for path in RECORDS.glob("claims*.json") for verdict in record(path.stem)["verdicts"]]
+    recorded = {accuracy for verdict in verdicts for accuracy in ACCURACY.findall(verdict["text"])}
+    quoted = ACCURACY.findall(page_text(page))
+    assert quoted or page != "docs/claims.md"
+    assert set(quoted) <= recorded
 
 
 @pytest.mark.parametrize(
-    ("page", "name"), [("README.md", "tta"), ("docs/claims.md", "tta"), ("README.md", "tta_peers")]
+    ("page", "name"),
+    [
+        ("README.md", "tta_peers"),
+        ("docs/measured.md", "tta_peers"),
+        ("docs/measured.md", "tta"),
+        ("docs/claims.md", "tta"),
+    ],
 )
 def test_every_quoted_time_to_accuracy_is_in_its_record(page, name):
-    text = (ROOT / page).read_text(encoding="utf-8")
-    rows = json.loads((ROOT / "bench" / "results" / f"{name}.json").read_text())["rows"]
-    for row in (row for row in rows if row["metric"] == "train_s"):
+    text = page_text(page).replace(" s (", " (")
+    for row in (row for row in record(name)["rows"] if row["metric"] == "train_s"):
         assert f"{row['median']:.1f} ({row['min']:.1f} to {row['max']:.1f})" in text, row["impl"]
 
 
-def test_the_rates_of_augmentation_are_those_of_the_record():
-    rows = json.loads((ROOT / "bench" / "results" / "augment.json").read_text())["rows"]
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    wanted = [("fastssl-cpu", 2), ("fastssl-cpu", 4), ("dali", 4), ("torchvision-v1", 4)]
+def test_the_table_of_the_readme_is_that_of_the_records():
+    job = {impl: {m: median("tta_peers", m, impl) for m in ("train_s", "views_per_s")} for impl in PEERS}
+    for label, metric, shown in (("38 % kNN", "train_s", "{:.1f}"), ("optimizer step", "views_per_s", "{:,.0f}")):
+        ours, *peers = (job[impl][metric] for impl in PEERS)
+        ratio = min(peers) / ours if metric == "train_s" else ours / max(peers)
+        cells = [cell.split(" (")[0] for cell in row_of("README.md", label)]
+        assert cells == [*(shown.format(value) for value in (ours, *peers)), f"{ratio:.1f}"]
     for side_px in (32, 224):
-        for impl, views in wanted:
-            work = {"side_px": side_px, "views": views, "blur": False}
-            of = [r for r in rows if r["impl"] == impl and r["metric"] == "views_per_s"]
-            (found,) = (r["median"] for r in of if work.items() <= r["work"].items())
-            assert f"{found:,.0f}" in text, (impl, work)
+        work = {"side_px": side_px, "views": 4, "blur": False}
+        ours, peer = (median("augment", "views_per_s", impl, **work) for impl in ("fastssl-cpu", "torchvision-v1"))
+        cells = row_of("README.md", f"views of {side_px} px")
+        assert cells == [f"{ours:,.0f}", "–", f"{peer:,.0f}", f"{ours / peer:.0f}"]
+
+
+PEERS = ("fastssl", "lightly", "plain torchvision")
+
+
+def row_of(page: str, label: str) -> list[str]:
+    """The cells of the one table row whose first cell has a label."""
+    rows = [line.strip("|").split(" | ") for line in page_text(page).splitlines() if line.startswith("|")]
+    (cells,) = (cells[1:] for cells in rows if label in cells[0])
+    return [cell.strip() for cell in cells]
+
+
+def test_the_figure_of_the_readme_shows_the_medians_of_its_record():
+    drawn = page_text("docs/figures/time-to-accuracy.svg")
+    assert all(f"{median('tta_peers', 'train_s', impl):.4g} s" in drawn for impl in PEERS)
+
+
+def test_the_rates_of_augmentation_are_those_of_the_record():
+    text = page_text("docs/measured.md")
+    for side_px, views in ((32, 2), (32, 4), (224, 2), (224, 4)):
+        for impl in ("fastssl-cpu", "dali", "torchvision-v1"):
+            value = median("augment", "views_per_s", impl, side_px=side_px, views=views, blur=False)
+            assert f"{value:,.0f}" in text, (impl, side_px, views)
 
 
 def test_the_rates_of_loading_are_those_of_the_record():
-    rows = json.loads((ROOT / "bench" / "results" / "loaders.json").read_text())["rows"]
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = page_text("docs/measured.md")
 
     def rate(impl: str, **work: object) -> float:
-        wanted = {"impl": impl, "metric": "images_per_s"}
-        (found,) = (r for r in rows if wanted.items() <= r.items() and work.items() <= r["work"].items())
-        return found["median"]
+        return median("loaders", "images_per_s", impl, **work)
 
     padded = {"images": "cifar", "views": 1, "crop": "pad"}
-    cut = [rate(impl, **padded) for impl in ("fastssl-resident", "ffcv", "ffcv-normalized")]
+    cut = [rate(impl, **padded) for impl in ("fastssl-resident", "ffcv", "ffcv-normalised")]  # its spelling then
     cut += [rate(impl, images="photographs", views=4) for impl in ("fastssl-ffcv", "ffcv")]
     cut += [rate(impl, images="photographs", views=0) for impl in ("fastssl-ffcv", "ffcv")]
     assert [f"{value:,.0f}" for value in cut if f"{value:,.0f}" not in text] == []
     raw = [rate(impl, images="cifar", views=0) / 1e6 for impl in ("fastssl-ffcv", "ffcv")]
-    assert "{:.2f} and {:.2f} million".format(*raw) in text
+    assert "million images/s | {:.2f} (our `ffcv` loader) | {:.2f} |".format(*raw) in text
+
+
+def test_the_share_of_loading_and_views_in_a_step_is_that_of_the_record():
+    networks = ("resnet18 x1 cifar", "resnet_tiny x0.25 patch2")
+    ratios = [median("tta_peers", "time_against_fixed", "fastssl, as trained", backbone=name) for name in networks]
+    assert row_of("docs/measured.md", "against a fixed batch") == [f"{ratio:.2f}" for ratio in ratios]
 
 
 def test_the_verdicts_quoted_are_those_of_the_record():
-    record = json.loads((ROOT / "bench" / "results" / "claims.json").read_text())
-    page = (ROOT / "docs" / "claims.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (\d)\. .* \| (holds in part|holds|does not hold)", page, re.MULTILINE)
-    assert rows == [(said["claim"][0], said["outcome"]) for said in record["verdicts"]]
+    text = page_text("docs/claims.md")
+    rows = re.findall(r"^\| (\d)\. .* \| (holds in part|holds|does not hold)", text, re.MULTILINE)
+    assert rows == [(verdict["claim"][0], verdict["outcome"]) for verdict in record("claims")["verdicts"]]
