@@ -90,6 +90,16 @@ def vicreg(z_VBD: Tensor, invariance: float, variance: float, covariance: float)
     return invariance * near + variance * hinge + covariance * off
 
 
+LOSSES = {  # every row of fastssl's table of losses, as (z_VBD, its weights) to the loss
+    "barlow_twins": lambda z_VBD, *, redundancy_weight: barlow_leave_one_out(
+        standardize_per_view(z_VBD), redundancy_weight
+    ),
+    "vicreg": lambda z_VBD, *, invariance_weight, variance_weight, covariance_weight: vicreg(
+        z_VBD, invariance_weight, variance_weight, covariance_weight
+    ),
+}
+
+
 def knn(train, labels, test, k: int, temperature: float) -> list[int]:
     """Weighted vote of the k nearest by cosine of centered rows, one test row at a time, with lists."""
     mean = [sum(column) / len(train) for column in zip(*train, strict=True)]

@@ -4,12 +4,12 @@ import itertools
 import math
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 from torch import Tensor, nn
 
-from fastssl.recipe.schema import Recipe
+from fastssl.recipe.schema import Optimizer, Recipe, Schedule
 
 
 def optimizer(recipe: Recipe, module: nn.Module, *, device: torch.device) -> torch.optim.Optimizer:
@@ -41,24 +41,29 @@ def learning_rate(recipe: Recipe, *, steps_per_epoch: int) -> Callable[[int], fl
 
 
 def learning_rate_at(
-    step: int, *, base: float, warmup_steps: int, total_steps: int, schedule: str, final_fraction: float
+    step: int, *, base: float, warmup_steps: int, total_steps: int, schedule: Schedule, final_fraction: float
 ) -> float:
-    """The learning rate of a step: linear warm-up from base / warmup_steps, then constant or half a cosine.
+    """The learning rate of a step: linear warm-up from base / warmup_steps, then the schedule.
 
     Args:
         step: from 0 to total_steps - 1.
         base: the rate at the end of warm-up.
         warmup_steps: steps before `base` is reached; 0 starts at `base`.
-        total_steps: where the cosine reaches `base * final_fraction`.
-        schedule: "constant" or "cosine".
+        total_steps: where a decaying schedule reaches `base * final_fraction`.
+        schedule: "constant", or "cosine": half a cosine from `base` down.
         final_fraction: in [0, 1]; ignored when constant.
     """
     if step < warmup_steps:
         return base * (step + 1) / warmup_steps
-    if schedule == "constant":
-        return base
     progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-    return base * (final_fraction + (1 - final_fraction) * 0.5 * (1 + math.cos(math.pi * progress)))
+    match schedule:
+        case "constant":
+            return base
+        case "cosine":
+            decay = 0.5 * (1 + math.cos(math.pi * progress))
+        case _:
+            assert_never(schedule)
+    return base * (final_fraction + (1 - final_fraction) * decay)
 
 
 def parameter_groups(modules: Iterable[nn.Module], *, weight_decay: float) -> list[dict[str, Any]]:
@@ -75,7 +80,7 @@ def parameter_groups(modules: Iterable[nn.Module], *, weight_decay: float) -> li
 
 
 def make_optimizer(
-    name: str,
+    name: Optimizer,
     groups: list[dict[str, Any]],
     *,
     lr: float,
@@ -98,15 +103,17 @@ def make_optimizer(
         rate_in_momentum: of lars, see `Lars`.
     """
     kernels: dict[str, bool] = {"fused": True} if device.type in ("cpu", "cuda") else {"foreach": True}
-    if name == "adam":
-        return torch.optim.Adam(groups, lr=lr, betas=betas, **kernels)
-    if name == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, betas=betas, **kernels)
-    if name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum, **kernels)
-    if name == "lars":
-        return Lars(groups, lr=lr, momentum=momentum, trust=trust, rate_in_momentum=rate_in_momentum)
-    raise AssertionError(name)
+    match name:
+        case "adam":
+            return torch.optim.Adam(groups, lr=lr, betas=betas, **kernels)
+        case "adamw":
+            return torch.optim.AdamW(groups, lr=lr, betas=betas, **kernels)
+        case "sgd":
+            return torch.optim.SGD(groups, lr=lr, momentum=momentum, **kernels)
+        case "lars":
+            return Lars(groups, lr=lr, momentum=momentum, trust=trust, rate_in_momentum=rate_in_momentum)
+        case _:
+            assert_never(name)
 
 
 class Lars(torch.optim.Optimizer):

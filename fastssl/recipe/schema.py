@@ -182,8 +182,12 @@ def loss_name(value: Any) -> Any:
     return value.get("name", "barlow_twins") if isinstance(value, dict) else getattr(value, "name", "barlow_twins")
 
 
+Optimizer = Literal["adam", "adamw", "sgd", "lars"]
+Schedule = Literal["cosine", "constant"]
+
+
 class Optim(Section):
-    name: Literal["adam", "adamw", "sgd", "lars"] = "adamw"
+    name: Optimizer = "adamw"
     lr: Positive = 1e-3
     weight_decay: NonNegative = 1e-6
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -192,7 +196,7 @@ class Optim(Section):
     rate_in_momentum: bool = Field(
         True, description="LARS: the rate scales what enters the momentum (You et al. 2017), or what leaves it (false)."
     )
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Schedule = "cosine"
     warmup_epochs: NonNegative = 0.0
     final_fraction: Probability = 0.0
     clip_norm: Positive | None = None

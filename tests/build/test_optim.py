@@ -1,7 +1,8 @@
 """Schedules against literal tables, weight decay by rank, LARS against its paper's formula."""
 
+import itertools
 import math
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastssl.build.optim import learning_rate_at, make_optimizer, parameter_groups, set_learning_rate
 from fastssl.models.backbones import backbone
 from fastssl.models.pretrainer import Pretrainer
+from fastssl.recipe.schema import Optimizer, Schedule
 from fastssl.training.step import Step
 
 
@@ -59,8 +61,15 @@ def test_frozen_parameters_are_left_out() -> None:
     assert [len(group["params"]) for group in groups] == [1]
 
 
-@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "lars"])
-def test_every_optimizer_descends_a_quadratic(name: str) -> None:
+@pytest.mark.parametrize("schedule", get_args(Schedule))
+def test_every_schedule_warms_up_to_the_base_and_never_rises_again(schedule: Schedule) -> None:
+    values = rates(schedule=schedule, final_fraction=0.1)
+    assert values[:2] == pytest.approx([0.5, 1.0])
+    assert all(earlier >= later >= 0.1 for earlier, later in itertools.pairwise(values[1:]))
+
+
+@pytest.mark.parametrize("name", get_args(Optimizer))
+def test_every_optimizer_descends_a_quadratic(name: Optimizer) -> None:
     w = nn.Parameter(torch.tensor([[3.0, -2.0]]))
     groups = [{"params": [w], "weight_decay": 0.0}]
     chosen = make_optimizer(

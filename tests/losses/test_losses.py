@@ -69,6 +69,14 @@ def test_vicreg_equals_the_loops_in_value_and_gradient(shape):
     assert_same(value_and_gradient(fast, z), value_and_gradient(slow, z))
 
 
+@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize(("V", "B", "D"), [(2, 7, 5), (4, 5, 3)])
+def test_every_loss_of_the_table_equals_its_slow_formula(name, V, B, D):
+    z = embeddings(V, B, D)
+    slow = reference.LOSSES[name](z, **TABLE[name].weights(D, V))
+    assert_same(value_and_gradient(TABLE[name].function(z)["loss"], z), value_and_gradient(slow, z))
+
+
 @pytest.mark.parametrize(("B", "D"), [(7, 5), (5, 13)])
 def test_two_views_are_the_reference_exactly(B, D):
     z = embeddings(2, B, D)
