@@ -25,12 +25,12 @@ from fastssl.data.beton.reader import Beton, BetonWriter
 from fastssl.data.convert.convert import convert
 from fastssl.data.decode import decode_image
 from fastssl.data.formats import jpeg
-from fastssl.data.loaders.choose import free_host_bytes, installed
-from fastssl.data.loaders.threads import cpu_count
+from fastssl.data.loaders.choose import installed
 from fastssl.errors import UserError
 from fastssl.recipe.load import load
 from fastssl.recipe.schema import Recipe
 from fastssl.runs.environment import cpu_name
+from fastssl.runs.machine import cores, free_host_bytes
 
 SIDE_PX, IMAGES = 24, 8
 IMAGE_KINDS: dict[str, dict[str, Any]] = {
@@ -96,7 +96,7 @@ def timed(target: Recipe | Path | None) -> tuple[list[stages.Stage], str | None]
     if target.is_dir():
         recipe = load({"data": {"path": target, "batch_size": 64}, "train": {"epochs": 1}})
         return stages.stream_stages(recipe, cpu)[0], note
-    return stages.data_stages(target, batch_size=256, threads=cpu_count(), device=cpu, once=False)[0], note
+    return stages.data_stages(target, batch_size=256, threads=cores().count, device=cpu, once=False)[0], note
 
 
 def attempt(kind: str, name: str, work: Callable[[], str], fix: str = "") -> Check:
@@ -111,7 +111,7 @@ def attempt(kind: str, name: str, work: Callable[[], str], fix: str = "") -> Che
 
 def devices() -> list[Check]:
     """The CPU, every CUDA device, and Apple's."""
-    cpu = f"{cpu_name()}, {cpu_count()} cores, {free_host_bytes() / 1e9:.3g} GB free"
+    cpu = f"{cpu_name()}, {cores()}, {free_host_bytes() / 1e9:.3g} GB free"
     found = [Check("device", "cpu", True, cpu)]
     if torch.cuda.is_available():
         found += [attempt("device", f"cuda:{i}", partial(try_cuda, i)) for i in range(torch.cuda.device_count())]

@@ -22,10 +22,11 @@ from fastssl.augment.draws import permutation
 from fastssl.data.batch import Batch
 from fastssl.data.beton.reader import Beton
 from fastssl.data.loaders import layout
-from fastssl.data.loaders.threads import cpu_count, spread
+from fastssl.data.loaders.threads import spread
 from fastssl.data.loaders.transfer import moved
 from fastssl.data.manifest import Manifest
 from fastssl.recipe.schema import Recipe
+from fastssl.runs.machine import cores
 from fastssl.training.step import step_of
 
 ENOUGH_S = 0.4  # a call of this length is timed well enough
@@ -69,7 +70,7 @@ def recipe_stages(recipe: Recipe) -> list[Stage]:
         manifest = build.data.manifest_of(path)
     elif path.exists():
         once = build.data.loader_choice(recipe, path, device)[0] == "resident" and recipe.data.memory != "mmap"
-        threads = recipe.data.workers or cpu_count()
+        threads = recipe.data.workers or cores().count
         stages, batch = data_stages(path, batch_size=recipe.data.batch_size, threads=threads, device=device, once=once)
         manifest = build.data.manifest_of(path)
     else:

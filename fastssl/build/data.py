@@ -19,12 +19,13 @@ from fastssl.data.batch import Batch
 from fastssl.data.beton.reader import Beton
 from fastssl.data.convert import convert
 from fastssl.data.loaders import resident
-from fastssl.data.loaders.choose import choose, free_host_bytes, installed
+from fastssl.data.loaders.choose import choose, installed
 from fastssl.data.loaders.loader import BetonLoader
 from fastssl.data.loaders.plan import PlanOptions
 from fastssl.data.manifest import Manifest, manifest_path, read_manifest
 from fastssl.errors import UserError
 from fastssl.recipe.schema import Recipe
+from fastssl.runs.machine import free_host_bytes
 
 # Which images are held out or left out must not change with the run's seed, or runs could not be compared.
 SPLIT_SEED = 0x5EED

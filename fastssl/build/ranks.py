@@ -61,6 +61,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def local_world() -> int:
+    """Number of processes on this machine, 1 alone."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if dist.is_initialized() else 1
+
+
 def world() -> int:
     """Number of processes, 1 alone."""
     return dist.get_world_size() if dist.is_initialized() else 1

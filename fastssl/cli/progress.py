@@ -102,6 +102,8 @@ class TrainingProgress:
             f" on {record['device']}" + (f", continuing after step {record['step']}" if record["step"] else "")
         )
         console.print(f"Loader {record['loader']}")
+        if "threads" in record:
+            console.print(record["threads"])
         if not record["evaluated"]:
             console.print("No labeled images are held out (data.val_count), so there is no evaluation while training.")
 

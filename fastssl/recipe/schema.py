@@ -205,6 +205,11 @@ class Optim(Section):
 
 class Train(Section):
     epochs: Count
+    threads: Count | Literal["auto"] = Field(
+        "auto",
+        description="Threads of a process on the CPU; auto is the cores it may use by affinity and by a container's "
+        "quota, shared among the ranks of a machine.",
+    )
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     channels_last: bool = True
     compile: bool | Literal["reduce-overhead", "max-autotune"] = Field(

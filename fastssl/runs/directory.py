@@ -45,7 +45,7 @@ def check_run_dir(folder: Path, recipe: Recipe, *, resume: bool) -> None:
 
 
 def same_recipe(before: Recipe, now: Recipe, what: str) -> None:
-    a, b = (recipe.model_dump(mode="json", exclude={"log"}) for recipe in (before, now))
+    a, b = (recipe.model_dump(mode="json", exclude={"log": True, "train": {"threads"}}) for recipe in (before, now))
     changed = different_keys(a, b)
     if changed:
         raise UserError(

@@ -1,12 +1,13 @@
 """The machine and the versions that a result was measured with."""
 
 import importlib.metadata
-import os
 import platform
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from fastssl.runs.machine import cores
 
 PACKAGES = ("torch", "torchvision", "numpy", "numba", "ffcv", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "triton")
 
@@ -28,8 +29,7 @@ def hardware() -> dict[str, Any]:
     gpus = (
         [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     )
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"cpu": cpu_name(), "cores": cores, "torch_threads": torch.get_num_threads(), "gpus": gpus}
+    return {"cpu": cpu_name(), "cores": cores().count, "torch_threads": torch.get_num_threads(), "gpus": gpus}
 
 
 def cpu_name() -> str:

@@ -31,6 +31,7 @@ from fastssl.training.prefetch import prefetch_views
 from fastssl.training.resume import restore, save
 from fastssl.training.saver import must_be_whole
 from fastssl.training.state import Observer, OwnLoss, Run, assemble, with_own
+from fastssl.training.threads import threads
 
 ConvertProgress = Callable[[str, int, int | None], None]
 MOST_SKIPPED_IN_A_ROW = 50
@@ -74,7 +75,7 @@ def train(
     check_run_dir(folder, recipe, resume=resume)
     ranks.start(build.hardware.device(recipe).type, timeout_s=GROUP_TIMEOUT_S)
     convert_once(recipe, convert_progress)
-    with torch_settings(recipe):
+    with torch_settings(recipe), threads(recipe) as threads_taken:
         run = assemble(recipe, folder, observe or (lambda record: None), backbone=backbone, loss=loss)
         if ranks.is_main():
             folder.mkdir(parents=True, exist_ok=True)
@@ -85,7 +86,7 @@ def train(
                 if resume:
                     restore(run)
                 with record_failure(folder if ranks.is_main() else None):
-                    begin(run)
+                    begin(run, threads_taken)
                     loop(run, interrupts)
                     return finish(run)
             finally:
@@ -102,7 +103,7 @@ def convert_once(recipe: Recipe, progress: ConvertProgress | None) -> None:
     ranks.barrier()
 
 
-def begin(run: Run) -> None:
+def begin(run: Run, threads_taken: str) -> None:
     """Writes the resolved recipe and the environment, and tells the observer what is about to happen."""
     if ranks.is_main():
         write_beginnings(run.run_dir, run.recipe, run.manifest.to_json())
@@ -115,6 +116,7 @@ def begin(run: Run) -> None:
             "views": run.views,
             "device": str(run.device),
             "ranks": ranks.world(),
+            "threads": threads_taken,
             "loader": ": ".join(build.data.loader_choice(run.recipe, run.recipe.data.path, run.device)),
             "evaluated": run.prober.val is not None,
         }

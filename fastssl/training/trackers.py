@@ -88,7 +88,7 @@ class MLflow:
             number = (
                 experiment.experiment_id if experiment else self.client.create_experiment(recipe.log.mlflow_experiment)
             )
-            mark.write_text(self.client.create_run(number, run_name=folder.name).info.run_id, encoding="utf-8")
+            atomic_write(mark, self.client.create_run(number, run_name=folder.name).info.run_id)
             for name, value in flat(recipe.model_dump(mode="json")).items():
                 self.client.log_param(mark.read_text(encoding="utf-8"), name, value)
         self.run_id = mark.read_text(encoding="utf-8").strip()

@@ -18,8 +18,8 @@ from fastssl.data.beton.format import FIELD, HEADER, NDARRAY, RGB, TABLE
 from fastssl.data.beton.reader import Beton, BetonWriter
 from fastssl.data.formats.jpeg import decode_rgb
 from fastssl.data.formats.jpeg import encode as encode_jpeg
-from fastssl.data.loaders.threads import cpu_count
 from fastssl.errors import UserError
+from fastssl.runs.machine import cores
 
 ROOT = Path(__file__).parents[2]
 PAGE = 1 << 21
@@ -258,7 +258,7 @@ def ffcv_images(path: Path, **options: object) -> tuple[np.ndarray, np.ndarray]:
 
     batches = [
         (images.numpy().copy(), labels.numpy().copy())
-        for images, labels in Loader(str(path), batch_size=4, num_workers=cpu_count(), drop_last=False, **options)
+        for images, labels in Loader(str(path), batch_size=4, num_workers=cores().count, drop_last=False, **options)
     ]
     images, labels = (np.concatenate(part) for part in zip(*batches, strict=True))
     return images, labels[:, 0]

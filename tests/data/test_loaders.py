@@ -2,7 +2,6 @@
 
 import gc
 import importlib
-import os
 import subprocess
 import sys
 import threading
@@ -18,10 +17,11 @@ from fastssl.augment.draws import permutation
 from fastssl.data.batch import Batch
 from fastssl.data.beton.reader import Beton, BetonWriter
 from fastssl.data.loaders import resident
-from fastssl.data.loaders.choose import choose, free_host_bytes, installed
+from fastssl.data.loaders.choose import choose, installed
 from fastssl.data.loaders.plan import Plan
 from fastssl.data.loaders.threads import prefetch, spread
 from fastssl.errors import UserError
+from fastssl.runs.machine import free_host_bytes
 
 COUNT = 53
 LOADERS = ("resident", "in place", "host", "mmap", "ffcv", "dali")
@@ -424,4 +424,4 @@ def test_choice_of_loader(size, is_jpeg, device, ffcv, dali, name):
 def test_what_is_known_about_the_machine():
     assert installed("numpy")
     assert not installed("no_such_package.at_all")
-    assert 0 < free_host_bytes() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 0 < free_host_bytes() <= psutil.virtual_memory().total

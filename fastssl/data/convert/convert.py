@@ -15,13 +15,13 @@ from fastssl.data.convert.spool import spool
 from fastssl.data.convert.subset import choose
 from fastssl.data.decode import parse_color
 from fastssl.data.formats.decoded import MAX_PIXELS
-from fastssl.data.loaders.threads import cpu_count
 from fastssl.data.manifest import Manifest
 from fastssl.data.sources import SPLITS, open_source
 from fastssl.data.sources.base import Source, Stream, renumber
 from fastssl.data.storage import parents
 from fastssl.errors import UserError
 from fastssl.runs.files import remove_abandoned
+from fastssl.runs.machine import cores
 
 _NOT_RECORDED = ("out", "progress", "workers", "download", "resume")  # options that do not change the result
 
@@ -112,7 +112,7 @@ def convert(
         stretch=stretch,
     )
     shard_bytes = int(shard_mb * 1e6) if format == "webdataset" else None
-    job = Job(shape, shard_bytes, on_error, workers or cpu_count(), resume, progress or _silent, options)
+    job = Job(shape, shard_bytes, on_error, workers or cores().count, resume, progress or _silent, options)
     out = Path(out)
     val_out = out.with_name(f"{out.stem}.val{out.suffix}") if val_count else None
     targets = (out, val_out) if val_out else (out,)

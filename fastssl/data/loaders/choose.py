@@ -1,8 +1,6 @@
 """Which loader suits a data set and a machine, with the reason in words. No heavy imports."""
 
-import os
 from importlib.util import find_spec
-from pathlib import Path
 
 ROOM = 0.7  # share of free memory that a resident set may take; the rest is for the model and its activations
 
@@ -38,19 +36,6 @@ def installed(package: str) -> bool:
         return find_spec(package) is not None
     except ModuleNotFoundError:
         return False
-
-
-def free_host_bytes() -> int:
-    """Memory this process may still take: the kernel's estimate, or what its control group leaves if less."""
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        free = min(free, limit - int(Path("/sys/fs/cgroup/memory.current").read_text()))
-    except (OSError, ValueError, StopIteration):
-        pass  # not Linux, or no limit set: what is known so far stands
-    return max(0, free)
 
 
 def _size(size_bytes: int) -> str:

@@ -20,9 +20,10 @@ from fastssl.data.beton.reader import Beton
 from fastssl.data.loaders.layout import Layout, as_batch, empty, ends_of, image_shape
 from fastssl.data.loaders.loader import BetonLoader
 from fastssl.data.loaders.plan import Plan, PlanOptions
-from fastssl.data.loaders.threads import WATCHDOG_S, cpu_count
+from fastssl.data.loaders.threads import WATCHDOG_S
 from fastssl.data.loaders.transfer import delivered
 from fastssl.errors import UserError
+from fastssl.runs.machine import cores
 
 try:
     from nvidia import dali
@@ -55,7 +56,7 @@ def open_loader(
     """
     device, beton = torch.device(device), Beton(path)
     steps = Plan.make(len(beton), **plan)
-    store = _Store(beton, device, threads or cpu_count(), limit_s)
+    store = _Store(beton, device, threads or cores().count, limit_s)
     return BetonLoader(beton, store, steps, torch.from_numpy(beton.labels).to(device), layout)
 
 

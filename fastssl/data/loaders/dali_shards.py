@@ -22,9 +22,10 @@ from fastssl.data.loaders.dali import dali, decoded, device_id, fn, packed
 from fastssl.data.loaders.layout import Layout, as_batch, padded
 from fastssl.data.loaders.plan import check_batch_size
 from fastssl.data.loaders.shard_index import IMAGE_SUFFIXES, ShardIndex, read_index
-from fastssl.data.loaders.threads import WATCHDOG_S, cpu_count
+from fastssl.data.loaders.threads import WATCHDOG_S
 from fastssl.data.loaders.transfer import delivered
 from fastssl.errors import UserError
+from fastssl.runs.machine import cores
 
 BUFFER = 1024  # encoded samples from which each next one is drawn
 
@@ -70,7 +71,7 @@ def open_stream(
         raise UserError(
             f"batch_size {batch_size} is larger than the set of {len(index)} images", "Set data.batch_size lower."
         )
-    device, threads = torch.device(device), threads or cpu_count()
+    device, threads = torch.device(device), threads or cores().count
     return DaliStream(
         index, device, batch_size, order, seed, drop_last, rank, world, threads, limit_s, layout, channels, image_shape
     )

@@ -29,9 +29,10 @@ from fastssl.data.beton.reader import Beton
 from fastssl.data.loaders.layout import TORCH_TYPES, Layout, image_shape, require_memory
 from fastssl.data.loaders.loader import BetonLoader
 from fastssl.data.loaders.plan import Plan, PlanOptions
-from fastssl.data.loaders.threads import EXIT_S, WATCHDOG_S, cpu_count, ended_at_exit, hang
+from fastssl.data.loaders.threads import EXIT_S, WATCHDOG_S, ended_at_exit, hang
 from fastssl.data.loaders.transfer import to_device
 from fastssl.errors import UserError
+from fastssl.runs.machine import cores
 
 _threads = torch.get_num_threads(), get_num_threads()
 with warnings.catch_warnings():
@@ -82,7 +83,7 @@ def open_loader(
     """
     device, beton = torch.device(device), Beton(path)
     steps = Plan.make(len(beton), **plan)
-    store = _Store(beton, device, threads or cpu_count(), limit_s)
+    store = _Store(beton, device, threads or cores().count, limit_s)
     store.source(steps.batch_size // steps.world)  # refuses batches that memory cannot hold
     return BetonLoader(beton, store, steps, store.labels_N, layout)
 

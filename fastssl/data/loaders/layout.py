@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fastssl.data.batch import Batch
 from fastssl.data.beton.reader import Beton
-from fastssl.data.loaders.choose import free_host_bytes
 from fastssl.errors import UserError
+from fastssl.runs.machine import free_host_bytes
 
 Layout = Literal["flat", "padded"]
 TORCH_TYPES = {"uint8": torch.uint8, "uint16": torch.uint16}

@@ -20,8 +20,9 @@ from fastssl.data.beton.reader import Beton
 from fastssl.data.loaders.layout import Layout, as_batch, empty, ends_of, image_shape, require_memory
 from fastssl.data.loaders.loader import BetonLoader, Store
 from fastssl.data.loaders.plan import Plan, PlanOptions
-from fastssl.data.loaders.threads import cpu_count, spread
+from fastssl.data.loaders.threads import spread
 from fastssl.data.loaders.transfer import delivered, to_device
+from fastssl.runs.machine import cores
 
 Memory = Literal["device", "host", "mmap"]
 CHUNK_BYTES = 1 << 26  # staged per copy to an accelerator while loading
@@ -51,7 +52,7 @@ def open_loader(
     """
     device, beton = torch.device(device), Beton(path)
     steps = Plan.make(len(beton), **plan)
-    threads = threads or cpu_count()
+    threads = threads or cores().count
     store: Store
     if memory == "mmap":
         store = _Mapped(beton, device, threads)

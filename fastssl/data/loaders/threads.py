@@ -3,7 +3,6 @@
 import atexit
 import contextlib
 import faulthandler
-import os
 import sys
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -36,11 +35,6 @@ def ended_at_exit(end: Callable[[], None]) -> Generator[None]:
 def _end_open() -> None:
     for end in tuple(_open):
         end()
-
-
-def cpu_count() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def prefetch(

@@ -21,13 +21,13 @@ from fastssl.data.batch import Batch
 from fastssl.data.convert.chunks import indexed_runs, stream_runs
 from fastssl.data.convert.prepare import Run, Shape
 from fastssl.data.loaders import layout
-from fastssl.data.loaders.threads import cpu_count
 from fastssl.data.sources import Indexed, Source, open_source
 from fastssl.data.storage import parents
 from fastssl.errors import UserError
 from fastssl.models import pretrainer
 from fastssl.pretrained.embedding.table import Table, pyarrow
 from fastssl.pretrained.load import Pretrained, load
+from fastssl.runs.machine import cores
 
 Progress = Callable[[int, int | None], None]
 
@@ -76,7 +76,7 @@ def embed(
     total = len(opened) if isinstance(opened, Indexed) else opened.count
     start = time.perf_counter()
     with parents(out.parent), Table(out) as table:
-        for run in runs_of(opened, shape_of(pretrained), workers or cpu_count()):
+        for run in runs_of(opened, shape_of(pretrained), workers or cores().count):
             if run.refused and on_error == "fail":
                 raise UserError(run.refused[0][1], "Mend or remove it, or set --on-error skip.")
             table.skipped += len(run.refused)
