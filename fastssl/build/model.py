@@ -1,13 +1,17 @@
 """From a recipe to its network: which backbone, from which weights it starts, and what of it stays as it is."""
 
+import argparse
 import difflib
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from fastssl.errors import UserError
 from fastssl.models import backbones, checkpointing, hub, pretrainer, resnet, starting_weights
+from fastssl.models.matching import Match
 from fastssl.recipe import progressive
 from fastssl.recipe.presets import view_table
 from fastssl.recipe.schema import Recipe
@@ -36,7 +40,7 @@ def check_model(recipe: Recipe) -> None:
     if model.weights and model.weights not in hub.LIBRARIES and not Path(model.weights).exists():
         raise UserError(
             f"model.weights {model.weights} does not exist.",
-            "Set it to a run folder, a .safetensors or .pth file, torchvision or timm.",
+            "Set it to a run folder, a .safetensors, .pth or .ckpt file, torchvision or timm.",
         )
 
 
@@ -55,7 +59,7 @@ def network(
         UserError: when the parts do not fit each other or the images.
     """
     torch.manual_seed(recipe.seed)
-    model, sides = recipe.model, sides_px(recipe)
+    model, sides, account = recipe.model, sides_px(recipe), None
     if backbone is None and model.backbone == CUSTOM:
         raise UserError(
             "The recipe was run with a backbone of its own, which it cannot name.", "Pass the module as backbone=."
@@ -64,7 +68,7 @@ def network(
         backbone = backbones.backbone(
             model.backbone, stem=model.stem, width=model.width, in_channels=in_channels, side_px=sides[0]
         )
-        start(recipe, backbone)
+        account = load_weights(recipe, backbone)
     starting_weights.freeze(backbone, model.freeze)
     if recipe.train.gradient_checkpointing:
         checkpointing.checkpoint_blocks(backbone)
@@ -73,6 +77,7 @@ def network(
         dims[0], widths=model.projector, norm=model.projector_norm, bias=model.projector_bias
     )
     both = pretrainer.Pretrainer(backbone, projector)
+    both.weights_account = account
     layout = torch.channels_last if recipe.train.channels_last else torch.contiguous_format
     return both.to(device).to(memory_format=layout)
 
@@ -111,11 +116,11 @@ def sides_px(recipe: Recipe) -> list[int]:
     return sorted(sides, reverse=True) + ([recipe.evaluate.side_px] if recipe.evaluate.side_px else [])
 
 
-def start(recipe: Recipe, backbone: torch.nn.Module) -> None:
-    """Puts the recipe's starting weights, if it names any, into a backbone."""
+def load_weights(recipe: Recipe, backbone: torch.nn.Module) -> Match | None:
+    """Puts the recipe's weights, if it names any, into a backbone; what of them was taken."""
     source = recipe.model.weights
     if source is None:
-        return
+        return None
     if source in hub.LIBRARIES:
         library, _, name = recipe.model.backbone.rpartition("/")
         if library not in ("", source):
@@ -123,27 +128,33 @@ def start(recipe: Recipe, backbone: torch.nn.Module) -> None:
                 f"model.weights is {source}, but the backbone is {recipe.model.backbone}.",
                 f"Set model.weights to {library}, or to a file.",
             )
-        tensors = starting_weights.download(source, name)
+        tensors: Mapping[str, Any] = starting_weights.download(source, name)
     else:
         tensors = weights_of(Path(source))
-    starting_weights.fit(backbone, tensors, origin=source)
+    return starting_weights.load_pretrained(backbone, tensors, origin=source)
 
 
-def weights_of(path: Path) -> dict[str, Tensor]:
-    """Tensors of a run, a checkpoint, a .safetensors file, or a .pth file of tensors alone.
+def weights_of(path: Path) -> Mapping[str, Any]:
+    """Tensors of a run, a checkpoint, a .safetensors file, or what torch.save wrote (.pth, .pt, .bin, .tar, .ckpt).
+
+    Of the latter, tensors and plain values alone are read (`weights_only`); argparse's Namespace, in which many scripts
+    keep their options, counts as plain.
 
     Raises:
-        UserError: when there are none, they are damaged, or a .pth file holds anything but tensors.
+        UserError: when there are none, they are damaged, or the file would have to be unpickled.
     """
-    if path.suffix not in (".pth", ".pt", ".bin"):
+    if path.suffix not in (".pth", ".pt", ".bin", ".tar", ".ckpt"):
         return checkpoint.load_weights(path)
     try:
-        tensors: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-        if not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-            raise ValueError("not a mapping from names to tensors")
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(loaded, Mapping):
+            raise TypeError(f"it holds a {type(loaded).__name__}")
     except Exception as error:
+        name = re.search(r"GLOBAL (\S+) was not an allowed", str(error))
+        reason = f"it holds a {name[1]}" if name else type(error).__name__
         raise UserError(
-            f"{path} holds no plain state_dict ({type(error).__name__}).",
+            f"{path} holds no plain state_dict, and nothing else is unpickled ({reason}).",
             "Save model.state_dict() with torch.save, or as .safetensors.",
         ) from error
-    return tensors
+    return loaded

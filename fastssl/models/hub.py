@@ -22,7 +22,7 @@ ONE_SIDE_ONLY = ("torchvision/vit", "timm/swin", "timm/mixer", "timm/gmlp", "tim
 
 
 @dataclass(frozen=True)
-class Stock:
+class HubModel:
     """A library's own model, and what is changed in it to make a backbone.
 
     Attributes:
@@ -51,13 +51,13 @@ class Stock:
         return lines + [f'model.set_submodule("{path}", nn.{module!r})' for path, module in self.edits.items()]
 
 
-def published(name: str, *, stem: str, in_channels: int, side_px: int) -> nn.Module:
-    """The backbone "torchvision/NAME" or "timm/NAME", its parameters newly drawn; see `stock`."""
+def hub_backbone(name: str, *, stem: str, in_channels: int, side_px: int) -> nn.Module:
+    """The backbone "torchvision/NAME" or "timm/NAME", its parameters newly drawn; see `hub_model`."""
     library, _, model = name.partition("/")
-    return stock(library, model, stem=stem, in_channels=in_channels, side_px=side_px).build()
+    return hub_model(library, model, stem=stem, in_channels=in_channels, side_px=side_px).build()
 
 
-def stock(library: str, name: str, *, stem: str, in_channels: int, side_px: int) -> Stock:
+def hub_model(library: str, name: str, *, stem: str, in_channels: int, side_px: int) -> HubModel:
     """How a library's model becomes a backbone.
 
     Args:
@@ -87,7 +87,7 @@ def stock(library: str, name: str, *, stem: str, in_channels: int, side_px: int)
         )
     if "patch_size" not in arguments:
         edits |= stem_edits(model, f"{library}/{name}", stem=stem, in_channels=in_channels)
-    return Stock(library, name, arguments, edits)
+    return HubModel(library, name, arguments, edits)
 
 
 def check_name(name: str) -> None:

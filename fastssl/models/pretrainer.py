@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastssl.errors import UserError
+from fastssl.models.matching import Match
 
 
 def projector(features_dim: int, *, widths: Sequence[int], norm: str = "batch", bias: str = "auto") -> nn.Module:
@@ -76,7 +77,12 @@ class Pretrainer(nn.Module):
     """Backbone and projector: groups of views to features h_NF and embeddings z_VBD.
 
     Views of one group share a side length; a group is (V_g, B, C, H, W). V is the sum over groups, N = V * B.
+
+    Attributes:
+        weights_account: what of a file of weights went into the backbone; None where it begins newly drawn.
     """
+
+    weights_account: Match | None = None
 
     def __init__(self, backbone: nn.Module, projector: nn.Module) -> None:
         super().__init__()

@@ -142,6 +142,6 @@ def resnet(name: str, *, stem: str, width: float = 1.0, in_channels: int = 3) ->
     return ResNet(block, depths=depths, widths=scaled, stem=stem, in_channels=in_channels)
 
 
-def is_published(name: str) -> bool:
+def in_hubs(name: str) -> bool:
     """Whether torchvision and timm have the same network under the same names."""
     return name in ("resnet18", "resnet34", "resnet50")

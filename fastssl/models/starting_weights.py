@@ -4,12 +4,14 @@ C channels.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastssl.errors import UserError
 from fastssl.models.hub import create, require_timm
+from fastssl.models.matching import Match, match
 
 # Where networks keep their stages: our ResNets and torchvision's, then timm's and torchvision's other families.
 STAGE_LISTS = ("stages", "blocks", "layers", "features", "encoder.layers")
@@ -44,40 +46,34 @@ def download(library: str, name: str) -> dict[str, Tensor]:
         ) from error
 
 
-def fit(backbone: nn.Module, tensors: Mapping[str, Tensor], *, origin: str) -> None:
-    """Puts weights into a backbone, every one of its tensors; a projector or classifier among them is left out.
+def load_pretrained(backbone: nn.Module, loaded: Mapping[str, Any], *, origin: str) -> Match:
+    """Puts weights into a backbone, every one of its tensors, and says what of the file was and was not taken.
 
     A first convolution of another number of channels is adapted: summed to one, else repeated and scaled, so that equal
     channels give what they gave before.
 
     Args:
         backbone: to be filled.
-        tensors: of a backbone, a whole run ("backbone." before each name) or a library's model.
+        loaded: tensors by name, with any prefix and in any mapping, as `match` finds them.
         origin: what a person calls the weights.
 
     Raises:
         UserError: naming what does not fit.
     """
     own = backbone.state_dict()
-    inside = {k.removeprefix("backbone."): v for k, v in tensors.items() if k.startswith("backbone.")} or dict(tensors)
-    absent = [key for key in own if key not in inside]
-    if absent:
-        raise UserError(
-            f"{origin} lacks {absent[0]} and {len(absent) - 1} more of the backbone's {len(own)} tensors.",
-            "Set model.backbone to the network that the weights belong to.",
-        )
-    chosen = {key: inside[key] for key in own}
+    chosen, account = match(backbone, loaded, origin=origin)
     first = next((key for key, value in own.items() if value.ndim == 4), None)
     if first is not None:
         chosen[first] = with_channels(chosen[first], own[first].shape[1])
-    wrong = [key for key, value in own.items() if chosen[key].shape != value.shape]
+    wrong = [key for key in own if key in chosen and chosen[key].shape != own[key].shape]
     if wrong:
         shapes = f"{tuple(chosen[wrong[0]].shape)}, not {tuple(own[wrong[0]].shape)}"
         raise UserError(
             f"{origin} does not fit the backbone: its {wrong[0]} is {shapes}.",
             "Set model.backbone, stem and width to those of the weights (published ones have the stem imagenet).",
         )
-    backbone.load_state_dict(chosen)
+    backbone.load_state_dict(chosen, strict=False)  # what may be absent was named by `match`
+    return account
 
 
 def with_channels(kernel_OCHW: Tensor, channels: int) -> Tensor:

@@ -61,11 +61,15 @@ def different_keys(a: Any, b: Any, prefix: str = "") -> list[str]:
     return [k for key in keys for k in different_keys(a.get(key), b.get(key), f"{prefix}.{key}" if prefix else key)]
 
 
-def write_beginnings(folder: Path, recipe: Recipe, manifest: dict[str, Any]) -> None:
-    """The resolved recipe, the data's manifest, and the machine."""
+def write_beginnings(
+    folder: Path, recipe: Recipe, manifest: dict[str, Any], *, weights: dict[str, Any] | None = None
+) -> None:
+    """The resolved recipe, the data's manifest, the machine, and what of a file of weights the backbone took."""
     atomic_write(folder / "recipe.yaml", dump(recipe))
     atomic_json(folder / "data.json", manifest)
     atomic_json(folder / "environment.json", environment())
+    if weights is not None:
+        atomic_json(folder / "weights.json", weights)
 
 
 @contextlib.contextmanager

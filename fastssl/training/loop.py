@@ -105,8 +105,10 @@ def convert_once(recipe: Recipe, progress: ConvertProgress | None) -> None:
 
 def begin(run: Run, threads_taken: str) -> None:
     """Writes the resolved recipe and the environment, and tells the observer what is about to happen."""
+    account = run.network.weights_account
     if ranks.is_main():
-        write_beginnings(run.run_dir, run.recipe, run.manifest.to_json())
+        weights = account.to_json() if account else None
+        write_beginnings(run.run_dir, run.recipe, run.manifest.to_json(), weights=weights)
     run.observe(
         {
             "event": "start",
@@ -121,6 +123,8 @@ def begin(run: Run, threads_taken: str) -> None:
             "evaluated": run.prober.val is not None,
         }
     )
+    if account and run.step == 0:
+        run.observe({"event": "note", "message": account.sentence()})
     for warning in (
         build.losses.collapse_risk(run.recipe),
         build.views.idle_color(run.recipe, run.manifest.channels),

@@ -1,6 +1,8 @@
 """Backbones of torchvision and timm as features, starting weights, and stages that stay as they are."""
 
+import json
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +54,9 @@ def test_dropout_before_the_classifier_is_gone() -> None:
 
 
 def test_the_printed_lines_build_the_same_network() -> None:
-    stock = hub.stock("torchvision", "resnet18", stem="cifar", in_channels=4, side_px=32)
+    hub_model = hub.hub_model("torchvision", "resnet18", stem="cifar", in_channels=4, side_px=32)
     names: dict[str, Any] = {}
-    exec("\n".join(stock.code()), names)
+    exec("\n".join(hub_model.code()), names)
     ours = backbones.backbone("resnet18", stem="cifar", in_channels=4)
     names["model"].load_state_dict(ours.state_dict(), strict=True)
     images = torch.randn(2, 4, 32, 32)
@@ -129,6 +131,127 @@ def test_a_pickle_with_more_than_tensors_is_refused(tmp_path: Path, tiny_recipe:
     torch.save(torchvision.models.resnet18(), path)
     with pytest.raises(UserError, match="no plain state_dict"):
         build.model.network(recipe_from(tiny_recipe, weights=str(path)), in_channels=3, device=torch.device("cpu"))
+
+
+def theirs(layers: int = 18) -> dict[str, torch.Tensor]:
+    network: nn.Module = getattr(torchvision.models, f"resnet{layers}")()
+    return network.state_dict()
+
+
+def prefixed(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+WRAPPED: dict[str, Any] = {
+    "bare": lambda t: t,
+    "module": lambda t: prefixed("module.", t),
+    "state_dict": lambda t: {"state_dict": prefixed("module.", t), "epoch": 90, "best_acc1": torch.tensor(1.0)},
+    "model": lambda t: {"model": t, "args": Namespace(lr=0.1)},
+    "moco": lambda t: {
+        "state_dict": prefixed("module.encoder_q.", t) | prefixed("module.encoder_k.", noise(t)),
+        "optimizer": {"state": {0: {"momentum_buffer": torch.zeros(3)}}, "param_groups": []},
+    },
+    "dino": lambda t: {"student": prefixed("module.backbone.", noise(t)), "teacher": prefixed("backbone.", t)},
+    "lightning": lambda t: {
+        "state_dict": prefixed("model.backbone.", t) | {"projection_head.layers.0.weight": torch.zeros(2, 2)},
+        "hyper_parameters": {"lr": 0.1},
+        "pytorch-lightning_version": "2.4.0",
+    },
+    "compiled": lambda t: prefixed("_orig_mod.encoder.", t),
+    "old": lambda t: {name: tensor for name, tensor in t.items() if not name.endswith("num_batches_tracked")},
+}
+
+
+def noise(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: torch.rand_like(t) if t.is_floating_point() else t for name, t in tensors.items()}
+
+
+@pytest.mark.parametrize("wrapping", WRAPPED)
+@pytest.mark.parametrize("suffix", [".pth", ".pth.tar", ".ckpt"])
+def test_checkpoints_of_others_are_found_by_the_backbones_names(
+    wrapping: str, suffix: str, tmp_path: Path, tiny_recipe: dict[str, Any]
+) -> None:
+    tensors = theirs()
+    torch.save(WRAPPED[wrapping](tensors), tmp_path / f"weights{suffix}")
+    recipe = recipe_from(tiny_recipe, weights=str(tmp_path / f"weights{suffix}"))
+    network = build.model.network(recipe, in_channels=3, device=torch.device("cpu"))
+    for name, tensor in network.backbone.state_dict().items():
+        if wrapping != "old" or not name.endswith("num_batches_tracked"):
+            assert torch.equal(tensor, tensors[name]), name
+    account = network.weights_account
+    assert account is not None
+    counters = sum(name.endswith("num_batches_tracked") for name in tensors)
+    absent = counters if wrapping == "old" else 0
+    assert (account.matched, len(account.absent)) == (len(tensors) - 2 - absent, absent)
+    assert any(name.endswith("fc.weight") for name in account.left_over)
+    assert account.sentence().count("\n") == 0
+    assert f"{account.matched} tensors matched" in account.sentence()
+
+
+def test_of_two_networks_in_one_file_the_choice_is_said(tmp_path: Path, tiny_recipe: dict[str, Any]) -> None:
+    torch.save(WRAPPED["dino"](theirs()), tmp_path / "weights.pth")
+    recipe = recipe_from(tiny_recipe, weights=str(tmp_path / "weights.pth"))
+    account = build.model.network(recipe, in_channels=3, device=torch.device("cpu")).weights_account
+    assert account is not None
+    assert (account.place, account.also) == ("teacher/backbone", ("student/module.backbone",))
+    assert "under teacher/backbone (also there: student/module.backbone)" in account.sentence()
+
+
+def test_a_run_records_and_says_once_what_of_the_file_it_took(tmp_path: Path, tiny_recipe: dict[str, Any]) -> None:
+    tiny_recipe["train"]["epochs"] = 1
+    fastssl.train(tiny_recipe, run_dir=tmp_path / "first")
+    assert not (tmp_path / "first" / "weights.json").exists()
+    tiny_recipe["model"] |= {"weights": str(tmp_path / "first")}
+    records: list[dict[str, Any]] = []
+    fastssl.train(tiny_recipe, run_dir=tmp_path / "second", observe=records.append)
+    said = [record["message"] for record in records if "tensors matched" in record.get("message", "")]
+    account = json.loads((tmp_path / "second" / "weights.json").read_text())
+    assert len(said) == 1
+    assert f"{account['matched']} tensors matched under backbone" in said[0]
+    assert all(name.startswith("projector.") for name in account["left_over"])
+
+
+@pytest.mark.parametrize(
+    ("layers", "backbone", "message"),
+    [
+        (34, "resnet18", r"parts that the backbone lacks, such as layer\d"),
+        (18, "resnet34", "lacks layer"),
+        (50, "resnet18", r"parts that the backbone lacks|is \(\d+"),
+        (18, "resnet50", "lacks"),
+    ],
+)
+def test_weights_of_another_depth_are_refused(
+    layers: int, backbone: str, message: str, tmp_path: Path, tiny_recipe: dict[str, Any]
+) -> None:
+    torch.save({"state_dict": prefixed("module.", theirs(layers))}, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match=message):
+        build.model.network(
+            recipe_from(tiny_recipe, weights=str(tmp_path / "weights.pth"), backbone=backbone),
+            in_channels=3,
+            device=torch.device("cpu"),
+        )
+
+
+def test_a_file_without_the_backbone_names_what_both_hold(tmp_path: Path, tiny_recipe: dict[str, Any]) -> None:
+    torch.save({"decoder.0.kernel": torch.zeros(3)}, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match=r"holds decoder\.0\.kernel; the backbone's are bn1\.bias"):
+        build.model.network(
+            recipe_from(tiny_recipe, weights=str(tmp_path / "weights.pth")), in_channels=3, device=torch.device("cpu")
+        )
+
+
+@pytest.mark.parametrize(
+    "name", ["torchvision/convnext_tiny", "torchvision/vit_b_16", "timm/convnext_atto", "timm/vit_tiny_patch16_224"]
+)
+def test_a_librarys_whole_model_fits_its_backbone(name: str) -> None:
+    library, _, model = name.partition("/")
+    arguments = {"image_size": 32} if "vit_b" in name else {"img_size": 32} if "vit" in name else {}
+    whole = hub.create(library, model, arguments).state_dict()
+    network = backbones.backbone(name, stem="imagenet", side_px=32)
+    account = starting_weights.load_pretrained(network, {"model": prefixed("module.", whole)}, origin="x")
+    assert account.absent == ()
+    assert all(torch.equal(tensor, whole[key]) for key, tensor in network.state_dict().items())
+    assert {key.rpartition(".")[2] for key in account.left_over} == {"weight", "bias"}
 
 
 @pytest.mark.parametrize("library", ["torchvision", "timm"])

@@ -155,7 +155,7 @@ def test_a_network_of_our_own_is_refused_with_the_reason(tiny_run: Path, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
-def test_the_reason_for_changing_the_stock_model_is_given(tmp_path: Path) -> None:
+def test_the_reason_for_changing_the_hub_model_is_given(tmp_path: Path) -> None:
     record = export(network(**CIFAR18), tmp_path / "a.pth", to="torchvision")
     assert "conv1" in record["changes"]
     assert any("nn.Conv2d(3, 64, kernel_size=(3, 3)" in line for line in record["loading"])

@@ -51,7 +51,7 @@ def export(source: str | Path | Pretrained, out: str | Path, *, to: Format) -> d
         with atomic_path(out) as temporary:
             match to:
                 case "torchvision" | "timm":
-                    record = weights.write_stock(net, temporary, record, library=to, suffix=out.suffix)
+                    record = weights.write_hub(net, temporary, record, library=to, suffix=out.suffix)
                 case "safetensors":
                     record = weights.write_own(net, temporary, record)
                 case "torch-export":

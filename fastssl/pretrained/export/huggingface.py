@@ -11,44 +11,44 @@ import yaml
 
 from fastssl.errors import UserError
 from fastssl.models import hub
-from fastssl.pretrained.export.weights import plain, save, stock_of, tensors_of
+from fastssl.pretrained.export.weights import hub_model_of, plain, save, tensors_of
 from fastssl.pretrained.load import EXPORTED, Pretrained
 
 RESAMPLE = {"bilinear": 2, "bicubic": 3}  # Pillow's numbers
 
 
 def write_folder(net: Pretrained, path: Path, record: dict[str, Any]) -> dict[str, Any]:
-    stock = timm_stock(net)
-    record = record | {"loading": loading(record, stock)}
+    hub_model = timm_model(net)
+    record = record | {"loading": loading(record, hub_model)}
     path.mkdir()
     save(path / EXPORTED, tensors_of(plain(net.backbone)), record, suffix=".safetensors")
     texts = {
-        "config.json": json.dumps(config(record, stock), indent=1),
+        "config.json": json.dumps(config(record, hub_model), indent=1),
         "preprocessor_config.json": json.dumps(processor(record["preprocessing"]), indent=1),
         "fastssl.json": json.dumps(record, indent=1),
-        "README.md": card(record, library="timm" if stock else "fastssl"),
+        "README.md": card(record, library="timm" if hub_model else "fastssl"),
     }
     for name, text in texts.items():
         (path / name).write_text(text, encoding="utf-8")
     return record
 
 
-def timm_stock(net: Pretrained) -> hub.Stock | None:
+def timm_model(net: Pretrained) -> hub.HubModel | None:
     """timm's own model for these weights, where it needs no change; timm itself need not be installed for others."""
     try:
-        stock = stock_of(net, "timm")
+        hub_model = hub_model_of(net, "timm")
     except UserError:
         return None
-    return None if stock.edits else stock
+    return None if hub_model.edits else hub_model
 
 
-def loading(record: dict[str, Any], stock: hub.Stock | None) -> list[str]:
-    if stock is None:
+def loading(record: dict[str, Any], hub_model: hub.HubModel | None) -> list[str]:
+    if hub_model is None:
         return ["import fastssl", f'backbone = fastssl.load("{record["file"]}").backbone']
     return ["import timm", f'model = timm.create_model("local-dir:{record["file"]}", pretrained=True)']
 
 
-def config(record: dict[str, Any], stock: hub.Stock | None) -> dict[str, Any]:
+def config(record: dict[str, Any], hub_model: hub.HubModel | None) -> dict[str, Any]:
     prepared = record["preprocessing"]
     pretrained = {
         "input_size": [prepared["channels"], prepared["side_px"], prepared["side_px"]],
@@ -60,9 +60,9 @@ def config(record: dict[str, Any], stock: hub.Stock | None) -> dict[str, Any]:
         "num_classes": 0,
     }
     # timm looks up the first convolution's name to adapt it: the weights have the right number of channels already
-    arguments = {k: v for k, v in stock.arguments.items() if k != "num_classes"} if stock else {}
+    arguments = {k: v for k, v in hub_model.arguments.items() if k != "num_classes"} if hub_model else {}
     return {
-        "architecture": stock.name if stock else record["backbone"],
+        "architecture": hub_model.name if hub_model else record["backbone"],
         "num_classes": 0,
         "num_features": record["features_dim"],
         "model_args": arguments,

@@ -64,16 +64,16 @@ def write_own(net: Pretrained, path: Path, record: dict[str, Any]) -> dict[str, 
     return record
 
 
-def write_stock(net: Pretrained, path: Path, record: dict[str, Any], *, library: str, suffix: str) -> dict[str, Any]:
+def write_hub(net: Pretrained, path: Path, record: dict[str, Any], *, library: str, suffix: str) -> dict[str, Any]:
     """The backbone under the names of a library's own model, after loading it there."""
-    stock, ours, images = stock_of(net, library), plain(net.backbone), examples(net)
-    theirs, tensors = stock.build(), tensors_of(ours)
+    hub_model, ours, images = hub_model_of(net, library), plain(net.backbone), examples(net)
+    theirs, tensors = hub_model.build(), tensors_of(ours)
     theirs.load_state_dict(tensors, strict=True)
     with torch.no_grad():
         worst = compare(ours, theirs.eval()(images), images, what=library)
     record = record | {
-        "loading": [*stock.code(), *loading_lines(str(record["file"]), suffix)],
-        "changes": changes(stock),
+        "loading": [*hub_model.code(), *loading_lines(str(record["file"]), suffix)],
+        "changes": changes(hub_model),
         "largest_difference": worst,
     }
     save(path, tensors, record, suffix=suffix)
@@ -86,18 +86,18 @@ def loading_lines(name: str, suffix: str) -> list[str]:
     return ["from safetensors.torch import load_file", f'model.load_state_dict(load_file("{name}"), strict=True)']
 
 
-def changes(stock: hub.Stock) -> str:
+def changes(hub_model: hub.HubModel) -> str:
     """Why the library's model is not taken as it comes, in one sentence."""
-    parts = [path for path, module in stock.edits.items() if not isinstance(module, nn.Identity)]
+    parts = [path for path, module in hub_model.edits.items() if not isinstance(module, nn.Identity)]
     if parts:
         return (
-            f"{stock.library}'s {stock.name} is changed at {', '.join(parts)}: its published first convolution does "
+            f"{hub_model.library}'s {hub_model.name} is changed at {', '.join(parts)}: its published first convolution does "
             "not take these images at this resolution or number of channels."
         )
     return "none but the classifier, which features do without"
 
 
-def stock_of(net: Pretrained, library: str) -> hub.Stock:
+def hub_model_of(net: Pretrained, library: str) -> hub.HubModel:
     """The library's model that these weights belong to.
 
     Raises:
@@ -105,7 +105,7 @@ def stock_of(net: Pretrained, library: str) -> hub.Stock:
     """
     model = net.recipe.model
     family, _, name = model.backbone.rpartition("/")
-    only_ours = model.backbone in resnet.RESNETS and (not resnet.is_published(model.backbone) or model.width != 1)
+    only_ours = model.backbone in resnet.RESNETS and (not resnet.in_hubs(model.backbone) or model.width != 1)
     if only_ours or family not in ("", library) or model.backbone == build.model.CUSTOM:
         width = f" of width {model.width:g}" if model.width != 1 else ""
         raise UserError(
@@ -114,4 +114,4 @@ def stock_of(net: Pretrained, library: str) -> hub.Stock:
         )
     stem = backbones.resolved_stem(model.backbone, model.stem)
     side_px = build.model.sides_px(net.recipe)[0]
-    return hub.stock(library, name, stem=stem, in_channels=len(net.clean.mean_C), side_px=side_px)
+    return hub.hub_model(library, name, stem=stem, in_channels=len(net.clean.mean_C), side_px=side_px)
