@@ -11,7 +11,7 @@ def backbone(name: str, *, stem: str, width: float = 1.0, in_channels: int = 3, 
 
     Args:
         name: a key of RESNETS, "torchvision/NAME" or "timm/NAME".
-        stem: "auto" is "cifar" for a key of RESNETS and "imagenet", as published, for others; see `ResNet`, `hub_model`.
+        stem: "auto" is "cifar" for a key of RESNETS and "imagenet", as published, for others; see `hub_model`.
         width: factor on the channels of a key of RESNETS.
         in_channels: C of the images.
         side_px: of the images; matters to published networks with position embeddings.

@@ -91,8 +91,8 @@ def changes(hub_model: hub.HubModel) -> str:
     parts = [path for path, module in hub_model.edits.items() if not isinstance(module, nn.Identity)]
     if parts:
         return (
-            f"{hub_model.library}'s {hub_model.name} is changed at {', '.join(parts)}: its published first convolution does "
-            "not take these images at this resolution or number of channels."
+            f"{hub_model.library}'s {hub_model.name} is changed at {', '.join(parts)}: its published first convolution "
+            "does not take these images at this resolution or number of channels."
         )
     return "none but the classifier, which features do without"
 
