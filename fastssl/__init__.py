@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from fastssl.data.convert.convert import convert
     from fastssl.pretrained.load import Pretrained, load
     from fastssl.recipe.schema import Recipe
+    from fastssl.recipe.view import View
     from fastssl.training.loop import train
+    from fastssl.training.views import views
 
 # Imported on first use, so that `fastssl --help` does not wait for torch.
 _HOMES = {
@@ -20,14 +22,18 @@ _HOMES = {
     "Pretrained": "fastssl.pretrained.load",
     "load": "fastssl.pretrained.load",
     "Recipe": "fastssl.recipe.schema",
+    "View": "fastssl.recipe.view",
     "train": "fastssl.training.loop",
+    "views": "fastssl.training.views",
 }
-__all__ = ["Pretrained", "Recipe", "__version__", "convert", "load", "train"]
+__all__ = ["Pretrained", "Recipe", "View", "__version__", "convert", "load", "losses", "train", "views"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module 'fastssl' has no attribute {name!r}")
     import importlib
 
+    if name == "losses":
+        return importlib.import_module("fastssl.losses")
     return getattr(importlib.import_module(_HOMES[name]), name)

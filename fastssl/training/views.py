@@ -1,0 +1,179 @@
+"""The loader and the views for a loop of one's own: `for views, labels, index in fastssl.views("train.beton", ...)`.
+
+Images are read and decoded once per step, views are cut on the device, and everything is a function of (seed, epoch,
+image, view): order and pixels are the same whatever the batch size, the number of ranks, or where a run was resumed.
+
+V views, B images of this rank, C channels, H W pixels.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fastssl import build
+from fastssl.data.batch import Batch
+from fastssl.errors import UserError
+from fastssl.recipe.load import load
+from fastssl.recipe.schema import Recipe, ViewSpec
+from fastssl.training.prefetch import prefetch_views
+
+Row = ViewSpec | Mapping[str, Any]
+Item = tuple[Tensor | tuple[Tensor, ...], Tensor, Tensor]
+PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+LARGEST_DEFAULT_PX = 224
+
+
+class Views:
+    """An iterable of (views, labels, index); see `views`, which makes one.
+
+    Iterating yields the current epoch's remaining steps; at its end the next epoch is current, so that every pass
+    over it has new views. `set_epoch` chooses an epoch.
+    """
+
+    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+        path = recipe.data.path
+        self.recipe, self.device = recipe, device
+        self.manifest = build.data.manifest_of(path)
+        labels_N = build.data.labels_of(path)
+        self.loader = build.data.loader(recipe, path, torch.arange(len(labels_N)), device=device)
+        self.augment = build.views.augment(recipe, self.manifest, device=device)
+        self.epoch = self.step = 0
+
+    def __len__(self) -> int:
+        """Steps of an epoch; a last batch that is not full is left out."""
+        return len(self.loader)
+
+    def __repr__(self) -> str:
+        spec = self.recipe.augment
+        return f"Views({self.recipe.data.path}, batch_size={self.recipe.data.batch_size}, views={spec.views}, {self.device})"
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make `epoch` the current one, from its first step; nothing changes when it is current already."""
+        if epoch != self.epoch:
+            self.epoch, self.step = epoch, 0
+
+    def __iter__(self) -> Iterator[Item]:
+        """The current epoch from the current step on.
+
+        Yields:
+            views: (V, B, C, H, W), normalized, in the dtype asked for; `.flatten(0, 1)` of it is channels_last. Where
+                rows differ in side_px, a tuple of one such tensor per run of rows of equal side.
+            labels: int64 (B,), -1 for images without a label.
+            index: int64 (B,), positions in the file.
+        """
+        epoch, batches = self.epoch, deque[tuple[Tensor, Tensor]]()
+
+        def make(batch: Batch) -> tuple[Tensor, ...]:
+            batches.append((batch.labels_B, batch.index_B))
+            return self.augment(batch, epoch)
+
+        made = prefetch_views(self.loader.epoch(epoch, self.step), make, self.device, backend=self.augment.backend)
+        for groups in made:
+            labels_B, index_B = batches.popleft()
+            if self.device.type == "cuda":  # made on a side stream: not to be reused while this one reads them
+                for tensor in (labels_B, index_B):
+                    tensor.record_stream(torch.cuda.current_stream(self.device))
+            self.step += 1
+            if self.step == len(self):
+                self.epoch, self.step = epoch + 1, 0
+            yield groups[0] if len(groups) == 1 else groups, labels_B, index_B
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where iteration stands, as JSON values: the step after the one that was yielded last."""
+        return {"epoch": self.epoch, "step": self.step} | self.identity()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state_dict` stood; the number of ranks may differ.
+
+        Raises:
+            UserError: when the state is of other data, another seed or another batch size.
+        """
+        differing = [key for key, value in self.identity().items() if state.get(key) != value]
+        if differing:
+            raise UserError(
+                f"The state is of other views: {', '.join(differing)} differ.",
+                "Build views(...) with the same file, seed and batch_size, or start without the state.",
+            )
+        self.epoch, self.step = int(state["epoch"]), int(state["step"])
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "data_digest": self.manifest.digest,
+            "seed": self.recipe.seed,
+            "batch_size": self.recipe.data.batch_size,
+        }
+
+
+def views(
+    path: str | Path,
+    *,
+    batch_size: int,
+    views: int | Sequence[Row] = 4,
+    preset: Literal["cifar", "stl", "imagenet", "imagenet_asymmetric", "multicrop"] = "cifar",
+    side_px: int | None = None,
+    device: str | torch.device = "auto",
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    loader: Literal["auto", "resident", "ffcv", "dali"] = "auto",
+    memory: Literal["device", "host", "mmap"] = "device",
+    backend: Literal["auto", "torch", "cpu", "cuda"] = "auto",
+) -> Views:
+    """Batches of augmented views of a converted data set, for a training loop of one's own.
+
+    Args:
+        path: a .beton file that `convert` wrote, or a folder of shards.
+        batch_size: images of a step, >= 2, over all ranks where torch.distributed is initialized.
+        views: V >= 2 rows of the preset, or the view table: one `View` or mapping of its fields per view.
+        preset: what a number of views is cut by.
+        side_px: of a number of views; the images' own side where they share one, at most 224, when None.
+        device: "auto", "cpu", "cuda", "mps" or a torch.device.
+        dtype: of the views: float32, bfloat16 or float16.
+        seed: of the order and of every draw.
+        loader, memory: how images are held; see the recipe's `data`.
+        backend: what cuts the views; see the recipe's `augment`.
+
+    Raises:
+        UserError: for everything a person can fix, naming the argument.
+
+    Example:
+        >>> train = fastssl.views("data/train.beton", batch_size=256, views=4)
+        >>> for views, labels, index in train:  # (4, 256, C, H, W)
+        ...     z = network(views.flatten(0, 1)).view(4, 256, -1)
+        ...     loss = fastssl.losses.barlow_twins(z)["loss"]
+    """
+    path = Path(path)
+    if dtype not in PRECISIONS:
+        raise UserError(f"dtype is {dtype}.", "Set it to torch.float32, torch.bfloat16 or torch.float16.")
+    if isinstance(views, int):
+        side_px = side_px or build.data.manifest_of(path).side_px or LARGEST_DEFAULT_PX
+        table: dict[str, Any] = {"preset": preset, "views": views, "side_px": min(side_px, LARGEST_DEFAULT_PX)}
+    else:
+        table = {"preset": "none", "rows": [row_of(row) for row in views]}
+    place = torch.device(device) if device != "auto" else None
+    recipe = load(
+        {
+            "seed": seed,
+            "device": place.type if place else "auto",
+            "data": {"path": str(path), "batch_size": batch_size, "loader": loader, "memory": memory},
+            "augment": table | {"backend": backend},
+            "train": {"epochs": 1, "precision": PRECISIONS[dtype]},
+        }
+    )
+    return Views(recipe, place or build.hardware.device(recipe))
+
+
+def row_of(row: Row) -> dict[str, Any]:
+    """A row of the view table as a mapping.
+
+    Raises:
+        UserError: when it is none.
+    """
+    if isinstance(row, ViewSpec):
+        return row.model_dump(mode="json")
+    if isinstance(row, Mapping):
+        return dict(row)
+    raise UserError(f"A view is {row!r}.", 'Write fastssl.View(side_px=32, ...) or {"side_px": 32, ...} for each.')

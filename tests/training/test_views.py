@@ -1,0 +1,153 @@
+"""`fastssl.views`: the loader and the views in a loop of one's own, exact, resumable, and on any number of ranks."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fastssl
+from fastssl import build
+from fastssl.build import ranks
+from fastssl.errors import UserError
+from fastssl.recipe.load import load
+from fastssl.training.loop import train
+
+Epoch = list[tuple[Any, Tensor, Tensor]]
+BATCH = 32  # of 200 images: six steps, eight images left over
+
+
+@pytest.fixture
+def path(tiny_data: tuple[Path, Path]) -> Path:
+    return tiny_data[0]
+
+
+def assert_same(one: Epoch, other: Epoch) -> None:
+    assert len(one) == len(other) > 0
+    for a, b in zip(one, other, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_shapes_labels_and_positions_are_the_files(path: Path) -> None:
+    views = fastssl.views(path, batch_size=BATCH, views=3, side_px=12, dtype=torch.bfloat16, device="cpu")
+    epoch, labels_N = list(views), build.data.labels_of(path)
+    assert len(epoch) == len(views) == 6
+    for views_VBCHW, labels_B, index_B in epoch:
+        assert views_VBCHW.shape == (3, BATCH, 3, 12, 12)
+        assert views_VBCHW.dtype == torch.bfloat16
+        assert views_VBCHW.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(labels_B, labels_N[index_B])
+    seen = torch.cat([index_B for _, _, index_B in epoch])
+    assert len(seen.unique()) == len(seen) == 6 * BATCH
+
+
+def test_the_views_are_those_of_a_run_with_the_same_recipe(path: Path) -> None:
+    recipe = load(
+        {
+            "seed": 7,
+            "device": "cpu",
+            "data": {"path": str(path), "batch_size": BATCH},
+            "augment": {"views": 2, "side_px": 16},
+            "train": {"epochs": 1, "precision": "fp32"},
+        }
+    )
+    device, manifest = torch.device("cpu"), build.data.manifest_of(path)
+    augment = build.views.augment(recipe, manifest, device=device)
+    loader = build.data.loader(recipe, path, torch.arange(200), device=device)
+    expected = [(augment(batch, 0)[0], batch.labels_B, batch.index_B) for batch in loader.epoch(0, 0)]
+    assert_same(list(fastssl.views(path, batch_size=BATCH, views=2, seed=7, device="cpu")), expected)
+
+
+def test_epochs_follow_each_other_and_can_be_chosen(path: Path) -> None:
+    views = fastssl.views(path, batch_size=BATCH, views=2, device="cpu")
+    first, second = list(views), list(views)
+    assert not torch.equal(first[0][0], second[0][0])
+    again = fastssl.views(path, batch_size=BATCH, views=2, device="cpu")
+    again.set_epoch(1)
+    assert_same(list(again), second)
+    again.set_epoch(0)
+    assert_same(list(again), first)
+
+
+def test_it_resumes_in_the_middle_of_an_epoch(path: Path) -> None:
+    whole = list(fastssl.views(path, batch_size=BATCH, views=2, device="cpu"))
+    stopped = fastssl.views(path, batch_size=BATCH, views=2, device="cpu")
+    for count, _ in enumerate(stopped, start=1):
+        if count == 4:
+            break
+    state = stopped.state_dict()
+    resumed = fastssl.views(path, batch_size=BATCH, views=2, device="cpu")
+    resumed.load_state_dict(state)
+    resumed.set_epoch(0)  # as a loop over epochs says again; the position stays
+    assert_same(list(resumed), whole[4:])
+    assert resumed.state_dict()["epoch"] == 1
+    other = fastssl.views(path, batch_size=16, views=2, device="cpu")
+    with pytest.raises(UserError, match="batch_size differ"):
+        other.load_state_dict(state)
+
+
+def test_ranks_share_each_batch(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (whole, *_), parts = list(fastssl.views(path, batch_size=BATCH, views=2, device="cpu")), []
+    for rank in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(ranks, "rank", lambda rank=rank: rank)
+            patch.setattr(ranks, "world", lambda: 2)
+            parts.append(next(iter(fastssl.views(path, batch_size=BATCH, views=2, device="cpu"))))
+    assert torch.equal(torch.cat([views for views, _, _ in parts], dim=1), whole[0])
+    assert torch.equal(torch.cat([index for _, _, index in parts]), whole[2])
+
+
+def test_a_table_of_views_with_two_sides_gives_two_tensors(path: Path) -> None:
+    table = [fastssl.View(side_px=16), {"side_px": 16, "hflip_p": 1.0}, fastssl.View(side_px=8)]
+    large_VBCHW, small_VBCHW = next(iter(fastssl.views(path, batch_size=BATCH, views=table, device="cpu")))[0]
+    assert large_VBCHW.shape == (2, BATCH, 3, 16, 16)
+    assert small_VBCHW.shape == (1, BATCH, 3, 8, 8)
+    assert torch.equal(large_VBCHW[1], large_VBCHW[0].flip(-1))
+
+
+def test_a_loop_of_ones_own_learns(path: Path) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(128, 8))
+    adam = torch.optim.Adam(network.parameters(), lr=0.01)
+    views, losses = fastssl.views(path, batch_size=BATCH, views=4, device="cpu"), []
+    for _ in range(5):
+        for views_VBCHW, _, _ in views:
+            z_VBD = network(views_VBCHW.flatten(0, 1)).view(4, BATCH, -1)
+            loss = fastssl.losses.barlow_twins(z_VBD)["loss"]
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+            losses.append(float(loss))
+    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"dtype": torch.int64}, "dtype"),
+        ({"batch_size": 1}, "batch_size"),
+        ({"batch_size": 500}, "batch_size"),
+        ({"views": 1}, "views"),
+        ({"views": [{"side_px": 16}]}, "at least two"),
+        ({"views": ["cifar", "cifar"]}, "A view is 'cifar'"),
+        ({"views": [{"sidepx": 16}] * 2}, "did you mean side_px"),
+        ({"preset": "imagnet"}, "preset"),
+        ({"path": "nothing.beton"}, "nothing.beton"),
+        ({"loader": "fast"}, "loader"),
+    ],
+)
+def test_mistakes_name_the_argument(path: Path, arguments: dict[str, Any], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        fastssl.views(**{"path": path, "batch_size": BATCH, "device": "cpu"} | arguments)
+
+
+def test_a_view_names_its_unknown_and_wrong_fields() -> None:
+    with pytest.raises(UserError, match=r"sidepx.*hflip_p|hflip_p.*sidepx"):
+        fastssl.View(sidepx=16, hflip_p=2)
+
+
+def test_train_takes_the_same_table(path: Path, tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    table = [fastssl.View(side_px=16, hflip_p=0.5)] * 3
+    tiny = tiny_recipe | {"train": tiny_recipe["train"] | {"epochs": 1}}
+    assert train(tiny, run_dir=tmp_path / "run", policy=table)["views"] == 3 * 5 * 32
