@@ -48,8 +48,8 @@ class Views:
         return len(self.loader)
 
     def __repr__(self) -> str:
-        spec = self.recipe.augment
-        return f"Views({self.recipe.data.path}, batch_size={self.recipe.data.batch_size}, views={spec.views}, {self.device})"
+        path, batch_size = self.recipe.data.path, self.recipe.data.batch_size
+        return f"Views({path}, batch_size={batch_size}, views={len(self.augment.views)}, {self.device})"
 
     def set_epoch(self, epoch: int) -> None:
         """Make `epoch` the current one, from its first step; nothing changes when it is current already."""
