@@ -46,6 +46,9 @@ def options(
 
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or a shipped recipe's name.")]
+RecipeOrImagesArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A YAML file, a shipped recipe's name, or a folder of images.")
+]
 SetOption = Annotated[
     list[str] | None, typer.Option("-s", "--set", metavar="SECTION.KEY=VALUE", help="Change the recipe; repeatable.")
 ]

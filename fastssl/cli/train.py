@@ -1,18 +1,22 @@
 """`fastssl train`: pretrain a backbone as a recipe says."""
 
+import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastssl.cli.app import JsonOption, RecipeArgument, SetOption, app, print_result
-from fastssl.errors import Interrupted
+from fastssl.cli.app import JsonOption, RecipeOrImagesArgument, SetOption, app, print_result
+from fastssl.errors import Interrupted, UserError
+
+if TYPE_CHECKING:
+    from fastssl.bench.own_images import Plan
 
 
 @app.command()
 def train(
-    recipe: RecipeArgument,
+    recipe: RecipeOrImagesArgument,
     changes: SetOption = None,
     run_dir: Annotated[Path | None, typer.Option(help="Where results go; runs/<name> when absent.")] = None,
     resume: Annotated[
@@ -23,9 +27,17 @@ def train(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Pretrain a backbone as a recipe says."""
+    """Pretrain a backbone as a recipe says, or on a folder of images, which is converted and given a recipe first."""
     from fastssl.recipe.load import load
 
+    plan = images_plan(recipe)
+    if plan is not None and dry_run and not (plan.data.exists() and plan.recipe.exists()):
+        print_result(
+            {"source": str(plan.source), "data": str(plan.data), "recipe": str(plan.recipe)}, plan.text(), as_json
+        )
+        return
+    if plan is not None:
+        recipe = str(made_recipe(plan))
     resolved = load(recipe, changes or ())
     if dry_run:
         from fastssl.bench.dry_run import describe
@@ -61,3 +73,27 @@ def train(
     if ranks.is_main():
         print_result(summary, summary_text(summary), as_json)
     ranks.stop()
+
+
+def images_plan(recipe: str) -> "Plan | None":
+    """What to make of a folder or file of images given in place of a recipe."""
+    if not Path(recipe).exists() or Path(recipe).suffix in (".yaml", ".yml"):
+        return None
+    from fastssl.bench.own_images import plan_of
+
+    return plan_of(recipe)
+
+
+def made_recipe(plan: "Plan") -> Path:
+    """Says what will happen, and does it up to the recipe."""
+    from fastssl.bench.own_images import carry_out
+    from fastssl.cli.progress import console, conversion_progress
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            f"{plan.source} holds images, and several ranks were started.",
+            f"Convert first: fastssl convert {plan.source} {plan.data}, then fastssl recipe new.",
+        )
+    console.print(plan.text())
+    with conversion_progress() as converting:
+        return carry_out(plan, converting)
