@@ -17,6 +17,10 @@ class UserError(Exception):
         self.fix = fix
 
 
+class DamagedWarning(UserWarning):
+    """A file is damaged and an earlier one is used; the command line prints it as one line."""
+
+
 class Interrupted(Exception):  # noqa: N818 - not an error
     """Raised by the loop after a signal, when the checkpoint is written."""
 

@@ -212,7 +212,8 @@ model:
   stem: {stem}  # the first convolution; a larger patch is faster and coarser
   projector: {flow(list(base.model.projector))}  # the last width is D
 loss:
-  name: {loss.name}  # its weights are auto: scaled to D and to the number of views
+  name: {loss.name}  # {build.losses.LOSSES[loss.name].label}
+{weights_of(base)}
 optim:
   name: {optim.name}
   lr: {number(optim.lr)}
@@ -227,6 +228,13 @@ evaluate:
   side_px: {clean_px}  # of the whole image, as the probes and your own features see it
   knn_k: {"[20, 200]" if facts.labeled - held_out >= FEW_LABELS else "[5, 20]"}
 """
+
+
+def weights_of(base: Recipe) -> str:
+    """Every weight of the loss as auto: one that was tuned on other images would be a guess here."""
+    names = build.losses.weights(base, base.model.projector[-1])
+    lines = [f"  {name}: auto" for name in names]
+    return "\n".join([f"{lines[0]}  # scaled to D and to the number of views", *lines[1:]])
 
 
 def why_val(facts: Facts, held_out: int) -> str:

@@ -1,6 +1,6 @@
 """The recipe's loss: the one table of losses, and what it says of a recipe's weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -38,3 +38,9 @@ def collapse_risk(recipe: Recipe) -> str | None:
         return None  # D is the backbone's
     dim = recipe.model.projector[-1]
     return LOSSES[recipe.loss.name].collapse_risk(dim, len(view_table(recipe.augment)), **settings(recipe))
+
+
+def terms_in(record: Mapping[str, Any]) -> dict[str, float]:
+    """The terms of any loss of the table that a record holds, in the order in which the loss names them."""
+    names = dict.fromkeys(name for row in LOSSES.values() for name in row.terms)
+    return {name: record[name] for name in names if name in record}

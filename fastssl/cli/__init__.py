@@ -9,6 +9,8 @@ standard error. Exit codes: 0 done, 2 a mistake a person can mend, 75 stopped by
 import os
 import signal
 import sys
+import warnings
+from typing import Any
 
 from fastssl.cli import (  # noqa: F401 - each adds its verb
     bench,
@@ -26,13 +28,25 @@ from fastssl.cli import (  # noqa: F401 - each adds its verb
     train,
 )
 from fastssl.cli.app import app
-from fastssl.errors import UserError
+from fastssl.errors import DamagedWarning, UserError
+
+
+def show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+    """Our own warnings as one line, others as Python shows them."""
+    if issubclass(category, DamagedWarning):
+        print(f"Warning: {message}", file=sys.stderr)
+    else:
+        python_show(message, category, *place, **more)
+
+
+python_show = warnings.showwarning
 
 
 def main() -> None:
     """Runs a verb; turns a UserError into two lines and exit code 2."""
     # as Ctrl-C, so that half-written files are removed; a training run saves instead while it lasts
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    warnings.showwarning = show_warning
     try:
         app(standalone_mode=True)
     except UserError as error:

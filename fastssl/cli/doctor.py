@@ -18,7 +18,7 @@ def doctor(
 ) -> None:
     """Tell what works on this machine, why the rest does not, and which stage of a recipe is the slowest."""
     from fastssl.bench.doctor import examine
-    from fastssl.cli.progress import doctor_text
+    from fastssl.cli.tables import doctor_text
     from fastssl.recipe.load import load
 
     is_data = target is not None and (target.endswith(".beton") or Path(target).is_dir())

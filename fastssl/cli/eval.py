@@ -1,5 +1,6 @@
 """`fastssl eval`: how good a trained network is."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -7,7 +8,7 @@ import typer
 
 from fastssl.cli.app import DeviceOption, JsonOption, app, print_result
 
-On = Literal["val", "test"]
+On = Literal["val", "test", "pretraining"]
 
 
 @app.command("eval")
@@ -16,7 +17,7 @@ def evaluate(
     recipe: Annotated[str | None, typer.Option(help="Of weights that lie outside of a run.")] = None,
     data: Annotated[str | None, typer.Option(help="Labeled images of another set: a .beton or a source.")] = None,
     test: Annotated[str | None, typer.Option(help="That set's test images; implies --on test.")] = None,
-    on: Annotated[On | None, typer.Option(help="Judge on held-out labeled images, or on test, explicitly.")] = None,
+    on: Annotated[On | None, typer.Option(help="Judge on held-out labels, on test, or without labels.")] = None,
     probe: Annotated[str, typer.Option(help="Of knn, ridge, linear, finetune.")] = "knn,ridge,linear",
     views: Annotated[str, typer.Option(help="Average features over so many views; 1 is the clean image.")] = "1",
     layers: Annotated[str, typer.Option(help="Of backbone, projector.")] = "backbone",
@@ -24,6 +25,8 @@ def evaluate(
     linear_epochs: Annotated[int, typer.Option(min=1, help="Of the linear probe.")] = 200,
     finetune_epochs: Annotated[int, typer.Option(min=1, help="Of fine-tuning.")] = 10,
     finetune_lr: Annotated[float, typer.Option(help="Of fine-tuning.")] = 1e-3,
+    checkpoint: Annotated[str, typer.Option(metavar="best|last|PATH", help="Which checkpoint of a run.")] = "last",
+    page: Annotated[bool, typer.Option(help="Without labels, also draw neighbors and a map, in RUN/images/.")] = True,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -38,7 +41,7 @@ def evaluate(
     from fastssl.cli.progress import file_progress
     from fastssl.pretrained.evaluation.evaluate import evaluate as judge
 
-    with file_progress("Embedding") as progress:
+    with file_progress("Working on") as progress:
         record = judge(
             run,
             recipe=recipe,
@@ -49,10 +52,17 @@ def evaluate(
             finetune_epochs=finetune_epochs,
             finetune_lr=finetune_lr,
             device=device,
+            checkpoint=checkpoint,
             progress=progress,
             **options,
         )
-    print_result(record, table(record), as_json)
+    text = table(record)
+    if page and record["on"] == "pretraining":
+        from fastssl.report import image_page
+
+        record["page"] = image_page(run, checkpoint=checkpoint, say=lambda line: print(line, file=sys.stderr))
+        text += f"\nNeighbors, spectrum and map: {record['page']}" if record["page"] else ""
+    print_result(record, text, as_json)
 
 
 def words(text: str) -> list[str]:

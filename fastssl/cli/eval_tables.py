@@ -6,6 +6,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from fastssl.probes.table import figures_text
+
 
 def table(record: dict[str, Any], *, width: int = 100) -> str:
     """The rows, the spectrum's figures, and what they were measured on."""
@@ -21,19 +23,16 @@ def table(record: dict[str, Any], *, width: int = 100) -> str:
         )
     out = io.StringIO()
     console = Console(file=out, width=width, highlight=False, markup=False)
-    console.print(lines)
-    for layer, found in record["spectrum"].items():
-        console.print(f"{layer}: {figures_text(found)}", soft_wrap=True)
+    if record["rows"]:
+        console.print(lines)
+    for layer, metrics in record["spectrum"].items():
+        console.print(f"{layer}: {figures_text(metrics)}", soft_wrap=True)
     for text in record["warnings"]:
         console.print(f"Warning: {text}", soft_wrap=True)
     judged = record["judged"]
-    console.print(f"On {record['on']}: {judged['images']:,} images of {judged['path']}", soft_wrap=True)
+    step = f", checkpoint of step {record['step']:,}" if record["step"] is not None else ""
+    images = "pretraining images without labels" if record["on"] == "pretraining" else record["on"]
+    console.print(f"On {images}: n = {judged['images']:,} of {judged['path']}{step}", soft_wrap=True)
+    if record["on"] == "pretraining":
+        console.print("No accuracy: name labeled images with --data for one.", soft_wrap=True)
     return out.getvalue().rstrip()
-
-
-def figures_text(found: dict[str, float]) -> str:
-    parts = [f"{found['dims']:.0f} dimensions, {found['dead_dims']:.0f} dead", f"RankMe {found['rankme']:.1f}"]
-    parts.append(f"participation ratio {found['participation_ratio']:.1f}")
-    if "alpha" in found:
-        parts.append(f"alpha {found['alpha']:.2f} (R² {found['alpha_r2']:.2f})")
-    return ", ".join([*parts, f"orthogonality residual {found['orthogonality_residual']:.3f}"])

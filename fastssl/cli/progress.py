@@ -1,48 +1,47 @@
-"""What a person sees while work goes on: rich progress on standard error, plain lines when it is not a terminal."""
+"""What a person sees while work goes on: one line that fits the terminal, plain lines where there is no terminal.
+
+All of it goes to standard error.
+"""
 
 import contextlib
-import re
-import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Column, Table
+from rich.progress import BarColumn, Progress, ProgressColumn, Task
 from rich.text import Text
 
-console = Console(stderr=True, highlight=False, markup=False)  # [extras] in a text are no styles
+from fastssl.build.losses import terms_in
+from fastssl.probes import table as probes
+
+console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)  # [extras] in a text are no styles
 ConversionProgress = Callable[[str, int, int | None], None]
+PLAIN_EVERY_S = 30.0
+BAR_WIDTH = 16
 
 
-def bar(*columns: Any) -> Progress:
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        *columns,
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
+def bar() -> Progress:
+    """A bar of fixed width, then as much of the task's line as fits."""
+    return Progress(BarColumn(bar_width=BAR_WIDTH), StatusLine(), console=console, disable=not console.is_terminal)
 
 
 @contextlib.contextmanager
-def file_progress(doing: str) -> Iterator[ConversionProgress]:
-    """A function of (file, images done, images in all) that draws one bar per file, after a word such as Converting."""
-    with bar(TextColumn("{task.fields[rate]}", markup=False)) as progress:
+def file_progress(verb: str) -> Iterator[ConversionProgress]:
+    """A function of (what, done, in all) that draws one bar for each file, after a word such as Converting."""
+    with bar() as progress:
         tasks: dict[str, Any] = {}
+        plain = PlainLines()
 
         def show(name: str, done: int, total: int | None) -> None:
             if name not in tasks:
-                tasks[name] = progress.add_task(f"{doing} {name}", total=total, rate="")
-                if not console.is_terminal:
-                    print(f"{doing} {name}", file=sys.stderr)
+                tasks[name] = progress.add_task(name, total=total, parts=[f"{verb} {name}"])
+                plain.show(f"{verb} {name}", always=True)
             speed = progress.tasks[tasks[name]].speed
-            progress.update(tasks[name], completed=done, total=total, rate=f"{speed:,.0f} img/s" if speed else "")
+            rate = [f"{speed:,.0f}/s"] if speed else []
+            progress.update(tasks[name], completed=done, total=total, parts=[*rate, f"{verb} {name}"])
+            plain.show(f"{verb} {name}: {done:,}" + (f" of {total:,}" if total else ""))
 
         yield show
 
@@ -54,18 +53,52 @@ def conversion_progress() -> contextlib.AbstractContextManager[ConversionProgres
 @contextlib.contextmanager
 def counting(what: str) -> Iterator[Callable[[int, int | None], None]]:
     """A function of (images done, images in all) that draws one bar."""
-    with bar() as progress:
-        task = progress.add_task(what, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+    with file_progress(what) as show:
+        yield lambda done, total: show("", done, total)
+
+
+class PlainLines:
+    """Lines for a log: at most one every PLAIN_EVERY_S, and those that must be shown."""
+
+    def __init__(self) -> None:
+        self.shown_s = time.monotonic()
+
+    def show(self, text: str, *, always: bool = False) -> None:
+        now = time.monotonic()
+        if not console.is_terminal and (always or now - self.shown_s >= PLAIN_EVERY_S):
+            self.shown_s = now
+            console.print(text)
+
+
+class StatusLine(ProgressColumn):
+    """What is done and the time left, which never shrink, then as many of a task's parts as there is room for."""
+
+    def render(self, task: Task) -> Text:
+        count = f"{task.completed:,.0f}" + (f"/{task.total:,.0f}" if task.total is not None else "")
+        left_s = task.fields.get("left_s", task.time_remaining)
+        first = count if left_s is None else f"{count}  {clock_text(left_s)} left"
+        return Text(fitting([first, *task.fields["parts"]], console.width - BAR_WIDTH - 2), no_wrap=True)
+
+
+def fitting(parts: Sequence[str], width: int) -> str:
+    """Parts two spaces apart, from the first up to the last that fits; at least the first."""
+    line = parts[0] if parts else ""
+    for part in parts[1:]:
+        if len(line) + 2 + len(part) > width:
+            break
+        line += f"  {part}"
+    return line
 
 
 class TrainingProgress:
-    """Draws the records of a run: rates, loss and its terms, kNN, share of time waiting for data, time left."""
+    """Draws the records of a run: steps and time left first, then loss, rate and terms as far as there is room."""
 
     def __init__(self) -> None:
-        self.progress = bar(TextColumn("{task.fields[status]}", markup=False))
-        self.task: Any = None
-        self.evaluation = ""
+        self.progress = bar()
+        self.tasks: dict[str, Any] = {}
+        self.plain = PlainLines()
+        self.total = self.first_step = self.epoch = 0
+        self.began_s = time.monotonic()
 
     def __enter__(self) -> Self:
         self.progress.__enter__()
@@ -81,84 +114,109 @@ class TrainingProgress:
             case "start":
                 self.start(record)
             case "step":
-                self.progress.update(self.task, completed=record["step"], status=step_text(record) + self.evaluation)
+                self.step(record)
             case "evaluation":
-                self.evaluation = "  " + evaluation_text(record)
-                console.print(
-                    f"epoch {record['epoch']:g}: {evaluation_text(record)}, {record['train_s']:.0f} s of training"
-                )
+                console.print(evaluation_text(record))
+            case "progress":
+                self.draw(record["what"], record["done"], record["total"], [])
+                self.plain.show(f"{record['what']}: {record['done']} of {record['total']}")
             case "note":
                 console.print(record["message"])
             case "warning":
                 console.print(f"Warning: {record['message']}")
 
     def start(self, record: dict[str, Any]) -> None:
-        if self.task is not None:  # an earlier run of a sweep
-            self.progress.remove_task(self.task)
-        self.evaluation = ""
-        self.task = self.progress.add_task("train", total=record["total_steps"], completed=record["step"], status="")
+        for task in self.tasks.values():  # an earlier run of a sweep
+            self.progress.remove_task(task)
+        self.tasks, self.total, self.first_step = {}, record["total_steps"], record["step"]
+        self.epoch, self.began_s = 0, time.monotonic()
+        after = f", continuing after step {record['step']}" if record["step"] else ""
         console.print(
-            f"{record['total_steps']} steps of {record['batch_size']} images and {record['views']} views"
-            f" on {record['device']}" + (f", continuing after step {record['step']}" if record["step"] else "")
+            f"{self.total} steps of {record['batch_size']} images and {record['views']} views"
+            f" on {record['device']}{after}"
         )
         console.print(f"Loader {record['loader']}")
         if "threads" in record:
             console.print(record["threads"])
         if not record["evaluated"]:
-            console.print("No labeled images are held out (data.val_count), so there is no evaluation while training.")
+            console.print("No labeled images are held out (data.val_count), so no accuracy is measured while training.")
+        self.draw("train", self.first_step, self.total, [])
+
+    def step(self, record: dict[str, Any]) -> None:
+        step, parts = record["step"], step_parts(record)
+        elapsed_s = time.monotonic() - self.began_s
+        left_s = elapsed_s / max(1, step - self.first_step) * (self.total - step)
+        self.draw("train", step, self.total, parts, left_s=left_s)
+        new_epoch = int(record["epoch"]) > self.epoch
+        self.epoch = int(record["epoch"])
+        line = [f"step {step:,} of {self.total:,}", f"{clock_text(left_s)} left", *parts]
+        self.plain.show(", ".join(line), always=new_epoch)
+
+    def draw(self, name: str, done: int, total: int, parts: Sequence[str], **fields: Any) -> None:
+        if name not in self.tasks:
+            self.tasks[name] = self.progress.add_task(name, total=total, parts=[])
+        self.progress.update(self.tasks[name], completed=done, total=total, parts=[*parts, name], **fields)
 
 
-def step_text(record: dict[str, Any]) -> str:
-    names = ("invariance", "redundancy", "variance", "covariance")
-    terms = "  ".join(f"{name} {record[name]:.4g}" for name in names if name in record)
-    rates = f"{record['images_per_s']:,.0f} img/s  {record['views_per_s']:,.0f} views/s"
-    return f"{rates}  loss {record['loss']:.4g} ({terms})  data {record['load_pct'] + record['views_pct']:.0f} %"
+def clock_text(seconds: float) -> str:
+    """1:02:03, or 2:03 below an hour."""
+    minutes, rest_s = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest_s:02d}" if hours else f"{minutes}:{rest_s:02d}"
+
+
+def step_parts(record: dict[str, Any]) -> list[str]:
+    """A step's numbers, the most wanted first."""
+    waiting_pct = record["load_pct"] + record["views_pct"]
+    rates = [f"loss {record['loss']:.4g}", f"{record['views_per_s']:,.0f} views/s", f"epoch {record['epoch']:.3g}"]
+    terms = [f"{name} {value:.4g}" for name, value in terms_in(record).items()]
+    return [*rates, *terms, f"waiting for data {waiting_pct:.0f} %"]
+
+
+def loss_text(record: dict[str, Any]) -> str:
+    terms = ", ".join(f"{name} {value:.4g}" for name, value in terms_in(record).items())
+    return f"loss {record['loss']:.4g}" + (f" ({terms})" if terms else "")
 
 
 def evaluation_text(record: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {pct:.1f} %" for name, pct in probes_of(record).items())
-
-
-def probes_of(record: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """Accuracies in percent by the probe's name; of several kNN the first that the recipe names."""
-    found = {key.removeprefix(prefix): pct for key, pct in record.items() if key.startswith(prefix)}
-    k = next((match[1] for key in found if (match := re.fullmatch(r"knn(\d+)_pct", key))), "")
-    names = {f"knn{k}_pct": f"kNN (k = {k})", "ridge_pct": "ridge", "linear_pct": "linear"}
-    return {name: found[key] for key, name in names.items() if key in found}
+    """One evaluation in a line, with the number of images beside what was measured on them."""
+    parts = []
+    accuracies = probes.accuracies_in(record)
+    if accuracies:
+        shown = ", ".join(f"{label} {pct:.1f} %" for label, pct in accuracies.items())
+        parts.append(f"{shown} (n = {record['val_images']:,.0f})")
+    if figures := probes.figures_text(record, short=True):
+        parts.append(figures)
+    return f"epoch {record['epoch']:g}: " + "; ".join([*parts, f"{record['train_s']:.0f} s of training"])
 
 
 def summary_text(summary: dict[str, Any]) -> str:
-    """A few lines for the end of a run: accuracies, on held-out images where there is no test set, and where all is."""
+    """A few lines for the end of a run: loss, effective dimensions, accuracies, and where all is."""
+    last = summary["validation"]
+    compiled = f", {summary['compile_s']:.0f} s of compilation apart" if summary.get("compile_s", 0) >= 1 else ""
     lines = [
         f"{summary['name']}: {summary['views']:,} views in {summary['train_s']:.0f} s of training"
-        f" ({summary['views_per_s']:,.0f} views/s)"
+        f" ({summary['views_per_s']:,.0f} views/s){compiled}"
     ]
-    tested = probes_of(summary, "test_")
-    images = "test" if tested else "held-out images"
-    rows = {f"{name} on {images}": pct for name, pct in (tested or probes_of(summary["validation"])).items()}
-    for prefix, what in (("raw_pixel_", "raw pixels"), ("untrained_", "the untrained network")):
-        rows |= {f"{name} of {what}": pct for name, pct in probes_of(summary, prefix).items()}
-    lines += [f"  {name:36s} {pct:5.1f} %" for name, pct in rows.items()]
+    lines += [f"  {loss_text(last)}"] if "loss" in last else []
+    lines += [f"  {text}" for text in (probes.figures_text(last, short=True),) if text]
+    lines += [f"  {label:44s} {text}" for label, text in accuracy_rows(summary)]
     lines.append(f"Results: {summary['run_dir']}/summary.json, metrics.jsonl, checkpoints/")
     return "\n".join(lines)
 
 
-def doctor_text(found: dict[str, Any]) -> str:
-    """Tables of what `doctor.examine` found."""
-    checks = Table("", "", "works", "found", Column("what mends it", overflow="fold"), box=None, pad_edge=False)
-    for check in found["checks"]:
-        works = Text("yes", "green") if check["works"] else Text("no", "red")
-        checks.add_row(check["kind"], check["name"], works, check["detail"], check["fix"])
-    tables = [checks]
-    if found["stages"]:
-        stages = Table("stage", "what was timed", Column("img/s", justify="right"), "", box=None, pad_edge=False)
-        for stage in found["stages"]:
-            remark = "slowest" if stage["name"] == found["slowest"] else "when opened" if stage["once"] else ""
-            stages.add_row(stage["name"], stage["work"], f"{stage['images_per_s']:,.0f}", remark)
-        tables.append(stages)
-    with (out := Console(highlight=False, markup=False)).capture() as text:
-        for table in tables:
-            out.print(table, "")
-        if found["note"]:
-            out.print(found["note"])
-    return text.get().rstrip()
+def accuracy_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """(what, accuracy with its 95 % interval): on test, else on held-out images; the best evaluation; baselines."""
+    tested = probes.accuracies_in(summary, prefix=probes.TEST)
+    record = summary if tested else summary["validation"]
+    images, count = ("test", record.get("test_images")) if tested else ("held-out images", record.get("val_images"))
+    n = f" (n = {count:,.0f})" if count else ""
+    accuracies = tested or probes.accuracies_in(record)
+    rows = [(f"{label} on {images}{n}", probes.accuracy_text(pct, count)) for label, pct in accuracies.items()]
+    if not tested and summary.get("best"):
+        best = probes.accuracies_in(summary["best"])
+        rows += [(f"best {label}, epoch {summary['best']['epoch']:g}", f"{pct:.1f} %") for label, pct in best.items()]
+    for prefix, what in probes.BASELINES.items():
+        baselines = probes.accuracies_in(summary, prefix=prefix)
+        rows += [(f"{label} of {what}", f"{pct:.1f} %") for label, pct in baselines.items()]
+    return rows

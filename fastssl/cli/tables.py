@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
-from fastssl.report.cells import changes_text, clock, percent, value_text
+from fastssl.probes import table as probes
+from fastssl.report.cells import MetricColumns, changes_text, clock, value_text
 
 
 def text_of(table: Table) -> str:
@@ -19,48 +21,83 @@ def text_of(table: Table) -> str:
     return console.file.getvalue().rstrip()  # type: ignore[attr-defined,no-any-return]
 
 
-def runs_table(found: Sequence[Mapping[str, Any]]) -> str:
-    """`runs.listing` for people."""
+def plain_table(left: Sequence[str], right: Sequence[str]) -> Table:
+    """A table without lines: columns of text, then columns of numbers."""
     table = Table(box=None, padding=(0, 1), header_style="")
-    for name in ("run", "state", "epochs"):
-        table.add_column(name, no_wrap=name != "run", overflow="fold")
-    for name in ("best kNN", "test kNN", "linear", "views/s", "time"):
+    for name in left:
+        table.add_column(name, overflow="fold")
+    for name in right:
         table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def runs_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """`runs.listing` for people."""
+    metrics = MetricColumns(rows)
+    table = plain_table(("run", "state", "epochs"), (*metrics.names(), "views/s", "time"))
     table.add_column("differs in", overflow="fold")
-    for row in found:
+    for row in rows:
         progress = f"{row['epoch']:.3g}/{row['epochs']}" if "epochs" in row else ""
-        cells = [percent(row.get(name)) for name in ("best_val_pct", "test_knn_pct", "test_linear_pct")]
         speed = f"{row['views_per_s']:,.0f}" if row.get("views_per_s") else ""
-        said = row.get("note") or changes_text(row["differences"])
-        table.add_row(row["run_dir"], row["state"], progress, *cells, speed, clock(row.get("train_s")), said)
+        remark = row.get("note") or changes_text(row["differences"])
+        place = (row["run_dir"], row["state"], progress)
+        table.add_row(*place, *metrics.cells(row), speed, clock(row.get("train_s")), remark)
     return text_of(table)
 
 
-def sweep_table(made: Mapping[str, Any]) -> str:
+def sweep_table(record: Mapping[str, Any]) -> str:
     """`sweep.sweep` for people: every cell, and the combinations over their seeds when there are several."""
-    keys = list(dict.fromkeys(key for cell in made["cells"] for key in cell["changes"]))
-    table = Table(box=None, padding=(0, 1), header_style="")
-    for name in (*keys, "state", "best kNN", "test kNN", "linear", "views/s", "time"):
-        table.add_column(name, justify="left" if name in keys or name == "state" else "right")
-    for cell in made["cells"]:
+    cells = record["cells"]
+    keys = list(dict.fromkeys(key for cell in cells for key in cell["changes"]))
+    metrics = MetricColumns(cells)
+    table = plain_table((*keys, "state"), (*metrics.names(), "views/s", "time"))
+    for cell in cells:
         changed = [value_text(cell["changes"].get(key)) for key in keys]
-        accuracies = [percent(cell.get(name)) for name in ("best_val_pct", "test_knn_pct", "test_linear_pct")]
         speed = f"{cell['views_per_s']:,.0f}" if cell.get("views_per_s") else ""
-        table.add_row(*changed, cell["state"], *accuracies, speed, clock(cell.get("train_s")))
-    text = text_of(table)
-    return (
-        text if all(one["seeds"] == 1 for one in made["settings"]) else f"{text}\n\n{settings_table(made['settings'])}"
-    )
+        table.add_row(*changed, cell["state"], *metrics.cells(cell), speed, clock(cell.get("train_s")))
+    parts = [text_of(table)]
+    if any(setting["seeds"] > 1 for setting in record["settings"]):
+        parts.append(settings_table(record["settings"]))
+    return "\n\n".join([*parts, judged_text(record["settings"])])
+
+
+def judged_text(settings: Sequence[Mapping[str, Any]]) -> str:
+    """By what the combinations are compared, in one line."""
+    metric = settings[0]["metric"] if settings else None
+    if metric is None:
+        return "No cell has been evaluated, so there is nothing to compare."
+    images = "held-out images" if metric.endswith("_pct") else "pretraining images; without labels it is only a hint"
+    return f"Compared by {probes.label_of(metric)} at the last evaluation, on {images}."
 
 
 def settings_table(settings: Sequence[Mapping[str, Any]]) -> str:
     """Mean and range over seeds."""
-    keys = list(dict.fromkeys(key for one in settings for key in one["changes"]))
-    table = Table(box=None, padding=(0, 1), header_style="")
-    for name in (*keys, "kNN, mean", "least", "most", "seeds"):
-        table.add_column(name, justify="left" if name in keys else "right")
-    for one in settings:
-        changed = [value_text(one["changes"].get(key)) for key in keys]
-        spread = [percent(one[name]) for name in ("mean", "min", "max")]
-        table.add_row(*changed, *spread, f"{one['n']} of {one['seeds']}")
+    keys = list(dict.fromkeys(key for setting in settings for key in setting["changes"]))
+    metric = settings[0]["metric"]
+    table = plain_table(keys, (f"{probes.label_of(metric) if metric else 'not measured'}, mean", "min", "max", "seeds"))
+    for setting in settings:
+        changed = [value_text(setting["changes"].get(key)) for key in keys]
+        numbers = [probes.value_text(metric or "", setting[name]) for name in ("mean", "min", "max")]
+        table.add_row(*changed, *numbers, f"{setting['n']} of {setting['seeds']}")
     return text_of(table)
+
+
+def doctor_text(found: dict[str, Any]) -> str:
+    """Tables of what `doctor.examine` found."""
+    checks = Table("", "", "works", "found", Column("what mends it", overflow="fold"), box=None, pad_edge=False)
+    for check in found["checks"]:
+        works = Text("yes", "green") if check["works"] else Text("no", "red")
+        checks.add_row(check["kind"], check["name"], works, check["detail"], check["fix"])
+    tables = [checks]
+    if found["stages"]:
+        stages = Table("stage", "what was timed", Column("img/s", justify="right"), "", box=None, pad_edge=False)
+        for stage in found["stages"]:
+            remark = "slowest" if stage["name"] == found["slowest"] else "when opened" if stage["once"] else ""
+            stages.add_row(stage["name"], stage["work"], f"{stage['images_per_s']:,.0f}", remark)
+        tables.append(stages)
+    with (out := Console(highlight=False, markup=False)).capture() as text:
+        for table in tables:
+            out.print(table, "")
+        if found["note"]:
+            out.print(found["note"])
+    return text.get().rstrip()

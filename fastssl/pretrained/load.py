@@ -25,7 +25,7 @@ from fastssl.errors import UserError
 from fastssl.models import pretrainer
 from fastssl.recipe.load import load as load_recipe
 from fastssl.recipe.schema import Recipe
-from fastssl.runs import checkpoint
+from fastssl.runs import checkpoint as checkpoints
 
 METADATA_KEY = "fastssl"  # of an exported .safetensors file's metadata: the record of the export, as JSON
 EXPORTED = "model.safetensors"  # in a folder for Hugging Face
@@ -45,6 +45,7 @@ class Pretrained:
         manifest: of the data it was trained on.
         digest: SHA-256 of the weights.
         run_dir: folder of the run, or None for weights outside of one.
+        step: of the checkpoint, None for weights outside of one.
     """
 
     backbone: nn.Module
@@ -55,6 +56,7 @@ class Pretrained:
     manifest: Manifest
     digest: str
     run_dir: Path | None
+    step: int | None = None
 
     @property
     def features_dim(self) -> int:
@@ -111,14 +113,17 @@ def load(
     device: str = "auto",
     recipe: str | Path | Recipe | None = None,
     backbone: nn.Module | None = None,
+    checkpoint: str | Path = "last",
 ) -> Pretrained:
-    """The network of a run, from its newest whole checkpoint, or of a weights file.
+    """The network of a run, or of a weights file. A damaged newest checkpoint is passed over with a warning.
 
     Args:
         source: what `train` wrote, one of its checkpoints, what `export` wrote, or a .safetensors file.
         device: "auto", "cpu", "cuda" or "mps".
         recipe: how weights that lie outside of a run were trained.
         backbone: the module of a run that was given one; it is filled with the weights.
+        checkpoint: of a run: "last" (the newest whole one), "best" (of the highest accuracy on held-out images), or a
+            checkpoint's folder or name.
 
     Raises:
         UserError: when the folder is not a run, or the weights are damaged or do not fit the recipe.
@@ -135,7 +140,8 @@ def load(
     bare = load_recipe(resolved, ["model.weights=null", "model.freeze=0", "train.gradient_checkpointing=false"])
     check_backbone(bare, backbone, path)
     on = build.hardware.device(bare)
-    weights = whole_names(checkpoint.load_weights(path))
+    tensors, step = checkpoints.load_with_step(checkpoints.choose(path, checkpoint))
+    weights = whole_names(tensors)
     check_fit(bare, manifest.channels, weights, path, backbone=backbone)
     network = build.model.network(bare, in_channels=manifest.channels, device=on, backbone=backbone)
     network.load_state_dict(weights, strict=False)
@@ -149,6 +155,7 @@ def load(
         manifest=manifest,
         digest=digest_of(weights),
         run_dir=run_dir,
+        step=step,
     )
 
 

@@ -7,7 +7,8 @@ test. Formulas and protocol: arXiv 2312.10725 and the kNN of arXiv 1805.01978.
 N training images, M test images, F features, C classes, L learning rates, K neighbors.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,6 +21,65 @@ HELD_OUT_SHARE = 0.1
 # Relative to the mean eigenvalue of the features' second moments, so they suit any scale of features.
 RIDGE_STRENGTHS = tuple(10.0**p for p in range(-6, 3))
 CHUNK_ROWS = 256
+Progress = Callable[[str, int, int], None]  # what, done, total
+
+
+@dataclass(frozen=True)
+class Labeled:
+    """Features to learn from and to be judged on, and the probes' settings.
+
+    Attributes:
+        train_NF, test_MF: features, any float dtype, one device.
+        train_labels_N, test_labels_M: int64 classes, none missing.
+        knn_k: numbers of neighbors that vote.
+        linear_epochs: of the linear probe; 0 skips it.
+        learning_rates: of the linear probe; with several, a held-out part of train chooses.
+        progress: called with (what, epochs done, epochs in all) by a probe that takes long.
+    """
+
+    train_NF: Tensor
+    train_labels_N: Tensor
+    test_MF: Tensor
+    test_labels_M: Tensor
+    knn_k: Sequence[int] = (20, 200)
+    linear_epochs: int = 200
+    learning_rates: Sequence[float] = (1e-3,)
+    progress: Progress | None = None
+
+    @property
+    def parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.train_NF, self.train_labels_N, self.test_MF, self.test_labels_M
+
+
+def knn_accuracies(labeled: Labeled) -> dict[str, float]:
+    """kNN for each k. One that is above the images of a class is capped, and the k used is beside it as knn<k>_used."""
+    used = {k: capped_k(k, labeled.train_labels_N) for k in labeled.knn_k}
+    measured = knn(*labeled.parts, ks=tuple(dict.fromkeys(used.values())))
+    return {f"knn{k}_pct": measured[f"knn{capped}_pct"] for k, capped in used.items()} | {
+        f"knn{k}_used": float(capped) for k, capped in used.items() if capped != k
+    }
+
+
+def capped_k(k: int, labels_N: Tensor) -> int:
+    """At most the mean number of images of a class: beyond it most neighbors must be of other classes."""
+    return max(1, min(k, len(labels_N) // max(1, len(torch.unique(labels_N)))))
+
+
+def ridge_accuracy(labeled: Labeled) -> dict[str, float]:
+    """`ridge` with its own candidates."""
+    return ridge(*labeled.parts)
+
+
+def linear_accuracy(labeled: Labeled) -> dict[str, float]:
+    """`linear_probe`, where it is asked for."""
+    if not labeled.linear_epochs:
+        return {}
+    return linear_probe(
+        *labeled.parts,
+        learning_rates=labeled.learning_rates,
+        epochs=labeled.linear_epochs,
+        progress=labeled.progress,
+    )
 
 
 def knn(
@@ -123,6 +183,7 @@ def linear_probe(
     batch_size: int = 512,
     label_smoothing: float = 0.1,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> dict[str, float]:
     """Accuracy of a linear classifier trained with Adam, {"linear_pct": ..., "linear_lr": the one chosen}.
 
@@ -135,6 +196,7 @@ def linear_probe(
         epochs, batch_size: passes over train, images per step.
         label_smoothing: share of the target spread evenly over classes, [0, 1).
         seed: of initial weights, order and the part held out.
+        progress: called with ("linear probe", epochs done, epochs in all).
     """
     check(train_NF, train_labels_N, test_MF, test_labels_M)
     x_NF, y_N = train_NF.float(), train_labels_N
@@ -150,6 +212,7 @@ def linear_probe(
         batch_size=batch_size,
         label_smoothing=label_smoothing,
         seed=seed,
+        progress=progress,
     )
     chosen = 0
     if len(learning_rates) > 1:
@@ -169,6 +232,7 @@ def fit_linear(
     batch_size: int,
     label_smoothing: float,
     seed: int,
+    progress: Progress | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Weights (L, F, C) and biases (L, C), one classifier per learning rate, sharing every batch and matmul."""
     generator = torch.Generator().manual_seed(seed)
@@ -177,7 +241,7 @@ def fit_linear(
     heads = [start_FC.to(x_NF.device, copy=True).requires_grad_() for _ in learning_rates]
     groups = [{"params": [h], "lr": lr} for h, lr in zip(heads, learning_rates, strict=True)]
     adam = torch.optim.Adam(groups)
-    for _ in range(epochs):
+    for epoch in range(epochs):
         order_N = torch.randperm(len(x_NF), generator=generator).to(x_NF.device)
         for rows in torch.split(order_N, batch_size):
             table = torch.cat(heads, 1)
@@ -188,6 +252,8 @@ def fit_linear(
             adam.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             adam.step()
+        if progress:
+            progress("linear probe", epoch + 1, epochs)
     table_LFC = torch.stack(heads).detach()
     return table_LFC[:, :F], table_LFC[:, F]
 
@@ -201,12 +267,12 @@ def few_labels(labels_N: Tensor, share: float, *, seed: int = 0) -> Tensor:
         seed: of the choice.
     """
     generator = torch.Generator().manual_seed(seed)
-    kept = []
+    chosen = []
     for label in torch.unique(labels_N):
         rows = (labels_N == label).nonzero()[:, 0]
         count = max(1, round(share * len(rows)))
-        kept.append(rows[torch.randperm(len(rows), generator=generator)[:count].to(rows.device)])
-    return torch.cat(kept).sort().values
+        chosen.append(rows[torch.randperm(len(rows), generator=generator)[:count].to(rows.device)])
+    return torch.cat(chosen).sort().values
 
 
 def hold_out(labels_N: Tensor, share: float, *, seed: int) -> tuple[Tensor, Tensor]:

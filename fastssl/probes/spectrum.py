@@ -8,6 +8,7 @@ N images, F features, V views.
 
 import math
 from collections.abc import Mapping
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -18,30 +19,32 @@ ROUNDING = 1e-6
 CHUNK_ROWS = 4096
 
 
-def figures(features_NF: Tensor, *, views_VNF: Tensor | None = None) -> dict[str, float]:
-    """All figures of one set of features.
+class Features:
+    """Features with what several figures need, computed once.
 
     Args:
         features_NF: any float dtype.
-        views_VNF: features of V >= 2 views of the same images, for the invariance residual.
-
-    Returns:
-        dims; alpha and alpha_r2 (left out when the spectrum has too few ranks); rankme and
-        participation_ratio (1 to F); orthogonality_residual (0 to 1, mean absolute correlation of two
-        dimensions); dead_dims (count); invariance_residual (0 views agree, 1 views are unrelated).
+        views_VNF: features of V >= 2 views of the same images, or None.
     """
-    covariance_FF = _covariance(features_NF)
-    values_F = _descending(covariance_FF)
-    found = {"dims": float(features_NF.shape[1])}
-    if (fit := alpha(values_F)) is not None:
-        found |= {"alpha": fit[0], "alpha_r2": fit[1]}
-    found |= {"rankme": rankme(values_F), "participation_ratio": participation_ratio(values_F)}
-    live_F = _live(covariance_FF)
-    found["orthogonality_residual"] = _orthogonality_residual(covariance_FF[live_F][:, live_F])
-    found["dead_dims"] = float((~live_F).sum())
-    if views_VNF is not None:
-        found["invariance_residual"] = invariance_residual(views_VNF)
-    return found
+
+    def __init__(self, features_NF: Tensor, views_VNF: Tensor | None = None) -> None:
+        self.features_NF, self.views_VNF = features_NF, views_VNF
+
+    @cached_property
+    def covariance_FF(self) -> Tensor:
+        """Float64, biased."""
+        return _covariance(self.features_NF)
+
+    @cached_property
+    def values_F(self) -> Tensor:
+        """Eigenvalues, float64, largest first, none negative."""
+        return _descending(self.covariance_FF)
+
+    @cached_property
+    def live_F(self) -> Tensor:
+        """Dimensions whose spread is at least a thousandth of the typical (root mean square) one."""
+        variance_F = self.covariance_FF.diagonal()
+        return variance_F > DEAD_BELOW**2 * variance_F.mean()
 
 
 def eigenspectrum(features_NF: Tensor) -> Tensor:
@@ -88,10 +91,54 @@ def participation_ratio(values_F: Tensor) -> float:
 
 
 def orthogonality_residual(features_NF: Tensor) -> float:
-    """Mean absolute correlation of two different dimensions, dead ones left out."""
-    covariance_FF = _covariance(features_NF)
-    live_F = _live(covariance_FF)
-    return _orthogonality_residual(covariance_FF[live_F][:, live_F])
+    """Mean absolute correlation of two different dimensions, dead ones left out; 0 to 1."""
+    return mean_correlation(Features(features_NF))
+
+
+def mean_correlation(features: Features) -> float:
+    """`orthogonality_residual` of features whose covariance is known."""
+    live_F = features.live_F
+    covariance_LL = features.covariance_FF[live_F][:, live_F]
+    live = len(covariance_LL)
+    if live < 2:
+        return 0.0
+    scale_L = covariance_LL.diagonal().rsqrt()
+    correlation = (covariance_LL * scale_L * scale_L[:, None]).abs()
+    return float((correlation.sum() - correlation.diagonal().sum()) / (live * (live - 1)))
+
+
+def invariance_of(features: Features) -> float | None:
+    """`invariance_residual` of the views, None without them."""
+    return None if features.views_VNF is None else invariance_residual(features.views_VNF)
+
+
+def alpha_fit(features: Features, *, part: int) -> float | None:
+    """The exponent (part 0) or R^2 (part 1) of `alpha`; None when the spectrum has too few ranks."""
+    fit = alpha(features.values_F)
+    return None if fit is None else fit[part]
+
+
+def rank_of(features: Features) -> float:
+    return rankme(features.values_F)
+
+
+def participation_of(features: Features) -> float:
+    return participation_ratio(features.values_F)
+
+
+def dims(features: Features) -> float:
+    """F."""
+    return float(features.features_NF.shape[1])
+
+
+def count(features: Features) -> float:
+    """N."""
+    return float(len(features.features_NF))
+
+
+def dead_dims(features: Features) -> float:
+    """How many dimensions do not vary."""
+    return float((~features.live_F).sum())
 
 
 def invariance_residual(views_VNF: Tensor) -> float:
@@ -102,30 +149,32 @@ def invariance_residual(views_VNF: Tensor) -> float:
     return float(within / total) if total > 0 else 0.0
 
 
-def collapse_warning(found: Mapping[str, float]) -> str | None:
-    """What is wrong with these `figures` and what to change, in plain words, or None when nothing is."""
-    dims, dead, rank = found["dims"], found["dead_dims"], found["rankme"]
+def collapse_warnings(figures: Mapping[str, float], *, done: float = 1.0) -> dict[str, str]:
+    """What is wrong with features of such figures and what to change, by kind; empty when nothing is.
+
+    Args:
+        figures: `table.figures` of a backbone's features.
+        done: share of the training that is done, (0, 1]; figures that need time to settle are not judged before
+            SETTLED of it.
+    """
+    dims, dead, rank = figures["dims"], figures["dead_dims"], figures["rankme"]
     if dead >= dims:
-        return (
-            f"All {dims:.0f} features are constant: the run has collapsed. "
+        return {
+            "constant": f"All {dims:.0f} features are constant: the run has collapsed. "
             "Set the weights under loss to auto, or lower optim.lr, and start again."
-        )
+        }
     if rank < max(2.0, dims / 100):
-        return (
-            f"The {dims:.0f} features span only about {rank:.1f} directions: the run is collapsing. "
+        return {
+            "few directions": f"The {dims:.0f} features span only about {rank:.1f} directions: the run is collapsing. "
             "Set the weights under loss to auto; if they are, lower optim.lr."
-        )
+        }
+    warnings = {}
     if dead > dims / 2:
-        return (
+        warnings["dead"] = (
             f"{dead:.0f} of {dims:.0f} features are constant. "
             "Lower optim.lr or optim.weight_decay, or use a narrower network."
         )
-    if found["orthogonality_residual"] > 0.7:
-        return (
-            f"Features repeat each other (mean correlation {found['orthogonality_residual']:.2f}). "
-            "Set the weights under loss to auto; if they are, see docs/choosing.md."
-        )
-    return None
+    return warnings
 
 
 def _covariance(features_NF: Tensor) -> Tensor:
@@ -146,18 +195,3 @@ def _covariance(features_NF: Tensor) -> Tensor:
 def _descending(covariance_FF: Tensor) -> Tensor:
     values_F: Tensor = torch.linalg.eigvalsh(covariance_FF)
     return values_F.flip(0).clamp_min(0)
-
-
-def _live(covariance_FF: Tensor) -> Tensor:
-    """Dimensions whose spread is at least a thousandth of the typical (root mean square) one."""
-    variance_F = covariance_FF.diagonal()
-    return variance_F > DEAD_BELOW**2 * variance_F.mean()
-
-
-def _orthogonality_residual(covariance_LL: Tensor) -> float:
-    live = len(covariance_LL)
-    if live < 2:
-        return 0.0
-    scale_L = covariance_LL.diagonal().rsqrt()
-    correlation = (covariance_LL * scale_L * scale_L[:, None]).abs()
-    return float((correlation.sum() - correlation.diagonal().sum()) / (live * (live - 1)))

@@ -233,11 +233,13 @@ class Train(Section):
 
 
 class Evaluate(Section):
-    """Probes on frozen features: kNN and ridge while training, and a linear probe on the test set at the end."""
+    """Probes on frozen features: figures without labels, kNN and ridge while training, a linear probe at the end."""
 
     every_epochs: Annotated[int, Field(ge=0)] = Field(1, description="0 evaluates at the end only.")
     every_steps: Annotated[int, Field(ge=0)] = Field(0, description="Besides, every so many steps; 0 is never.")
-    knn_k: tuple[Count, ...] = (20, 200)
+    knn_k: Annotated[tuple[Count, ...], Field(min_length=1)] = Field(
+        (20, 200), description="Neighbors that vote; at most the images of a class are used. Runs compare by the first."
+    )
     max_train: Count | None = Field(
         None, description="Labeled images the probes learn from while training; None is all."
     )
@@ -250,6 +252,11 @@ class Evaluate(Section):
         0, description="Of a linear probe at every evaluation while training too; 0 skips it."
     )
     baselines: bool = Field(False, description="Also kNN of raw pixels and of the untrained network, at the end.")
+
+    @property
+    def metric(self) -> str:
+        """The accuracy that decides which checkpoint is best and by which runs are compared."""
+        return f"knn{self.knn_k[0]}_pct"
 
 
 class Log(Section):

@@ -44,6 +44,21 @@ def report(
     return write(Path(out), page.html(runs, records, sections), sections)
 
 
+def image_page(run: Path, *, checkpoint: str | Path = "last", say: Callable[[str], None]) -> str | None:
+    """Writes neighbors, spectrum and map of a run's images into `images/` of the run; returns the page's path.
+
+    None when `run` is no run folder or matplotlib is missing, which `say` then hears.
+    """
+    try:
+        require_matplotlib()
+        runs, _ = read_inputs([run])
+        sections = [pictures.section(found, images=pictures.PAGE_IMAGES, checkpoint=checkpoint) for found in runs]
+        return str(write(runs[0].folder / "images", page.html(runs, [], sections), sections)["page"])
+    except UserError as error:
+        say(f"No page of images: {error.what} {error.fix}")
+        return None
+
+
 def write(folder: Path, text: str, sections: Sequence[Section]) -> dict[str, Any]:
     """The page after all of its figures, so that a page is never without them."""
     try:

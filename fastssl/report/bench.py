@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastssl.report.curves import short_count
-from fastssl.report.figure import INK, MUTED, SERIES, Figure, Section, plot
+from fastssl.report.figure import INK, MUTED, SERIES, Figure, Grid, Section, plot
 from fastssl.report.inputs import Record, Row, plain
-from fastssl.report.page import table
 
 MOST_BARS = 24
 
@@ -25,7 +24,7 @@ def section(name: str, record: Record) -> Section:
     heads = ["what", "work", "metric", "median", "least", "most", "n"]
     about = record.about
     intro = ", ".join(plain(str(about[key]), 120) for key in ("command", "date", "commit") if about.get(key))
-    return Section(f"Benchmark: {plain(name)}", intro, figures, [table(heads, rows, fold=len(rows) > 12)])
+    return Section(f"Benchmark: {plain(name)}", intro, figures, [Grid(heads, rows, fold=len(rows) > 12)])
 
 
 def cells(row: Row) -> list[str]:

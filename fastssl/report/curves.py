@@ -3,38 +3,35 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from fastssl.build.losses import LOSSES
+from fastssl.probes import table as probes
 from fastssl.recipe.presets import view_table
 from fastssl.report.figure import INK, LINE, MUTED, SERIES, Figure, Section, plot
 from fastssl.report.inputs import LabeledRun
 from fastssl.runs.reading import Numbers
 
-TERMS = ("loss", "invariance", "redundancy", "variance", "covariance")
 MAX_POINTS = 400
-PROBES = {"knn": "kNN", "ridge": "ridge", "linear": "linear"}
+FIRST_SPIKE = 4.0  # times the range of the rest that a curve's beginning may take before the axis leaves it out
 
 
-def section(found: Sequence[LabeledRun]) -> Section:
+def section(runs: Sequence[LabeledRun]) -> Section:
     """What the records of all runs show together."""
-    figures, skipped = [], []
-    trained = [run for run in found if run.steps]
-    if trained:
-        names = [name for name in TERMS if any(name in run.steps[-1] for run in trained)]
-        figures += [loss_figure(trained, name) for name in names]
-    evaluated = [run for run in found if run.evaluations]
-    if evaluated:
-        figures = accuracy_figures(evaluated) + figures
-        if any("rankme" in e for run in evaluated for e in run.evaluations):
-            figures.append(rank_figure(evaluated))
+    skipped = []
+    trained = [run for run in runs if run.steps]
+    judged = [run for run in runs if any(run.recipe.evaluate.metric in e for e in run.evaluations)]
+    figures = accuracy_figures(judged) if judged else []
+    figures += loss_figures(trained)
+    figures += probe_figures([run for run in runs if run.evaluations])
     if trained:
         figures.append(time_figure(trained))
-    tested = [run for run in found if test_accuracies(run)]
+    tested = [run for run in runs if test_accuracies(run)]
     if tested:
         figures.insert(0, test_figure(tested))
-    skipped += [f"{run.label}: no step is logged yet, so it has no curves." for run in found if not run.steps]
+    skipped += [f"{run.label}: no step is logged yet, so it has no curves." for run in runs if not run.steps]
     skipped += [
-        f"{run.label}: no evaluation is logged, so it has no accuracy curve (data.val_count holds images out)."
-        for run in found
-        if run.steps and not run.evaluations
+        f"{run.label}: no accuracy is logged, so it has no accuracy curve (data.val_count holds labeled images out)."
+        for run in runs
+        if run.steps and run not in judged
     ]
     return Section("Training", figures=figures, skipped=skipped)
 
@@ -43,7 +40,7 @@ def color(run: LabeledRun) -> str:
     return SERIES[run.group % len(SERIES)]
 
 
-def curve_axes(axes: Any, found: Sequence[LabeledRun], *, labels: bool = True) -> None:
+def curve_axes(axes: Any, runs: Sequence[LabeledRun], *, labels: bool = True) -> None:
     """The legend, when there is more than one line to tell apart."""
     handles, names = axes.get_legend_handles_labels()
     once = dict(zip(names, handles, strict=True))
@@ -52,26 +49,56 @@ def curve_axes(axes: Any, found: Sequence[LabeledRun], *, labels: bool = True) -
     axes.margins(x=0.02)
 
 
-def group_name(run: LabeledRun, found: Sequence[LabeledRun]) -> str:
-    """What sets a group of seeds apart; the run's own label when it is alone."""
-    alike = [other for other in found if other.group == run.group]
+def group_name(run: LabeledRun, runs: Sequence[LabeledRun]) -> str:
+    """What sets a group of runs of one recipe apart; the run's own label when it is alone."""
+    alike = [other for other in runs if other.group == run.group]
     if len(alike) == 1:
         return run.label
-    return f"{alike[0].label} + {len(alike) - 1} other seed" + ("s" if len(alike) > 2 else "")
+    others, seeds = len(alike) - 1, {other.recipe.seed for other in alike}
+    kind = "other seed" if len(seeds) == len(alike) else "more run"
+    return f"{alike[0].label} + {others} {kind}" + ("s" if others > 1 else "")
 
 
-def loss_figure(found: Sequence[LabeledRun], name: str) -> Figure:
+def loss_figures(runs: Sequence[LabeledRun]) -> list[Figure]:
+    """One chart a loss, since values of two losses do not compare, and one for each of its terms."""
+    figures = []
+    for name in dict.fromkeys(run.recipe.loss.name for run in runs):
+        alike = [run for run in runs if run.recipe.loss.name == name]
+        terms = [term for term in ("loss", *LOSSES[name].terms) if any(term in run.steps[-1] for run in alike)]
+        several = len({run.recipe.loss.name for run in runs}) > 1
+        figures += [loss_figure(alike, term, slug=f"-{name}" if several else "") for term in terms]
+    return figures
+
+
+def loss_figure(runs: Sequence[LabeledRun], name: str, *, slug: str = "") -> Figure:
+    curves = [[(step["epoch"], step[name]) for step in run.steps if name in step] for run in runs]
+    top = robust_top([[y for _, y in curve] for curve in curves])
+
     def draw(axes: Any) -> None:
-        for run in found:
-            points = [(step["epoch"], step[name]) for step in run.steps if name in step]
-            line(axes, thinned(points), color=color(run), label=group_name(run, found), lw=1.6)
+        for run, points in zip(runs, curves, strict=True):
+            line(axes, thinned(points), color=color(run), label=group_name(run, runs), lw=1.6)
         axes.set_xlabel("epochs")
-        curve_axes(axes, found)
+        curve_axes(axes, runs)
+        if top is not None:
+            axes.set_ylim(top=top)
 
-    what = "The loss as minimized" if name == "loss" else f"The loss's {name} term, without its weight"
-    many = max(len(run.steps) for run in found) > MAX_POINTS
+    label = LOSSES[runs[0].recipe.loss.name].label
+    what = f"{label}'s loss as minimized" if name == "loss" else f"The {name} term of {label}, without its weight"
+    many = max(len(run.steps) for run in runs) > MAX_POINTS
     caption = what + (", averaged over neighboring log steps." if many else ", at each log step.")
-    return plot(f"curve-{name}", name.capitalize(), caption, draw)
+    caption += " The first steps lie above the axis." if top is not None else ""
+    title = f"{name.capitalize()} of {label}" if slug else name.capitalize()
+    return plot(f"curve-{name}{slug}", title, caption, draw)
+
+
+def robust_top(curves: Sequence[Sequence[float]]) -> float | None:
+    """Where the axis ends when the first tenth of the steps would take most of it; None where all of it is shown."""
+    rest = [y for curve in curves for y in curve[len(curve) // 10 + 1 :]]
+    highest = max((y for curve in curves for y in curve), default=0.0)
+    if len(rest) < 10:
+        return None
+    low, top = min(rest), max(rest)
+    return top + 0.1 * (top - low) if highest - low > FIRST_SPIKE * (top - low) > 0 else None
 
 
 def line(axes: Any, points: Sequence[tuple[float, float]], **style: Any) -> None:
@@ -86,47 +113,45 @@ def thinned(points: Sequence[tuple[float, float]], most: int = MAX_POINTS) -> li
     return [(sum(x for x, _ in p) / len(p), sum(y for _, y in p) / len(p)) for p in parts]
 
 
-def accuracy_figures(found: Sequence[LabeledRun]) -> list[Figure]:
+def accuracy_figures(runs: Sequence[LabeledRun]) -> list[Figure]:
     """Validation accuracy against epochs, views forwarded and training time."""
     axes_of: tuple[tuple[str, str, Callable[[LabeledRun, Numbers], float]], ...] = (
         ("epochs", "epochs", lambda run, e: e["epoch"]),
         ("views", "views forwarded", lambda run, e: e["images"] * len(view_table(run.recipe.augment))),
         ("time", "minutes of training", lambda run, e: e["train_s"] / 60),
     )
-    return [accuracy_figure(found, name, label, x_of) for name, label, x_of in axes_of]
+    return [accuracy_figure(runs, name, label, x_of) for name, label, x_of in axes_of]
 
 
 def accuracy_figure(
-    found: Sequence[LabeledRun], name: str, label: str, x_of: Callable[[LabeledRun, Numbers], float]
+    runs: Sequence[LabeledRun], name: str, label: str, x_of: Callable[[LabeledRun, Numbers], float]
 ) -> Figure:
-    alone = len(found) == 1
+    alone = len(runs) == 1
 
     def draw(axes: Any) -> None:
-        for run in found:
-            keys = [k for k in run.evaluations[-1] if probe_name(k)] if alone else [run.knn]
+        for run in runs:
+            keys = list(accuracy_keys(run)) if alone else [run.recipe.evaluate.metric]
             for i, key in enumerate(keys):
                 points = [(x_of(run, e), e[key]) for e in run.evaluations if key in e]
                 tint = SERIES[i % len(SERIES)] if alone else color(run)
-                line(axes, points, color=tint, label=probe_name(key) if alone else group_name(run, found), lw=1.8)
+                line(axes, points, color=tint, label=probes.label_of(key) if alone else group_name(run, runs), lw=1.8)
         axes.set_xlabel(label)
-        axes.set_ylabel("accuracy, %" if alone else f"{probe_name(found[0].knn)} accuracy, %")
+        axes.set_ylabel("accuracy, %" if alone else f"{probes.label_of(runs[0].recipe.evaluate.metric)} accuracy, %")
         if name == "epochs":
             axes.xaxis.get_major_locator().set_params(integer=True)
         if name == "views":
             axes.xaxis.set_major_formatter(lambda x, _: short_count(x))
-        curve_axes(axes, found)
+        curve_axes(axes, runs)
 
-    caption = "Top-1 on held-out images, backbone frozen; evaluation and saving are not in the time."
+    count = runs[0].evaluations[-1].get("val_images")
+    images = f"{count:,.0f} held-out images" if count else "held-out images"
+    caption = f"Top-1 on {images}, backbone frozen; evaluation and saving are not in the time."
     return plot(f"accuracy-{name}", f"Accuracy against {name}", caption, draw)
 
 
-def probe_name(key: str) -> str:
-    """knn20_pct is kNN (k = 20); empty for what is not an accuracy."""
-    name = key.removeprefix("test_").removesuffix("_pct")
-    if not key.endswith("_pct"):
-        return ""
-    k = name.removeprefix("knn")
-    return f"kNN (k = {k})" if name.startswith("knn") and k.isdigit() else PROBES.get(name, "")
+def accuracy_keys(run: LabeledRun) -> list[str]:
+    """Keys of the last evaluation's accuracies, in the table's order."""
+    return [key for probe in probes.ACCURACIES for key in run.evaluations[-1] if probe.matches(key)]
 
 
 def short_count(x: float) -> str:
@@ -136,51 +161,71 @@ def short_count(x: float) -> str:
     return f"{x:g}"
 
 
-def rank_figure(found: Sequence[LabeledRun]) -> Figure:
+def probe_figures(runs: Sequence[LabeledRun]) -> list[Figure]:
+    """A curve for each figure of the table that has a direction and needs no label, where it changes at all."""
+    figures = []
+    for probe in probes.FIGURES:
+        values = {e[probe.key] for run in runs for e in run.evaluations if probe.key in e}
+        if probe.higher_is_better is not None and values and (any(values) or probe is probes.FIGURES[0]):
+            figures.append(probe_figure(runs, probe))
+    return figures
+
+
+def probe_figure(runs: Sequence[LabeledRun], probe: probes.Probe) -> Figure:
     def draw(axes: Any) -> None:
-        for run in found:
-            points = [(e["epoch"], e["rankme"]) for e in run.evaluations if "rankme" in e]
-            line(axes, points, color=color(run), label=group_name(run, found), lw=1.8)
+        for run in runs:
+            points = [(e["epoch"], e[probe.key]) for e in run.evaluations if probe.key in e]
+            line(axes, points, color=color(run), label=group_name(run, runs), lw=1.8)
         axes.set_xlabel("epochs")
         axes.xaxis.get_major_locator().set_params(integer=True)
-        curve_axes(axes, found)
-        axes.set_ylim(0, 1.1 * max(e["rankme"] for run in found for e in run.evaluations if "rankme" in e) or 1)
+        curve_axes(axes, runs)
+        axes.set_ylim(bottom=0)
 
-    caption = "RankMe of the held-out features: about how many directions are in use. A fall to one is a collapse."
-    return plot("rankme", "Effective dimensions", caption, draw)
+    last = next(e for run in runs for e in reversed(run.evaluations) if probe.key in e)
+    count = f"{last['spectrum_images']:,.0f} " if "spectrum_images" in last else ""
+    better = "Higher is better." if probe.higher_is_better else "Lower is better."
+    caption = f"{probe.meaning} Of the features of {count}pretraining images, without labels. {better}"
+    return plot(probe.key, probe.label[0].upper() + probe.label[1:], caption, draw)
 
 
 def test_accuracies(run: LabeledRun) -> dict[str, float]:
     """Final accuracies in percent by what they are called, baselines last."""
-    first = run.knn.removesuffix("_pct")
-    found = {probe_name(k): v for k, v in run.summary.items() if k.startswith("test_") and probe_name(k)}
-    baselines = {"raw_pixel": "raw pixels, kNN", "untrained": "untrained network, kNN"}
-    return found | {text: run.summary[k] for b, text in baselines.items() if (k := f"{b}_{first}_pct") in run.summary}
+    tested = probes.accuracies_in(run.summary, prefix=probes.TEST)
+    metric = run.recipe.evaluate.metric
+    baselines = {
+        f"kNN of {what}": run.summary[key]
+        for prefix, what in probes.BASELINES.items()
+        if (key := f"{prefix}{metric}") in run.summary
+    }
+    return tested | baselines
 
 
-def test_figure(found: Sequence[LabeledRun]) -> Figure:
-    """Bars of one run's accuracies, or one row of points a group of seeds."""
-    alone = len(found) == 1
+def test_figure(runs: Sequence[LabeledRun]) -> Figure:
+    """Bars of one run's accuracies, or one row of points for each group of runs of one recipe."""
+    alone = len(runs) == 1
+    metric = runs[0].recipe.evaluate.metric
     if alone:
-        bars = {name: [value] for name, value in test_accuracies(found[0]).items()}
+        bars = {name: [value] for name, value in test_accuracies(runs[0]).items()}
     else:
         bars = {}
-        for run in found:
-            if f"test_{run.knn}" in run.summary:
-                bars.setdefault(group_name(run, found), []).append(run.summary[f"test_{run.knn}"])
+        for run in runs:
+            if (key := f"{probes.TEST}{run.recipe.evaluate.metric}") in run.summary:
+                bars.setdefault(group_name(run, runs), []).append(run.summary[key])
 
     def draw(axes: Any) -> None:
         names = list(bars)
         means = [sum(values) / len(values) for values in bars.values()]
-        tints = [LINE if alone and ("raw" in n or "untrained" in n) else SERIES[0] for n in names]
+        tints = [LINE if alone and n.startswith("kNN of ") else SERIES[0] for n in names]
         horizontal_bars(axes, names, means, tints)
         for y, values in enumerate(bars.values()):
             if len(values) > 1:
                 axes.plot(values, [y] * len(values), "o", ms=4, color=INK, alpha=0.7, lw=0)
-        axes.set_xlabel("accuracy on test, %" if alone else f"{probe_name(found[0].knn)} accuracy on test, %")
+        axes.set_xlabel("accuracy on test, %" if alone else f"{probes.label_of(metric)} accuracy on test, %")
 
-    caption = "Backbone frozen; measured once, at the end." + ("" if alone else " A bar is a mean, a point one seed.")
-    return plot("accuracy-test", "Accuracy on test", caption, draw)
+    count = runs[0].summary.get(f"{probes.TEST}images")
+    images = f" on {count:,.0f} images" if count else ""
+    caption = f"Backbone frozen; measured once, at the end{images}."
+    return plot("accuracy-test", "Accuracy on test", caption + ("" if alone else " Bars are means, points runs."), draw)
 
 
 def horizontal_bars(axes: Any, names: Sequence[str], values: Sequence[float], tints: Sequence[str]) -> None:
@@ -195,21 +240,21 @@ def horizontal_bars(axes: Any, names: Sequence[str], values: Sequence[float], ti
     axes.margins(x=0.14)
 
 
-def time_figure(found: Sequence[LabeledRun]) -> Figure:
+def time_figure(runs: Sequence[LabeledRun]) -> Figure:
     """Of each second of training: waiting for images, making views, and the network with its update."""
 
     def draw(axes: Any) -> None:
-        names = [run.label for run in found]
-        last = [run.steps[-1] for run in found]
+        names = [run.label for run in runs]
+        last = [run.steps[-1] for run in runs]
         load = [step.get("load_pct", 0.0) for step in last]
         views = [step.get("views_pct", 0.0) for step in last]
         network = [max(0.0, 100 - a - b) for a, b in zip(load, views, strict=True)]
-        left = [0.0] * len(found)
+        left = [0.0] * len(runs)
         kinds = (("waiting for images", load, 1), ("making views", views, 2), ("network", network, 0))
         for text, shares, tint in kinds:
             axes.barh(names, shares, left=left, color=SERIES[tint], height=0.5, label=text)
             left = [a + b for a, b in zip(left, shares, strict=True)]
-        for y, run in enumerate(found):
+        for y, run in enumerate(runs):
             rate = f"{run.views_per_s:,.0f} views/s" if run.views_per_s else ""
             axes.annotate(rate, (100, y), (-6, 0), textcoords="offset points", va="center", ha="right", color="#ffffff")
         axes.set_xlim(0, 100)
@@ -220,5 +265,5 @@ def time_figure(found: Sequence[LabeledRun]) -> Figure:
         axes.legend(loc="lower center", bbox_to_anchor=(0.45, 1.0), ncols=3, columnspacing=1.2, handlelength=1.0)
 
     caption = "Measured in the loop; on a GPU work is queued, so waits show where the host stood still."
-    height = 1.5 + 0.34 * len(found)
+    height = 1.5 + 0.34 * len(runs)
     return plot("time", "Where the time goes", caption, draw, size_in=(4.3, min(max(height, 1.9), 9.0)))

@@ -7,7 +7,7 @@ import io
 import re
 import warnings
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
@@ -50,13 +50,34 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Grid:
+    """A table of plain texts.
+
+    Attributes:
+        heads: of the columns.
+        rows: as many texts each.
+        fold: shown when the reader opens it.
+    """
+
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    fold: bool = False
+
+    @property
+    def numeric(self) -> list[bool]:
+        """Which columns hold numbers alone, to be set to the right."""
+        columns = range(len(self.heads))
+        return [all(not row[i] or row[i][0].isdigit() or row[i] == "not reached" for row in self.rows) for i in columns]
+
+
+@dataclass(frozen=True)
 class Section:
-    """A part of the page: figures, tables (HTML) and one sentence for each figure left out."""
+    """A part of the page: figures, tables and one sentence for each figure left out."""
 
     title: str
     intro: str = ""
     figures: list[Figure] = field(default_factory=list)
-    tables: list[str] = field(default_factory=list)
+    tables: list[Grid] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
 
 

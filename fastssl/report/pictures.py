@@ -1,6 +1,6 @@
 """What a run's network sees and makes of images: views, eigenspectrum, nearest neighbors, a map of the test set.
 
-Pictures come from the data files that the recipe names and are embedded by the run's newest checkpoint. A file that is
+Pictures come from the data files that the recipe names and are embedded by one of the run's checkpoints. A file that is
 absent, or no longer the one the run was trained on, is said and its figures left out.
 
 N images embedded, F features, K neighbors.
@@ -36,6 +36,7 @@ from fastssl.report.preview import pictures, plain
 
 Picture = npt.NDArray[np.uint8]
 TILE_PX, GAP_PX, MARK_PX = 64, 6, 5
+PAGE_IMAGES = 1500
 QUERIES, NEIGHBORS, SHOWN_VIEWS, SHOWN_IMAGES = 8, 8, 8, 6
 MAP_CELLS, MAP_TILE_PX, FRAME_PX = 34, 28, 2
 HIT, MISS = (34, 160, 107), (214, 69, 65)
@@ -60,7 +61,7 @@ class Embedded:
     tiles: list[Picture]
 
 
-def section(run: LabeledRun, *, images: int) -> Section:
+def section(run: LabeledRun, *, images: int, checkpoint: str | Path = "last") -> Section:
     """All picture figures of one run; what cannot be drawn is said."""
     made = Section(f"Images: {run.label}")
     manifest = manifest_of_run(run)
@@ -74,7 +75,7 @@ def section(run: LabeledRun, *, images: int) -> Section:
         made.figures.append(views_figure(run))
     with Skipping(made, f"{run.label}: spectrum, neighbors and map"):
         path, what = probe_file(run.recipe)
-        net = load(run.folder)
+        net = load(run.folder, checkpoint=checkpoint)
         made.figures.extend(embedded_figures(run, embed(net, path, images), what))
     return made
 
@@ -196,17 +197,21 @@ def small(tile: Picture) -> Picture:
     return np.asarray(Image.fromarray(tile).resize((TILE_PX, TILE_PX), Image.Resampling.LANCZOS))
 
 
-def embedded_figures(run: LabeledRun, found: Embedded, what: str) -> list[Figure]:
-    if len(found.tiles) <= NEIGHBORS:
-        raise UserError(f"There are only {len(found.tiles)} {what}.", f"Give --images more than {NEIGHBORS}.")
-    if not bool(found.features_NF.isfinite().all()):
+def embedded_figures(run: LabeledRun, embedded: Embedded, what: str) -> list[Figure]:
+    if len(embedded.tiles) <= NEIGHBORS:
+        raise UserError(f"There are only {len(embedded.tiles)} {what}.", f"Give --images more than {NEIGHBORS}.")
+    if not bool(embedded.features_NF.isfinite().all()):
         raise UserError("The network's features are not finite.", "The run has diverged; use an earlier checkpoint.")
-    return [neighbors_figure(run, found, what), spectrum_figure(run, found, what), map_figure(run, found, what)]
+    return [
+        neighbors_figure(run, embedded, what),
+        spectrum_figure(run, embedded, what),
+        map_figure(run, embedded, what),
+    ]
 
 
-def spectrum_figure(run: LabeledRun, found: Embedded, what: str) -> Figure:
+def spectrum_figure(run: LabeledRun, embedded: Embedded, what: str) -> Figure:
     """Eigenvalues of the features' covariance, with the power law fitted to ranks 4 to 50."""
-    values_F = spectrum.eigenspectrum(found.features_NF)
+    values_F = spectrum.eigenspectrum(embedded.features_NF)
     values_F = values_F[values_F > values_F[0] * 1e-9]
     ranks = np.arange(1, len(values_F) + 1)
     fit = spectrum.alpha(values_F) if len(values_F) else None
@@ -226,7 +231,7 @@ def spectrum_figure(run: LabeledRun, found: Embedded, what: str) -> Figure:
 
     rank = spectrum.rankme(values_F) if len(values_F) else 0.0
     caption = (
-        f"Covariance of the features of {len(found.tiles):,} {what}, {found.features_NF.shape[1]} dimensions; "
+        f"Covariance of the features of {len(embedded.tiles):,} {what}, {embedded.features_NF.shape[1]} dimensions; "
         f"RankMe {rank:.0f}." + (f" Power law of exponent {fit[0]:.2f}, R² {fit[1]:.3f}." if fit else "")
     )
     return plot(f"{run.slug}-spectrum", "Eigenspectrum", caption, draw)
@@ -244,19 +249,19 @@ def nearest(unit_NF: Tensor) -> Tensor:
     return cosine_NN.topk(NEIGHBORS, dim=1).indices
 
 
-def neighbors_figure(run: LabeledRun, found: Embedded, what: str) -> Figure:
+def neighbors_figure(run: LabeledRun, embedded: Embedded, what: str) -> Figure:
     """A few queries with their nearest images; a line below says whether the class is the query's."""
-    labels_N, nearest_NK = found.labels_N, nearest(unit_rows(found.features_NF))
+    labels_N, nearest_NK = embedded.labels_N, nearest(unit_rows(embedded.features_NF))
     queries = spread_queries(labels_N)
     labeled_N = labels_N >= 0
     hits_NK = (labels_N[nearest_NK] == labels_N[:, None]) & labeled_N[:, None]
     strips = []
     for q in queries:
         marks = [HIT if hit else MISS for hit in hits_NK[q].tolist()] if labeled_N[q] else [None] * NEIGHBORS
-        tiles = [found.tiles[q], *(found.tiles[i] for i in nearest_NK[q].tolist())]
+        tiles = [embedded.tiles[q], *(embedded.tiles[i] for i in nearest_NK[q].tolist())]
         strips.append(strip(tiles, marks=[None, *marks], gap_after=0))
     share = f" {100 * float(hits_NK[labeled_N].float().mean()):.0f} % of all neighbors" if labeled_N.any() else ""
-    caption = f"First the query, then its {NEIGHBORS} nearest of {len(found.tiles):,} {what} by cosine." + (
+    caption = f"First the query, then its {NEIGHBORS} nearest of {len(embedded.tiles):,} {what} by cosine." + (
         f" Green: the query's class, red: another.{share} share their query's class." if share else ""
     )
     names = names_of(run, labels_N[queries])
@@ -301,13 +306,13 @@ def strips_figure(name: str, title: str, caption: str, names: Sequence[str], str
     return Figure(name, title, caption, body, {f"{name}.png": png(sheet)}, wide=strips[0].width > 6 * TILE_PX)
 
 
-def map_figure(run: LabeledRun, found: Embedded, what: str) -> Figure:
+def map_figure(run: LabeledRun, embedded: Embedded, what: str) -> Figure:
     """Pictures where a projection to the plane puts their features, one a cell of a grid."""
-    xy_N2, how = projection(unit_rows(found.features_NF).numpy())
+    xy_N2, how = projection(unit_rows(embedded.features_NF).numpy())
     cells = grid_cells(xy_N2)
     step = MAP_TILE_PX + 1
     canvas = Image.new("RGBA", (MAP_CELLS * step, MAP_CELLS * step), (0, 0, 0, 0))
-    labels = found.labels_N.tolist()
+    labels = embedded.labels_N.tolist()
     classes = sorted({label for label in labels if label >= 0})
     framed = 2 <= len(classes) <= len(CLASS_COLORS)
     for (row, column), i in cells.items():
@@ -316,7 +321,7 @@ def map_figure(run: LabeledRun, found: Embedded, what: str) -> Figure:
             tint = CLASS_COLORS[classes.index(labels[i])]
             canvas.paste((*tint, 255), (*corner, corner[0] + MAP_TILE_PX, corner[1] + MAP_TILE_PX))
             corner, inside = (corner[0] + FRAME_PX, corner[1] + FRAME_PX), MAP_TILE_PX - 2 * FRAME_PX
-        canvas.paste(Image.fromarray(found.tiles[i]).resize((inside, inside), Image.Resampling.LANCZOS), corner)
+        canvas.paste(Image.fromarray(embedded.tiles[i]).resize((inside, inside), Image.Resampling.LANCZOS), corner)
     body = f'<img class="map" alt="Map of embeddings" src="{uri(canvas)}">'
     if framed:
         names = names_of(run, torch.tensor(classes))
@@ -324,8 +329,8 @@ def map_figure(run: LabeledRun, found: Embedded, what: str) -> Figure:
         items = "".join(f'<li><i style="background:rgb{c}"></i>{escape(text)}</li>' for c, text in chips)
         body += f'<ul class="chips">{items}</ul>'
     caption = (
-        f"{len(cells):,} of {len(found.tiles):,} {what} where {how} of their features puts them, the first to come in "
-        "each cell." + (" Frames are classes, which training never saw." if framed else "")
+        f"{len(cells):,} of {len(embedded.tiles):,} {what} where {how} of their features puts them, the first to come "
+        "in each cell." + (" Frames are classes, which training never saw." if framed else "")
     )
     return Figure(
         f"{run.slug}-map", "Map of embeddings", caption, body, {f"{run.slug}-map.png": png(canvas)}, wide=True

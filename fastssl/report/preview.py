@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from fastssl import build
@@ -22,7 +22,8 @@ from fastssl.errors import UserError
 from fastssl.recipe.schema import Recipe, ViewSpec
 
 Picture = npt.NDArray[np.uint8]
-CELL_PX, TEXT_PX, GAP_PX, LINE_PX = 112, 62, 8, 12
+CELL_PX, GAP_PX, LINE_PX = 112, 10, 13
+FONT = ImageFont.load_default()
 # Each operation at four strengths: changes to a row that otherwise does nothing.
 OPERATIONS: dict[str, tuple[dict[str, object], ...]] = {
     "random resized crop": tuple(
@@ -127,7 +128,7 @@ def operation_sheet(batch: Batch, augment: Augment) -> Image.Image:
     for name, strengths in OPERATIONS.items():
         views = (base, *(replace(base, **changes) for changes in strengths))  # type: ignore[arg-type]
         shown = [view for group in pictures(replace(augment, views=views), first, 0) for view in group]
-        labels = [name, *("\n".join(f"{k} {v}" for k, v in changes.items()) for changes in strengths)]
+        labels = [name, *("\n".join(f"{k.replace('_', ' ')} {v}" for k, v in changes.items()) for changes in strengths)]
         rows.append([(view[0], label) for view, label in zip(shown, labels, strict=True)])
     return sheet(rows)
 
@@ -152,34 +153,52 @@ def picture(image_CHW: Tensor) -> Picture:
 
 
 def words(drawn_P: Tensor) -> str:
-    """The parameters that change something, in a few short lines."""
+    """The parameters that change something, one in a line."""
     p = {column: float(drawn_P[column]) for column in Column}
-    lines = [f"box {p[Column.TOP]:.0f},{p[Column.LEFT]:.0f} {p[Column.HEIGHT]:.0f}x{p[Column.WIDTH]:.0f}"]
-    turns = [name for name, column in (("hflip", Column.HFLIP), ("vflip", Column.VFLIP)) if p[column]]
-    turns += [f"turn {90 * p[Column.TURNS]:.0f}°"] if p[Column.TURNS] else []
-    turns += [f"rotate {p[Column.ROTATE_DEG]:.0f}°"] if p[Column.ROTATE_DEG] else []
-    lines += [" ".join(turns)] if turns else []
-    factors = (p[Column.BRIGHTNESS], p[Column.CONTRAST], p[Column.SATURATION])
-    if factors != (1.0, 1.0, 1.0) or p[Column.HUE]:
-        lines.append("b{:.2f} c{:.2f} s{:.2f} ".format(*factors) + (f"h{p[Column.HUE]:+.2f}" if p[Column.HUE] else ""))
-    late = ["gray"] if p[Column.GRAY] else []
-    late += [f"blur {p[Column.BLUR_SIGMA_PX]:.1f}"] if p[Column.BLUR_SIGMA_PX] else []
-    late += ["solarize"] if p[Column.SOLARIZE] < NO_SOLARIZE else []
-    late += [f"{p[Column.POSTERIZE_BITS]:.0f} bits"] if p[Column.POSTERIZE_BITS] else []
-    late += ["cutout"] if p[Column.CUTOUT_SIDE] else []
-    lines += [" ".join(late)] if late else []
+    place = f"at {p[Column.LEFT]:.0f}, {p[Column.TOP]:.0f}"
+    lines = [f"crop {p[Column.WIDTH]:.0f} x {p[Column.HEIGHT]:.0f}", place]
+    lines += ["mirrored"] if p[Column.HFLIP] else []
+    lines += ["upside down"] if p[Column.VFLIP] else []
+    lines += [f"turned {90 * p[Column.TURNS]:.0f}°"] if p[Column.TURNS] else []
+    lines += [f"rotated {p[Column.ROTATE_DEG]:.0f}°"] if p[Column.ROTATE_DEG] else []
+    for column in (Column.BRIGHTNESS, Column.CONTRAST, Column.SATURATION):
+        lines += [f"{column.name.lower()} x {p[column]:.2f}"] if p[column] != 1.0 else []
+    lines += [f"hue {p[Column.HUE]:+.2f}"] if p[Column.HUE] else []
+    lines += ["gray"] if p[Column.GRAY] else []
+    lines += [f"blur {p[Column.BLUR_SIGMA_PX]:.1f} px"] if p[Column.BLUR_SIGMA_PX] else []
+    lines += ["solarized"] if p[Column.SOLARIZE] < NO_SOLARIZE else []
+    lines += [f"{p[Column.POSTERIZE_BITS]:.0f} bits"] if p[Column.POSTERIZE_BITS] else []
+    lines += ["cutout"] if p[Column.CUTOUT_SIDE] else []
     return "\n".join(lines)
 
 
 def sheet(rows: list[list[tuple[Picture, str]]]) -> Image.Image:
-    """Labeled pictures in rows, enlarged without smoothing so that pixels can be seen."""
-    step_x, step_y = CELL_PX + GAP_PX, CELL_PX + TEXT_PX + GAP_PX
-    canvas = Image.new("RGB", (GAP_PX + step_x * max(map(len, rows)), GAP_PX + step_y * len(rows)), "white")
-    draw = ImageDraw.Draw(canvas)
-    for y, cells in enumerate(rows):
-        for x, (pixels, label) in enumerate(cells):
-            corner = GAP_PX + x * step_x, GAP_PX + y * step_y
-            canvas.paste(Image.fromarray(pixels).resize((CELL_PX, CELL_PX), Image.Resampling.NEAREST), corner)
-            for i, line in enumerate(label.splitlines()):
-                draw.text((corner[0], corner[1] + CELL_PX + 2 + i * LINE_PX), line, fill="black")
+    """Labeled pictures in rows, enlarged without smoothing so that pixels can be seen; no label leaves its column."""
+    labeled = [[(pixels, wrapped(label)) for pixels, label in cells] for cells in rows]
+    heights = [CELL_PX + 2 * GAP_PX + LINE_PX * max(len(lines) for _, lines in cells) for cells in labeled]
+    step_px = CELL_PX + GAP_PX
+    canvas = Image.new("RGB", (GAP_PX + step_px * max(map(len, rows)), GAP_PX + sum(heights)), "white")
+    draw, top = ImageDraw.Draw(canvas), GAP_PX
+    for cells, height in zip(labeled, heights, strict=True):
+        for x, (pixels, lines) in enumerate(cells):
+            left = GAP_PX + x * step_px
+            canvas.paste(Image.fromarray(pixels).resize((CELL_PX, CELL_PX), Image.Resampling.NEAREST), (left, top))
+            for i, line in enumerate(lines):
+                draw.text((left, top + CELL_PX + 2 + i * LINE_PX), line, fill="black", font=FONT)
+        top += height
     return canvas
+
+
+def wrapped(label: str) -> list[str]:
+    """The label's lines, broken between words where they are wider than a picture."""
+    lines: list[str] = []
+    for text in label.splitlines():
+        line = ""
+        for word in text.split(" "):
+            longer = f"{line} {word}".strip()
+            if line and FONT.getlength(longer) > CELL_PX:
+                lines.append(line)
+                longer = word
+            line = longer
+        lines.append(line)
+    return lines

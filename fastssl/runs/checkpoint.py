@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from fastssl.errors import UserError
+from fastssl.errors import DamagedWarning, UserError
 from fastssl.runs.files import atomic_path
 
 FORMAT = 1
@@ -150,8 +151,53 @@ def prune(folder: Path, *, keep: int, protect: Path | None = None) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def choose(path: Path, which: str | Path) -> Path:
+    """What to read of a run: the run itself for "last", its best checkpoint, or the one named.
+
+    Raises:
+        UserError: when there is no such checkpoint.
+    """
+    folder = path / "checkpoints"
+    if which == "last":
+        return path
+    if which == "best":
+        return best_of(path, folder)
+    named = folder / which if (folder / which).is_dir() else Path(which)
+    if not named.exists():
+        names = ", ".join(checkpoint.name for checkpoint in existing(folder))
+        raise UserError(f"There is no checkpoint {which}.", f"Choose last, best or one of {names or 'another run'}.")
+    return named
+
+
+def best_of(path: Path, folder: Path) -> Path:
+    """The checkpoint of the highest accuracy on held-out images, as the newest whole one names it."""
+    state = next((state for checkpoint in existing(folder) if (state := state_of(checkpoint))), {})
+    step = (state.get("best") or {}).get("step")
+    if step is None or not path_of(folder, step).is_dir():
+        what = "no accuracy was measured while training" if step is None else f"that of step {step} is gone"
+        raise UserError(f"{path} has no best checkpoint: {what}.", "Use --checkpoint last.")
+    return path_of(folder, step)
+
+
+def state_of(checkpoint: Path) -> dict[str, Any] | None:
+    """The state of a checkpoint that is whole, else None."""
+    try:
+        return read(checkpoint)[2]
+    except DamagedError:
+        return None
+
+
 def load_weights(path: Path) -> dict[str, Tensor]:
     """Weights from a run folder, a checkpoint folder or a .safetensors file.
+
+    Raises:
+        UserError: when there are none or they are damaged.
+    """
+    return load_with_step(path)[0]
+
+
+def load_with_step(path: Path) -> tuple[dict[str, Tensor], int | None]:
+    """The same with the step of the checkpoint; a newer one that is damaged is passed over with a warning.
 
     Raises:
         UserError: when there are none or they are damaged.
@@ -161,11 +207,15 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         inside = path / "checkpoints" if (path / "checkpoints").is_dir() else path
         if (inside / STATE).exists():
             with contextlib.suppress(DamagedError):
-                return read(inside)[0]
+                weights, _, state = read(inside)
+                return weights, int(state["step"])
             raise UserError(f"{inside} is damaged.", "Use another checkpoint of the run.")
         found = latest(inside, warn=problems.append)
         if found:
-            return found[0]
+            step = int(found[2]["step"])
+            if problems:
+                warnings.warn(f"{' '.join(problems)} Step {step} is used.", DamagedWarning, stacklevel=2)
+            return found[0], step
         raise UserError(
             f"{path} holds no whole checkpoint{': ' + problems[0] if problems else ''}.",
             "Give the folder of a run that saved at least once.",
@@ -177,7 +227,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} cannot be read: {error.strerror}.", fix) from error
     except Exception as error:
         raise UserError(f"{path} is not a safetensors file.", fix) from error
-    return tensors
+    return tensors, None
 
 
 def digest(data: bytes) -> str:

@@ -47,11 +47,33 @@ def check_run_dir(folder: Path, recipe: Recipe, *, resume: bool) -> None:
 def same_recipe(before: Recipe, now: Recipe, what: str) -> None:
     a, b = (recipe.model_dump(mode="json", exclude={"log": True, "train": {"threads"}}) for recipe in (before, now))
     changed = different_keys(a, b)
-    if changed:
+    if changed == ["train.epochs"]:
+        check_extension(before, now, what)
+    elif changed:
         raise UserError(
             f"{what} was started with another recipe; {', '.join(changed)} differ.",
             "Resume with the recipe.yaml inside the run's folder, or choose another --run-dir.",
         )
+
+
+def check_extension(before: Recipe, now: Recipe, what: str) -> None:
+    """Refuses more epochs where what happened in the earlier ones depends on their number.
+
+    Raises:
+        UserError: saying how to go on from the weights.
+    """
+    first, wanted = before.train.epochs, now.train.epochs
+    constant = now.optim.schedule == "constant"
+    schedule = "the growth of its views" if constant else f"its {now.optim.schedule} schedule"
+    fixed = not constant or now.augment.progressive is not None
+    if wanted > first and not fixed:
+        return
+    why = f"{schedule} ends with epoch {first}" if wanted > first else f"it has {first}"
+    raise UserError(
+        f"{what} was started with another recipe; train.epochs differ ({wanted} asked for, and {why}).",
+        "Train on from its weights as a new run: -s model.weights=RUN with another --run-dir; only a run with "
+        "optim.schedule constant can be given more epochs.",
+    )
 
 
 def different_keys(a: Any, b: Any, prefix: str = "") -> list[str]:

@@ -4,6 +4,7 @@ import importlib.metadata
 import platform
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ PACKAGES = ("torch", "torchvision", "numpy", "numba", "ffcv", "nvidia-dali-cuda1
 
 
 def environment() -> dict[str, Any]:
-    """Hardware, versions, commit and command, as JSON values."""
+    """Date (UTC), hardware, versions, commit and command, as JSON values."""
     program = Path(sys.argv[0]).name.replace("__main__.py", "fastssl")  # what python -m fastssl is called
     return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": hardware(),
         "versions": versions(),
         "commit": commit(),

@@ -53,11 +53,6 @@ class RunFiles:
     failure: str | None
 
     @property
-    def knn(self) -> str:
-        """The accuracy that runs are compared by: kNN of the recipe's first k."""
-        return f"knn{self.recipe.evaluate.knn_k[0]}_pct"
-
-    @property
     def views_per_s(self) -> float | None:
         last = self.steps[-1] if self.steps else {}
         return last["views"] / last["train_s"] if last.get("train_s") else None
@@ -188,9 +183,13 @@ def listing(folder: Path) -> list[dict[str, Any]]:
 
 
 def entry(run: RunFiles) -> dict[str, Any]:
-    """The main figures of one run; None where it has none (yet)."""
-    last = run.steps[-1] if run.steps else {}
-    best = max(run.evaluations, key=lambda e: e.get(run.knn, -1.0), default={})
+    """The main figures of one run; None or empty where it has none (yet).
+
+    "validation" holds the numbers of the last evaluation, "test" those of the end under the same keys, and "best_pct"
+    the highest of "metric", the accuracy that decides which checkpoint is the best one.
+    """
+    last, metric = run.steps[-1] if run.steps else {}, run.recipe.evaluate.metric
+    best = max(run.evaluations, key=lambda e: e.get(metric, -1.0), default={})
     return {
         "run_dir": str(run.folder),
         "name": run.recipe.name,
@@ -198,12 +197,11 @@ def entry(run: RunFiles) -> dict[str, Any]:
         "note": run.failure if run.state == "failed" else None,
         "epoch": last.get("epoch", 0.0),
         "epochs": run.recipe.train.epochs,
-        "accuracy": run.knn,
-        "best_val_pct": best.get(run.knn),
-        "best_epoch": best["epoch"] if run.knn in best else None,
-        "test_knn_pct": run.summary.get(f"test_{run.knn}"),
-        "test_ridge_pct": run.summary.get("test_ridge_pct"),
-        "test_linear_pct": run.summary.get("test_linear_pct"),
+        "metric": metric,
+        "validation": dict(run.evaluations[-1]) if run.evaluations else {},
+        "best_pct": best.get(metric),
+        "best_epoch": best["epoch"] if metric in best else None,
+        "test": {key.removeprefix("test_"): value for key, value in run.summary.items() if key.startswith("test_")},
         "views_per_s": run.views_per_s,
         "train_s": last.get("train_s", 0.0),
     }

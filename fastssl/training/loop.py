@@ -17,7 +17,7 @@ from fastssl.build import ranks
 from fastssl.data.batch import Batch
 from fastssl.errors import Interrupted, UserError
 from fastssl.losses.loss import Terms
-from fastssl.probes import spectrum
+from fastssl.probes import table
 from fastssl.recipe import progressive
 from fastssl.recipe.load import load
 from fastssl.recipe.presets import view_table
@@ -32,6 +32,7 @@ from fastssl.training.resume import restore, save
 from fastssl.training.saver import must_be_whole
 from fastssl.training.state import Observer, OwnLoss, Run, assemble, with_own
 from fastssl.training.threads import threads
+from fastssl.training.warm_up import compile_kernels
 
 ConvertProgress = Callable[[str, int, int | None], None]
 MOST_SKIPPED_IN_A_ROW = 50
@@ -109,6 +110,8 @@ def begin(run: Run, threads_taken: str) -> None:
     if ranks.is_main():
         weights = account.to_json() if account else None
         write_beginnings(run.run_dir, run.recipe, run.manifest.to_json(), weights=weights)
+        if run.step < run.total_steps:  # of an end that is no more: begun again, or given more epochs
+            (run.run_dir / "summary.json").unlink(missing_ok=True)
     run.observe(
         {
             "event": "start",
@@ -135,6 +138,7 @@ def begin(run: Run, threads_taken: str) -> None:
 
 def loop(run: Run, interrupts: Interrupts) -> None:
     """All remaining steps. What is due at a step comes before its checkpoint: a resume skips and repeats nothing."""
+    compile_kernels(run)
     skipped_in_a_row, sides_seen = 0, set[int]()
     with guards.memory_explained(run.recipe), guards.Watchdog(run.recipe.train.step_timeout_s) as watchdog:
         mark = time.perf_counter()
@@ -308,20 +312,19 @@ def log_step(run: Run, terms: Terms) -> None:
 
 
 def evaluate_now(run: Run) -> bool:
-    """Probes the held-out images, when there are labels; whether the run is better than ever."""
-    found = run.prober.while_training(run.network.backbone)
-    if not found:
+    """Measures the features, on held-out images too where there are labels; whether accuracy is better than ever."""
+    metrics = run.prober.while_training(run.network.backbone)
+    if not metrics:
         return False
     epoch = round(run.step / len(run.loader), 6)
     spent = {"train_s": round(run.clock.train_s, 3), "images": run.step * run.recipe.data.batch_size}
-    run.record({"event": "evaluation", "step": run.step, "epoch": epoch, **found, **spent})
-    warning = spectrum.collapse_warning(found)
-    if warning:
-        run.warn(warning)
-    metric = f"knn{run.recipe.evaluate.knn_k[0]}_pct" if run.recipe.evaluate.knn_k else "ridge_pct"
-    if found[metric] <= run.best.get(metric, -1.0):
+    run.record({"event": "evaluation", "step": run.step, "epoch": epoch, **metrics, **spent})
+    for kind, message in table.remarks(metrics, done=run.step / run.total_steps).items():
+        run.warn_once(kind, message)
+    metric = run.recipe.evaluate.metric
+    if metrics.get(metric, -1.0) <= run.best.get(metric, -1.0):
         return False
-    run.best = {"step": run.step, "epoch": epoch, metric: found[metric]}
+    run.best = {"step": run.step, "epoch": epoch, metric: metrics[metric]}
     return True
 
 
@@ -332,11 +335,11 @@ def finish(run: Run) -> dict[str, Any]:
         UserError: when the end of the run cannot be saved.
     """
     must_be_whole(run.saver, run.step)
-    recipe, found = run.recipe, dict[str, float]()
+    recipe, metrics = run.recipe, dict[str, float]()
     if recipe.data.test_path is not None:
-        found = run.prober.at_the_end(run.network.backbone, recipe.data.test_path)
-        if recipe.evaluate.baselines and found:
-            found |= run.prober.baselines(run.manifest.channels, recipe.data.test_path)
+        metrics = run.prober.at_the_end(run.network.backbone, recipe.data.test_path, progress=run.tell_progress)
+        if recipe.evaluate.baselines and metrics:
+            metrics |= run.prober.baselines(run.manifest.channels, recipe.data.test_path)
     images = run.step * recipe.data.batch_size
     summary = {
         "name": recipe.name,
@@ -350,7 +353,7 @@ def finish(run: Run) -> dict[str, Any]:
         "views_per_s": round(images * run.views / max(run.clock.train_s, 1e-9), 1),
         "data_digest": run.digest,
         **({"skipped_steps": run.skipped_steps} if run.skipped_steps else {}),
-        **found,
+        **metrics,
         "validation": {k: v for k, v in run.last.items() if k != "event"},
         "best": run.best,
     }

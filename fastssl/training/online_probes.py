@@ -1,4 +1,4 @@
-"""What the frozen features of a network know: features extracted once, then every probe the recipe asks for.
+"""What the frozen features of a network know: features extracted once, then every probe of the table.
 
 Under torchrun each rank embeds its contiguous share of the images and all ranks get all rows, in the same order as
 one process would have them, so every figure is one process's.
@@ -18,11 +18,11 @@ from fastssl.augment.augment import Augment
 from fastssl.build import ranks
 from fastssl.data.batch import Batch
 from fastssl.models import pretrainer
-from fastssl.probes import evaluate, spectrum
+from fastssl.probes import evaluate, table
 from fastssl.recipe.schema import Recipe
 
 Embed = Callable[[Batch], Tensor]
-INVARIANCE_IMAGES, INVARIANCE_VIEWS = 512, 2
+SPECTRUM_IMAGES, INVARIANCE_IMAGES, INVARIANCE_VIEWS = 2000, 512, 2
 
 
 class Part:
@@ -52,8 +52,8 @@ class Part:
         """Features (N, F) float32 and labels (N,) of all its images, the last short batch included, on every rank."""
         with torch.inference_mode():
             pairs = [(embed(batch).float(), batch.labels_B) for batch in self.epoch(0)]
-        found = (torch.cat(column).clone() for column in zip(*pairs, strict=True))
-        features_NF, labels_N = (ranks.gather_rows(rows) if self.shared else rows for rows in found)
+        columns = (torch.cat(column).clone() for column in zip(*pairs, strict=True))
+        features_NF, labels_N = (ranks.gather_rows(rows) if self.shared else rows for rows in columns)
         return features_NF, labels_N
 
 
@@ -66,7 +66,8 @@ class Prober:
         sets: which of its images they are, and which are held out.
         clean: the view that changes nothing but the size.
         device: device of the network.
-        share: an open loader of the same file, whose memory the probes then use.
+        share: an open loader of the probes' file, whose memory they then use.
+        pretraining: an open loader of the pretraining file, likewise.
     """
 
     def __init__(
@@ -78,70 +79,93 @@ class Prober:
         clean: Augment,
         device: torch.device,
         share: build.data.Loader | None = None,
+        pretraining: build.data.Loader | None = None,
     ) -> None:
         self.recipe, self.clean, self.device = recipe, clean, device
         self.autocast = build.hardware.autocast(recipe)
-        self.varied = replace(clean, views=build.views.table(recipe)[:INVARIANCE_VIEWS])
+        self.augmented = replace(clean, views=build.views.table(recipe)[:INVARIANCE_VIEWS])
         chosen = {
             "learn": build.data.some_of(sets.probe, recipe.evaluate.max_train),
             "val": sets.val,
-            "varied": build.data.some_of(sets.val, INVARIANCE_IMAGES),
             "all": torch.cat([sets.probe, sets.val]).sort().values,
         }
         parts: dict[str, Part | None] = {}
         for name, indices in chosen.items():
             parts[name] = Part(recipe, probe_path, indices, device=device, share=share) if len(indices) else None
             share = share or next((part.loader for part in parts.values() if part), None)  # one copy of the file
-        self.learn, self.val, self.varied_val, self.all_labeled = parts.values()
+        self.learn, self.val, self.all_labeled = parts.values()
+        one_file = recipe.data.probe_path is None
+        self.pretraining, self.varied = self.pretraining_parts(sets.train, share if one_file else pretraining)
+
+    def pretraining_parts(self, train: Tensor, share: build.data.Loader | None) -> tuple[Part | None, Part | None]:
+        """Pretraining images for the figures without labels; a stream, from which none can be picked, has none."""
+        path = self.recipe.data.path
+        if path.is_dir():
+            return None, None
+        images = build.data.some_of(train, SPECTRUM_IMAGES)
+        clean = Part(self.recipe, path, images, device=self.device, share=share)
+        few = build.data.some_of(images, INVARIANCE_IMAGES)
+        return clean, Part(self.recipe, path, few, device=self.device, share=share or clean.loader)
 
     def while_training(self, backbone: nn.Module) -> dict[str, float]:
-        """kNN and ridge on the held-out images, and what their features look like; empty without labels."""
-        if self.learn is None or self.val is None or self.varied_val is None:
-            return {}
-        embed = self.embed_with(backbone)
-        train_NF, train_labels_N = self.learn.features(embed)
-        val_MF, val_labels_M = self.val.features(embed)
-        found = self.quick(train_NF, train_labels_N, val_MF, val_labels_M)
-        epochs = self.recipe.evaluate.linear_epochs_while_training
-        if epochs:
-            found |= evaluate.linear_probe(train_NF, train_labels_N, val_MF, val_labels_M, epochs=epochs)
-        views_NVF, _ = self.varied_val.features(lambda batch: self.embed_views(backbone, batch))
-        return found | spectrum.figures(val_MF, views_VNF=views_NVF.movedim(1, 0))
+        """Accuracies on held-out images, where there are labels, and what features of pretraining images look like."""
+        embed, metrics = self.embed_with(backbone), dict[str, float]()
+        if self.learn is not None and self.val is not None:
+            epochs = self.recipe.evaluate.linear_epochs_while_training
+            labeled = self.labeled(self.learn.features(embed), self.val.features(embed), linear_epochs=epochs)
+            metrics = table.accuracies(labeled) | {"val_images": float(len(labeled.test_MF))}
+        if self.pretraining is not None and self.varied is not None:
+            features_NF, _ = self.pretraining.features(embed)
+            views_NVF, _ = self.varied.features(lambda batch: self.embed_views(backbone, batch))
+            metrics |= table.figures(features_NF, views_VNF=views_NVF.movedim(1, 0))
+        return metrics
 
-    def at_the_end(self, backbone: nn.Module, test_path: Path) -> dict[str, float]:
-        """kNN, ridge and the linear probe on the test set, learned from every labeled image."""
+    def at_the_end(
+        self, backbone: nn.Module, test_path: Path, *, progress: evaluate.Progress | None = None
+    ) -> dict[str, float]:
+        """The accuracies on the test set, learned from every labeled image; empty without labels.
+
+        Args:
+            backbone: whose features.
+            test_path: the file of the test set.
+            progress: called with (what, epochs done, epochs in all) while the linear probe is trained.
+        """
         if self.all_labeled is None:
             return {}
-        embed = self.embed_with(backbone)
-        train_NF, train_labels_N = self.all_labeled.features(embed)
-        test_MF, test_labels_M = self.test_part(test_path).features(embed)
-        found = self.quick(train_NF, train_labels_N, test_MF, test_labels_M)
-        if self.recipe.evaluate.linear_epochs:
-            found |= evaluate.linear_probe(
-                train_NF, train_labels_N, test_MF, test_labels_M, epochs=self.recipe.evaluate.linear_epochs
-            )
-        return {f"test_{name}": value for name, value in found.items()}
+        embed, epochs = self.embed_with(backbone), self.recipe.evaluate.linear_epochs
+        learned, tested = self.all_labeled.features(embed), self.test_part(test_path).features(embed)
+        labeled = self.labeled(learned, tested, linear_epochs=epochs, progress=progress)
+        metrics = table.accuracies(labeled) | {"images": float(len(labeled.test_MF))}
+        return {f"{table.TEST}{name}": value for name, value in metrics.items()}
 
     def baselines(self, in_channels: int, test_path: Path) -> dict[str, float]:
         """kNN on the test set from raw pixels and from the same network untrained, where the recipe can name it."""
         assert self.all_labeled is not None
-        embeds: dict[str, Embed] = {"raw_pixel": self.pixels}
+        pixels, network = table.BASELINES
+        embeds: dict[str, Embed] = {pixels: self.pixels}
         if self.recipe.model.backbone != build.model.CUSTOM:
             untrained = build.model.network(self.recipe, in_channels=in_channels, device=self.device).backbone
-            embeds["untrained"] = self.embed_with(untrained)
-        test, found = self.test_part(test_path), dict[str, float]()
-        for name, embed in embeds.items():
-            learned, tested = self.all_labeled.features(embed), test.features(embed)
-            accuracies = evaluate.knn(*learned, *tested, ks=self.recipe.evaluate.knn_k)
-            found |= {f"{name}_{key}": value for key, value in accuracies.items()}
-        return found
+            embeds[network] = self.embed_with(untrained)
+        test, metrics = self.test_part(test_path), dict[str, float]()
+        for prefix, embed in embeds.items():
+            labeled = self.labeled(self.all_labeled.features(embed), test.features(embed))
+            metrics |= {f"{prefix}{key}": value for key, value in table.accuracies(labeled, names=["knn"]).items()}
+        return metrics
+
+    def labeled(
+        self,
+        learned: tuple[Tensor, Tensor],
+        judged: tuple[Tensor, Tensor],
+        *,
+        linear_epochs: int = 0,
+        progress: evaluate.Progress | None = None,
+    ) -> evaluate.Labeled:
+        """Features and labels of both parts, with the recipe's settings."""
+        ks = self.recipe.evaluate.knn_k
+        return evaluate.Labeled(*learned, *judged, knn_k=ks, linear_epochs=linear_epochs, progress=progress)
 
     def test_part(self, test_path: Path) -> Part:
         return Part(self.recipe, test_path, torch.arange(len(build.data.labels_of(test_path))), device=self.device)
-
-    def quick(self, *features_and_labels: Tensor) -> dict[str, float]:
-        found = evaluate.knn(*features_and_labels, ks=self.recipe.evaluate.knn_k)
-        return found | evaluate.ridge(*features_and_labels)
 
     def pixels(self, batch: Batch) -> Tensor:
         return views_of(self.clean, batch)[0][0].flatten(1)
@@ -152,7 +176,7 @@ class Prober:
 
     def embed_views(self, backbone: nn.Module, batch: Batch) -> Tensor:
         """Features (B, V, F) of augmented views."""
-        views = [view_BCHW for group in views_of(self.varied, batch) for view_BCHW in group]
+        views = [view_BCHW for group in views_of(self.augmented, batch) for view_BCHW in group]
         return torch.stack([pretrainer.embed(backbone, view, autocast=self.autocast) for view in views], dim=1)
 
 

@@ -51,6 +51,7 @@ def restore(run: Run) -> None:
     found = checkpoint.latest(run.run_dir / "checkpoints", warn=run.warn)
     same_everywhere(run, found[2]["step"] if found else 0)
     if found is None:
+        refuse_if_damaged(run)
         run.records.cut(0)
         return
     weights, moments, state = found
@@ -62,6 +63,17 @@ def restore(run: Run) -> None:
     run.step, run.clock, run.last = state["step"], Clock(**state["clock"]), state["last"]
     run.best, run.skipped_steps = state["best"], state["skipped_steps"]
     run.records.cut(state["metrics_bytes"])
+
+
+def refuse_if_damaged(run: Run) -> None:
+    """Starting at step 0 over a run whose checkpoints are all damaged would silently throw its work away."""
+    folder = run.run_dir / "checkpoints"
+    names = [path.name for path in checkpoint.existing(folder)]
+    if names:
+        raise UserError(
+            f"Every checkpoint in {folder} is damaged: {', '.join(names)}.",
+            f"Put a whole one back; to start again from step 0 instead, remove {folder}.",
+        )
 
 
 def check_state(run: Run, state: dict[str, Any]) -> None:

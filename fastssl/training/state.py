@@ -73,6 +73,7 @@ class Run:
     last: dict[str, Any] = field(default_factory=dict)
     best: dict[str, Any] = field(default_factory=dict)
     skipped_steps: int = 0
+    warned: set[str] = field(default_factory=set)
 
     @property
     def views(self) -> int:
@@ -88,6 +89,15 @@ class Run:
 
     def warn(self, message: str) -> None:
         self.observe({"event": "warning", "message": message})
+
+    def warn_once(self, kind: str, message: str) -> None:
+        if kind not in self.warned:
+            self.warned.add(kind)
+            self.warn(message)
+
+    def tell_progress(self, what: str, done: int, total: int) -> None:
+        """Of work that is not steps, such as the linear probe at the end."""
+        self.observe({"event": "progress", "what": what, "done": done, "total": total})
 
     def record(self, record: dict[str, Any]) -> None:
         """One line of metrics.jsonl, and what the observer sees."""
@@ -171,6 +181,7 @@ def assemble(
             clean=build.views.clean_view(recipe, manifest, device=device),
             device=device,
             share=loader if recipe.data.probe_path is None else None,
+            pretraining=loader,
         ),
         manifest=manifest,
         observe=observe,

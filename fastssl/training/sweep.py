@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from fastssl.errors import UserError
+from fastssl.probes import table
 from fastssl.recipe.load import load
 from fastssl.recipe.schema import Recipe
 from fastssl.runs import reading
@@ -205,34 +206,47 @@ def tabulated(name: str, planned: Sequence[Cell], errors: Mapping[Path, UserErro
 
 def row(cell: Cell, error: UserError | None) -> dict[str, Any]:
     """One cell: the main figures of its run, its changes, and what ended it."""
-    found: dict[str, Any] = {"run_dir": str(cell.folder), "state": "not begun"}
+    entry: dict[str, Any] = {"run_dir": str(cell.folder), "state": "not begun", "validation": {}, "test": {}}
     try:
         if reading.is_run(cell.folder):
-            found = reading.entry(reading.read(cell.folder))
+            entry = reading.entry(reading.read(cell.folder))
     except UserError as damage:
         error = error or damage
     if error:
-        found["state"] = "failed"
-    return found | {"changes": cell.changes, "error": f"{error.what} {error.fix}" if error else None}
+        entry["state"] = "failed"
+    return entry | {"changes": cell.changes, "error": f"{error.what} {error.fix}" if error else None}
 
 
 def settings(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One record a combination: accuracy over its finished seeds, on test where there is one, else held out."""
+    """One record a combination: what its finished seeds reached at their last evaluation, never on the test set.
+
+    All combinations are judged by one metric: the accuracy on held-out images, or without labels the first figure of
+    the table of probes.
+    """
     groups: dict[str, list[Mapping[str, Any]]] = {}
-    for one in rows:
-        key = json.dumps({k: v for k, v in one["changes"].items() if k != "seed"}, default=str)
-        groups.setdefault(key, []).append(one)
-    return [{"changes": json.loads(key), "seeds": len(group), **accuracy(group)} for key, group in groups.items()]
+    for cell in rows:
+        key = json.dumps({k: v for k, v in cell["changes"].items() if k != "seed"}, default=str)
+        groups.setdefault(key, []).append(cell)
+    metric = judged_by(rows)
+    return [
+        {"changes": json.loads(key), "seeds": len(group), "metric": metric, **spread(group, metric)}
+        for key, group in groups.items()
+    ]
 
 
-def accuracy(group: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    done = [one for one in group if one["state"] == "done"]
-    for name in ("test_knn_pct", "best_val_pct"):
-        values = [one[name] for one in done if one.get(name) is not None]
-        if values:
-            spread = {"mean": statistics.mean(values), "min": min(values), "max": max(values), "n": len(values)}
-            return {"accuracy": name, **spread}
-    return {"accuracy": None, "mean": None, "min": None, "max": None, "n": 0}
+def judged_by(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """The metric that every finished cell was measured by."""
+    done = [cell["validation"] for cell in rows if cell["state"] == "done"]
+    shared = {key: value for key, value in (done[0] if done else {}).items() if all(key in other for other in done)}
+    return table.judged_by(shared)
+
+
+def spread(group: Sequence[Mapping[str, Any]], metric: str | None) -> dict[str, Any]:
+    """Mean and range over the finished seeds."""
+    values = [cell["validation"][metric] for cell in group if cell["state"] == "done"] if metric else []
+    if not values:
+        return {"mean": None, "min": None, "max": None, "n": 0}
+    return {"mean": statistics.mean(values), "min": min(values), "max": max(values), "n": len(values)}
 
 
 def write(path: Path, result: Mapping[str, Any]) -> None:

@@ -138,7 +138,7 @@ def test_more_images_until_a_call_takes_long_enough():
 
 
 def test_the_table_names_the_slowest_stage():
-    from fastssl.cli.progress import doctor_text
+    from fastssl.cli.tables import doctor_text
 
     record = {
         "checks": [{"kind": "loader", "name": "dali", "works": False, "detail": "[gone]", "fix": "pip install it"}],

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -290,7 +291,7 @@ def test_the_version_and_the_verbs_in_order_of_use(fastssl_command: Command) -> 
 
 def test_a_text_in_brackets_is_shown_and_not_taken_for_a_style(capsys: pytest.CaptureFixture[str]) -> None:
     from fastssl.cli.progress import console as stderr
-    from fastssl.cli.progress import doctor_text
+    from fastssl.cli.tables import doctor_text
 
     fix = "pip install 'fastssl-vision[parquet]'"
     stderr.print(f"Warning: {fix}", soft_wrap=True)
@@ -303,15 +304,22 @@ def test_the_end_of_a_run_tells_its_accuracies_with_and_without_a_test_set() -> 
     from fastssl.cli.progress import evaluation_text, summary_text
 
     summary = {"name": "a", "views": 8, "train_s": 2.0, "views_per_s": 4.0, "run_dir": "runs/a"}
-    held_out = {"knn5_pct": 61.0, "knn20_pct": 60.0, "ridge_pct": 62.0}
-    assert evaluation_text(held_out) == "kNN (k = 5) 61.0 %, ridge 62.0 %"
-    assert "kNN (k = 5) on held-out images 61.0 %" in " ".join(
-        summary_text({**summary, "validation": held_out}).split()
+    held_out = {"epoch": 2.0, "loss": 3.5, "invariance": 1.5, "redundancy": 20.0, "train_s": 2.0}
+    held_out |= {"knn5_pct": 61.0, "knn20_pct": 60.0, "knn20_used": 8.0, "ridge_pct": 62.0, "val_images": 50.0}
+    held_out |= {"rankme": 7.25, "invariance_residual": 0.25, "dims": 32.0, "spectrum_images": 200.0}
+    assert evaluation_text(held_out) == (
+        "epoch 2: kNN (k = 5) 61.0 %, kNN (k = 8) 60.0 %, ridge 62.0 % (n = 50); "
+        "RankMe 7.2, invariance residual 0.250 (32 dimensions, n = 200); 2 s of training"
     )
-    tested = {**summary, "validation": held_out, "test_knn5_pct": 50.0, "raw_pixel_knn5_pct": 30.0}
-    lines = summary_text(tested).splitlines()
-    assert [line.split() for line in lines[1:-1]] == [
-        ["kNN", "(k", "=", "5)", "on", "test", "50.0", "%"],
-        ["kNN", "(k", "=", "5)", "of", "raw", "pixels", "30.0", "%"],
+    best = {"step": 1, "epoch": 1.0, "knn5_pct": 63.0}
+    told = [
+        " ".join(line.split()) for line in summary_text({**summary, "validation": held_out, "best": best}).splitlines()
     ]
+    assert "loss 3.5 (invariance 1.5, redundancy 20)" in told
+    assert "RankMe 7.2, invariance residual 0.250 (32 dimensions, n = 200)" in told
+    assert any(re.fullmatch(r"kNN \(k = 5\) on held-out images \(n = 50\) 61.0 ± 1\d\.\d %", line) for line in told)
+    assert "best kNN (k = 5), epoch 1 63.0 %" in told
+    tested = {**summary, "validation": held_out, "test_knn5_pct": 50.0, "raw_pixel_knn5_pct": 30.0, "best": best}
+    told = [" ".join(line.split()) for line in summary_text(tested).splitlines()]
+    assert told[-3:-1] == ["kNN (k = 5) on test 50.0 %", "kNN (k = 5) of raw pixels 30.0 %"]
     assert "held-out" not in summary_text({**summary, "validation": {}})

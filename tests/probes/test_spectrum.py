@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from fastssl.probes import spectrum
-from fastssl.probes.spectrum import collapse_warning, eigenspectrum, figures
+from fastssl.probes.spectrum import collapse_warnings, eigenspectrum
+from fastssl.probes.table import FIGURES, figures
 
 
 def features(values: Tensor, *, rows: int = 300, offset: float = 4.0) -> Tensor:
@@ -93,8 +94,8 @@ def test_invariance_residual_runs_from_agreement_to_unrelated():
 
 
 def test_healthy_features_raise_no_warning():
-    assert collapse_warning(figures(features(torch.arange(1.0, 65) ** -1))) is None
-    assert collapse_warning(figures(torch.randn(50, 100, generator=torch.Generator().manual_seed(0)))) is None
+    assert collapse_warnings(figures(features(torch.arange(1.0, 65) ** -1))) == {}
+    assert collapse_warnings(figures(torch.randn(50, 100, generator=torch.Generator().manual_seed(0)))) == {}
 
 
 @pytest.mark.parametrize("level", [0.0, 1.0, 0.3, 1e6])
@@ -103,10 +104,10 @@ def test_constant_features_have_collapsed(level, dtype):
     found = figures(torch.full((1000, 8), level, dtype=dtype))
     assert found["dead_dims"] == 8
     assert found["rankme"] == 0
-    warning = collapse_warning(found)
-    assert warning is not None
-    assert "All 8 features are constant" in warning
-    assert "loss.orthogonality" in warning
+    warnings = collapse_warnings(found)
+    assert warnings.keys() == {"constant"}
+    assert "All 8 features are constant" in warnings["constant"]
+    assert "loss" in warnings["constant"]
 
 
 def test_other_ways_to_collapse():
@@ -118,6 +119,10 @@ def test_other_ways_to_collapse():
         "10 of 16 features are constant": torch.randn(200, 16, generator=g) * (torch.arange(16) > 9),
     }
     for words, x in cases.items():
-        warning = collapse_warning(figures(x))
-        assert warning is not None
-        assert words in warning
+        assert words in " ".join(collapse_warnings(figures(x)).values())
+
+
+def test_the_table_names_every_figure_and_its_number_of_images():
+    views = torch.randn(2, 50, 12, generator=torch.Generator().manual_seed(0))
+    assert figures(views[0], views_VNF=views).keys() == {probe.key for probe in FIGURES}
+    assert figures(views[0])["spectrum_images"] == 50

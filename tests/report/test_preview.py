@@ -10,7 +10,7 @@ from PIL import Image
 from fastssl import build
 from fastssl.errors import UserError
 from fastssl.recipe.load import load
-from fastssl.report.preview import OPERATIONS, pictures, plain, preview, words
+from fastssl.report.preview import CELL_PX, GAP_PX, OPERATIONS, pictures, plain, preview, sheet, words
 
 CONFIG = {"train": {"epochs": 1}, "augment": {"views": 3, "side_px": 16}}
 
@@ -43,9 +43,20 @@ def test_words_name_only_what_changes() -> None:
     drawn[Column.HEIGHT] = drawn[Column.WIDTH] = 16
     drawn[Column.BRIGHTNESS] = drawn[Column.CONTRAST] = drawn[Column.SATURATION] = 1.0
     drawn[Column.SOLARIZE] = NO_SOLARIZE
-    assert words(drawn) == "box 0,0 16x16"
+    assert words(drawn) == "crop 16 x 16\nat 0, 0"
     drawn[Column.HFLIP], drawn[Column.GRAY], drawn[Column.HUE] = 1, 1, 0.05
-    assert words(drawn) == "box 0,0 16x16\nhflip\nb1.00 c1.00 s1.00 h+0.05\ngray"
+    drawn[Column.BRIGHTNESS] = 1.38
+    assert words(drawn).splitlines()[2:] == ["mirrored", "brightness x 1.38", "hue +0.05", "gray"]
+
+
+def test_no_caption_leaves_its_column() -> None:
+    pixels = np.full((4, 4, 3), 255, np.uint8)
+    label = "\n".join(["blur sigma max px 0.5", "random resized crop", "saturation x 1.38"])
+    picture = np.asarray(sheet([[(pixels, label)] * 3])).min(axis=2)
+    for x in range(4):  # the gaps beside and between the columns stay white
+        gap = picture[:, x * (CELL_PX + GAP_PX) : x * (CELL_PX + GAP_PX) + GAP_PX]
+        assert (gap == 255).all()
+    assert (picture < 128).any()
 
 
 def test_a_target_that_cannot_be_written_is_explained(tiny_data: tuple[Path, Path], tmp_path: Path) -> None:

@@ -13,14 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastssl.errors import UserError
-from fastssl.report import inputs, pictures, report
+from fastssl.report import curves, inputs, pictures, report
 
 pytest.importorskip("matplotlib")
-PAGE_FIGURES = ("accuracy-test", "accuracy-epochs", "accuracy-views", "accuracy-time", "curve-loss", "rankme", "time")
+PAGE_FIGURES = (
+    *("accuracy-test", "accuracy-epochs", "accuracy-views", "accuracy-time", "curve-loss", "time"),
+    *("rankme", "participation_ratio", "orthogonality_residual", "invariance_residual"),
+)
 IMAGE_FIGURES = ("views", "neighbors", "spectrum", "map")
 
 
@@ -111,8 +115,12 @@ def test_figures_are_whole_files(made: Path) -> None:
 def test_the_main_figures_are_the_runs_own(made: Path, finished_run: Path) -> None:
     summary = json.loads((finished_run / "summary.json").read_text())
     tiles = dict(re.findall(r"<dt>([^<]+)</dt><dd>([^<]+)<", (made / "index.html").read_text()))
-    assert tiles["kNN on test"] == f"{summary['test_knn5_pct']:.1f}"
+    assert tiles["kNN (k = 5) on test"] == f"{summary['test_knn5_pct']:.1f}"
     assert tiles["linear probe on test"] == f"{summary['test_linear_pct']:.1f}"
+    assert tiles["kNN (k = 5), held-out"] == f"{summary['validation']['knn5_pct']:.1f}"
+    page = (made / "index.html").read_text()
+    assert "n = 100" in page
+    assert "n = 40; best" in page
 
 
 def test_several_runs_share_axes_and_are_told_apart(finished_run: Path, tmp_path: Path) -> None:
@@ -129,6 +137,39 @@ def test_several_runs_share_axes_and_are_told_apart(finished_run: Path, tmp_path
     assert "<td>seed 5</td>" in page
     assert page.count('id="curve-loss"') == 1
     assert "a + 1 other seed" in page
+
+
+def test_runs_of_one_seed_are_no_other_seeds_and_two_losses_have_charts_of_their_own(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    for name in ("a", "b", "c"):
+        shutil.copytree(finished_run, tmp_path / "runs" / name, ignore=shutil.ignore_patterns("checkpoints"))
+    recipe = tmp_path / "runs" / "c" / "recipe.yaml"
+    tree = yaml.safe_load(recipe.read_text()) | {"loss": {"name": "vicreg"}}
+    recipe.write_text(yaml.safe_dump(tree))
+    report([tmp_path / "runs"], tmp_path / "out", images=30)
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "a + 1 more run" in page
+    assert "other seed" not in page
+    assert 'id="curve-loss-barlow_twins"' in page
+    assert 'id="curve-loss-vicreg"' in page
+
+
+@pytest.mark.parametrize(
+    ("curve", "shown"),
+    [
+        ([100.0, *(float(y) for y in range(20, 0, -1))], (20, 30)),  # one first step far above the rest
+        ([float(y) for y in range(20, 0, -1)], None),
+        ([100.0, 1.0, 1.0], None),  # too few to tell
+        ([5.0] * 30, None),
+        ([1.0] * 20 + [100.0], None),  # what comes late is shown
+    ],
+)
+def test_an_axis_leaves_out_a_first_spike_and_nothing_else(
+    curve: list[float], shown: tuple[float, float] | None
+) -> None:
+    top = curves.robust_top([curve])
+    assert top is None if shown is None else shown[0] <= top <= shown[1]
 
 
 def test_names_are_text_not_markup(finished_run: Path, tmp_path: Path) -> None:

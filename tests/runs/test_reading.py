@@ -68,7 +68,8 @@ def test_listing_compares_recipes_and_survives_a_damaged_run(copy: Path) -> None
     assert found["d"]["state"] == "damaged"
     assert "line 1" in found["d"]["note"]
     best = max(reading.read(copy).evaluations, key=lambda e: e["knn5_pct"])
-    assert (found["copy"]["best_val_pct"], found["copy"]["best_epoch"]) == (best["knn5_pct"], best["epoch"])
+    assert (found["copy"]["best_pct"], found["copy"]["best_epoch"]) == (best["knn5_pct"], best["epoch"])
+    assert found["copy"]["validation"]["knn5_pct"] == reading.read(copy).evaluations[-1]["knn5_pct"]
     text = runs_table(list(found.values()))
     assert "optim.lr 0.5" in text
     assert "damaged" in text

@@ -14,7 +14,7 @@ import torch.multiprocessing as mp
 from fastssl import build
 from fastssl.build import ranks
 from fastssl.models import pretrainer
-from fastssl.probes import spectrum
+from fastssl.probes import spectrum, table
 from fastssl.recipe.load import load
 from fastssl.training.online_probes import Part, Prober, views_of
 
@@ -56,12 +56,33 @@ def test_the_invariance_residual_is_of_the_recipes_own_views(tiny_recipe: dict[s
     found = made.while_training(network.backbone)
     names = {"dead_dims", "orthogonality_residual", "rankme", "participation_ratio", "alpha", "alpha_r2"}
     assert names <= found.keys()
-    assert made.varied_val is not None
-    views_NVF, _ = made.varied_val.features(lambda batch: made.embed_views(network.backbone, batch))
-    assert views_NVF.shape == (40, 2, 32)
+    assert made.varied is not None
+    views_NVF, _ = made.varied.features(lambda batch: made.embed_views(network.backbone, batch))
+    assert views_NVF.shape == (160, 2, 32)
+    assert (found["spectrum_images"], found["val_images"]) == (160, 40)
     assert found["invariance_residual"] == spectrum.invariance_residual(views_NVF.movedim(1, 0))
     same, _ = prober(tiny_recipe | {"augment": {"preset": "none", "side_px": 16}})
     assert same.while_training(network.backbone)["invariance_residual"] < 1e-9 < found["invariance_residual"]
+
+
+def test_without_labels_the_figures_are_measured_all_the_same(tiny_recipe: dict[str, Any]) -> None:
+    unlabeled = tiny_recipe | {"data": tiny_recipe["data"] | {"val_count": 0}}
+    made, network = prober(unlabeled)
+    metrics = made.while_training(network.backbone)
+    assert {probe.key for probe in table.FIGURES} == metrics.keys()
+    assert metrics["spectrum_images"] == 200
+
+
+def test_a_k_above_the_images_of_a_class_is_capped_and_said(tiny_recipe: dict[str, Any]) -> None:
+    made, network = prober(tiny_recipe | {"evaluate": {"knn_k": [5, 200]}})
+    metrics = made.while_training(network.backbone)
+    assert made.learn is not None
+    _, labels_N = made.learn.features(made.embed_with(network.backbone))
+    each = len(labels_N) // len(set(labels_N.tolist()))
+    assert metrics["knn200_used"] == each < 200
+    assert "knn5_used" not in metrics
+    assert table.label_of("knn200_pct", metrics) == f"kNN (k = {each})"
+    assert f"k = {each} in place of 200" in table.remarks(metrics)["knn200_used"]
 
 
 def worker(rank: int, world: int, port: int, folder: str, recipe: dict[str, Any]) -> None:

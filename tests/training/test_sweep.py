@@ -69,13 +69,15 @@ def test_failures_are_noted_and_the_rest_is_run_once(
     assert "data.batch_size" in made["cells"][2]["error"]
     assert "larger than the 160 images" in made["cells"][4]["error"]
     assert json.loads((tmp_path / "sweep.json").read_text()) == made
-    first, second = (cell["test_knn_pct"] for cell in made["cells"][:2])
+    first, second = (cell["validation"]["knn5_pct"] for cell in made["cells"][:2])
     setting = made["settings"][0]
+    assert setting["metric"] == "knn5_pct"
     assert (setting["mean"], setting["n"], setting["seeds"]) == (pytest.approx((first + second) / 2), 2, 2)
     assert made["settings"][1]["n"] == 0
     text = sweep_table(made)
     assert text.count("failed") == 4
     assert "2 of 2" in text
+    assert "Compared by kNN (k = 5) at the last evaluation, on held-out images." in text
     ran: list[Path] = []
     train = loop.train
     monkeypatch.setattr(loop, "train", lambda recipe, **more: ran.append(more["run_dir"]) or train(recipe, **more))
@@ -101,7 +103,25 @@ def test_a_stopped_sweep_goes_on_and_ends_as_if_it_had_not_been(
     assert [cell["state"] for cell in stopped["cells"]] == ["done", "interrupted"]
     after = sweep.sweep(tiny_recipe, grid, out=tmp_path / "parts")
     for a, b in zip(whole["cells"], after["cells"], strict=True):
-        assert (a["state"], a["test_knn_pct"], a["epoch"]) == (b["state"], b["test_knn_pct"], b["epoch"])
+        assert (a["state"], a["test"], a["epoch"]) == (b["state"], b["test"], b["epoch"])
+
+
+def cell(lr: float, held_out: dict[str, float], test: dict[str, float]) -> dict[str, Any]:
+    return {"changes": {"optim.lr": lr}, "state": "done", "validation": held_out, "test": test}
+
+
+def test_cells_are_judged_on_held_out_images_and_never_on_test() -> None:
+    good_on_test = cell(0.1, {"knn5_pct": 40.0, "rankme": 9.0}, {"knn5_pct": 90.0})
+    good_held_out = cell(0.2, {"knn5_pct": 60.0, "rankme": 8.0}, {"knn5_pct": 50.0})
+    rows = sweep.settings([good_on_test, good_held_out])
+    assert [(row["metric"], row["mean"]) for row in rows] == [("knn5_pct", 40.0), ("knn5_pct", 60.0)]
+
+
+def test_cells_without_held_out_labels_are_judged_by_a_figure_that_the_table_names() -> None:
+    rows = [cell(0.1, {"rankme": 9.0}, {"knn5_pct": 90.0}), cell(0.2, {"rankme": 8.0, "knn5_pct": 3.0}, {})]
+    made = {"cells": rows, "settings": sweep.settings(rows)}
+    assert [(row["metric"], row["mean"]) for row in made["settings"]] == [("rankme", 9.0), ("rankme", 8.0)]
+    assert "Compared by RankMe" in sweep_table(made)
 
 
 def test_another_recipes_cell_is_left_as_it_is(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:

@@ -13,18 +13,20 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
+from fastssl import build
 from fastssl.errors import UserError
 from fastssl.pretrained.evaluation.features import LAYERS, Key, Progress, features
 from fastssl.pretrained.evaluation.finetune import finetune
 from fastssl.pretrained.evaluation.splits import On, Part, splits
+from fastssl.pretrained.evaluation.unlabeled import figures_by_layer, pretraining_part
 from fastssl.pretrained.load import Pretrained, load
 from fastssl.probes import evaluate as measures
-from fastssl.probes import spectrum
+from fastssl.probes import table
 from fastssl.recipe.schema import Recipe
 from fastssl.runs.environment import environment
 
-PROBES = ("knn", "ridge", "linear", "finetune")
-KNN_KS = (20, 200)
+FINETUNE = "finetune"
+PROBES = (*(probe.name for probe in table.ACCURACIES), FINETUNE)
 LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 MAX_VIEWS = 256
 
@@ -44,21 +46,24 @@ def evaluate(
     finetune_epochs: int = 10,
     finetune_lr: float = 1e-3,
     device: str = "auto",
+    checkpoint: str | Path = "last",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Evaluates a run's newest checkpoint, one of its checkpoints, or a weights file.
+    """Evaluates one of a run's checkpoints, or a weights file.
 
     Args:
         run: what `train` wrote, a checkpoint in it, or a .safetensors file.
         recipe: how weights outside of a run were trained.
         data, test: another data set's labeled train and test files; the run's own when absent.
-        on: "val" or "test"; "test" when `test` is given, else "val": a choice must not see the test set.
+        on: "val", "test", or "pretraining" for the figures that need no label. None is "test" when `test` is given,
+            "pretraining" when the run's own images have no labels, else "val": a choice must not see the test set.
         probes: of "knn", "ridge", "linear" and "finetune".
         views: numbers of views whose mean feature is used, 1 to 256.
         layers: "backbone", "projector".
         few_label_pct: also learn from these shares of the labels, percent in (0, 100).
         linear_epochs, finetune_epochs, finetune_lr: of those two probes.
         device: "auto", "cpu", "cuda" or "mps".
+        checkpoint: of a run: "last", "best" or a checkpoint's folder.
         progress: called with (file name, images done, images in all) while features are extracted.
 
     Returns:
@@ -69,13 +74,17 @@ def evaluate(
         UserError: for everything a person can mend.
     """
     check_options(probes, views, layers, few_label_pct, on)
-    net = load(run, device=device, recipe=recipe)
+    net = load(run, device=device, recipe=recipe, checkpoint=checkpoint)
     if "projector" in layers and net.projector is None:
         raise UserError("These weights hold the backbone alone.", "Leave --layers at backbone, or give the run.")
-    on = on or ("test" if test is not None else "val")
+    on = on or default_on(net, data=data, test=test)
     folder = net.run_dir / "features" if net.run_dir else None
+    if on == "pretraining":
+        part = pretraining_part(net)
+        figures = figures_by_layer(net, part, layers=layers, folder=folder, progress=progress)
+        return kept(net, record_of(net, run, on=on, judged=part, figures=figures))
     train, judged = splits(net, data=data, test=test, on=on, folder=folder)
-    frozen = [probe for probe in probes if probe != "finetune"]
+    frozen = [probe for probe in probes if probe != FINETUNE]
     learned, tested = (
         features(net, part, views=views, layers=layers, folder=folder, progress=progress) for part in (train, judged)
     )
@@ -84,25 +93,71 @@ def evaluate(
         row
         for share in shares
         for row in (
-            *frozen_rows(frozen, learned, tested, train, judged, share, linear_epochs),
-            *tuned_rows("finetune" in probes, net, train, judged, share, finetune_epochs, finetune_lr),
+            *frozen_rows(
+                frozen,
+                learned,
+                tested,
+                train,
+                judged,
+                share,
+                knn_k=net.recipe.evaluate.knn_k,
+                linear_epochs=linear_epochs,
+                progress=progress,
+            ),
+            *(
+                tuned_rows(net, train, judged, share, epochs=finetune_epochs, lr=finetune_lr, progress=progress)
+                if FINETUNE in probes
+                else ()
+            ),
         )
     ]
-    figures = {layer: spectrum.figures(tested[min(views), layer]) for layer in layers}
-    record = {
+    figures = {layer: table.figures(tested[min(views), layer]) for layer in layers}
+    capped = {key: value for row in rows for key, value in row.items() if key.endswith("_used")}
+    remarks = list(table.remarks(capped | figures[layers[0]]).values())
+    record = record_of(net, run, on=on, judged=judged, figures=figures, rows=rows, train=train)
+    return kept(net, record | {"warnings": list(dict.fromkeys([*remarks, *record["warnings"]]))})
+
+
+def default_on(net: Pretrained, *, data: str | Path | None, test: str | Path | None) -> On:
+    """What a run is judged on when nobody says."""
+    if test is not None:
+        return "test"
+    labeled = net.recipe.data.probe_path or net.recipe.data.path
+    if data is None and labeled.is_file() and not bool((build.data.labels_of(labeled) >= 0).any()):
+        return "pretraining"
+    return "val"
+
+
+def record_of(
+    net: Pretrained,
+    run: str | Path,
+    *,
+    on: On,
+    judged: Part,
+    figures: dict[str, dict[str, float]],
+    rows: Sequence[dict[str, Any]] = (),
+    train: Part | None = None,
+) -> dict[str, Any]:
+    """What was evaluated, the accuracies, and the figures without labels by layer."""
+    return {
         "event": "evaluate",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "run": str(run),
         "weights": net.digest,
+        "step": net.step,
         "on": on,
-        "train": described(train),
+        "train": described(train) if train else None,
         "judged": described(judged),
         "side_px": net.clean.views[0].side_px,
-        "rows": rows,
+        "rows": list(rows),
         "spectrum": figures,
-        "warnings": [text for found in figures.values() if (text := spectrum.collapse_warning(found))],
+        "warnings": [text for metrics in figures.values() for text in table.remarks(metrics).values()],
         "environment": environment(),
     }
+
+
+def kept(net: Pretrained, record: dict[str, Any]) -> dict[str, Any]:
+    """The record, appended to evaluations.jsonl of the run."""
     if net.run_dir:
         with open(net.run_dir / "evaluations.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
@@ -121,7 +176,7 @@ def check_options(
     if not all(0 < share < 100 for share in few_label_pct):
         raise UserError(f"--few-label {','.join(map(str, few_label_pct))}.", "Give percentages between 0 and 100.")
     if on is not None and on not in get_args(On):
-        raise UserError(f"--on {on}.", "Choose val or test.")
+        raise UserError(f"--on {on}.", f"Choose {', '.join(get_args(On))}.")
 
 
 def frozen_rows(
@@ -131,40 +186,49 @@ def frozen_rows(
     train: Part,
     judged: Part,
     share_pct: float,
+    *,
+    knn_k: Sequence[int],
     linear_epochs: int,
+    progress: Progress | None,
 ) -> Iterator[dict[str, Any]]:
     """One row for each probe of frozen features, number of views and layer."""
     few = positions(train, share_pct)
     for (count, layer), train_NF in learned.items():
         device = train_NF.device
         few_NF, few_labels_N = train_NF[few.to(device)], train.labels_N[few].to(device)
-        four = (few_NF, few_labels_N, tested[count, layer], judged.labels_N.to(device))
+        labeled = measures.Labeled(
+            few_NF,
+            few_labels_N,
+            tested[count, layer],
+            judged.labels_N.to(device),
+            knn_k=knn_k,
+            linear_epochs=linear_epochs,
+            learning_rates=LEARNING_RATES,
+            progress=progress,
+        )
         for probe in probes:
-            found = probed(probe, four, linear_epochs)
-            chosen = {name: value for name, value in found.items() if not name.endswith("_pct")}
-            for name, value in found.items():
+            metrics = table.accuracies(labeled, names=[probe])
+            chosen = {name: value for name, value in metrics.items() if not name.endswith("_pct")}
+            for name, value in metrics.items():
                 if name.endswith("_pct"):
                     yield row(name, value, judged, len(few), share_pct) | {"views": count, "layer": layer} | chosen
 
 
-def probed(probe: str, four: tuple[Tensor, ...], linear_epochs: int) -> dict[str, float]:
-    match probe:
-        case "knn":
-            return measures.knn(*four, ks=KNN_KS)
-        case "ridge":
-            return measures.ridge(*four)
-        case _:
-            return measures.linear_probe(*four, learning_rates=LEARNING_RATES, epochs=linear_epochs)
-
-
 def tuned_rows(
-    wanted: bool, net: Pretrained, train: Part, judged: Part, share_pct: float, epochs: int, lr: float
+    net: Pretrained,
+    train: Part,
+    judged: Part,
+    share_pct: float,
+    *,
+    epochs: int,
+    lr: float,
+    progress: Progress | None,
 ) -> Iterator[dict[str, Any]]:
-    if wanted:
-        few = train.pick(positions(train, share_pct))
-        value = finetune(net, few, judged, epochs=epochs, lr=lr)
-        tuned = row("finetune_pct", value, judged, len(few.rows_N), share_pct)
-        yield tuned | {"views": 1, "layer": "whole network", "finetune_epochs": epochs, "finetune_lr": lr}
+    """The row of fine-tuning."""
+    few = train.pick(positions(train, share_pct))
+    value = finetune(net, few, judged, epochs=epochs, lr=lr, progress=progress)
+    tuned = row("finetune_pct", value, judged, len(few.rows_N), share_pct)
+    yield tuned | {"views": 1, "layer": "whole network", "finetune_epochs": epochs, "finetune_lr": lr}
 
 
 def positions(train: Part, share_pct: float) -> Tensor:

@@ -20,7 +20,7 @@ from fastssl.augment.policy import View
 from fastssl.build import optim
 from fastssl.pretrained.evaluation.splits import Part
 from fastssl.pretrained.load import Pretrained
-from fastssl.probes.evaluate import top1_pct
+from fastssl.probes.evaluate import Progress, top1_pct
 from fastssl.recipe.schema import ViewSpec
 from fastssl.training.online_probes import views_of
 
@@ -28,7 +28,16 @@ BATCH_SIZE, WEIGHT_DECAY, LABEL_SMOOTHING, AREA_MIN = 128, 0.05, 0.1, 0.35
 MIN_STEPS = 100  # so that a hundredth of the labels still trains
 
 
-def finetune(net: Pretrained, train: Part, test: Part, *, epochs: int, lr: float, seed: int = 0) -> float:
+def finetune(
+    net: Pretrained,
+    train: Part,
+    test: Part,
+    *,
+    epochs: int,
+    lr: float,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> float:
     """Top-1 accuracy on `test` in percent after the last epoch; the network given stays as it is.
 
     Args:
@@ -37,6 +46,7 @@ def finetune(net: Pretrained, train: Part, test: Part, *, epochs: int, lr: float
         epochs: passes over train, more when they would be fewer than MIN_STEPS steps.
         lr: the highest learning rate.
         seed: of the order of images.
+        progress: called with ("fine-tuning", steps done, steps in all).
     """
     classes = int(train.labels_N.max()) + 1
     model = classifier(net, classes)
@@ -68,6 +78,8 @@ def finetune(net: Pretrained, train: Part, test: Part, *, epochs: int, lr: float
             loss.backward()  # type: ignore[no-untyped-call]
             adam.step()
             step += 1
+            if progress:
+                progress("fine-tuning", step, total)
     return accuracy_pct(model, net, test)
 
 

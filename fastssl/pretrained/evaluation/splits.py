@@ -18,7 +18,7 @@ from fastssl.errors import UserError
 from fastssl.pretrained.load import Pretrained
 from fastssl.probes import evaluate as measures
 
-On = Literal["val", "test"]
+On = Literal["val", "test", "pretraining"]
 HELD_OUT_SEED = 0
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastssl.pretrained.load import Pretrained
+from fastssl.probes.table import ACCURACIES, BASELINES, TEST
 from fastssl.version import __version__
 
 LICENCE = (
@@ -31,6 +32,7 @@ def record_of(net: Pretrained) -> dict[str, Any]:
         "licence": LICENCE,
         "data": {key: value for key, value in net.manifest.to_json().items() if key in DATA_KEYS},
         "recipe": recipe.model_dump(mode="json"),
+        "step": net.step,
         "weights_sha256": net.digest,
     }
 
@@ -62,7 +64,11 @@ def accuracy(run_dir: Path | None) -> dict[str, float]:
         summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8")) if run_dir else {}
     except (OSError, ValueError):
         return {}
-    tested = {k: v for k, v in summary.items() if k.endswith("_pct")}
-    held_out = {f"validation_{k}": v for k, v in summary.get("validation", {}).items() if k.endswith("_pct")}
-    names = ("knn", "ridge_pct", "linear_pct")
-    return {k: v for k, v in (tested or held_out).items() if any(name in k for name in names)}
+    held_out = {f"validation_{key}": value for key, value in summary.get("validation", {}).items()}
+    tested = {key: value for key, value in summary.items() if is_accuracy(key)}
+    return tested or {key: value for key, value in held_out.items() if is_accuracy(key.removeprefix("validation_"))}
+
+
+def is_accuracy(key: str) -> bool:
+    """Whether a summary's key is one of the table of probes, on test or of a baseline."""
+    return any(probe.matches(key.removeprefix(prefix)) for probe in ACCURACIES for prefix in (TEST, *BASELINES))

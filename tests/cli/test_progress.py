@@ -1,0 +1,107 @@
+"""What a person sees while training: in a terminal of 80 x 24 and in a pipe, as real processes."""
+
+import fcntl
+import json
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastssl.cli import progress
+
+COLUMNS, ROWS = 80, 24
+ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+STEP = {"event": "step", "loss": 123.456789, "load_pct": 1.0, "views_pct": 2.0, "views_per_s": 98765.4}
+START = {"event": "start", "total_steps": 39100, "batch_size": 512, "views": 4, "device": "cpu", "step": 0}
+START |= {"loader": "resident: it fits", "evaluated": False}
+
+
+def command(folder: Path, recipe: dict[str, Any]) -> list[str]:
+    (folder / "tiny.yaml").write_text(json.dumps(recipe))
+    return [sys.executable, "-m", "fastssl", "train", "tiny.yaml"]
+
+
+def in_terminal(words: list[str], folder: Path) -> str:
+    """What the process wrote to a terminal of 80 x 24."""
+    main, child = pty.openpty()
+    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
+    environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")} | {"TERM": "xterm-256color"}
+    process = subprocess.Popen(
+        words, cwd=folder, stdin=child, stdout=child, stderr=child, env=environment, start_new_session=True
+    )
+    os.close(child)
+    shown = b""
+    try:
+        while data := os.read(main, 1 << 16):
+            shown += data
+    except OSError:  # Linux's way to say that the other end is closed
+        pass
+    os.close(main)
+    assert process.wait(timeout=60) == 0, shown.decode()
+    return shown.decode()
+
+
+def test_a_terminal_of_80_columns_shows_steps_and_time_left_in_one_line(
+    tiny_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    text = ANSI.sub("", in_terminal(command(tmp_path, tiny_recipe), tmp_path))
+    drawn = [line.strip() for line in re.split(r"[\r\n]+", text) if "━" in line]
+    steps = [line for line in drawn if "/10" in line]
+    assert steps
+    assert max(map(len, drawn)) <= COLUMNS
+    assert all(re.search(r"\d+/10\b", line) for line in steps)
+    assert any(re.search(r"10/10 +0:00 left +loss \S+ +\S+ views/s", line) for line in steps)
+    assert any("linear probe" in line for line in drawn), "the probe at the end shows that it works"
+
+
+def test_a_pipe_gets_plain_lines_for_unlabeled_runs_too(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    data = {key: value for key, value in tiny_recipe["data"].items() if key != "test_path"} | {"val_count": 0}
+    words = command(tmp_path, tiny_recipe | {"data": data})
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert not ANSI.search(done.stderr)
+    assert any(
+        re.match(r"step 12 of 12, 0:00 left, loss \S+, \S+ views/s, epoch 2, invariance", line) for line in lines
+    )
+    evaluations = [line for line in lines if line.startswith("epoch ")]
+    assert len(evaluations) == 2
+    assert all("RankMe" in line and "n = 200" in line for line in evaluations)
+    assert re.search(r"^  loss \S+ \(invariance \S+, redundancy \S+\)$", done.stdout, re.MULTILINE)
+    assert re.search(r"^  RankMe .*participation ratio .*n = 200\)$", done.stdout, re.MULTILINE)
+
+
+def test_what_does_not_fit_is_left_out_from_the_end() -> None:
+    parts = ["120/39100  1:02:33 left", "loss 123.5", "98,765 views/s", "epoch 3.1"]
+    assert progress.fitting(parts, 200) == "  ".join(parts)
+    assert progress.fitting(parts, len("  ".join(parts)) - 1) == "  ".join(parts[:-1])
+    assert progress.fitting(parts, 3) == parts[0]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (3600, "1:00:00"), (90000, "25:00:00")]
+)
+def test_time_left_is_read_as_a_clock(seconds: float, text: str) -> None:
+    assert progress.clock_text(seconds) == text
+
+
+def test_plain_lines_come_every_half_minute_and_every_epoch(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with progress.TrainingProgress() as observe:
+        observe(START)
+        for step, seconds, epoch in ((10, 5.0, 0.1), (20, 31.0, 0.2), (30, 40.0, 0.3), (40, 45.0, 1.0)):
+            now[0] = 1000.0 + seconds
+            observe(STEP | {"step": step, "epoch": epoch})
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
+    assert [re.match(r"step (\d+) of 39,100, ", line)[1] for line in told] == ["20", "40"]  # type: ignore[index]
+    assert "12:12:23 left" in told[1]  # 45 s for 40 steps, 39060 to go
