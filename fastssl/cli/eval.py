@@ -60,7 +60,7 @@ def evaluate(
     if page and record["on"] == "pretraining":
         from fastssl.report import image_page
 
-        record["page"] = image_page(run, checkpoint=checkpoint, say=lambda line: print(line, file=sys.stderr))
+        record["page"] = image_page(run, checkpoint=checkpoint, on_warning=lambda line: print(line, file=sys.stderr))
         text += f"\nNeighbors, spectrum and map: {record['page']}" if record["page"] else ""
     print_result(record, text, as_json)
 

@@ -21,7 +21,7 @@ def report(
     """Draw what runs and benchmarks show: one HTML page that works offline, and every figure as a file."""
     from fastssl.report import report as run
 
-    made = run(inputs, out, images=images, say=lambda text: print(text, file=sys.stderr))
-    left_out = [f"  {note}" for note in made["skipped"]]
-    text = [f"{made['page']} and {len(made['files']) - 1} figures beside it", *(["Left out:"] if left_out else [])]
-    print_result(made, "\n".join(text + left_out), as_json)
+    record = run(inputs, out, images=images, on_progress=lambda text: print(text, file=sys.stderr))
+    left_out = [f"  {note}" for note in record["skipped"]]
+    text = [f"{record['page']} and {len(record['files']) - 1} figures beside it", *(["Left out:"] if left_out else [])]
+    print_result(record, "\n".join(text + left_out), as_json)

@@ -17,5 +17,5 @@ def runs(
     from fastssl.cli.tables import runs_table
     from fastssl.runs.reading import listing
 
-    found = listing(folder)
-    print_result({"runs": found}, runs_table(found) if found else f"There are no runs in {folder}.", as_json)
+    rows = listing(folder)
+    print_result({"runs": rows}, runs_table(rows) if rows else f"There are no runs in {folder}.", as_json)

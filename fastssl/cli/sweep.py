@@ -40,7 +40,7 @@ def sweep(
 
     try:
         with conversion_progress() as converting, TrainingProgress() as progress:
-            made = run(
+            result = run(
                 recipe,
                 parse_grid(grid or ()),
                 seeds=seeds,
@@ -52,9 +52,9 @@ def sweep(
     except Interrupted as stop:
         print(f"Stopped by {stop.name} after saving. Give the same command to go on.", file=sys.stderr)
         sys.exit(guards.EXIT_CODE)
-    failed = [cell for cell in made["cells"] if cell["error"]]
+    failed = [cell for cell in result["cells"] if cell["error"]]
     for cell in failed:
         print(f"Failed: {changes_text(cell['changes'])}: {cell['error']}", file=sys.stderr)
-    print_result(made, sweep_table(made), as_json)
+    print_result(result, sweep_table(result), as_json)
     if failed:
         sys.exit(2)

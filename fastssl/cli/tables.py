@@ -42,7 +42,7 @@ def runs_table(rows: Sequence[Mapping[str, Any]]) -> str:
         remark = row.get("note") or changes_text(row["differences"])
         place = (row["run_dir"], row["state"], progress)
         table.add_row(*place, *metrics.cells(row), speed, clock(row.get("train_s")), remark)
-    return text_of(table)
+    return "\n".join([text_of(table), *([metrics.note()] if metrics.note() else [])])
 
 
 def sweep_table(record: Mapping[str, Any]) -> str:
@@ -58,7 +58,7 @@ def sweep_table(record: Mapping[str, Any]) -> str:
     parts = [text_of(table)]
     if any(setting["seeds"] > 1 for setting in record["settings"]):
         parts.append(settings_table(record["settings"]))
-    return "\n\n".join([*parts, judged_text(record["settings"])])
+    return "\n\n".join([*parts, f"{judged_text(record['settings'])} {metrics.note()}".rstrip()])
 
 
 def judged_text(settings: Sequence[Mapping[str, Any]]) -> str:
@@ -82,22 +82,22 @@ def settings_table(settings: Sequence[Mapping[str, Any]]) -> str:
     return text_of(table)
 
 
-def doctor_text(found: dict[str, Any]) -> str:
+def doctor_text(record: dict[str, Any]) -> str:
     """Tables of what `doctor.examine` found."""
     checks = Table("", "", "works", "found", Column("what mends it", overflow="fold"), box=None, pad_edge=False)
-    for check in found["checks"]:
+    for check in record["checks"]:
         works = Text("yes", "green") if check["works"] else Text("no", "red")
         checks.add_row(check["kind"], check["name"], works, check["detail"], check["fix"])
     tables = [checks]
-    if found["stages"]:
+    if record["stages"]:
         stages = Table("stage", "what was timed", Column("img/s", justify="right"), "", box=None, pad_edge=False)
-        for stage in found["stages"]:
-            remark = "slowest" if stage["name"] == found["slowest"] else "when opened" if stage["once"] else ""
+        for stage in record["stages"]:
+            remark = "slowest" if stage["name"] == record["slowest"] else "when opened" if stage["once"] else ""
             stages.add_row(stage["name"], stage["work"], f"{stage['images_per_s']:,.0f}", remark)
         tables.append(stages)
     with (out := Console(highlight=False, markup=False)).capture() as text:
         for table in tables:
             out.print(table, "")
-        if found["note"]:
-            out.print(found["note"])
+        if record["note"]:
+            out.print(record["note"])
     return text.get().rstrip()

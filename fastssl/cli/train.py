@@ -60,8 +60,8 @@ def train(
         ):
 
             def observe(record: dict[str, Any]) -> None:
-                for told in (progress, writers):
-                    told(record)
+                for observer in (progress, writers):
+                    observer(record)
 
             summary = run(resolved, run_dir=folder, resume=resume, observe=observe, convert_progress=converting)
             writers.summary(summary)

@@ -17,6 +17,8 @@ ALPHA_FIRST_RANK, ALPHA_LAST_RANK = 4, 50
 DEAD_BELOW = 1e-3
 ROUNDING = 1e-6
 CHUNK_ROWS = 4096
+# Between the good and the failed runs of docs/evaluation.md, "Judging a run without labels".
+SAME, CORRELATED, FEW_DIRECTIONS, VARIANT, SETTLED = 0.7, 0.4, 3.0, 0.75, 0.5
 
 
 class Features:
@@ -173,6 +175,24 @@ def collapse_warnings(figures: Mapping[str, float], *, done: float = 1.0) -> dic
         warnings["dead"] = (
             f"{dead:.0f} of {dims:.0f} features are constant. "
             "Lower optim.lr or optim.weight_decay, or use a narrower network."
+        )
+    correlation, participation = figures["orthogonality_residual"], figures["participation_ratio"]
+    if correlation > SAME:
+        warnings["same"] = (
+            f"Features repeat each other (mean correlation {correlation:.2f}). "
+            "Set the weights under loss to auto; if they are, see docs/choosing.md."
+        )
+    elif done >= SETTLED and participation < FEW_DIRECTIONS and correlation > CORRELATED:
+        warnings["narrow"] = (
+            f"A few directions carry nearly everything (participation ratio {participation:.1f}, orthogonality "
+            f"residual {correlation:.2f}), as in a network that has not learned. Set the weights under loss to auto; "
+            "if they are, train longer, or widen the last layer of model.projector."
+        )
+    variant = figures.get("invariance_residual", 0.0)
+    if done >= SETTLED and variant > VARIANT:
+        warnings["variant"] = (
+            f"Two views of an image differ nearly as much as two images (invariance residual {variant:.2f}). "
+            "Set the weights under loss to auto; if they are, raise optim.lr, train longer or weaken the views."
         )
     return warnings
 

@@ -16,7 +16,11 @@ from fastssl.runs.files import atomic_write
 
 
 def report(
-    inputs: Sequence[str | Path], out: str | Path, *, images: int = 1500, say: Callable[[str], None] = lambda text: None
+    inputs: Sequence[str | Path],
+    out: str | Path,
+    *,
+    images: int = 1500,
+    on_progress: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Writes `out/index.html` and its figures.
 
@@ -24,7 +28,7 @@ def report(
         inputs: run directories, folders of runs, and benchmark records (.json).
         out: a folder; made when absent.
         images: of the test set (of the training set without one) to embed for spectrum, neighbors and map.
-        say: hears what is being drawn.
+        on_progress: called with what is being drawn.
 
     Returns:
         {"page": path, "files": every file written, "skipped": one sentence for each figure left out}.
@@ -38,24 +42,24 @@ def report(
     if runs:
         sections.append(curves.section(runs))
     for run in runs:
-        say(f"Images of {run.label}")
+        on_progress(f"Images of {run.label}")
         sections.append(pictures.section(run, images=images))
     sections += [bench.section(name, record) for name, record in records]
     return write(Path(out), page.html(runs, records, sections), sections)
 
 
-def image_page(run: Path, *, checkpoint: str | Path = "last", say: Callable[[str], None]) -> str | None:
+def image_page(run: Path, *, checkpoint: str | Path = "last", on_warning: Callable[[str], None]) -> str | None:
     """Writes neighbors, spectrum and map of a run's images into `images/` of the run; returns the page's path.
 
-    None when `run` is no run folder or matplotlib is missing, which `say` then hears.
+    None when `run` is no run folder or matplotlib is missing, which `on_warning` is then called with.
     """
     try:
         require_matplotlib()
         runs, _ = read_inputs([run])
-        sections = [pictures.section(found, images=pictures.PAGE_IMAGES, checkpoint=checkpoint) for found in runs]
+        sections = [pictures.section(labeled, images=pictures.PAGE_IMAGES, checkpoint=checkpoint) for labeled in runs]
         return str(write(runs[0].folder / "images", page.html(runs, [], sections), sections)["page"])
     except UserError as error:
-        say(f"No page of images: {error.what} {error.fix}")
+        on_warning(f"No page of images: {error.what} {error.fix}")
         return None
 
 

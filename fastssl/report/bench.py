@@ -70,21 +70,23 @@ def tta_figure(name: str, record: Record, target: tuple[str, float], rows: Seque
 
 def speed_ups(record: Record, target: tuple[str, float]) -> str:
     """The record's own speed-ups at this target, in words."""
-    found = record.about.get("speed_ups")
-    said = []
-    for one in found if isinstance(found, list) else []:
-        try:
-            if (str(one["metric"]).removesuffix("_pct"), float(one["target_pct"])) != target:
-                continue
-            bound = "" if one.get("bound") == "exact" else f"{one['bound']} "
-            if one["ratio"] is None:
-                said.append(f"{one['recipe']} against {one['against']}: unknown, neither arrived every time.")
-                continue
-            interval = "" if one.get("low") is None else f" (95 % interval {one['low']:.2f} to {one['high']:.2f})"
-            said.append(f"{one['recipe']} is {bound}{one['ratio']:.2f} times as fast as {one['against']}{interval}.")
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
-            continue  # the rows say the same; a malformed extra is no reason to refuse them
-    return plain(" ".join(said), 400)
+    listed = record.about.get("speed_ups")
+    sentences = [speed_up_text(entry, target) for entry in (listed if isinstance(listed, list) else [])]
+    return plain(" ".join(sentence for sentence in sentences if sentence), 400)
+
+
+def speed_up_text(of: Any, target: tuple[str, float]) -> str:
+    """One sentence; empty for another target, and for a malformed one: the rows say the same."""
+    try:
+        if (str(of["metric"]).removesuffix("_pct"), float(of["target_pct"])) != target:
+            return ""
+        bound = "" if of.get("bound") == "exact" else f"{of['bound']} "
+        if of["ratio"] is None:
+            return f"{of['recipe']} against {of['against']}: unknown, neither arrived every time."
+        interval = "" if of.get("low") is None else f" (95 % interval {of['low']:.2f} to {of['high']:.2f})"
+        return f"{of['recipe']} is {bound}{of['ratio']:.2f} times as fast as {of['against']}{interval}."
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+        return ""
 
 
 def bars(axes: Any, rows: Sequence[Row], names: Sequence[str], *, unit: str = "") -> None:

@@ -34,6 +34,7 @@ class MetricColumns:
     """
 
     def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        self.rows = rows
         held_out = [row.get("validation", {}) for row in rows]
         tested = dict.fromkeys(key for row in rows for key in row.get("test", {}))
         metrics = dict.fromkeys(row["metric"] for row in rows if row.get("validation", {}).get(row.get("metric")))
@@ -49,6 +50,16 @@ class MetricColumns:
         label = "kNN" if self.several else probes.label_of(self.metric or "")
         first = [f"{label}, last (best)"] if self.metric else []
         return [*first, *map(probes.label_of, self.figures), *(f"test {probes.label_of(key)}" for key in self.tested)]
+
+    def note(self) -> str:
+        """What the numbers were measured on, in one line; empty without any."""
+        if self.metric:
+            return f"Held-out images: n = {self.counts('val_images')}; ± is half a 95 % interval, (best evaluation)."
+        return f"Pretraining images: n = {self.counts('spectrum_images')}." if self.figures else ""
+
+    def counts(self, key: str) -> str:
+        numbers = sorted({int(row["validation"][key]) for row in self.rows if key in row.get("validation", {})})
+        return " to ".join(f"{n:,}" for n in dict.fromkeys((numbers[0], numbers[-1]))) if numbers else "unknown"
 
     def cells(self, row: Mapping[str, Any]) -> list[str]:
         held_out, tested = row.get("validation", {}), row.get("test", {})

@@ -83,10 +83,10 @@ def read_inputs(paths: Sequence[Path]) -> tuple[list[LabeledRun], list[tuple[str
     records: list[tuple[str, Record]] = []
     for path in paths:
         if path.is_dir():
-            found = reading.find(path)
-            if not found:
+            folders_below = reading.find(path)
+            if not folders_below:
                 raise UserError(f"{path} holds no run.", "Give a folder that `fastssl train` wrote, or one above it.")
-            folders += [folder for folder in found if folder not in folders]
+            folders += [folder for folder in folders_below if folder not in folders]
         elif path.is_file():
             records.append((path.stem, read_record(path)))
         else:
@@ -94,11 +94,11 @@ def read_inputs(paths: Sequence[Path]) -> tuple[list[LabeledRun], list[tuple[str
     return labeled([reading.read(folder) for folder in folders]), records
 
 
-def labeled(found: Sequence[reading.RunFiles]) -> list[LabeledRun]:
+def labeled(runs: Sequence[reading.RunFiles]) -> list[LabeledRun]:
     """Labels are the shortest ends of the folders' paths that tell them apart."""
-    parts = [run.folder.resolve().parts for run in found]
+    parts = [run.folder.resolve().parts for run in runs]
     depth = next((d for d in range(1, 9) if len({p[-d:] for p in parts}) == len(parts)), 9)
-    changes = reading.differences([run.recipe for run in found])
+    changes = reading.differences([run.recipe for run in runs])
     kinds = [json.dumps({k: v for k, v in change.items() if k != "seed"}, sort_keys=True) for change in changes]
     groups = list(dict.fromkeys(kinds))
     return [
@@ -109,7 +109,7 @@ def labeled(found: Sequence[reading.RunFiles]) -> list[LabeledRun]:
             group=groups.index(kind),
             differences=change,
         )
-        for i, (run, p, kind, change) in enumerate(zip(found, parts, kinds, changes, strict=True))
+        for i, (run, p, kind, change) in enumerate(zip(runs, parts, kinds, changes, strict=True))
     ]
 
 

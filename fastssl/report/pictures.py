@@ -63,21 +63,21 @@ class Embedded:
 
 def section(run: LabeledRun, *, images: int, checkpoint: str | Path = "last") -> Section:
     """All picture figures of one run; what cannot be drawn is said."""
-    made = Section(f"Images: {run.label}")
+    drawn = Section(f"Images: {run.label}")
     manifest = manifest_of_run(run)
     if manifest is None:
-        made.skipped.append(f"{run.label}: data.json is missing or damaged, so no images can be drawn.")
-        return made
+        drawn.skipped.append(f"{run.label}: data.json is missing or damaged, so no images can be drawn.")
+        return drawn
     if manifest.channels not in (1, 3):
-        made.skipped.append(f"{run.label}: pictures need one or three channels, its data has {manifest.channels}.")
-        return made
-    with Skipping(made, f"{run.label}: the views"):
-        made.figures.append(views_figure(run))
-    with Skipping(made, f"{run.label}: spectrum, neighbors and map"):
+        drawn.skipped.append(f"{run.label}: pictures need one or three channels, its data has {manifest.channels}.")
+        return drawn
+    with Skipping(drawn, f"{run.label}: the views"):
+        drawn.figures.append(views_figure(run))
+    with Skipping(drawn, f"{run.label}: spectrum, neighbors and map"):
         path, what = probe_file(run.recipe)
         net = load(run.folder, checkpoint=checkpoint)
-        made.figures.extend(embedded_figures(run, embed(net, path, images), what))
-    return made
+        drawn.figures.extend(embedded_figures(run, embed(net, path, images), what))
+    return drawn
 
 
 def manifest_of_run(run: LabeledRun) -> Manifest | None:
@@ -91,8 +91,8 @@ def manifest_of_run(run: LabeledRun) -> Manifest | None:
 class Skipping:
     """Turns a UserError raised inside, or weights too large for this machine, into a sentence of the section."""
 
-    def __init__(self, made: Section, what: str) -> None:
-        self.made, self.what = made, what
+    def __init__(self, drawn: Section, what: str) -> None:
+        self.drawn, self.what = drawn, what
 
     def __enter__(self) -> None: ...
 
@@ -101,7 +101,7 @@ class Skipping:
             first = (str(error).splitlines() or [""])[0]
             error = UserError(f"{type(error).__name__}: {first}", "Try a machine with more memory, or fewer --images.")
         if isinstance(error, UserError):
-            self.made.skipped.append(plain_text(f"{self.what} left out. {error.what} {error.fix}", 400))
+            self.drawn.skipped.append(plain_text(f"{self.what} left out. {error.what} {error.fix}", 400))
         return isinstance(error, UserError)
 
 

@@ -1,6 +1,6 @@
 """A grid of recipes, each cell a run of its own: runs what is missing, resumes what was stopped, tabulates all.
 
-Cells run one after another in this process. A cell that a person has to mend is noted and the others go on.
+Cells run one after another in this process. A cell that a person has to fix is recorded and the others continue.
 """
 
 import hashlib
@@ -87,17 +87,17 @@ def cells(
     axes = [[(key, value) for value in values] for key, values in grid.items()]
     if seeds > 1 or not grid:
         axes.append([("seed", first_seed + i) for i in range(seeds)])
-    found, taken = [], set[str]()
+    planned, taken = [], set[str]()
     for combination in itertools.product(*axes):
         changed = dict(combination)
         name = folder_name(changed, taken)
         taken.add(name)
         texts = [override(key, value) for key, value in combination]
-        found.append(Cell(changed, out / name, recipe_of(recipe, [*changes, *texts])))
-    wrong = [cell.recipe for cell in found if isinstance(cell.recipe, UserError)]
-    if len(wrong) == len(found):
+        planned.append(Cell(changed, out / name, recipe_of(recipe, [*changes, *texts])))
+    wrong = [cell.recipe for cell in planned if isinstance(cell.recipe, UserError)]
+    if len(wrong) == len(planned):
         raise wrong[0]
-    return found
+    return planned
 
 
 def override(key: str, value: Any) -> str:
@@ -142,7 +142,7 @@ def sweep(
         seeds: runs of each combination, their seeds counting up from the recipe's.
         out: holds a run folder for each cell, and sweep.json; `runs/<recipe's name>-sweep` when absent.
         changes: texts "section.key=value" for all cells.
-        observe: hears each run's records, and {"event": "cell", ...} before each cell.
+        observe: called with each run's records, and {"event": "cell", ...} before each cell.
         convert_progress: as for `train`.
 
     Returns:
@@ -176,25 +176,25 @@ def run(cell: Cell, *, observe: Observer, convert_progress: Callable[[str, int, 
         raise cell.recipe
     if (cell.folder / "summary.json").exists() and load(cell.folder / "recipe.yaml") == cell.recipe:
         return
-    warn = partial(told, observe)
+    warn = partial(observe_warning, observe)
     with Writers(cell.recipe, cell.folder, warn=warn) as writers:
 
-        def all_of_them(record: dict[str, Any]) -> None:
-            for hears in (observe, writers):
-                hears(record)
+        def observe_all(record: dict[str, Any]) -> None:
+            for observer in (observe, writers):
+                observer(record)
 
         writers.summary(
             loop.train(
                 cell.recipe,
                 run_dir=cell.folder,
                 resume=True,
-                observe=all_of_them,
+                observe=observe_all,
                 convert_progress=convert_progress,
             )
         )
 
 
-def told(observe: Observer, message: str) -> None:
+def observe_warning(observe: Observer, message: str) -> None:
     observe({"event": "warning", "message": message})
 
 

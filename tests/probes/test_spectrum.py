@@ -122,6 +122,23 @@ def test_other_ways_to_collapse():
         assert words in " ".join(collapse_warnings(figures(x)).values())
 
 
+def test_narrow_features_and_unlike_views_are_warned_of_once_training_has_settled():
+    # every dimension mostly the one strong direction: correlated, with a small participation ratio
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(400, 1, generator=g) * (0.7 + torch.rand(64, generator=g)) + torch.randn(400, 64, generator=g)
+    narrow = figures(x, views_VNF=torch.stack([x, x]))
+    assert narrow["participation_ratio"] < spectrum.FEW_DIRECTIONS
+    assert collapse_warnings(narrow, done=1.0).keys() == {"narrow"}
+    assert collapse_warnings(narrow, done=0.2) == {}
+    views = torch.randn(2, 400, 64, generator=g)
+    unlike = figures(views[0], views_VNF=views)
+    assert collapse_warnings(unlike, done=1.0).keys() == {"variant"}
+    assert collapse_warnings(unlike, done=0.2) == {}
+    for warning in (*collapse_warnings(narrow).values(), *collapse_warnings(unlike).values()):
+        assert "loss" in warning
+        assert "auto" in warning
+
+
 def test_the_table_names_every_figure_and_its_number_of_images():
     views = torch.randn(2, 50, 12, generator=torch.Generator().manual_seed(0))
     assert figures(views[0], views_VNF=views).keys() == {probe.key for probe in FIGURES}

@@ -49,6 +49,7 @@ def test_every_problem_is_told_at_once() -> None:
     [
         ("augment.all={hflip_p: 1.5}", "augment.all.hflip_p is 1.5"),
         ("augment.all={hue: 0.6}", "augment.all.hue is 0.6"),
+        ("evaluate.knn_k=[]", "evaluate.knn_k is []"),
         ("augment.all={area_min: 0.9, area_max: 0.1}", "area_min 0.9 is above area_max 0.1"),
         ("augment.all={hflp_p: 1}", "did you mean hflip_p?"),
         ("augment.side_px=100000", "augment.side_px"),

@@ -72,6 +72,7 @@ def test_listing_compares_recipes_and_survives_a_damaged_run(copy: Path) -> None
     assert found["copy"]["validation"]["knn5_pct"] == reading.read(copy).evaluations[-1]["knn5_pct"]
     text = runs_table(list(found.values()))
     assert "optim.lr 0.5" in text
+    assert "n = 40;" in text
     assert "damaged" in text
 
 

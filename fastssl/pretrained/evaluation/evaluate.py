@@ -82,7 +82,7 @@ def evaluate(
     if on == "pretraining":
         part = pretraining_part(net)
         figures = figures_by_layer(net, part, layers=layers, folder=folder, progress=progress)
-        return kept(net, record_of(net, run, on=on, judged=part, figures=figures))
+        return remembered(net, record_of(net, run, on=on, judged=part, figures=figures))
     train, judged = splits(net, data=data, test=test, on=on, folder=folder)
     frozen = [probe for probe in probes if probe != FINETUNE]
     learned, tested = (
@@ -115,7 +115,7 @@ def evaluate(
     capped = {key: value for row in rows for key, value in row.items() if key.endswith("_used")}
     remarks = list(table.remarks(capped | figures[layers[0]]).values())
     record = record_of(net, run, on=on, judged=judged, figures=figures, rows=rows, train=train)
-    return kept(net, record | {"warnings": list(dict.fromkeys([*remarks, *record["warnings"]]))})
+    return remembered(net, record | {"warnings": list(dict.fromkeys([*remarks, *record["warnings"]]))})
 
 
 def default_on(net: Pretrained, *, data: str | Path | None, test: str | Path | None) -> On:
@@ -156,7 +156,7 @@ def record_of(
     }
 
 
-def kept(net: Pretrained, record: dict[str, Any]) -> dict[str, Any]:
+def remembered(net: Pretrained, record: dict[str, Any]) -> dict[str, Any]:
     """The record, appended to evaluations.jsonl of the run."""
     if net.run_dir:
         with open(net.run_dir / "evaluations.jsonl", "a", encoding="utf-8") as file:

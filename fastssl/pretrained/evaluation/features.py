@@ -54,27 +54,27 @@ def features(
     """
     keys = [(count, layer) for count in views for layer in layers]
     files = {key: folder / f"{name_of(net, part, key)}.safetensors" if folder else None for key in keys}
-    found = {key: kept for key, file in files.items() if file and (kept := read(file, len(part.rows_N))) is not None}
-    missing = [key for key in keys if key not in found]
+    by_key = {key: rows for key, file in files.items() if file and (rows := read(file, len(part.rows_N))) is not None}
+    missing = [key for key in keys if key not in by_key]
     if missing:
         for key, rows in extract(net, part, missing, progress).items():
-            file, found[key] = files[key], rows
+            file, by_key[key] = files[key], rows
             if file:
                 write(file, rows)
-    return {key: found[key].to(net.device) for key in keys}
+    return {key: by_key[key].to(net.device) for key in keys}
 
 
 def extract(net: Pretrained, part: Part, keys: Sequence[Key], progress: Progress | None) -> dict[Key, Tensor]:
     loader = build.data.ordered_loader(net.recipe, part.path, part.rows_N, device=net.device)
-    kept: dict[Key, list[Tensor]] = {key: [] for key in keys}
+    parts: dict[Key, list[Tensor]] = {key: [] for key in keys}
     done = 0
     for batch in loader.epoch(0):
         for key, rows in of_batch(net, batch, keys):
-            kept[key].append(rows.cpu())
+            parts[key].append(rows.cpu())
         done += len(batch)
         if progress:
             progress(part.path.name, done, len(part.rows_N))
-    return {key: torch.cat(rows) for key, rows in kept.items()}
+    return {key: torch.cat(rows) for key, rows in parts.items()}
 
 
 @torch.no_grad()
@@ -137,8 +137,8 @@ def name_of(net: Pretrained, part: Part, key: Key) -> str:
 def read(file: Path, count: int) -> Tensor | None:
     """Kept features, or None when the file is absent, damaged or of another number of images."""
     try:
-        kept = load_tensors(file.read_bytes())
-        rows, claimed = kept["features"], kept["sha256"]
+        tensors = load_tensors(file.read_bytes())
+        rows, claimed = tensors["features"], tensors["sha256"]
     except Exception:  # safetensors raises types of its own for damage; whatever it is, extraction follows
         return None
     return rows if torch.equal(claimed, checksum(rows)) and len(rows) == count else None
