@@ -126,6 +126,7 @@ def text_of(record: dict[str, Any], recipe: Recipe) -> str:
         f"{recipe.data.batch_size}, {record['features_dim']}) -> embeddings (..., {record['embedding_dim']})",
         "parameters": f"backbone {record['backbone_parameters']:,}, projector {record['projector_parameters']:,}",
         "projector": f"{record['projector_pct']:g} % of the time of a step (measured here, forward and backward)",
+        "loss": loss_text(recipe),
         "loss weights": ", ".join(f"{name} {value:.4g}" for name, value in record["loss_weights"].items()),
         "steps": f"{record['steps']} ({record['steps_per_epoch']} in each of {recipe.train.epochs} epochs)"
         if record["steps"]
@@ -136,3 +137,8 @@ def text_of(record: dict[str, Any], recipe: Recipe) -> str:
     }
     warnings = [f"{'warning:':15s} {record[key]}" for key in ("collapse_risk", "idle_color") if record[key]]
     return "\n".join([*(f"{name + ':':15s} {value}" for name, value in lines.items()), *warnings])
+
+
+def loss_text(recipe: Recipe) -> str:
+    row = build.losses.LOSSES[recipe.loss.name]
+    return f"{row.label}: {', '.join(row.terms)}"

@@ -196,7 +196,7 @@ def wrapped(label: str) -> list[str]:
         line = ""
         for word in text.split(" "):
             longer = f"{line} {word}".strip()
-            if line and FONT.getlength(longer) > CELL_PX:
+            if line and FONT.getlength(longer) > CELL_PX - 2:  # a glyph may reach past its advance
                 lines.append(line)
                 longer = word
             line = longer

@@ -137,7 +137,7 @@ def test_the_command_lists_a_failed_run_and_why(tiny_recipe: dict[str, Any], tmp
 
     def fastssl(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "fastssl", *words]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, env={**os.environ})
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, env={**os.environ})
 
     assert fastssl("train", "wild.yaml").returncode == 2
     (row,) = json.loads(fastssl("runs", "--json").stdout.splitlines()[-1])["runs"]
