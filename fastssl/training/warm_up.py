@@ -12,7 +12,7 @@ def compile_kernels(run: Run) -> None:
     """Makes the next batch's views once, unseen; the seconds count as compilation, and a long wait is announced."""
     epoch, start = divmod(run.step, len(run.loader))
     augment = run.augment_of(epoch)
-    if augment.backend == "torch" or run.step >= run.total_steps:
+    if augment.backend.name == "torch" or run.step >= run.total_steps:
         return
     batches = run.loader.epoch(epoch, start)
     batch = next(batches)
@@ -22,7 +22,7 @@ def compile_kernels(run: Run) -> None:
     announced.start()
     mark = time.perf_counter()
     try:
-        augment(batch.images, batch.index_B, epoch, sizes_B2=batch.sizes_B2, offsets_B=batch.offsets_B)
+        augment(batch, epoch)
     finally:
         announced.cancel()
         if hasattr(batches, "close"):
