@@ -83,7 +83,7 @@ def loss_figure(runs: Sequence[LabeledRun], name: str, *, slug: str = "") -> Fig
             axes.set_ylim(top=top)
 
     label = LOSSES[runs[0].recipe.loss.name].label
-    what = f"{label}'s loss as minimized" if name == "loss" else f"The {name} term of {label}, without its weight"
+    what = f"The loss of {label} as minimized" if name == "loss" else f"The {name} term of {label}, without its weight"
     many = max(len(run.steps) for run in runs) > MAX_POINTS
     caption = what + (", averaged over neighboring log steps." if many else ", at each log step.")
     caption += " The first steps lie above the axis." if top is not None else ""
@@ -179,8 +179,9 @@ def probe_figure(runs: Sequence[LabeledRun], probe: probes.Probe) -> Figure:
         axes.set_xlabel("epochs")
         axes.xaxis.get_major_locator().set_params(integer=True)
         curve_axes(axes, runs)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.1 * highest or 1.0)
 
+    highest = max(e[probe.key] for run in runs for e in run.evaluations if probe.key in e)
     last = next(e for run in runs for e in reversed(run.evaluations) if probe.key in e)
     count = f"{last['spectrum_images']:,.0f} " if "spectrum_images" in last else ""
     better = "Higher is better." if probe.higher_is_better else "Lower is better."
