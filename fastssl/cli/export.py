@@ -22,5 +22,6 @@ def export(
 
     record = run(source, out, to=to)
     changes = [f"Changes to the library's model: {record['changes']}."] if "changes" in record else []
-    lines = [f"{out}: {record['backbone']}, {record['features_dim']} features", *changes, *record["loading"]]
+    step = f", checkpoint of step {record['step']:,}" if record["step"] is not None else ""
+    lines = [f"{out}: {record['backbone']}, {record['features_dim']} features{step}", *changes, *record["loading"]]
     print_result(record, "\n".join(lines), as_json)

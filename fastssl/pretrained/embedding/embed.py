@@ -91,6 +91,7 @@ def embed(
             "split": split,
             "weights": str(weights) if not isinstance(weights, Pretrained) else pretrained.recipe.name,
             "recipe": pretrained.recipe.model_dump(mode="json"),
+            "step": pretrained.step,
             "trained_on": pretrained.manifest.digest,
         }
         table.place(record)
