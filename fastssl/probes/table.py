@@ -153,10 +153,14 @@ def figures_text(record: Mapping[str, float], *, short: bool = False) -> str:
 
     Args:
         record: an evaluation, or `figures`.
-        short: leave out those of which neither way is better.
+        short: leave out those of which neither way is better, and dead dimensions where there are none.
     """
     rows = [probe for probe in FIGURES if probe.key in record and probe.key not in ("dims", "spectrum_images")]
-    shown = [probe for probe in rows if probe.higher_is_better is not None or not short]
+    shown = [
+        probe
+        for probe in rows
+        if not short or (probe.higher_is_better is not None and (probe.key != "dead_dims" or record[probe.key]))
+    ]
     parts = [f"{probe.label} {record[probe.key]:.{probe.digits}f}" for probe in shown]
     place = [f"{record['dims']:.0f} dimensions"] if "dims" in record else []
     place += [f"n = {record['spectrum_images']:,.0f}"] if "spectrum_images" in record else []
