@@ -8,6 +8,7 @@ each peer lacks are in augment_peers.py and in the record. Writes bench/results/
 
 import argparse
 import importlib.metadata
+import json
 import multiprocessing
 import os
 import signal
@@ -157,6 +158,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5, help="windows that the seconds are divided into")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--resume", action="store_true", help="measure only what --out does not hold yet")
     parser.add_argument("--quick", action="store_true", help="small steps, V = 2, and nothing written without --out")
     arguments = parser.parse_args(argv)
     if arguments.quick:
@@ -185,21 +187,32 @@ def cases(arguments: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Ca
 
 def main(argv: list[str] | None = None) -> None:
     arguments = parse(argv)
-    rows = []
+    rows = rows_of(arguments.out) if arguments.resume else []
+    known = [(one["impl"], one["work"]) for one in rows]
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(arguments.peers, arguments.repeats, arguments.seconds)
         try:
             for source, case in cases(arguments, Path(folder)):
                 for name in arguments.peers:
                     peer = PEERS[name]
-                    if case.device not in peer.devices or (case.blur and not peer.blurs):
+                    what = work(peer, case, source)
+                    if case.device not in peer.devices or (case.blur and not peer.blurs) or (name, what) in known:
                         continue
-                    for metric, values in (bench.measured(name, case) or {}).items():
-                        rows.append(row(name, work(peer, case, source), metric, values))
+                    rows += [row(name, what, *measured) for measured in (bench.measured(name, case) or {}).items()]
+                    save(arguments, rows)  # a cut-off loses one measurement
         except KeyboardInterrupt:
             print("interrupted: what was measured until here is kept", file=sys.stderr)
         bench.close()
     table(rows)
+    save(arguments, rows)
+
+
+def rows_of(path: Path | None) -> list[dict[str, Any]]:
+    """What an earlier call has measured."""
+    return json.loads(path.read_text(encoding="utf-8"))["rows"] if path and path.exists() else []
+
+
+def save(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     if arguments.out is not None:
         recipe = {"policy": CHAIN | {"blur_p": BLUR_P, "mean": MEAN, "std": STD}, "seconds": arguments.seconds}
         write(arguments.out, "augment", rows, recipe | {"packages": packages()})

@@ -10,6 +10,7 @@ figures; the verdicts are computed in claims_verdicts.py.
 """
 
 import argparse
+import importlib.util
 import json
 import sys
 import time
@@ -21,7 +22,6 @@ from typing import Any, Literal
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
-from claims_figures import draw  # noqa: E402
 from claims_time import seconds_per_step  # noqa: E402
 from claims_verdicts import Cell, Run, verdicts  # noqa: E402
 
@@ -199,7 +199,12 @@ def report(
     written["time_axis"] = "steps times the fastest of several steps of that kind, timed apart from the runs"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
-    draw(figures, found, grid.reference, grid.dim, metric)
+    if importlib.util.find_spec("matplotlib") is None:
+        print("matplotlib is not installed: the record is written, the figures are not drawn.", file=sys.stderr)
+    else:
+        from claims_figures import draw
+
+        draw(figures, found, grid.reference, grid.dim, metric)
     return said
 
 

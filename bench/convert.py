@@ -25,6 +25,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 CIFAR = ROOT.parent / "shared" / "data" / "cifar10_jpeg.tar.xz"
+PHOTOGRAPHS = CIFAR.parent / "photographs"
 
 
 def ours(source: Path, out: Path, workers: int, **options: Any) -> int:
@@ -87,9 +88,7 @@ def read_files(folder: Path) -> list[bytes]:
 
 def make_photographs(folder: Path, count: int) -> None:
     """Crops of the two photographs that scikit-learn ships, recolored, as JPEG of quality 90."""
-    from sklearn.datasets import load_sample_images
-
-    originals = load_sample_images().images
+    originals = sample_photographs()
     rng = np.random.default_rng(0)
     for index in range(count):
         original = originals[index % 2]
@@ -98,6 +97,16 @@ def make_photographs(folder: Path, count: int) -> None:
         path = folder / f"class{index % 10}" / f"{index:05d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(crop.clip(0, 255).astype(np.uint8)).save(path, quality=90)
+
+
+def sample_photographs() -> list[np.ndarray]:
+    """scikit-learn's; or their copies beside the images, where tools/pack_gpu_suite.py put them."""
+    files = [PHOTOGRAPHS / name for name in ("china.jpg", "flower.jpg")]
+    if all(file.exists() for file in files):
+        return [np.asarray(Image.open(file)) for file in files]
+    from sklearn.datasets import load_sample_images
+
+    return list(load_sample_images().images)
 
 
 def unpack_train(folder: Path, count: int) -> None:

@@ -1,4 +1,7 @@
-"""The stages of bench/gpu_suite.py, the most telling first: what each runs on a GPU, and at tiny size without one."""
+"""The stages of bench/gpu_suite.py, the most telling first: what each runs on a GPU, and at tiny size without one.
+
+Limits in minutes are estimates for one H100, not measured.
+"""
 
 import importlib.util
 from collections.abc import Callable
@@ -7,11 +10,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 INTERPRETED = {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
-CUDA_PEERS = ["fastssl-cuda", "fastssl-torch", "dali", "torchvision-v2-batch", "kornia", "kornia-compiled", "copy"]
+CUDA_PEERS = ["fastssl-cuda", "fastssl-torch", "torchvision-v2-batch", "kornia", "kornia-compiled", "dali", "copy"]
 PHOTOGRAPHS = "data/photographs.beton"
-LARGE: list[tuple[str, str, tuple[str, ...]]] = [
-    ("resnet50-224", "resnet50", ()),
-    ("vit_small-224", "timm/vit_small_patch16_224", ("timm",)),
+RESNET18 = ["-s", "model.backbone=resnet18"]
+TESTS = [
+    "augment/test_cuda.py",
+    "training/test_no_sync.py",
+    "training/test_loop.py",
+    "data/test_loaders.py",
+    "build/test_all_sum.py",
 ]
 
 
@@ -27,15 +34,16 @@ class Setting:
     def recipe(self, name: str) -> list[str]:
         """A shipped recipe on the suite's data, or the tiny one."""
         if self.dry:
-            return [str(ROOT / "bench" / "gpu_dry.yaml"), *self.changes()]
+            return [str(ROOT / "bench" / "gpu_dry.yaml")]
         return [name, *self.changes(), "-s", "evaluate.linear_epochs=0"]
 
     def changes(self) -> list[str]:
-        """The options that point a recipe at the suite's data, made by the first command that needs it."""
-        folder = self.out / "data"
-        places = [f"data.path={folder}/train.beton", f"data.test_path={folder}/test.beton"]
-        source = [] if self.dry else [f"data.source={self.source}"]
-        return [word for change in [*places, *source] for word in ("-s", change)]
+        """Point a recipe at the suite's data; paths relative to --out, so that another machine can continue a run."""
+        paths = ["data.path=data/train.beton", "data.test_path=data/test.beton", f"data.source={self.source}"]
+        return [word for change in paths for word in ("-s", change)]
+
+
+Words = Callable[[Setting, Path], list[str]]
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,7 @@ class Stage:
 
     name: str
     title: str
-    words: Callable[[Setting, Path], list[str]]
+    words: Words
     least_min: float
     most_min: float
     needs: tuple[str, ...] = ()
@@ -60,59 +68,57 @@ class Stage:
 
 
 def stages(setting: Setting) -> list[Stage]:
-    """All of them, in the order in which they run."""
-    networks = ["resnet18"] if setting.dry else ["resnet18", "resnet50"]  # once is enough to see that it works
-    larger = Stage("tta-resnet50", "the same with ResNet-50", tta("resnet50"), 1, 180)
-    return [
-        Stage("gpu-tests", "the tests that need a GPU", tests, 0.2, 20, ("pytest",)),
-        Stage("augment", "augmentation beside its peers", augment, 1, 25),
-        Stage("machine", "every stage of a step against the ceilings", machine, 0.2, 5),
-        Stage("loader", "loaders side by side", loader, 0.2, 10),
-        *(Stage(f"step-{name}", f"the step of {name}", step(name), 0.3, 10) for name in networks),
-        Stage("photographs", "photographs to measure with at 224 px", make_photographs, 0.5, 10, ("sklearn",)),
-        Stage("loader-224", "loaders side by side on photographs", loader_224, 0.5, 15, file=PHOTOGRAPHS),
-        *(
-            Stage(
-                f"step-{name}",
-                f"the step of {name} on photographs",
-                step_224(backbone),
-                0.5,
-                10,
-                needs,
-                file=PHOTOGRAPHS,
-            )
-            for name, backbone, needs in ([] if setting.dry else LARGE)
-        ),
-        Stage("peers", "time to accuracy against lightly and a plain loop, ResNet-18", peers, 1, 45),
-        Stage("tta", "time to accuracy, low-dimensional against the baseline, ResNet-18", tta("resnet18"), 1, 60),
-        *([] if setting.dry else [larger]),
-        Stage("claims", "the paper's claims at full size", claims, 1, 600, ("matplotlib",)),
+    """All of them, in the order in which they run. The dry run leaves out what differs in size alone."""
+    every = [
+        Stage("smoke", "what works here, and one short training", smoke, 0.3, 2),
+        Stage("gpu-tests", "the tests that need a GPU", tests, 0.3, 2, ("pytest",)),
+        Stage("machine", "every stage of a step against the ceilings", machine, 0.3, 1.5),
+        Stage("step-resnet18", "the step of ResNet-18 at 32 px", step("resnet18"), 0.5, 2),
+        Stage("step-resnet50", "the step of ResNet-50 at 32 px", step("resnet50"), 0.7, 2.5),
+        Stage("augment-32", "augmentation against its peers at 32 px", augment(32), 0.7, 3),
+        Stage("augment-224", "augmentation against its peers at 224 px", augment(224), 0.7, 3),
+        Stage("photographs", "photographs to measure with at 224 px", photographs, 0.3, 2),
+        on_photographs("step-resnet50-224", "the step of ResNet-50 at 224 px", step_224("resnet50")),
+        on_photographs("step-vit_small-224", "the step of ViT-S at 224 px", step_224(VIT), needs=("timm",)),
+        Stage("tta", "time to accuracy, low-dimensional against the baseline", tta("resnet18", seeds=1), 3, 8),
+        Stage("peers", "time to accuracy against lightly and a plain loop", peers, 2, 5),
+        Stage("loader", "loaders side by side", loader, 0.3, 1.5),
+        on_photographs("loader-224", "loaders side by side on photographs", loader_224),
+        Stage("claims", "the paper's claims with ResNet-18, short runs", claims(full=False), 4, 60),
+        Stage("tta-seeds", "time to accuracy with three seeds", tta("resnet18", seeds=3), 5, 60),
+        Stage("tta-resnet50", "time to accuracy of ResNet-50", tta("resnet50", seeds=3), 10, 180),
+        Stage("claims-full", "the paper's claims at full size", claims(full=True), 60, 600),
     ]
+    only_larger = {"step-resnet50", "augment-224", "step-vit_small-224", "tta-seeds", "tta-resnet50", "claims-full"}
+    return [stage for stage in every if not setting.dry or stage.name not in only_larger]
+
+
+def smoke(setting: Setting, out: Path) -> list[str]:
+    command = [str(ROOT / "bench" / "gpu_smoke.py"), str(out), *setting.recipe("cifar10_lowdim")]
+    return command if setting.dry else [*command, *RESNET18, "-s", "train.epochs=1", "-s", "data.fraction=0.2"]
 
 
 def tests(setting: Setting, out: Path) -> list[str]:
-    files = [
-        "augment/test_cuda.py",
-        "training/test_no_sync.py",
-        "data/test_loaders.py",
-        "build/test_all_sum.py",
-        "training/test_loop.py",
-    ]
     few = ["-k", "draws_are_the_same_bits or asks_for_no_number"] if setting.dry else []
-    chosen = [str(ROOT / "tests" / name) for name in (files[:2] if setting.dry else files)]
-    return [str(ROOT / "bench" / "gpu_tests.py"), str(out), "-q", "-p", "no:cacheprovider", *few, *chosen]
+    files = [str(ROOT / "tests" / name) for name in (TESTS[:2] if setting.dry else TESTS)]
+    return [str(ROOT / "bench" / "gpu_tests.py"), str(out), "-q", "-p", "no:cacheprovider", *few, *files]
 
 
-def augment(setting: Setting, out: Path) -> list[str]:
-    script = [str(ROOT / "bench" / "augment.py"), "--out", str(out)]
-    if setting.dry:
-        tiny = ["--quick", "--sides", "16", "--no-blur", "--threads", "1", "--seconds", "0.05"]
-        return [*script, *tiny, "--devices", "cpu", "--peers", "fastssl-torch"]
-    return [*script, "--devices", "cuda", "--peers", *CUDA_PEERS]
+def augment(side_px: int) -> Words:
+    """The dry run has no GPU to give to the peers, and no kornia may be there."""
+
+    def words(setting: Setting, out: Path) -> list[str]:
+        script = [str(ROOT / "bench" / "augment.py"), "--resume", "--out", str(out)]
+        if setting.dry:
+            tiny = ["--quick", "--sides", "16", "--no-blur", "--threads", "1", "--seconds", "0.05"]
+            return [*script, *tiny, "--devices", "cpu", "--peers", "fastssl-torch", "torchvision-v2-batch"]
+        return [*script, "--devices", "cuda", "--sides", str(side_px), "--seconds", "1", "--peers", *CUDA_PEERS]
+
+    return words
 
 
 def bench(verb: str, setting: Setting, out: Path, name: str, *more: str) -> list[str]:
-    seconds = "0.1" if setting.dry else "60"
+    seconds = "0.1" if setting.dry else "15"
     return ["-m", "fastssl", "bench", verb, *setting.recipe(name), "--seconds", seconds, "--out", str(out), *more]
 
 
@@ -124,7 +130,7 @@ def loader(setting: Setting, out: Path) -> list[str]:
     return bench("loader", setting, out, "cifar10_lowdim", *(["--only", "resident"] if setting.dry else []))
 
 
-def step(backbone: str) -> Callable[[Setting, Path], list[str]]:
+def step(backbone: str) -> Words:
     """The dry run's views are cut by the interpreted Triton kernels."""
 
     def words(setting: Setting, out: Path) -> list[str]:
@@ -136,27 +142,35 @@ def step(backbone: str) -> Callable[[Setting, Path], list[str]]:
     return words
 
 
-def make_photographs(setting: Setting, out: Path) -> list[str]:
+VIT = "timm/vit_small_patch16_224"
+
+
+def photographs(setting: Setting, out: Path) -> list[str]:
     script = str(ROOT / "bench" / "gpu_photographs.py")
-    return [script, str(out), "24" if setting.dry else "4000", str(setting.out / PHOTOGRAPHS)]
+    return [script, str(out), "24" if setting.dry else "4000", PHOTOGRAPHS]
 
 
-def on_photographs(setting: Setting) -> list[str]:
+def on_photographs(name: str, title: str, words: Words, *, needs: tuple[str, ...] = ()) -> Stage:
+    return Stage(name, title, words, 0.5, 3, needs, file=PHOTOGRAPHS)
+
+
+def with_photographs(setting: Setting) -> list[str]:
     """Two views of 224 px of 256 images, none of them held out."""
-    places = [f"data.path={setting.out / PHOTOGRAPHS}", "data.test_path=null", "data.val_count=0"]
+    paths = [f"data.path={PHOTOGRAPHS}", "data.test_path=null", "data.val_count=0"]
     size = ["augment.side_px=8"] if setting.dry else ["augment.views=2", "data.batch_size=256"]
-    return [word for change in [*places, *size] for word in ("-s", change)]
+    return [word for change in [*paths, *size] for word in ("-s", change)]
 
 
 def loader_224(setting: Setting, out: Path) -> list[str]:
     few = ["--only", "resident"] if setting.dry else []
-    return bench("loader", setting, out, "imagenet100_lowdim", *on_photographs(setting), *few)
+    return bench("loader", setting, out, "imagenet100_lowdim", *with_photographs(setting), *few)
 
 
-def step_224(backbone: str) -> Callable[[Setting, Path], list[str]]:
+def step_224(backbone: str) -> Words:
     def words(setting: Setting, out: Path) -> list[str]:
         network = ["-s", f"model.backbone={backbone}", "-s", "model.projector=[2048, 512]"]
-        return bench("step", setting, out, "imagenet100_lowdim", *on_photographs(setting), *network)
+        chosen = ["--only", "fixed"] if setting.dry else network
+        return bench("step", setting, out, "imagenet100_lowdim", *with_photographs(setting), *chosen)
 
     return words
 
@@ -164,31 +178,18 @@ def step_224(backbone: str) -> Callable[[Setting, Path], list[str]]:
 def peers(setting: Setting, out: Path) -> list[str]:
     script = [str(ROOT / "bench" / "tta_peers.py"), *setting.recipe(str(ROOT / "bench" / "peers" / "small.yaml"))]
     if setting.dry:
-        tiny = [
-            "-s",
-            "train.epochs=2",
-            "--target",
-            "1",
-            "--seeds",
-            "1",
-            "--every-steps",
-            "2",
-            "--fixed-s",
-            "0",
-            "--workers",
-            "0",
-        ]
-        return [*script, *tiny, "--peers", "fastssl", "plain torchvision", "--out", str(out)]
+        tiny = ["-s", "train.epochs=2", "--target", "1", "--seeds", "1", "--every-steps", "2", "--fixed-s", "0"]
+        return [*script, *tiny, "--workers", "0", "--peers", "fastssl", "plain torchvision", "--out", str(out)]
     network = ["model.backbone=resnet18", "model.stem=cifar", "model.width=1", "model.projector=[2048, 2048]"]
     network += ["augment.side_px=32", "augment.all={hue: 0.0}", "train.epochs=200", "train.precision=bf16"]
     network += ["loss.redundancy_weight=auto", "optim.lr=0.001"]
     chosen = [word for change in network for word in ("-s", change)]
-    limits = ["--target", "75", "--seeds", "1", "--every-steps", "350", "--budget-s", "900"]
-    return [*script, *chosen, *limits, "--out", str(out)]
+    limits = ["--target", "65", "--seeds", "1", "--every-steps", "175", "--budget-s", "75", "--fixed-s", "0"]
+    return [*script, *chosen, *limits, "--resume", "--out", str(out)]
 
 
-def tta(backbone: str) -> Callable[[Setting, Path], list[str]]:
-    """The baseline recipe and the low-dimensional one, to what the baseline reaches in a part of its epochs."""
+def tta(backbone: str, *, seeds: int) -> Words:
+    """The baseline recipe and the low-dimensional one, over at most 30 of their 100 epochs; finished runs are kept."""
 
     def words(setting: Setting, out: Path) -> list[str]:
         names = ["cifar10_lowdim"] if setting.dry else ["cifar10_baseline", "cifar10_lowdim"]
@@ -197,17 +198,24 @@ def tta(backbone: str) -> Callable[[Setting, Path], list[str]]:
         command += ["--run-dir", str(setting.out / f"tta-{backbone}")]
         if setting.dry:
             return [*command, "--target", "knn=1", "--seeds", "2"]
-        chosen = ["-s", f"model.backbone={backbone}", "-s", "evaluate.every_epochs=1"]
-        return [*command, *chosen, "--target", "knn=75,ridge=78", "--seeds", "3"]
+        chosen = ["-s", f"model.backbone={backbone}", "-s", "evaluate.every_epochs=1", "-s", "train.epochs=30"]
+        return [*command, *chosen, "--target", "knn=70,ridge=72", "--seeds", str(seeds)]
 
     return words
 
 
-def claims(setting: Setting, out: Path) -> list[str]:
-    recipe, changes = setting.recipe("cifar10_lowdim")[0], setting.recipe("cifar10_lowdim")[1:]
-    command = [str(ROOT / "bench" / "claims.py"), recipe, *changes, "--json", str(out)]
-    command += ["--out", str(setting.out / "claims"), "--figures", str(setting.out)]
-    if setting.dry:
-        grid = ["--dims", "8", "16", "--views", "2", "--fractions", "1", "--dim", "8", "--seeds", "1"]
-        return [*command, *grid, "--metric", "ridge_pct"]
-    return [*command, "--dims", "64", "256", "1024", "8192", "--budget-min", str(0.8 * setting.limit_min)]
+def claims(*, full: bool) -> Words:
+    """At full size the recipe's ResNet-50 over its 100 epochs; else ResNet-18 over 10, so that a cell takes minutes."""
+
+    def words(setting: Setting, out: Path) -> list[str]:
+        recipe, changes = setting.recipe("cifar10_lowdim")[0], setting.recipe("cifar10_lowdim")[1:]
+        command = [str(ROOT / "bench" / "claims.py"), recipe, *changes, "--json", str(out)]
+        command += ["--out", str(setting.out / f"{out.stem}-runs"), "--figures", str(setting.out)]
+        if setting.dry:
+            grid = ["--dims", "8", "16", "--views", "2", "--fractions", "1", "--dim", "8", "--seeds", "1"]
+            return [*command, *grid, "--metric", "ridge_pct"]
+        short = [] if full else [*RESNET18, "-s", "train.epochs=10"]
+        dims = ["--dims", "64", "256", "1024", "8192"]
+        return [*command, *short, *dims, "--budget-min", str(0.8 * setting.limit_min)]
+
+    return words

@@ -14,27 +14,25 @@ td.n { text-align: right; font-variant-numeric: tabular-nums }
 
 
 def text(outcomes: list[dict[str, Any]]) -> str:
-    """One line a stage."""
-    return "\n".join(
-        f"{one['name']:14} {one['state']:9} {one['seconds']:7.0f} s  {one['reason']}".rstrip() for one in outcomes
-    )
+    """One line per stage."""
+    return "\n".join(f"{o['name']:18} {o['state']:9} {o['seconds']:7.0f} s  {o['reason']}".rstrip() for o in outcomes)
 
 
-def page(suite: dict[str, Any], results: dict[str, dict[str, Any]]) -> str:
+def page(suite: dict[str, Any], records: dict[str, dict[str, Any]]) -> str:
     """A self-contained page.
 
     Args:
         suite: the record of suite.json.
-        results: each stage's record by its name.
+        records: each stage's record by its name.
     """
     gpus = ", ".join(suite["hardware"]["gpus"]) or "no GPU"
     dry = "<p><b>A dry run at tiny size: its figures say nothing about speed.</b></p>" if suite["dry"] else ""
     stages = "".join(
-        f'<tr><td>{escape(one["title"])}</td><td class="{one["state"].split()[0]}">{one["state"]}</td>'
-        f'<td class="n">{one["seconds"]:.0f} s</td><td>{escape(one["reason"])}</td></tr>'
-        for one in suite["stages"]
+        f'<tr><td>{escape(stage["title"])}</td><td class="{stage["state"].split()[0]}">{stage["state"]}</td>'
+        f'<td class="n">{stage["seconds"]:.0f} s</td><td>{escape(stage["reason"])}</td></tr>'
+        for stage in suite["stages"]
     )
-    parts = "".join(section(name, made) for name, made in results.items())
+    parts = "".join(section(name, record) for name, record in records.items())
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>GPU suite</title><style>{STYLE}</style><h1>GPU suite</h1>{dry}"
@@ -43,29 +41,32 @@ def page(suite: dict[str, Any], results: dict[str, dict[str, Any]]) -> str:
     )
 
 
-def section(name: str, made: dict[str, Any]) -> str:
+def section(name: str, record: dict[str, Any]) -> str:
     """A stage's sentences and rows."""
-    said = [*made.get("notes", []), *(speed_up(one) for one in made.get("speed_ups", []))]
-    if "bottleneck" in made:
-        said.append(made["bottleneck"]["text"])
+    sentences = [*record.get("notes", []), *(speed_up(ratio) for ratio in record.get("speed_ups", []))]
+    if "bottleneck" in record:
+        sentences.append(record["bottleneck"]["text"])
     lines = "".join(
-        f"<tr><td>{escape(one['impl'])}</td><td>{escape(work(one['work']))}</td><td>{escape(one['metric'])}</td>"
-        + "".join(f'<td class="n">{figure(one[key])}</td>' for key in ("median", "min", "max", "n"))
+        f"<tr><td>{escape(row['impl'])}</td><td>{escape(work(row['work']))}</td><td>{escape(row['metric'])}</td>"
+        + "".join(f'<td class="n">{figure(row[key])}</td>' for key in ("median", "min", "max", "n"))
         + "</tr>"
-        for one in made["rows"]
+        for row in record["rows"]
     )
-    head = "<tr><th>what<th>work<th>metric<th>median<th>min<th>max<th>n</tr>"
-    return f"<h2>{escape(name)}</h2>" + "".join(f"<p>{escape(s)}</p>" for s in said) + f"<table>{head}{lines}</table>"
+    head = "<tr><th>implementation<th>work<th>metric<th>median<th>min<th>max<th>n</tr>"
+    text = "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences)
+    return f"<h2>{escape(name)}</h2>{text}<table>{head}{lines}</table>"
 
 
-def speed_up(one: dict[str, Any]) -> str:
-    ratio = "unknown" if one["ratio"] is None else f"{one['bound']} {one['ratio']:.2f}"
-    interval = "" if one["low"] is None else f" (95 % {one['low']:.2f} to {one['high']:.2f})"
-    return f"{one['recipe']} against {one['against']}, {one['metric']} {one['target_pct']:g} %: {ratio}{interval}"
+def speed_up(ratio: dict[str, Any]) -> str:
+    value = "unknown" if ratio["ratio"] is None else f"{ratio['bound']} {ratio['ratio']:.2f}"
+    interval = "" if ratio["low"] is None else f" (95 % {ratio['low']:.2f} to {ratio['high']:.2f})"
+    return (
+        f"{ratio['recipe']} against {ratio['against']}, {ratio['metric']} {ratio['target_pct']:g} %: {value}{interval}"
+    )
 
 
-def work(made: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in made.items())
+def work(values: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items())
 
 
 def figure(value: float | None) -> str:

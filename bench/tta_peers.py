@@ -98,6 +98,15 @@ def in_a_process(name: str, recipe: Recipe, arguments: argparse.Namespace) -> di
     return found
 
 
+def runs_of(path: Path, recipe: Recipe) -> dict[str, list[dict[str, Any]]]:
+    """The finished runs of an earlier call with this recipe."""
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"recipe": None}
+    runs: dict[str, list[dict[str, Any]]] = (
+        before["curves"] if before["recipe"] == recipe.model_dump(mode="json") else {}
+    )
+    return runs
+
+
 def rows_of(name: str, runs: list[dict[str, Any]], recipe: Recipe, target_pct: float) -> list[dict[str, Any]]:
     """Views per second of every stretch, and the time and views to the target over seeds."""
     what = work(recipe, build.hardware.device(recipe))
@@ -185,6 +194,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--fixed-s", type=float, default=40.0, help="for each network against a fixed batch; 0 for none"
     )
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "tta_peers.json")
+    parser.add_argument("--resume", action="store_true", help="keep the runs that --out holds of this recipe")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
@@ -200,15 +210,18 @@ def main(argv: list[str] | None = None) -> None:
     odd = fits(build.views.table(recipe)[0])
     if odd or len(build.views.table(recipe)) != 2:
         sys.exit(f"The peers cannot do this recipe alike: {odd or 'they take two views'}.")
-    runs: dict[str, list[dict[str, Any]]] = {}
+    runs = runs_of(arguments.out, recipe) if arguments.resume else {}
     missing: set[str] = set()
     for seed in range(arguments.seeds):
         for name in arguments.peers:
-            if name not in missing:
-                found = in_a_process(name, load(recipe, [f"seed={seed}"]), arguments)
-                missing |= set() if found else {name}
-                runs.setdefault(name, []).extend([found] if found else [])
-    runs = {name: done for name, done in runs.items() if done}
+            if name in missing or len(runs.get(name, [])) > seed:
+                continue
+            found = in_a_process(name, load(recipe, [f"seed={seed}"]), arguments)
+            if found is None:
+                missing.add(name)
+            else:
+                runs.setdefault(name, []).append(found)
+                save(arguments.out, report(runs, recipe, arguments.target, []))  # a cut-off loses one run
     if not runs:
         sys.exit("No loop has run.")
     fixed = fixed_rows(recipe, arguments.fixed_s) if arguments.fixed_s else []

@@ -1,0 +1,34 @@
+"""What bench/gpu_suite.py leaves behind, as one small archive: it travels, and another machine continues from it.
+
+Figures, logs and the text of runs are in it. Images, checkpoints and caches are not: they are made again.
+"""
+
+import tarfile
+from pathlib import Path
+
+SUFFIXES = {".json", ".jsonl", ".html", ".log", ".yaml", ".csv", ".svg", ".txt"}
+LIMIT_BYTES = 16 << 20  # what a rented machine hands back as one file
+
+
+def pack(folder: Path, archive: Path) -> str:
+    """Write the results under `folder`, whole or not at all; return one line on size and what is left out."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    results = [path for path in files if path.suffix in SUFFIXES]
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    part = archive.with_name(archive.name + ".part")
+    with tarfile.open(part, "w:gz") as tar:
+        for path in results:
+            tar.add(path, path.relative_to(folder))
+    part.replace(archive)
+    size, rest = archive.stat().st_size, len(files) - len(results)
+    warning = f", more than {LIMIT_BYTES / 2**20:.0f} MiB" if size > LIMIT_BYTES else ""
+    return (
+        f"{archive}: {len(results)} files, {size / 2**20:.2f} MiB{warning}; {rest} files of data and weights left out"
+    )
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Put the results of an earlier call where the next one looks for them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, filter="data")
