@@ -1,4 +1,6 @@
-"""Packs what `make gpu-suite` needs on a machine without network into one archive: python tools/pack_gpu_suite.py --images FILE
+"""Packs what `make gpu-suite` needs on a machine without network into one archive.
+
+python tools/pack_gpu_suite.py --images FILE [--out gpu-suite.tar.gz]
 
 The archive holds the committed tree, wheels and images; docs/benchmarks.md says how it is used. The wheels are those
 that fastssl and its peers need beyond BARE, at the versions of constraints.txt.
@@ -22,14 +24,13 @@ from packaging.utils import canonicalize_name, parse_wheel_filename
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "gpu-suite"
 LIMIT_BYTES = 64 << 20
-# A rented machine has these, and what they need in turn (PyYAML and safetensors come with timm, Pillow with torchvision)
+# A rented machine has these, and what they need in turn: timm brings PyYAML and safetensors, torchvision brings Pillow
 BARE = {
     *("torch", "torchvision", "triton", "numpy", "numba", "timm", "typer", "rich", "pytest"),
     *("llvmlite", "pillow", "pyyaml", "safetensors", "tqdm", "packaging", "pluggy", "iniconfig", "pygments"),
 }
-# of lightly: its trainer and command line, which the comparison does not call
-UNUSED = {"pytorch-lightning", "hydra-core", "omegaconf", "torchmetrics"}
-ALSO = ["pytest-timeout"]
+UNUSED = {"pytorch-lightning", "hydra-core"}  # of lightly: its trainer and command line, which no loop here calls
+ALSO = ["psutil", "pytest-timeout", "lightning-utilities"]  # the last: lightly imports it and names it nowhere
 TARGET = {
     "python_version": "3.12",
     "python_full_version": "3.12.0",
@@ -47,7 +48,7 @@ PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in range(5, 29)]  # pip tak
 def wanted() -> list[Requirement]:
     """The base install, the peers and what tests on a GPU need."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    lines = [*project["dependencies"], *project["optional-dependencies"]["peers"], "psutil", *ALSO]
+    lines = [*project["dependencies"], *project["optional-dependencies"]["peers"], *ALSO]
     return [Requirement(line) for line in lines]
 
 

@@ -53,10 +53,10 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The repository's commit when the package runs from one, with + when files differ from it."""
-    root = Path(__file__).resolve().parent.parent
+    """The repository's commit when the package runs from one, with + when files differ from it; else git archive's."""
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
-        return None
+        return archived_commit(root / ".git_archival.txt")
     try:
         name, changes = (
             subprocess.run(
@@ -67,3 +67,10 @@ def commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return name.strip() + ("+" if changes.strip() else "")
+
+
+def archived_commit(path: Path) -> str | None:
+    """What `git archive` has filled in, as .gitattributes asks."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    commit = text.removeprefix("node: ").strip()
+    return commit if commit and "$" not in commit else None
