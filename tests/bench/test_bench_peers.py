@@ -64,7 +64,7 @@ def test_a_peers_views_are_as_bright_and_as_varied_as_ours(name: str, tiny_recip
         return made
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "network", spied)
+        patch.setattr(build.model, "network", spied)
         list(loops.LOOPS[name](recipe, 0)[1])
         theirs = torch.cat(seen)
         seen.clear()

@@ -193,6 +193,7 @@ NOT_RUN = {  # what a command that is parsed alone has in it: which test does th
     "--probe finetune": "tests/pretrained/test_evaluation.py: a hundred steps at least",
     "log.tensorboard": "tests/training/test_trackers.py: an extra",
     r"pip install|-m venv|activate|^git |^cd ": "tests/system/test_package.py: sets up a machine",
+    r"^tar ": "tests/repository/test_pack_gpu_suite.py: unpacks the archive that it has packed",
     r"^make |-m pytest|pre-commit": "tests/repository/test_repository.py: what runs the tests runs these",
 }
 
