@@ -83,6 +83,37 @@ def test_dry_run_records_what_ran_and_says_what_did_not(
     assert "fastssl-cpu" in capsys.readouterr().out
 
 
+def test_a_cut_off_costs_one_case_and_resume_measures_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: None
+) -> None:
+    measured: list[tuple[str, int]] = []
+
+    class Cut:
+        def __init__(self, *options: object) -> None:
+            pass
+
+        def measured(self, name: str, case: Case) -> dict[str, list[float]]:
+            if len(measured) == 3:
+                raise SystemExit  # a process that is killed saves nothing any more
+            measured.append((name, case.views))
+            return {"views_per_s": [1.0], "cpu_us_per_view": [1.0]}
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(augment, "Bench", Cut)
+    out = tmp_path / "out.json"
+    words = ["--sides", "16", "--views", "2", "4", "--no-blur", "--devices", "cpu", "--peers", "copy", "fastssl-torch"]
+    words += ["--threads", "1", "--resume", "--out", str(out)]
+    with pytest.raises(SystemExit):
+        augment.main(words)
+    assert len(json.loads(out.read_text())["rows"]) == 2 * 3
+    before, measured[:] = list(measured), []
+    augment.main(words)
+    assert [*before, *measured] == [(name, views) for views in (2, 4) for name in ("copy", "fastssl-torch")]
+    assert len(json.loads(out.read_text())["rows"]) == 2 * 4
+
+
 def test_a_missing_peer_is_said_and_left_out(
     case: Case, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

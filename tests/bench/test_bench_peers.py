@@ -110,6 +110,37 @@ def test_the_script_records_loops_speed_ups_and_the_fixed_batch(
     assert "Against plain torchvision" in capsys.readouterr().out
 
 
+def test_a_cut_off_costs_one_run_and_resume_measures_the_rest(
+    tiny_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    measured: list[tuple[str, int]] = []
+
+    def two_runs(name: str, recipe: Any, arguments: Any) -> dict[str, Any]:
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        measured.append((name, recipe.seed))
+        return {"curve": [{"train_s": 1.0, "steps": 3, "views": 9, "knn_pct": 50.0}], "views_per_s": [9.0]}
+
+    path, out = tmp_path / "tiny.yaml", tmp_path / "out.json"
+    path.write_text(yaml.safe_dump(tiny_recipe))
+    words = [str(path), "--target", "1", "--seeds", "2", "--fixed-s", "0", "--out", str(out), "--resume"]
+    words += ["--peers", "plain torchvision", "fastssl"]
+    monkeypatch.setattr(tta_peers, "in_a_process", two_runs)
+    with pytest.raises(KeyboardInterrupt):
+        tta_peers.main(words)
+    assert {name: len(runs) for name, runs in json.loads(out.read_text())["curves"].items()} == {
+        "plain torchvision": 1,
+        "fastssl": 1,
+    }
+    before, measured[:] = list(measured), []
+    tta_peers.main(words)
+    assert sorted(before + measured) == [(name, seed) for name in ("fastssl", "plain torchvision") for seed in (0, 1)]
+    measured[:] = []
+    with pytest.raises(KeyboardInterrupt):  # another recipe: nothing is kept
+        tta_peers.main([*words, "-s", "train.epochs=3"])
+    assert len(measured) == 2
+
+
 def test_a_missing_peer_is_said(tiny_recipe: dict[str, Any], capsys: pytest.CaptureFixture[str]):
     arguments = tta_peers.parse(["--workers", "0", "--every-steps", "1"])
     assert tta_peers.in_a_process("nobody's", load(tiny_recipe), arguments) is None
