@@ -40,6 +40,11 @@ def load(recipe: "Recipe | Mapping[str, Any] | str | Path", overrides: Iterable[
         tree: Any = recipe.model_dump(mode="json")
     elif isinstance(recipe, Mapping):
         tree = {**recipe}
+    elif not isinstance(recipe, str | Path):
+        raise UserError(
+            f"recipe is {recipe!r}, a {type(recipe).__name__}.",
+            "Pass a Recipe, a mapping, the path of a YAML file, or a shipped recipe's name.",
+        )
     else:
         path = find(Path(recipe))
         origin, tree = str(recipe), parse(path)

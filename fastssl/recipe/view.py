@@ -1,11 +1,14 @@
 """A row of the view table as Python writes it: `fastssl.View(side_px=32, crop="random_resized", hflip_p=0.5)`."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
 
 from fastssl.errors import UserError
 from fastssl.recipe.schema import ViewSpec
+
+Row = ViewSpec | Mapping[str, Any]
 
 
 class View(ViewSpec):
@@ -27,3 +30,16 @@ class View(ViewSpec):
                 f"View({', '.join(fields)}) is refused: {'; '.join(problems)}.",
                 f"Its fields are {', '.join(ViewSpec.model_fields)}.",
             ) from None
+
+
+def row_of(row: Row) -> dict[str, Any]:
+    """A row of the view table as a mapping.
+
+    Raises:
+        UserError: when it is none.
+    """
+    if isinstance(row, ViewSpec):
+        return row.model_dump(mode="json")
+    if isinstance(row, Mapping):
+        return dict(row)
+    raise UserError(f"A view is {row!r}.", 'Write fastssl.View(side_px=32, ...) or {"side_px": 32, ...} for each.')

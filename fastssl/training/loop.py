@@ -27,10 +27,11 @@ from fastssl.runs.files import atomic_json
 from fastssl.training import guards
 from fastssl.training.distributed import agree
 from fastssl.training.guards import NAMES, Interrupts, torch_settings
+from fastssl.training.own_parts import OwnLoss, with_own
 from fastssl.training.prefetch import prefetch_views
 from fastssl.training.resume import restore, save
 from fastssl.training.saver import must_be_whole
-from fastssl.training.state import Observer, OwnLoss, Run, assemble, with_own
+from fastssl.training.state import Observer, Run, assemble
 from fastssl.training.threads import threads
 from fastssl.training.warm_up import compile_kernels
 

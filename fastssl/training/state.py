@@ -1,31 +1,29 @@
 """The parts of one run, built from its recipe before anything is written, and how far the run is."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fastssl import build
 from fastssl.augment.augment import Augment
 from fastssl.build import ranks
 from fastssl.data.manifest import Manifest
-from fastssl.losses.loss import Terms
 from fastssl.models.pretrainer import Pretrainer
-from fastssl.recipe.load import load
 from fastssl.recipe.presets import view_table
-from fastssl.recipe.schema import Recipe, ViewSpec
+from fastssl.recipe.schema import Recipe
 from fastssl.runs.directory import Records
 from fastssl.training.distributed import data_parallel, synchronize_batch_norm
 from fastssl.training.guards import FirstBadStep, keep_freed_memory
 from fastssl.training.online_probes import Prober
+from fastssl.training.own_parts import OwnLoss, terms_of
 from fastssl.training.saver import Saver
 from fastssl.training.step import Step, step_of
 
 Observer = Callable[[dict[str, Any]], None]
-OwnLoss = Callable[[Tensor], Tensor | Terms]
 
 
 @dataclass
@@ -104,28 +102,6 @@ class Run:
         self.last = {**self.last, **record}
         self.records.write(record)
         self.observe(record)
-
-
-def with_own(recipe: Recipe, backbone: nn.Module | None, policy: Sequence[ViewSpec] | None) -> Recipe:
-    """The recipe of a run that is given a module or a view table from Python."""
-    tree = recipe.model_dump(mode="json")
-    if backbone is not None:
-        tree["model"]["backbone"] = build.model.CUSTOM
-    if policy is not None:
-        rows = [row.model_dump(mode="json") for row in policy]
-        sides = {"side_px": max(4, *(row.side_px for row in policy))} if policy else {}
-        tree["augment"] |= {"preset": "none", "all": {}, "rows": rows} | sides
-    return load(tree)
-
-
-def terms_of(loss: OwnLoss) -> Callable[[Tensor], Terms]:
-    """A loss that may give a scalar, as one that gives terms."""
-
-    def terms(z_VBD: Tensor) -> Terms:
-        found = loss(z_VBD)
-        return {"loss": found} if isinstance(found, Tensor) else found
-
-    return terms
 
 
 def assemble(

@@ -18,10 +18,10 @@ from fastssl import build
 from fastssl.data.batch import Batch
 from fastssl.errors import UserError
 from fastssl.recipe.load import load
-from fastssl.recipe.schema import Recipe, ViewSpec
+from fastssl.recipe.schema import Recipe
+from fastssl.recipe.view import Row, row_of
 from fastssl.training.prefetch import prefetch_views
 
-Row = ViewSpec | Mapping[str, Any]
 Item = tuple[Tensor | tuple[Tensor, ...], Tensor, Tensor]
 PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 LARGEST_DEFAULT_PX = 224
@@ -164,16 +164,3 @@ def views(
         }
     )
     return Views(recipe, place or build.hardware.device(recipe))
-
-
-def row_of(row: Row) -> dict[str, Any]:
-    """A row of the view table as a mapping.
-
-    Raises:
-        UserError: when it is none.
-    """
-    if isinstance(row, ViewSpec):
-        return row.model_dump(mode="json")
-    if isinstance(row, Mapping):
-        return dict(row)
-    raise UserError(f"A view is {row!r}.", 'Write fastssl.View(side_px=32, ...) or {"side_px": 32, ...} for each.')

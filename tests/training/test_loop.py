@@ -174,7 +174,7 @@ def test_labels_change_nothing_in_pretraining(
     from fastssl import build
 
     honest = build.data.labels_of
-    monkeypatch.setattr(build, "labels_of", lambda path: (honest(path) + 3) % 10)
+    monkeypatch.setattr(build.data, "labels_of", lambda path: (honest(path) + 3) % 10)
     fastssl.train(tiny(tiny_data), run_dir=tmp_path)
     losses = [r["loss"] for r in metrics(tmp_path) if r["event"] == "step"]
     assert losses == [r["loss"] for r in metrics(reference) if r["event"] == "step"]

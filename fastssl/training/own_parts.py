@@ -1,0 +1,69 @@
+"""Parts that Python hands to `train` in place of the recipe's, checked before they are used.
+
+V views, B images, D embedding dimensions.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from torch import Tensor, nn
+
+from fastssl import build
+from fastssl.errors import UserError
+from fastssl.losses.loss import Terms
+from fastssl.recipe.load import load
+from fastssl.recipe.schema import Recipe
+from fastssl.recipe.view import Row, row_of
+
+OwnLoss = Callable[[Tensor], Tensor | Terms]
+
+
+def with_own(recipe: Recipe, backbone: nn.Module | None, policy: Sequence[Row] | None) -> Recipe:
+    """The recipe of a run that is given a module or a view table from Python.
+
+    Raises:
+        UserError: naming the argument that is not what it should be.
+    """
+    tree = recipe.model_dump(mode="json")
+    if backbone is not None:
+        if not isinstance(backbone, nn.Module):
+            kind = f"the class {backbone.__name__}" if isinstance(backbone, type) else f"a {type(backbone).__name__}"
+            raise UserError(f"backbone is {kind}, not a module.", "Pass an nn.Module, such as backbone=MyNetwork().")
+        tree["model"]["backbone"] = build.model.CUSTOM
+    if policy is not None:
+        if isinstance(policy, str | Mapping) or not isinstance(policy, Sequence):
+            raise UserError(f"policy is a {type(policy).__name__}.", "Pass a list with one fastssl.View(...) per view.")
+        rows = [row_of(row) for row in policy]
+        sides = {"side_px": max(4, *(row.get("side_px", 32) for row in rows))} if rows else {}
+        tree["augment"] |= {"preset": "none", "all": {}, "rows": rows} | sides
+    return load(tree)
+
+
+def terms_of(loss: OwnLoss) -> Callable[[Tensor], Terms]:
+    """A loss that may give a scalar, as one that gives terms.
+
+    Raises:
+        UserError: when it is not callable, or, when it is called, for anything but a scalar with a gradient.
+    """
+    if not callable(loss):
+        raise UserError(f"loss is a {type(loss).__name__}, not a function.", "Pass a function of embeddings (V, B, D).")
+
+    def terms(z_VBD: Tensor) -> Terms:
+        value = loss(z_VBD)
+        return check_terms(dict(value) if isinstance(value, Mapping) else {"loss": value})
+
+    return terms
+
+
+def check_terms(terms: Terms) -> Terms:
+    fix = 'Return a scalar tensor that depends on the embeddings, or a mapping of scalars of which "loss" is it.'
+    if "loss" not in terms:
+        raise UserError(f'loss returned a mapping without "loss"; its keys are {", ".join(map(str, terms))}.', fix)
+    for name, value in terms.items():
+        what = "loss" if name == "loss" else f"the term {name}"
+        if not isinstance(value, Tensor):
+            raise UserError(f"loss returned a {type(value).__name__} for {what}, not a tensor.", fix)
+        if value.numel() != 1:
+            raise UserError(f"loss returned shape {tuple(value.shape)} for {what}, not a scalar.", fix)
+    if not terms["loss"].requires_grad:
+        raise UserError("loss returned a value without a gradient (detached, or not made from the embeddings).", fix)
+    return {name: value.reshape(()) for name, value in terms.items()}

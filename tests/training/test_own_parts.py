@@ -1,0 +1,65 @@
+"""What Python hands to `train`: a mistake names its argument in two sentences, before or without anything saved."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fastssl
+from fastssl.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("loss", "named"),
+    [
+        (lambda z: {"invariance": z.sum()}, 'without "loss"'),
+        (lambda z: z.detach().sum(), "without a gradient"),
+        (lambda z: torch.zeros(()), "without a gradient"),
+        (lambda z: z.sum(0), "not a scalar"),
+        (lambda z: 1.0, "a float for loss"),
+        (lambda z: None, "a NoneType for loss"),
+        (lambda z: {"loss": z.sum(), "note": "fine"}, "the term note"),
+        (3.0, "loss is a float"),
+    ],
+)
+def test_a_loss_that_is_none_is_refused(tiny_recipe: dict[str, Any], tmp_path: Path, loss: Any, named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        fastssl.train(tiny_recipe, run_dir=tmp_path / "run", loss=loss)
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+def test_a_scalar_of_shape_one_will_do(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    def loss(z_VBD: Tensor) -> dict[str, Tensor]:
+        return {"loss": (z_VBD[0] - z_VBD[1]).square().mean().reshape(1), "level": z_VBD.mean().detach()}
+
+    tiny = tiny_recipe | {"train": tiny_recipe["train"] | {"epochs": 1}}
+    assert fastssl.train(tiny, run_dir=tmp_path / "run", loss=loss)["steps"] == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"backbone": nn.Linear}, "backbone is the class Linear"),
+        ({"backbone": lambda x: x}, "backbone is a function"),
+        ({"policy": [{"side_px": 16}, {"sidepx": 16}]}, "did you mean side_px"),
+        ({"policy": "cifar"}, "policy is a str"),
+        ({"policy": [16, 16]}, "A view is 16"),
+        ({"policy": [fastssl.View(side_px=16)]}, "at least two"),
+        ({"recipe": None}, "recipe is None"),
+        ({"recipe": 3}, "recipe is 3"),
+    ],
+)
+def test_mistakes_name_the_argument(
+    tiny_recipe: dict[str, Any], tmp_path: Path, arguments: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(UserError, match=named):
+        fastssl.train(**{"recipe": tiny_recipe, "run_dir": tmp_path / "run"} | arguments)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_policy_of_mappings_trains(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    tiny = tiny_recipe | {"train": tiny_recipe["train"] | {"epochs": 1}}
+    rows = [{"side_px": 16, "hflip_p": 0.5}] * 3
+    assert fastssl.train(tiny, run_dir=tmp_path / "run", policy=rows)["views"] == 3 * 5 * 32
