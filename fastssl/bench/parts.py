@@ -22,6 +22,7 @@ from fastssl.losses.loss import Terms
 from fastssl.models.pretrainer import Pretrainer
 from fastssl.recipe.presets import view_table
 from fastssl.recipe.schema import Recipe
+from fastssl.training import parallel
 from fastssl.training.guards import keep_freed_memory
 from fastssl.training.prefetch import prefetch_views
 from fastssl.training.step import Step, step_of
@@ -99,6 +100,10 @@ def parts(recipe: Recipe) -> Parts:
     manifest = build.data.manifest_of(data.path)
     sets = build.data.sets(recipe, build.data.labels_of(data.path), build.data.labels_of(data.probe_path or data.path))
     plain = build.model.network(recipe, in_channels=manifest.channels, device=device)
+    step = step_of(recipe, plain, device=device, called=build.model.compiled(recipe, plain))
+    shared, _ = parallel.choose(recipe, step, plain, in_channels=manifest.channels, device=device)
+    if shared == parallel.VIEWS:
+        step = parallel.view_parallel(step, plain, workers=torch.get_num_threads())
     return Parts(
         recipe=recipe,
         device=device,
@@ -107,7 +112,7 @@ def parts(recipe: Recipe) -> Parts:
         loader=build.data.loader(recipe, data.path, sets.train, device=device),
         augment=build.views.augment(recipe, manifest, device=device),
         plain=plain,
-        train_step=step_of(recipe, plain, device=device, called=build.model.compiled(recipe, plain)),
+        train_step=step,
     )
 
 

@@ -78,18 +78,31 @@ class Pretrainer(nn.Module):
 
     Views of one group share a side length; a group is (V_g, B, C, H, W). V is the sum over groups, N = V * B.
 
+    Args:
+        backbone: images (N, C, H, W) to features (N, F).
+        projector: features (N, F) to embeddings (N, D).
+        per_view: batch statistics of each view by itself, as in Barlow Twins' own code, or of all views together.
+
     Attributes:
         weights_account: what of a file of weights went into the backbone; None where it begins newly drawn.
     """
 
     weights_account: Match | None = None
 
-    def __init__(self, backbone: nn.Module, projector: nn.Module) -> None:
+    def __init__(self, backbone: nn.Module, projector: nn.Module, *, per_view: bool = False) -> None:
         super().__init__()
         self.backbone = backbone
         self.projector = projector
+        self.per_view = per_view
 
     def forward(self, groups: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        if not self.per_view:
+            return self.embed_together(groups)
+        views = [self.embed_together([view_1BCHW]) for group in groups for view_1BCHW in group.split(1)]  # type: ignore[no-untyped-call]
+        return torch.cat([h_BF for h_BF, _ in views]), torch.cat([z_1BD for _, z_1BD in views])
+
+    def embed_together(self, groups: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """With batch statistics over all these views."""
         h_NF = torch.cat([self.backbone(views_VBCHW.flatten(0, 1)) for views_VBCHW in groups])
         z_ND = self.projector(h_NF)
         views = sum(len(views_VBCHW) for views_VBCHW in groups)

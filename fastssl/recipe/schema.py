@@ -142,6 +142,9 @@ class Model(Section):
     freeze: Annotated[int, Field(ge=0)] | tuple[str, ...] = Field(
         0, description="Stages that stay as they are, counted from the input, or beginnings of parameter names."
     )
+    batch_norm: Literal["joint", "per_view"] = Field(
+        "joint", description="Batch statistics over all views together, or of each view by itself."
+    )
     projector: tuple[Count, ...] = Field(
         (256, 256), description="Widths of the projector's linear layers; the last is D. Empty is the identity."
     )
@@ -212,6 +215,11 @@ class Train(Section):
     )
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     channels_last: bool = True
+    parallel: Literal["auto", "views", "operators"] = Field(
+        "auto",
+        description="What the threads of a CPU share: whole views, where model.batch_norm is per_view, or operators; "
+        "auto tries both.",
+    )
     compile: bool | Literal["reduce-overhead", "max-autotune"] = Field(
         False,
         description="torch.compile for the network; its modes reduce-overhead and max-autotune replay CUDA graphs too.",

@@ -130,6 +130,36 @@ def out_of_memory(error: BaseException) -> bool:
     return any(text in str(error) for text in ("can't allocate memory", "not enough memory", "out of memory"))
 
 
+class SlowSteps:
+    """Notices, once, that steps on the CPU take several times as long as they did."""
+
+    FACTOR, LEAST_S = 3.0, 2.0  # shorter spells say little
+
+    def __init__(self) -> None:
+        self.fastest_s: dict[int, float] = {}  # by side of views
+        self.warned = False
+
+    def warning(self, *, side_px: int, steps: int, seconds: float) -> str | None:
+        """One sentence with the remedy, when this spell of steps is the first slow one.
+
+        Args:
+            side_px: largest side of the spell's views.
+            steps: of the spell, at least 1.
+            seconds: that they took.
+        """
+        step_s = seconds / steps
+        fastest_s = self.fastest_s[side_px] = min(step_s, self.fastest_s.get(side_px, step_s))
+        if self.warned or seconds < self.LEAST_S or step_s < self.FACTOR * fastest_s:
+            return None
+        self.warned = True
+        load = f"a load of {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "an unknown load"
+        return (
+            f"Steps take {1e3 * step_s:.0f} ms and took {1e3 * fastest_s:.0f} ms before: this machine has {load}, and"
+            f" the run uses {torch.get_num_threads()} threads. Stop other programs, set train.threads to 1,"
+            " or set model.batch_norm to per_view in a new run."
+        )
+
+
 class Watchdog:
     """Ends the process with a stack of every thread in the log when no step finishes for `limit_s` seconds.
 

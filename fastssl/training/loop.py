@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fastssl import build
@@ -24,7 +25,7 @@ from fastssl.recipe.presets import view_table
 from fastssl.recipe.schema import Recipe, ViewSpec
 from fastssl.runs.directory import check_run_dir, lock, record_failure, write_beginnings
 from fastssl.runs.files import atomic_json
-from fastssl.training import guards
+from fastssl.training import guards, parallel
 from fastssl.training.distributed import agree
 from fastssl.training.guards import NAMES, Interrupts, torch_settings
 from fastssl.training.own_parts import OwnLoss, with_own
@@ -93,6 +94,7 @@ def train(
                     return finish(run)
             finally:
                 run.saver.close()
+                parallel.close(run.train_step)
 
 
 def convert_once(recipe: Recipe, progress: ConvertProgress | None) -> None:
@@ -107,7 +109,7 @@ def convert_once(recipe: Recipe, progress: ConvertProgress | None) -> None:
 
 def begin(run: Run, threads_taken: str) -> None:
     """Writes the resolved recipe and the environment, and tells the observer what is about to happen."""
-    account = run.network.weights_account
+    account, reason = run.network.weights_account, choose_parallel(run)
     if ranks.is_main():
         weights = account.to_json() if account else None
         write_beginnings(run.run_dir, run.recipe, run.manifest.to_json(), weights=weights)
@@ -124,6 +126,7 @@ def begin(run: Run, threads_taken: str) -> None:
             "ranks": ranks.world(),
             "threads": threads_taken,
             "loader": ": ".join(build.data.loader_choice(run.recipe, run.recipe.data.path, run.device)),
+            "parallel": f"{run.parallel}: {reason}",
             "evaluated": run.prober.val is not None,
         }
     )
@@ -137,12 +140,24 @@ def begin(run: Run, threads_taken: str) -> None:
             run.warn(warning)
 
 
+def choose_parallel(run: Run) -> str:
+    """Has threads share views or operators, as at the run's beginning, and says why."""
+    channels, reason = run.manifest.channels, "as the run began"
+    if not run.parallel:
+        run.parallel, reason = parallel.choose(
+            run.recipe, run.train_step, run.network, in_channels=channels, device=run.device
+        )
+    if run.parallel == parallel.VIEWS:
+        run.train_step = parallel.view_parallel(run.train_step, run.network, workers=torch.get_num_threads())
+    return reason
+
+
 def loop(run: Run, interrupts: Interrupts) -> None:
     """All remaining steps. What is due at a step comes before its checkpoint: a resume skips and repeats nothing."""
     compile_kernels(run)
     skipped_in_a_row, sides_seen = 0, set[int]()
     with guards.memory_explained(run.recipe), guards.Watchdog(run.recipe.train.step_timeout_s) as watchdog:
-        mark = time.perf_counter()
+        mark, counted = time.perf_counter(), run.step
         while run.step < run.total_steps:
             epoch, start = divmod(run.step, len(run.loader))
             compiling = new_side(run, epoch, sides_seen) and bool(run.recipe.train.compile)
@@ -152,11 +167,11 @@ def loop(run: Run, interrupts: Interrupts) -> None:
                 skipped_in_a_row = watch(run, terms, skipped_in_a_row)
                 watchdog.pat()
                 if compiling or anything_due(run, interrupts):
-                    count_seconds(run, mark, compiling=compiling)
+                    count_seconds(run, mark, steps=run.step - counted, compiling=compiling)
                     compiling = False
                     do_what_is_due(run, interrupts, terms=None if skipped_in_a_row else terms)
                     watchdog.pat()
-                    mark = time.perf_counter()
+                    mark, counted = time.perf_counter(), run.step
 
 
 def anything_due(run: Run, interrupts: Interrupts) -> bool:
@@ -241,8 +256,8 @@ def stop_if_bad(run: Run) -> None:
         raise guards.not_finite(*found, run.network, last_good=run.saver.last_good())
 
 
-def count_seconds(run: Run, mark: float, *, compiling: bool) -> None:
-    """Adds the seconds since `mark`, once the device has done its work, to the clock.
+def count_seconds(run: Run, mark: float, *, steps: int, compiling: bool) -> None:
+    """Adds the seconds since `mark`, once the device has done its work on these steps, to the clock.
 
     The first step of a compiled network at a size of views is compilation's, which is reported.
     """
@@ -251,8 +266,12 @@ def count_seconds(run: Run, mark: float, *, compiling: bool) -> None:
     if compiling:
         run.clock.compile_s += seconds
         run.observe({"event": "note", "message": f"torch.compile took {seconds:.0f} s, not counted as training."})
-    else:
-        run.clock.train_s += seconds
+        return
+    run.clock.train_s += seconds
+    side_px = largest_side_px(run, (run.step - 1) // len(run.loader))
+    slow = run.slow_steps.warning(side_px=side_px, steps=steps, seconds=seconds)
+    if slow and run.device.type == "cpu":
+        run.warn(slow)
 
 
 def due(run: Run, *, epochs: int, steps: int = 0) -> bool:
@@ -352,6 +371,7 @@ def finish(run: Run) -> dict[str, Any]:
         "train_s": round(run.clock.train_s, 1),
         "compile_s": round(run.clock.compile_s, 1),
         "views_per_s": round(images * run.views / max(run.clock.train_s, 1e-9), 1),
+        "parallel": run.parallel,
         "data_digest": run.digest,
         **({"skipped_steps": run.skipped_steps} if run.skipped_steps else {}),
         **metrics,

@@ -36,6 +36,7 @@ def save(run: Run) -> None:
         "last": run.last,
         "best": run.best,
         "skipped_steps": run.skipped_steps,
+        "parallel": run.parallel,
         "scaler": scaler.state_dict() if scaler else None,
     }
     state = json.loads(json.dumps(state))  # written later, by a thread: a copy of this moment
@@ -62,6 +63,7 @@ def restore(run: Run) -> None:
         run.train_step.scaler.load_state_dict(state["scaler"])
     run.step, run.clock, run.last = state["step"], Clock(**state["clock"]), state["last"]
     run.best, run.skipped_steps = state["best"], state["skipped_steps"]
+    run.parallel = state.get("parallel", "")
     run.records.cut(state["metrics_bytes"])
 
 

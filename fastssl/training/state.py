@@ -17,7 +17,7 @@ from fastssl.recipe.presets import view_table
 from fastssl.recipe.schema import Recipe
 from fastssl.runs.directory import Records
 from fastssl.training.distributed import data_parallel, synchronize_batch_norm
-from fastssl.training.guards import FirstBadStep, keep_freed_memory
+from fastssl.training.guards import FirstBadStep, SlowSteps, keep_freed_memory
 from fastssl.training.online_probes import Prober
 from fastssl.training.own_parts import OwnLoss, terms_of
 from fastssl.training.saver import Saver
@@ -50,6 +50,7 @@ class Run:
         network: holds the weights.
         train_step: views and learning rate to terms.
         step: how many have been taken.
+        parallel: what the threads of a CPU share, "views" or "operators"; empty until that is chosen.
     """
 
     recipe: Recipe
@@ -72,6 +73,8 @@ class Run:
     best: dict[str, Any] = field(default_factory=dict)
     skipped_steps: int = 0
     warned: set[str] = field(default_factory=set)
+    parallel: str = ""
+    slow_steps: SlowSteps = field(default_factory=SlowSteps)
 
     @property
     def views(self) -> int:

@@ -16,6 +16,7 @@ from fastssl.build.optim import set_learning_rate
 from fastssl.losses.loss import Terms
 from fastssl.recipe.schema import Recipe
 from fastssl.training.distributed import without_sync
+from fastssl.training.view_parallel import intra_op_threads
 
 Views = Sequence[Tensor]
 
@@ -37,6 +38,7 @@ class Step:
         skip_nonfinite: leave weights, moments and batch statistics as they were when the gradient is not finite;
             costs a wait for the device and a copy of the statistics at every step.
         replays_graphs: the network replays CUDA graphs; what it gave in the step before is overwritten from here on.
+        threads: per operator of the calling thread while it takes a step; None leaves them as they are.
     """
 
     network: Callable[..., Any]
@@ -48,6 +50,7 @@ class Step:
     clip_norm: float | None = None
     skip_nonfinite: bool = False
     replays_graphs: bool = False
+    threads: int | None = None
 
     def __call__(self, views: Views, lr: float) -> Terms:
         """One step.
@@ -60,6 +63,11 @@ class Step:
             The loss's terms and "gradient_norm" (before clipping), detached, on the device, averaged over the parts;
             with `skip_nonfinite` also "skipped", 0 or 1.
         """
+        with intra_op_threads(self.threads or torch.get_num_threads()):
+            return self.take(views, lr)
+
+    def take(self, views: Views, lr: float) -> Terms:
+        """One step, on the threads that are set."""
         set_learning_rate(self.optimizer, lr)
         before = self.statistics() if self.skip_nonfinite else []
         total: Terms = {}

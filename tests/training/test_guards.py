@@ -16,7 +16,7 @@ import yaml
 from tiny import tiny
 
 from fastssl.runs import checkpoint
-from fastssl.training.guards import EXIT_CODE, FirstBadStep
+from fastssl.training.guards import EXIT_CODE, FirstBadStep, SlowSteps
 
 FAULTY = Path(__file__).with_name("faulty_run.py")
 Done = subprocess.CompletedProcess[str]
@@ -209,3 +209,18 @@ def test_the_first_bad_step_is_remembered_with_its_terms() -> None:
         watch.watch(step, {"loss": torch.tensor(loss), "invariance": torch.tensor(float(step))})
     found = watch.values()
     assert found == (3, {"loss": float("inf"), "invariance": 3.0})
+
+
+def test_steps_that_become_slow_are_warned_about_once_with_load_threads_and_remedy() -> None:
+    slow = SlowSteps()
+    assert slow.warning(side_px=32, steps=10, seconds=4.0) is None
+    assert slow.warning(side_px=32, steps=10, seconds=11.0) is None  # not 3 times as slow
+    assert slow.warning(side_px=64, steps=10, seconds=40.0) is None  # larger views
+    assert slow.warning(side_px=32, steps=1, seconds=1.5) is None  # too short a spell
+    text = slow.warning(side_px=32, steps=10, seconds=13.0)
+    assert text is not None
+    assert "1300 ms and took 400 ms" in text
+    assert f"{torch.get_num_threads()} threads" in text
+    assert "load" in text
+    assert "train.threads" in text
+    assert slow.warning(side_px=32, steps=10, seconds=100.0) is None

@@ -1,0 +1,136 @@
+"""A step on the CPU beside other work: whole views forwarded and differentiated by one worker thread per core.
+
+With intra-op threads every operator ends in a barrier, and a thread that lost its core to another program is waited
+for there, hundreds of times a step. Here workers of one intra-op thread each meet twice a step, at the embeddings and
+at the gradients, which are added in the order of the views: the bits do not depend on the number of workers.
+
+V views, B images, F features, D embedding dimensions.
+"""
+
+import contextlib
+import copy
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fastssl.models.pretrainer import Pretrainer
+
+Embedded = tuple[Tensor, Tensor]
+
+
+class ViewParallel(nn.Module):
+    """A Pretrainer called like itself, whose views are forwarded and differentiated side by side.
+
+    Each view has its own batch statistics, and running averages follow one view after another. `loss.backward()` adds
+    to the parameters' gradients as ever.
+    """
+
+    def __init__(self, network: Pretrainer, *, workers: int) -> None:
+        super().__init__()
+        self.network, self.workers = network, workers
+        self.replicas: list[Pretrainer] = []  # one per view, around the same parameters
+        self.token = torch.zeros((), requires_grad=True)  # so that autograd asks for the gradients
+        threads = torch.get_num_threads()
+        self.pool = ThreadPoolExecutor(workers, "fastssl-view", initializer=torch.set_num_threads, initargs=(1,))
+        list(self.pool.map(time.sleep, [0.01] * workers))
+        torch.set_num_threads(threads)  # a worker's setting is also that of threads still to come
+
+    def forward(self, groups: Sequence[Tensor]) -> Embedded:
+        """Features (N, F), detached, and embeddings (V, B, D)."""
+        views = [view_BCHW for views_VBCHW in groups for view_BCHW in views_VBCHW]
+        while len(self.replicas) < len(views):
+            self.replicas.append(replica_of(self.network))
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+        outputs = list(self.pool.map(partial(embed_view, dtype=dtype), self.replicas, views))
+        follow_statistics(self.network, self.replicas[: len(views)])
+        z_VBD = _Join.apply(self.token, self, [z_1BD for _, z_1BD in outputs])  # type: ignore[no-untyped-call]
+        return torch.cat([h_BF.detach() for h_BF, _ in outputs]), z_VBD
+
+    def differentiate(self, embeddings: Sequence[Tensor], dz_VBD: Tensor) -> None:
+        """Adds every view's gradient, in the order of the views."""
+        parameters = [p for p in self.network.parameters() if p.requires_grad]
+        call = partial(gradients, parameters=parameters)
+        by_view = list(self.pool.map(call, embeddings, dz_VBD.split(1)))  # type: ignore[no-untyped-call]
+        for p, *of_views in zip(parameters, *by_view, strict=True):
+            present = [g for g in of_views if g is not None]
+            if present:
+                total = torch.zeros_like(p) if p.grad is None else p.grad  # lies in memory as the parameter does
+                for g in present:
+                    total += g
+                p.grad = total
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self.pool.shutdown()
+
+
+class _Join(torch.autograd.Function):
+    """Embeddings of all views, cut off from the views' graphs; its backward has the workers go through those."""
+
+    @staticmethod
+    def forward(ctx: Any, token: Tensor, owner: ViewParallel, embeddings: list[Tensor]) -> Tensor:
+        ctx.owner, ctx.embeddings = owner, embeddings
+        return torch.cat([z_1BD.detach() for z_1BD in embeddings])
+
+    @staticmethod
+    def backward(ctx: Any, dz_VBD: Tensor) -> tuple[None, None, None]:  # type: ignore[override]
+        ctx.owner.differentiate(ctx.embeddings, dz_VBD)
+        return None, None, None
+
+
+def replica_of(network: Pretrainer) -> Pretrainer:
+    """The network with buffers of its own around the same parameters.
+
+    Its running averages forget at once, so that they hold the batch statistics of the last call.
+    """
+    shared = {id(p): p for p in network.parameters()}
+    replica = copy.deepcopy(network, dict(shared))
+    for module in replica.modules():
+        if isinstance(module, _BatchNorm):
+            module.momentum = 1.0
+    return replica
+
+
+def embed_view(replica: Pretrainer, view_BCHW: Tensor, *, dtype: torch.dtype | None) -> Embedded:
+    # no cache of casts: it is one for all threads, and the first to leave would empty it
+    with torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None, cache_enabled=False):
+        return replica.embed_together([view_BCHW[None]])
+
+
+def gradients(z_1BD: Tensor, dz_1BD: Tensor, *, parameters: list[nn.Parameter]) -> tuple[Tensor | None, ...]:
+    return torch.autograd.grad(z_1BD, parameters, dz_1BD, allow_unused=True)
+
+
+@torch.no_grad()
+def follow_statistics(network: Pretrainer, replicas: Sequence[Pretrainer]) -> None:
+    """Moves the network's running averages by the views' batch statistics, one view after another."""
+    for own, *others in zip(network.modules(), *(replica.modules() for replica in replicas), strict=True):
+        if not isinstance(own, _BatchNorm) or not own.training or own.running_mean is None:
+            continue
+        assert own.running_var is not None
+        assert own.num_batches_tracked is not None
+        for other in others:
+            own.num_batches_tracked += 1
+            weight = own.momentum if own.momentum is not None else 1 / float(own.num_batches_tracked)
+            own.running_mean.lerp_(other.running_mean, weight)
+            own.running_var.lerp_(other.running_var, weight)
+
+
+@contextlib.contextmanager
+def intra_op_threads(threads: int) -> Iterator[None]:
+    """So many threads per operator that this thread runs, for a while."""
+    before = torch.get_num_threads()
+    if threads == before:
+        yield
+        return
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

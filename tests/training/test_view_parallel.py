@@ -1,0 +1,134 @@
+"""Whole views on worker threads: the same bits on 1, 2 and 4 of them, the network's own gradients and statistics."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import one_torch_thread, tiny
+
+import fastssl
+from fastssl.bench.parts import parts
+from fastssl.errors import UserError
+from fastssl.recipe.load import load
+from fastssl.runs import checkpoint
+from fastssl.training.parallel import close, view_parallel
+from fastssl.training.view_parallel import intra_op_threads
+
+PER_VIEW = ["model.batch_norm=per_view", "augment.views=3"]
+
+
+def recipe(data: tuple[Path, Path], **train: Any) -> dict[str, Any]:
+    return tiny(
+        (data[0], None),
+        data={"val_count": 0},  # an evaluation's operators on several threads are slow beside other programs
+        model={"batch_norm": "per_view"},
+        augment={"views": 3},
+        train={"precision": "bf16", "parallel": "views"} | train,
+    )
+
+
+def losses(run: Path) -> list[float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if line["event"] == "step"]
+
+
+def equal(a: Path, b: Path) -> bool:
+    ours, theirs = checkpoint.load_weights(a), checkpoint.load_weights(b)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+@pytest.fixture(scope="module")
+def one_worker(tiny_data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("workers") / "one"
+    with one_torch_thread():
+        fastssl.train(recipe(tiny_data), run_dir=run)
+    return run
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_the_bits_do_not_depend_on_the_number_of_workers(
+    workers: int, one_worker: Path, tiny_data: tuple[Path, Path], tmp_path: Path
+) -> None:
+    with intra_op_threads(workers):
+        summary = fastssl.train(recipe(tiny_data), run_dir=tmp_path)
+    assert summary["parallel"] == "views"
+    assert losses(tmp_path) == losses(one_worker)
+    assert equal(tmp_path, one_worker)
+
+
+def test_a_resume_on_another_number_of_cores_is_exact(
+    one_worker: Path, tiny_data: tuple[Path, Path], tmp_path: Path
+) -> None:
+    class Pulled(Exception):  # noqa: N818
+        pass
+
+    def pull(record: dict[str, Any]) -> None:
+        if record["event"] == "step" and record["step"] == 7:
+            raise Pulled
+
+    with intra_op_threads(4), pytest.raises(Pulled):
+        fastssl.train(recipe(tiny_data), run_dir=tmp_path, observe=pull)
+    with intra_op_threads(2):
+        fastssl.train(recipe(tiny_data), run_dir=tmp_path, resume=True)
+    assert losses(tmp_path) == losses(one_worker)
+    assert equal(tmp_path, one_worker)
+
+
+@pytest.mark.parametrize("accumulate_steps", [1, 2])
+def test_gradients_and_statistics_are_those_of_the_network_itself(
+    tiny_recipe: dict[str, Any], accumulate_steps: int
+) -> None:
+    with one_torch_thread():
+        made = parts(load(tiny_recipe, [*PER_VIEW, f"optim.accumulate_steps={accumulate_steps}"]))
+        batch, epoch = next(made.batches())
+        views, before = made.views(batch, epoch), made.train_step.statistics()
+        found = []
+        for step in (made.train_step, view_parallel(made.train_step, made.plain, workers=2)):
+            for buffer, value in before:
+                buffer.copy_(value)
+            for part in step.parts(views):
+                step.backward(step.forward(part))
+            gradients = [p.grad.clone() for p in made.plain.parameters() if p.grad is not None]
+            assert all(p.grad is None or p.grad.stride() == p.stride() for p in made.plain.parameters())
+            found.append((gradients, [buffer.clone() for buffer in made.plain.buffers()]))
+            step.optimizer.zero_grad(set_to_none=True)
+            close(step)
+    (gradients, statistics), (others, other_statistics) = found
+    torch.testing.assert_close(others, gradients, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(other_statistics, statistics, rtol=1e-5, atol=1e-6)
+
+
+def test_statistics_per_view_are_each_views_own(tiny_recipe: dict[str, Any]) -> None:
+    with one_torch_thread():
+        made = parts(load(tiny_recipe, PER_VIEW))
+        views = torch.randn(2, 8, 3, 16, 16)
+        _, alone_1BD = made.plain((views[:1],))
+        _, z_VBD = made.plain((torch.cat([views[:1], 100 * views[1:]]),))
+    torch.testing.assert_close(z_VBD[:1], alone_1BD)
+
+
+def test_what_views_cannot_share_is_said(tiny_data: tuple[Path, Path], tmp_path: Path) -> None:
+    seen: list[dict[str, Any]] = []
+    joint = tiny((tiny_data[0], None), data={"val_count": 0}, train={"epochs": 1})
+    fastssl.train(joint, run_dir=tmp_path / "joint", observe=seen.append)
+    assert seen[0]["parallel"] == "operators: model.batch_norm is joint"
+    joint["train"]["parallel"] = "views"
+    with pytest.raises(UserError, match=r"train\.parallel is views, but model\.batch_norm is joint"):
+        fastssl.train(joint, run_dir=tmp_path / "views")
+
+
+def test_a_trial_is_written_into_the_run_and_leaves_no_trace(tiny_data: tuple[Path, Path], tmp_path: Path) -> None:
+    seen: list[dict[str, Any]] = []
+    with intra_op_threads(2):
+        summary = fastssl.train(recipe(tiny_data, parallel="auto", epochs=1), run_dir=tmp_path, observe=seen.append)
+    chosen, _, reason = seen[0]["parallel"].partition(": ")
+    assert summary["parallel"] == chosen
+    assert "ms by views" in reason
+    assert "ms by operators" in reason
+    state = json.loads(next((tmp_path / "checkpoints").glob("step-*/state.json")).read_text())
+    assert state["parallel"] == chosen
+    with one_torch_thread():
+        fastssl.train(recipe(tiny_data, parallel=chosen, epochs=1), run_dir=tmp_path / "pinned")
+    assert losses(tmp_path)[0] == pytest.approx(losses(tmp_path / "pinned")[0], rel=1e-3)
