@@ -80,10 +80,13 @@ def quota(wanted: float | None) -> Iterator[tuple[list[str], str]]:
     if shutil.which("systemd-run") and subprocess.run([*systemd, "true"], capture_output=True).returncode == 0:
         yield systemd, "systemd"
         return
-    folder = CGROUP / f"fastssl-shared-{os.getpid()}"
+    version_2 = (CGROUP / "cgroup.controllers").exists()
+    folder = (CGROUP if version_2 else CGROUP / "cpu") / f"fastssl-shared-{os.getpid()}"
     try:
         folder.mkdir()
-        (folder / "cpu.max").write_text(f"{1e5 * wanted:.0f} 100000")
+        name = "cpu.max" if version_2 else "cpu.cfs_quota_us"
+        with open(folder / name, "r+") as file:  # the kernel's, not one of ours
+            file.write(f"{1e5 * wanted:.0f}" + " 100000" * version_2)
     except OSError:
         with contextlib.suppress(OSError):
             folder.rmdir()
