@@ -48,6 +48,7 @@ class Manifest:
         class_counts: samples of each class.
         unlabeled: samples without a class.
         format: "beton" or "webdataset".
+        account: what the source held and what was passed over, see `Account`.
         shards: number of .tar files of a webdataset.
         version: of fastssl.
         options: of the conversion.
@@ -75,6 +76,7 @@ class Manifest:
     skipped_count: int = 0
     skipped: tuple[Skipped, ...] = ()
     warnings: tuple[Warned, ...] = ()
+    account: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     shards: int | None = None
 
     def __post_init__(self) -> None:
@@ -91,8 +93,8 @@ class Manifest:
                 raise ValueError(f"{name} is not {self.channels} finite numbers, one per channel")
         if not all(isinstance(name, str) for name in (self.digest, *self.classes)):
             raise ValueError("digest and classes are not strings")
-        if not isinstance(self.options, Mapping):
-            raise ValueError("options is not a mapping")
+        if not isinstance(self.options, Mapping) or not isinstance(self.account, Mapping):
+            raise ValueError("options or account is not a mapping")
 
     @classmethod
     def from_json(cls, record: Any) -> Self:
@@ -125,7 +127,7 @@ class Manifest:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             record[field.name] = list(value) if isinstance(value, tuple) else value
-        record["options"] = dict(self.options)
+        record["options"], record["account"] = dict(self.options), dict(self.account)
         record["skipped"] = [entry._asdict() for entry in self.skipped]
         record["warnings"] = [entry._asdict() for entry in self.warnings]
         if self.shards is None:

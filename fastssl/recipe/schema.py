@@ -25,11 +25,11 @@ class Data(Section):
         description="What to convert when `path` is absent: shapes, cifar10, ... or a folder or archive.",
     )
     path: Path = Field(description="The .beton file to pretrain on, or a folder of WebDataset shards to stream.")
-    split: Literal["train", "test", "unlabeled"] = "train"
+    split: Literal["train", "test", "val", "unlabeled"] = "train"
     test_path: Path | None = Field(None, description="The .beton file that the final evaluation uses, once.")
-    test_split: Literal["train", "test"] = "test"
+    test_split: Literal["train", "test", "val"] = "test"
     probe_path: Path | None = Field(None, description="Labeled images for the probes; `path` itself when absent.")
-    probe_split: Literal["train", "test"] = "train"
+    probe_split: Literal["train", "test", "val"] = "train"
     side_px: Annotated[int, Field(ge=4, le=MAX_VIEW_PX)] | None = Field(
         None, description="Side to convert to; None keeps sizes."
     )

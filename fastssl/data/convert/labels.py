@@ -1,7 +1,9 @@
 """Labels of a conversion: class names that a person gives, numbers for names as they come, and the final numbers."""
 
+import itertools
 import json
 from array import array
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from numpy.typing import NDArray
 
 from fastssl.data.beton.format import FIELD, HEADER, INT, record_type
 from fastssl.data.sources.base import Source, Stream, class_labels
+from fastssl.data.sources.labels import UNLABELED, normal_name, sorted_names
 from fastssl.errors import UserError
 
 
@@ -29,15 +32,15 @@ def read_classes(given: str) -> tuple[str, ...]:
             names = given.split(",")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"the classes cannot be read from {given}: {type(error).__name__}", fix) from error
-    names = [name.strip() for name in names if name.strip()]
+    names = [normal_name(name) for name in names if name.strip()]
     if not names or len(set(names)) < len(names):
-        twice = sorted({name for name in names if names.count(name) > 1})
+        twice = sorted(name for name, count in Counter(names).items() if count > 1)
         raise UserError(f"{given!r} names " + (f"{twice[0]!r} twice." if twice else "no class."), fix)
     return tuple(names)
 
 
 class Numbering:
-    """Numbers for the classes of a stream, which are names until its end, when their sorted order is known.
+    """Numbers for the classes of a source; a stream's are names until its end, when their sorted order is known.
 
     Keeps the label of every stored sample, eight bytes each.
 
@@ -45,33 +48,53 @@ class Numbering:
         changed: after `finish`: some labels differ from the numbers that were given out on the way.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, source: Source) -> None:
+        self._source = source
         self._labels = array("q")
-        self._numbers: dict[str, int] = {}  # names in order of appearance
+        self._given = source.classes is not None
+        self._numbers: dict[str, int] = {}  # by name, in order of appearance where no classes are given
+        if source.classes is not None:
+            self._numbers = {name: i for i, name in enumerate(source.classes)}
         self.changed = False
 
     def number(self, labels: Iterable[int | str]) -> list[int]:
-        """The labels themselves where they are numbers, else numbers for the time being."""
-        known = self._numbers
-        numbers = [label if isinstance(label, int) else known.setdefault(label, len(known)) for label in labels]
+        """The final numbers where the classes are given, else numbers for the time being; -1 stays."""
+        numbers = [self._known(label) if self._given else self._new(label) for label in labels]
         self._labels.extend(numbers)
         return numbers
 
-    def finish(self, source: Source) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    def _new(self, label: int | str) -> int:
+        return UNLABELED if label == UNLABELED else self._numbers.setdefault(str(label), len(self._numbers))
+
+    def _known(self, label: int | str) -> int:
+        count = len(self._numbers)
+        if isinstance(label, int):
+            number = label
+        else:
+            number = int(label) if label.isdecimal() and len(label) < 10 else self._numbers.get(label, count)
+        if number >= count:
+            raise UserError(
+                f"{self._source.name} has an image of class {label!r}, and names {count} classes: "
+                f"{', '.join(itertools.islice(self._numbers, 5))}{', ...' if count > 5 else '.'}",
+                "Fix the label, or the list of class names beside the data.",
+            )
+        return number
+
+    def finish(self) -> tuple[tuple[str, ...], NDArray[np.int64]]:
         """Class names and final labels, int64 (N,)."""
-        labels_N = np.frombuffer(self._labels, np.int64)
-        if self._numbers:
-            assert isinstance(source, Stream)
-            if labels_N.max() >= len(self._numbers):
-                raise UserError(f"{source.name} labels some images by number and some by name", "Use one way for all.")
-            classes, label_of = class_labels(source.directories)
-            table = np.array([*(label_of[name] for name in self._numbers), -1], np.int64)
-            renumbered_N = table[labels_N]  # -1 picks the last entry, -1
-            self.changed = not np.array_equal(renumbered_N, labels_N)
-            return classes, renumbered_N
-        names = tuple(source.classes or ())
-        more = range(len(names), int(labels_N.max(initial=-1)) + 1)  # numbers that no name was given for
-        return (*names, *(str(i) for i in more)), labels_N
+        source, labels_N = self._source, np.frombuffer(self._labels, np.int64)
+        if source.classes is not None:
+            return source.classes, labels_N
+        assert isinstance(source, Stream)
+        if source.directories is None:
+            classes = sorted_names(self._numbers)
+            label_of = {name: i for i, name in enumerate(classes)}
+        else:
+            classes, label_of = class_labels(source.directories, known=source.known)
+        table = np.array([*(label_of[name] for name in self._numbers), UNLABELED], np.int64)
+        renumbered_N = table[labels_N]  # -1 picks the last entry, -1
+        self.changed = not np.array_equal(renumbered_N, labels_N)
+        return classes, renumbered_N
 
 
 def relabel(path: Path, labels_N: NDArray[np.int64]) -> None:

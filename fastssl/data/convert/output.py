@@ -92,7 +92,7 @@ def _write(
     job: Job, path: Path, source: Source, positions_N: NDArray[np.int64] | None, journal: Journal | None
 ) -> Manifest:
     """Store all runs in order at `path`; returns the manifest."""
-    tally, numbering = Tally(job.shape.channels, np.iinfo(job.shape.dtype).max), Numbering()
+    tally, numbering = Tally(job.shape.channels, np.iinfo(job.shape.dtype).max), Numbering(source)
     total = (
         len(positions_N) if positions_N is not None else len(source) if isinstance(source, Indexed) else source.count
     )
@@ -112,7 +112,7 @@ def _write(
             job.progress(tally.count + tally.skipped_count, total)
         if not tally.count:
             raise UserError(f"{source.name}: no image could be read", "See whether it holds images at all.")
-    classes, labels_N = numbering.finish(source)
+    classes, labels_N = numbering.finish()
     if numbering.changed:
         relabel(path, labels_N)
     is_beton = job.shard_bytes is None
@@ -122,6 +122,7 @@ def _write(
         classes=classes,
         labels_N=labels_N,
         options=job.options,
+        account=source.account,
         shards=None if isinstance(writer, BetonWriter) else writer.shards,
     )
 

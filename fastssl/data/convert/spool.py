@@ -25,7 +25,7 @@ def spool(stream: Stream, folder: Path, *, tick: Callable[[int], None]) -> Itera
         tick: called with the number of items so far.
     """
     offsets = array("q", [0])
-    numbering = Numbering()
+    numbering = Numbering(stream)
     with tempfile.TemporaryFile(dir=folder) as file:
         for item in stream.items():
             with writing(folder):
@@ -34,14 +34,14 @@ def spool(stream: Stream, folder: Path, *, tick: Callable[[int], None]) -> Itera
             tick(len(offsets) - 1)
         with writing(folder):
             file.flush()
-        classes, labels_N = numbering.finish(stream)
+        classes, labels_N = numbering.finish()
 
         def read(index: int) -> Item:
             size = offsets[index + 1] - offsets[index]
             record = os.pread(file.fileno(), size, offsets[index])  # no shared position: any thread may ask
             return _get(record, int(labels_N[index]))
 
-        yield Indexed(stream.name, classes, labels_N, read)
+        yield Indexed(stream.name, classes, labels_N, read, account=stream.account)
 
 
 def _put(item: Item, file: IO[bytes]) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 
 from fastssl.data.convert.prepare import Run, joined
 from fastssl.data.manifest import Manifest, Skipped, Warned
+from fastssl.data.sources.account import Account
 from fastssl.version import __version__
 
 MAX_LISTED = 10_000  # skipped items named one by one; beyond, they are only counted
@@ -99,6 +100,7 @@ def make_manifest(
     classes: Sequence[str],
     labels_N: np.ndarray,
     options: Mapping[str, Any],
+    account: Account,
     shards: int | None = None,
 ) -> Manifest:
     """The manifest of `tally.count` samples with these labels."""
@@ -124,5 +126,6 @@ def make_manifest(
         skipped_count=tally.skipped_count,
         skipped=tuple(tally.skipped),
         warnings=tally.all_warnings(stretch=options.get("stretch")),
+        account=account.to_json(),
         shards=shards,
     )

@@ -7,13 +7,16 @@ read from its beginning. Whoever needs order or a choice out of a stream spools 
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastssl.data.sources.account import Account, suffix_of
+from fastssl.data.sources.labels import normal_name
 from fastssl.errors import UserError
 
 IMAGE_SUFFIXES = frozenset(
@@ -41,6 +44,7 @@ IMAGE_SUFFIXES = frozenset(
         ".jpx",
     )
 )
+IGNORED_FOLDERS = frozenset(("__MACOSX", "@eaDir", "ground_truth", "thumbnails", "thumbs", "_thumbs"))
 MAX_ITEM_BYTES = 1 << 28  # 256 MiB encoded: larger is no picture that training can use
 SPLITS = {
     "train": ("train", "training"),
@@ -56,7 +60,7 @@ class Item(NamedTuple):
     Attributes:
         key: its name there, unique or nearly so, for messages and the list of skipped items.
         data: encoded file, or uint8 / uint16 pixels (H, W, C), or the reason why there is neither.
-        label: class index, -1 for none; in a stream that has yet to meet its classes, its directory.
+        label: class index, -1 for none; in a stream that has yet to meet its classes, a name, number or directory.
     """
 
     key: str
@@ -73,12 +77,14 @@ class Indexed:
         classes: class names by label, () when nothing is labeled.
         labels_N: int64, -1 where there is no label.
         read: item at a position; safe to call from several threads at once.
+        account: what was taken and passed over.
     """
 
     name: str
     classes: tuple[str, ...]
     labels_N: NDArray[np.int64]
     read: Callable[[int], Item]
+    account: Account = dataclasses.field(default_factory=Account)
 
     def __len__(self) -> int:
         return len(self.labels_N)
@@ -90,30 +96,44 @@ class Stream:
 
     Attributes:
         name: what a person calls it, for messages.
-        classes: class names by label; None when labels arrive as directories (`Item.label` is a str).
+        classes: class names by label; None when the end tells them: labels are names, numbers or directories.
         count: number of items, None when only the end tells.
         items: makes the iterator.
-        directories: with classes None, every directory of every split met so far, whichever split is yielded.
+        directories: where labels are directories, those whose components may be classes, of every split met so far.
+        known: class names that a person gave; a single folder of such a name is a class.
+        account: what was taken and passed over, complete when the items are.
     """
 
     name: str
     classes: tuple[str, ...] | None
     count: int | None
     items: Callable[[], Iterator[Item]]
-    directories: set[str] = dataclasses.field(default_factory=set)
+    directories: set[str] | None = None
+    known: Collection[str] = ()
+    account: Account = dataclasses.field(default_factory=Account)
 
 
 Source = Indexed | Stream
 
 
 def is_image_name(name: str) -> bool:
-    """True for a picture's suffix, unless a component is hidden or one of macOS's shadows."""
+    """True for a picture's suffix, unless a component is hidden or holds no pictures of its own (thumbnails)."""
     _, dot, suffix = name.rpartition(".")
     if "." + suffix.lower() not in IMAGE_SUFFIXES or not dot:
         return False
-    if "/." not in "/" + name and "__MACOSX" not in name:  # nearly all names, and they are many
-        return True
-    return not any((p.startswith(".") and p not in (".", "..")) or p == "__MACOSX" for p in name.split("/"))
+    return ignored_folder(name) is None and not name.rpartition("/")[2].startswith(".")
+
+
+def ignored_folder(name: str) -> str | None:
+    """The component of a path whose contents are never taken: hidden, or what a machine made of other images."""
+    folders = name.split("/")[:-1]
+    return next((p for p in folders if p in IGNORED_FOLDERS or (p.startswith(".") and p not in (".", ".."))), None)
+
+
+def reason_of(name: str) -> str:
+    """Why `is_image_name` is False, for the account."""
+    folder = ignored_folder(name)
+    return suffix_of(name) if folder is None else f"file in {folder}/"
 
 
 class Place(NamedTuple):
@@ -124,13 +144,24 @@ class Place(NamedTuple):
     rest: str
 
 
+def split_of(word: str) -> str | None:
+    """The split that a folder's name means: `train`, `train2017`, `seg_train`, `train.X1`, `training_set`."""
+    match = _SPLIT_WORD.fullmatch(word.lower())
+    return None if match is None else _SPLIT_OF_WORD[match[1]]
+
+
+_SPLIT_OF_WORD = {word: split for split, words in SPLITS.items() for word in words}
+_SPLIT_WORD = re.compile(
+    rf"(?:seg[_-]|images?[_-])?({'|'.join(_SPLIT_OF_WORD)})(?:[ ._-]?(?:set|images?|data|x?[0-9]+))*", re.ASCII
+)
+
+
 def place_of(directory: str) -> Place:
     """A split is told by the first or second component of the path."""
     parts = PurePosixPath(directory).parts
     for depth, part in enumerate(parts[:2]):
-        for split, names in SPLITS.items():
-            if part.lower() in names:
-                return Place(split, "/".join(parts[:depth]), "/".join(parts[depth + 1 :]))
+        if (split := split_of(part)) is not None:
+            return Place(split, "/".join(parts[:depth]), "/".join(parts[depth + 1 :]))
     return Place(None, "/".join(parts), "/".join(parts))
 
 
@@ -141,54 +172,115 @@ def check_places(source: str, places: Collection[Place]) -> None:
     outside = sorted(place.rest for place in places if place.split is None and place.rest not in above)
     if parents and outside:
         raise UserError(
-            f"{source} has images in split folders and in others beside them, such as {outside[0]!r}",
+            f"{source} has images in split folders and in others beside them, such as {outside[0]!r}.",
             "Give one with train/ and test/ alone, or rename a class that is called like a split.",
+        )
+    inside = sorted(f"{place.parent}/.../{place.rest}" for place in places if place.split and place.rest)
+    if len(parents) > 1 and inside:
+        raise UserError(
+            f"{source} has folders above its split folders and below them, such as {inside[0]!r}: "
+            "the classes are either the ones or the others.",
+            "Give one of the folders above, or one with class folders on one side of train/ and test/ alone.",
         )
 
 
-def class_labels(directories: Iterable[str]) -> tuple[tuple[str, ...], dict[str, int]]:
+def classes_above(places: dict[str, Place]) -> dict[str, Place]:
+    """The same places, with the folders above the splits as their classes where those are several (cat/train)."""
+    if len({place.parent for place in places.values() if place.split}) < 2:
+        return places
+    return {d: Place(p.split, "", p.parent) if p.split else p for d, p in places.items()}
+
+
+def class_labels(directories: Iterable[str], *, known: Collection[str] = ()) -> tuple[tuple[str, ...], dict[str, int]]:
     """Class names, sorted, and the label of each directory.
 
-    What all directories have in common is a wrapper; the component after it is the class, and deeper ones are
-    the class's own affair. Images right in the wrapper have no class: -1.
+    What all directories have in common is a wrapper, unless it is a `known` class; the component after it is the
+    class, and deeper ones are the class's own affair. Images right in the wrapper have no class: -1.
     """
     parts = {directory: PurePosixPath(directory).parts for directory in directories}
     common = 0
     while parts and all(len(p) > common for p in parts.values()):
-        if len({p[common] for p in parts.values()}) > 1:
+        here = {normal_name(p[common]) for p in parts.values()}
+        if len(here) > 1 or here <= set(known):
             break
         common += 1
-    class_of = {directory: p[common] if len(p) > common else None for directory, p in parts.items()}
+    class_of = {d: normal_name(p[common]) if len(p) > common else None for d, p in parts.items()}
     classes = tuple(sorted({name for name in class_of.values() if name is not None}))
     index = {name: i for i, name in enumerate(classes)}
     return classes, {directory: -1 if name is None else index[name] for directory, name in class_of.items()}
 
 
-def choose_split(source: str, names: Sequence[str], split: str) -> tuple[list[int], tuple[str, ...], NDArray[np.int64]]:
+def check_shared(source: str, split: str, by_split: Mapping[str, Collection[str]]) -> None:
+    """UserError when a split's class folders have no name in common with those of train."""
+    train = set(class_labels(by_split.get("train", ()))[0])
+    own = set(class_labels(by_split.get(split, ()))[0]) or {PurePosixPath(d).parts[0] for d in by_split[split] if d}
+    if split not in ("train", "unlabeled") and train and own and not own & train:
+        raise UserError(
+            f"{source}: the folders of split {split!r} ({', '.join(sorted(own)[:3])}) are none of train's classes "
+            f"({', '.join(sorted(train)[:3])}).",
+            "Sort its images into folders of train's classes, or list them with their labels in a .csv.",
+        )
+
+
+def choose_split(
+    source: str, names: Sequence[str], split: str, *, account: Account, known: Collection[str] = ()
+) -> tuple[list[int], tuple[str, ...], NDArray[np.int64]]:
     """Positions in `names` (sorted by name) of one split's images, the class names, and the chosen labels_N.
 
     Where train/, test/ and so on exist, images right beside those folders belong to none; where they do not, all
-    images are the train split. The classes are those of all labeled splits together, so that a class missing from
-    one does not renumber the others.
+    images are the train split. The classes are those of all labeled splits together that share one with train, so
+    that a class missing from one does not renumber the others.
     """
     if not names:
-        raise UserError(f"{source} holds no image files", "Give one with .jpg, .png, .webp, .bmp, .tif or .gif.")
-    places = {directory: place_of(directory) for directory in {name.rpartition("/")[0] for name in names}}
+        raise no_images(source, account)
+    directories = [name.rpartition("/")[0] for name in names]
+    places = {directory: place_of(directory) for directory in set(directories)}
     check_places(source, places.values())
+    places = classes_above(places)
+    account.splits.update(places[directory].split or "outside of the splits" for directory in directories)
     found = {place.split for place in places.values()}
     key = split if found != {None} else None
-    if key is None and split not in ("train", "unlabeled"):
-        raise missing_split(source, split, ())
-    chosen = [i for i, name in enumerate(names) if places[name.rpartition("/")[0]].split == key]
+    if key is None:
+        account.splits.clear()
+        if split not in ("train", "unlabeled"):
+            raise missing_split(source, split, ())
+    chosen = [i for i, directory in enumerate(directories) if places[directory].split == key]
     if not chosen:
         raise missing_split(source, split, (s for s in found if s is not None))
     chosen.sort(key=names.__getitem__)
     if split == "unlabeled":
-        return chosen, (), np.full(len(chosen), -1, np.int64)
-    labeled = [p for p in places.values() if p.split == key or (key and p.split not in (None, "unlabeled"))]
-    classes, label_of = class_labels(place.rest for place in labeled)
-    labels = [label_of[places[names[i].rpartition("/")[0]].rest] for i in chosen]
+        return chosen, (), no_labels(len(chosen))
+    classes, label_of = class_labels(labeled_directories(source, split, places.values()), known=known)
+    labels = [label_of[places[directories[i]].rest] for i in chosen]
     return chosen, classes, np.array(labels, np.int64)
+
+
+def labeled_directories(source: str, split: str, places: Collection[Place]) -> set[str]:
+    """Those whose components may be classes: of every split that has a class of train, or all without splits."""
+    by_split: dict[str | None, set[str]] = defaultdict(set)
+    for place in places:
+        by_split[place.split].add(place.rest)
+    if set(by_split) == {None}:
+        return by_split[None]
+    labeled = {s: d for s, d in by_split.items() if s is not None and s != "unlabeled"}
+    check_shared(source, split, labeled)
+    train = set(class_labels(labeled.get("train", ()))[0])
+    shared = (d for s, d in labeled.items() if s in ("train", split) or not train or shares(d, train))
+    return set().union(*shared)
+
+
+def shares(directories: Collection[str], classes: Collection[str]) -> bool:
+    """Whether any component of the directories is one of the classes."""
+    return any(normal_name(part) in classes for d in directories for part in PurePosixPath(d).parts)
+
+
+def no_images(source: str, account: Account) -> UserError:
+    """The error for a source without any image, naming what it holds instead."""
+    others = ", ".join(f"{count} {reason}" for reason, count in account.passed_over.most_common(4))
+    return UserError(
+        f"{source} holds no image files" + (f", only {others}." if others else "."),
+        "Give one with .jpg, .png, .webp, .bmp, .tif or .gif.",
+    )
 
 
 def missing_split(name: str, split: str, found: Iterable[str]) -> UserError:
@@ -204,8 +296,8 @@ def files_of_split(paths: Sequence[Path], split: str, folder: Path) -> list[Path
     """
     words: dict[Path, str | None] = {}
     for path in paths:
-        parts = set(re.split(r"[^a-z]+", str(path.relative_to(folder)).lower()))
-        words[path] = next((s for s, names in SPLITS.items() if parts & set(names)), None)
+        tokens = re.split(r"[^a-z]+", str(path.relative_to(folder)).lower())
+        words[path] = next((_SPLIT_OF_WORD[token] for token in tokens if token in _SPLIT_OF_WORD), None)
     if set(words.values()) <= {None} and split in ("train", "unlabeled"):
         return sorted(paths)
     chosen = sorted(path for path in paths if words[path] == split)
@@ -228,11 +320,6 @@ def no_labels(count: int) -> NDArray[np.int64]:
     return np.full(count, -1, np.int64)
 
 
-def numbered(labels_N: NDArray[np.int64]) -> tuple[str, ...]:
-    """Classes that have no names but their numbers."""
-    return tuple(str(i) for i in range(int(labels_N.max(initial=-1)) + 1))
-
-
 def renumber(source: Indexed, classes: tuple[str, ...]) -> Indexed:
     """The same items with labels that index `classes`."""
     unknown = set(source.classes) - set(classes)
@@ -241,10 +328,11 @@ def renumber(source: Indexed, classes: tuple[str, ...]) -> Indexed:
             f"{source.name} has classes that are not in the given list: {', '.join(sorted(unknown))}",
             "Give a list of classes that names them all.",
         )
-    table = np.array([classes.index(name) for name in source.classes] + [-1], np.int64)
+    index = {name: i for i, name in enumerate(classes)}
+    table = np.array([index[name] for name in source.classes] + [-1], np.int64)
     labels_N = table[source.labels_N]  # -1 picks the last entry, -1
 
     def read(index: int) -> Item:
         return source.read(index)._replace(label=int(labels_N[index]))
 
-    return Indexed(source.name, classes, labels_N, read)
+    return Indexed(source.name, classes, labels_N, read, account=source.account)

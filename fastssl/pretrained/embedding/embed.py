@@ -75,7 +75,7 @@ def embed(
     opened = open_source(source, split=split, root=root, download=download, count=count, side_px=side_of(pretrained))
     total = len(opened) if isinstance(opened, Indexed) else opened.count
     start = time.perf_counter()
-    with parents(out.parent), Table(out) as table:
+    with parents(out.parent), Table(out, opened) as table:
         for run in runs_of(opened, shape_of(pretrained), workers or cores().count):
             if run.refused and on_error == "fail":
                 raise UserError(run.refused[0][1], "Mend or remove it, or set --on-error skip.")
@@ -85,7 +85,7 @@ def embed(
                 table.add(features(pretrained, run.data[part], run.sizes[part]), run.keys[part], run.labels[part])
             if progress:
                 progress(table.count + table.skipped, total)
-        record = table.finish(opened) | {
+        record = table.finish() | {
             "seconds": round(time.perf_counter() - start, 3),
             "source": str(source),
             "split": split,

@@ -31,9 +31,9 @@ class Table:
         count, skipped: images stored, and images that could not be read.
     """
 
-    def __init__(self, out: Path) -> None:
-        self.out, self.count, self.skipped = out, 0, 0
-        self.numbering = Numbering()
+    def __init__(self, out: Path, source: Source) -> None:
+        self.out, self.source, self.count, self.skipped = out, source, 0, 0
+        self.numbering = Numbering(source)
         self.features_path, self.names_path = temporary_name(out, "npy"), temporary_name(out, "names")
         self.done: list[tuple[Path, Path]] = []  # finished files under their hidden names, and the names they will have
         self.files = contextlib.ExitStack()
@@ -67,11 +67,11 @@ class Table:
         self.features.seek(0)
         np.lib.format.write_array_header_1_0(self.features, description)
 
-    def finish(self, source: Source) -> dict[str, Any]:
+    def finish(self) -> dict[str, Any]:
         """Completes all files but for their names; returns what they hold."""
         if not self.count:
-            raise UserError(f"{source.name}: no image could be read.", "See whether it holds images at all.")
-        classes, labels_N = self.numbering.finish(source)
+            raise UserError(f"{self.source.name}: no image could be read.", "See whether it holds images at all.")
+        classes, labels_N = self.numbering.finish()
         with writing(self.out):
             self.write_header()
             self.files.close()
@@ -89,6 +89,7 @@ class Table:
             "classes": list(classes),
             "labeled": int((labels_N >= 0).sum()),
             "skipped": self.skipped,
+            "account": self.source.account.to_json(),
         }
 
     def hidden(self, path: Path) -> Path:
@@ -111,7 +112,7 @@ class Table:
 
 
 def write_csv(path: Path, rows: Iterator[tuple[str, int, str]]) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(("id", "label", "class"))
         writer.writerows(rows)
