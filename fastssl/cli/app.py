@@ -56,7 +56,15 @@ DeviceOption = Annotated[Literal["auto", "cpu", "cuda", "mps"], typer.Option(hel
 # of verbs that read a source
 Split = Literal["train", "test", "val", "unlabeled"]
 SplitOption = Annotated[Split, typer.Option(help="Which part of the source.")]
-OnErrorOption = Annotated[Literal["fail", "skip"], typer.Option(help="What to do at an image that cannot be read.")]
+OnErrorOption = Annotated[
+    Literal["fail", "skip"], typer.Option(help="List images that cannot be read and fail, or leave them out.")
+]
+ImageColumnOption = Annotated[str | None, typer.Option(help="Column of images, or of their paths (tables only).")]
+LabelColumnOption = Annotated[str | None, typer.Option(help="Column of labels (tables only).")]
+ImageRootOption = Annotated[Path | None, typer.Option(help="Folder that the paths of a .csv start from.")]
+ImageKeyOption = Annotated[
+    str | None, typer.Option(help="Suffix of the image in WebDataset samples that hold several, such as left.png.")
+]
 CountOption = Annotated[int | None, typer.Option(help="How many images to generate (shapes only).")]
 WorkersOption = Annotated[int | None, typer.Option(help="Threads that decode; one per core when absent.")]
 RootOption = Annotated[Path | None, typer.Option(help="Folder with torchvision's files of cifar10, cifar100, stl10.")]

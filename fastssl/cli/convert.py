@@ -1,5 +1,6 @@
 """`fastssl convert`: convert images into one file that loads at memory speed."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,7 +10,11 @@ import typer
 from fastssl.cli.app import (
     CountOption,
     DownloadOption,
+    ImageColumnOption,
+    ImageKeyOption,
+    ImageRootOption,
     JsonOption,
+    LabelColumnOption,
     OnErrorOption,
     RootOption,
     SplitOption,
@@ -29,7 +34,9 @@ def convert(
         str,
         typer.Argument(metavar="SOURCE", help="shapes, cifar10, cifar100, stl10, or a folder, archive or data file."),
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write, for example data/train.beton.")],
+    out: Annotated[
+        Path | None, typer.Argument(metavar="OUT", help="The file to write, for example data/train.beton.")
+    ] = None,
     split: SplitOption = "train",
     format: Annotated[FileFormat, typer.Option(help="One .beton file, or a folder of tar shards.")] = "beton",
     side_px: Annotated[
@@ -62,7 +69,13 @@ def convert(
     shuffle: Annotated[bool, typer.Option("--shuffle", help="Store in random order.")] = False,
     seed: Annotated[int, typer.Option(help="Of subsets, of the random order and of the shapes.")] = 0,
     count: CountOption = None,
+    image_column: ImageColumnOption = None,
+    label_column: LabelColumnOption = None,
+    image_root: ImageRootOption = None,
+    image_key: ImageKeyOption = None,
     on_error: OnErrorOption = "fail",
+    check: Annotated[bool, typer.Option("--check", help="Read and decode everything, write nothing.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT where it exists.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an earlier call was stopped.")] = False,
     workers: WorkersOption = None,
     root: RootOption = None,
@@ -70,17 +83,51 @@ def convert(
     as_json: JsonOption = False,
 ) -> None:
     """Convert images into one file that loads at memory speed."""
-    options = {name: value for name, value in locals().items() if name not in ("source", "out", "classes", "as_json")}
+    from fastssl.cli.account import account_lines
     from fastssl.cli.progress import conversion_progress
     from fastssl.data.convert.convert import convert as run
     from fastssl.data.convert.labels import read_classes
 
-    options["classes"] = read_classes(classes) if classes else None
     with conversion_progress() as progress:
-        manifest = run(source, out, **options, progress=lambda done, total: progress(str(out), done, total))
-    skipped = f", {manifest.skipped_count} skipped" if manifest.skipped_count else ""
-    text = f"{out}: {manifest.count} images, {len(manifest.classes)} classes{skipped}"
+        manifest = run(
+            source,
+            out,
+            split=split,
+            format=format,
+            side_px=side_px,
+            max_side_px=max_side_px,
+            channels=channels,
+            dtype=dtype,
+            stretch=stretch,
+            background=background,
+            max_pixels=max_pixels,
+            mode=mode,
+            quality=quality,
+            shard_mb=shard_mb,
+            val_count=val_count,
+            fraction=fraction,
+            limit=limit,
+            shuffle=shuffle,
+            seed=seed,
+            count=count,
+            classes=read_classes(classes) if classes else None,
+            on_error=on_error,
+            image_column=image_column,
+            label_column=label_column,
+            image_root=image_root,
+            image_key=image_key,
+            check=check,
+            overwrite=force,
+            resume=resume,
+            workers=workers,
+            root=root,
+            download=download,
+            progress=lambda done, total: progress(str(out or source), done, total),
+        )
     for warned in manifest.warnings:
         first = f", first {warned.first}" if warned.first else ""
         print(f"Warning: {warned.text} ({warned.item_count} images{first}).", file=sys.stderr)
-    print_result(manifest.to_json(), text, as_json)
+    lines = account_lines(manifest, source if out is None or check else str(out))
+    if not check and format == "beton":
+        lines.append(f"Next: fastssl recipe new {shlex.quote(str(out))}")
+    print_result(manifest.to_json(), "\n".join(lines), as_json)

@@ -9,7 +9,11 @@ from fastssl.cli.app import (
     CountOption,
     DeviceOption,
     DownloadOption,
+    ImageColumnOption,
+    ImageKeyOption,
+    ImageRootOption,
     JsonOption,
+    LabelColumnOption,
     OnErrorOption,
     RootOption,
     SplitOption,
@@ -31,6 +35,10 @@ def embed(
     split: SplitOption = "train",
     batch_size: Annotated[int, typer.Option(min=1, help="Images in one forward pass.")] = 256,
     device: DeviceOption = "auto",
+    image_column: ImageColumnOption = None,
+    label_column: LabelColumnOption = None,
+    image_root: ImageRootOption = None,
+    image_key: ImageKeyOption = None,
     on_error: OnErrorOption = "fail",
     count: CountOption = None,
     workers: WorkersOption = None,
@@ -39,7 +47,9 @@ def embed(
     as_json: JsonOption = False,
 ) -> None:
     """Turn every image of a source into features, with ids and labels."""
+    from fastssl.cli.account import source_lines
     from fastssl.cli.progress import counting
+    from fastssl.data.sources.choices import Choices
     from fastssl.pretrained.embedding.embed import embed as run
 
     with counting("embed") as progress:
@@ -51,6 +61,7 @@ def embed(
             batch_size=batch_size,
             device=device,
             on_error=on_error,
+            choices=Choices(image_column, label_column, image_root, image_key),
             count=count,
             root=root,
             download=download,
@@ -58,6 +69,5 @@ def embed(
             progress=progress,
         )
     skipped = f", {record['skipped']} skipped" if record["skipped"] else ""
-    step = f", checkpoint of step {record['step']:,}" if record["step"] is not None else ""
-    text = f"{out}: {record['count']} images, {record['features_dim']} features each{skipped}{step}"
-    print_result(record, text, as_json)
+    text = f"{out}: {record['count']} images, {record['features_dim']} features each{skipped}"
+    print_result(record, "\n".join([text, *source_lines(record["account"])]), as_json)

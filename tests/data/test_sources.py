@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastssl.data.sources import Indexed, Stream, base, open_source
+from fastssl.data.convert.labels import Numbering
+from fastssl.data.sources import Indexed, Stream, open_source
 from fastssl.errors import UserError
 
 
@@ -46,18 +47,16 @@ def pack_zip(path, files):
 def contents(source):
     """{key: (data, class name or None)} and the class names, whatever the kind of source."""
     if isinstance(source, Indexed):
-        items, classes, label_of = [source.read(i) for i in range(len(source))], source.classes, {}
+        items = [source.read(i) for i in range(len(source))]
         assert [item.label for item in items] == source.labels_N.tolist()
     else:
         items = list(source.items())
-        classes, label_of = source.classes, {}
-        if classes is None:
-            classes, label_of = base.class_labels(source.directories)
-    found = {}
-    for item in items:
-        label = label_of[item.label] if isinstance(item.label, str) else item.label
-        assert item.key not in found
-        found[item.key] = (item.data, None if label < 0 else classes[label])
+    numbering = Numbering(source)
+    numbering.number(item.label for item in items)
+    classes, labels_N = numbering.finish()
+    assert len({item.key for item in items}) == len(items)
+    labeled = zip(items, labels_N, strict=True)
+    found = {item.key: (item.data, None if label < 0 else classes[label]) for item, label in labeled}
     return found, classes
 
 

@@ -5,11 +5,11 @@ shuffled goes through an unnamed file on disk first. Memory does not grow with t
 """
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from fastssl.data.convert.output import Job, Progress, check_target, made, place
+from fastssl.data.convert.output import Job, Progress, check_target, made, place, read_all
 from fastssl.data.convert.prepare import Mode, Shape
 from fastssl.data.convert.spool import spool
 from fastssl.data.convert.subset import choose
@@ -18,17 +18,16 @@ from fastssl.data.formats.decoded import MAX_PIXELS
 from fastssl.data.manifest import Manifest
 from fastssl.data.sources import SPLITS, open_source
 from fastssl.data.sources.base import Source, Stream, renumber
+from fastssl.data.sources.choices import Choices
 from fastssl.data.storage import parents
 from fastssl.errors import UserError
 from fastssl.runs.files import remove_abandoned
 from fastssl.runs.machine import cores
 
-_NOT_RECORDED = ("out", "progress", "workers", "download", "resume")  # options that do not change the result
-
 
 def convert(
     source: str | Path,
-    out: str | Path,
+    out: str | Path | None,
     *,
     split: str = "train",
     format: Literal["beton", "webdataset"] = "beton",
@@ -50,6 +49,12 @@ def convert(
     count: int | None = None,
     classes: Sequence[str] | None = None,
     on_error: Literal["fail", "skip"] = "fail",
+    image_column: str | None = None,
+    label_column: str | None = None,
+    image_root: Path | None = None,
+    image_key: str | None = None,
+    check: bool = False,
+    overwrite: bool = True,
     resume: bool = False,
     workers: int | None = None,
     root: Path | None = None,
@@ -62,7 +67,7 @@ def convert(
 
     Args:
         source: what `open_source` takes: a name or a path.
-        out: the .beton to make or replace; for webdataset a folder.
+        out: the .beton to make or replace; for webdataset a folder. Not used with `check`.
         split: train, test, val or unlabeled.
         format: "beton", FFCV's, or "webdataset", tar shards with DALI's index.
         side_px: every image's shorter side is brought to this and its center cut out, square; None keeps sizes.
@@ -84,7 +89,12 @@ def convert(
         seed: of fraction, limit, val_count and shuffle, and of the shapes.
         count: number of shapes.
         classes: class names by label, where they must match another set's; a folder of no such class is an error.
-        on_error: "fail" at the first image that cannot be read, or "skip", count and list it.
+        on_error: "fail" reads all images, then lists those that cannot be read, or "skip", count and list them.
+        image_column, label_column: of a table, where they have no usual name.
+        image_root: folder that a .csv's paths start from; its own when None.
+        image_key: suffix of the image in WebDataset samples that hold several, such as "left.png".
+        check: read everything and write nothing.
+        overwrite: replace what is at `out`; else that is an error.
         resume: keep finished work when interrupted, in a hidden file beside `out`, and go on from it when called
             again in the same way.
         workers: threads; None takes one per core.
@@ -92,13 +102,39 @@ def convert(
         progress: called with the number of images done and, where known, of all.
 
     Returns:
-        The manifest: count, classes, side_px, channels, mean, std (in [0, 1]), digest, version, options, skipped.
+        The manifest; `account` says what the source held and what was passed over.
     """
-    options = {key: value for key, value in locals().items() if key not in _NOT_RECORDED}
-    options = {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
     _check(split=split, format=format, mode=mode, on_error=on_error)
     _check_least(side_px=side_px, max_side_px=max_side_px, channels=channels, count=count, workers=workers)
     _check_least(max_pixels=max_pixels, stretch=stretch)
+    options: dict[str, Any] = {
+        "source": str(source),
+        "split": split,
+        "format": format,
+        "side_px": side_px,
+        "max_side_px": max_side_px,
+        "channels": channels,
+        "dtype": dtype,
+        "stretch": stretch,
+        "background": background,
+        "max_pixels": max_pixels,
+        "mode": mode,
+        "quality": quality,
+        "shard_mb": shard_mb,
+        "val_count": val_count,
+        "fraction": fraction,
+        "limit": limit,
+        "shuffle": shuffle,
+        "seed": seed,
+        "count": count,
+        "classes": None if classes is None else list(classes),
+        "on_error": on_error,
+        "image_column": image_column,
+        "label_column": label_column,
+        "image_root": None if image_root is None else str(image_root),
+        "image_key": image_key,
+        "root": None if root is None else str(root),
+    }
     shape = Shape(
         side_px,
         max_side_px,
@@ -113,21 +149,48 @@ def convert(
     )
     shard_bytes = int(shard_mb * 1e6) if format == "webdataset" else None
     job = Job(shape, shard_bytes, on_error, workers or cores().count, resume, progress or _silent, options)
-    out = Path(out)
-    val_out = out.with_name(f"{out.stem}.val{out.suffix}") if val_count else None
+    choices = Choices(image_column, label_column, image_root, image_key, tuple(classes or ()))
+
+    def opened() -> Source:
+        return open_source(
+            source, split=split, root=root, download=download, seed=seed, count=count, side_px=side_px, choices=choices
+        )
+
+    if check:
+        return read_all(job, opened())
+    if out is None:
+        raise UserError(
+            "There is no output to write to.", "Give OUT, for example data/train.beton, or check the source."
+        )
+    which = {"seed": seed, "val_count": val_count, "fraction": fraction, "limit": limit, "shuffle": shuffle}
+    return _convert_to(job, opened, Path(out), classes=classes, which=which, overwrite=overwrite)
+
+
+def _convert_to(
+    job: Job,
+    opened: Callable[[], Source],
+    out: Path,
+    *,
+    classes: Sequence[str] | None,
+    which: dict[str, Any],
+    overwrite: bool,
+) -> Manifest:
+    """Check the targets, then open the source and convert it."""
+    val_out = out.with_name(f"{out.stem}.val{out.suffix}") if which["val_count"] else None
     targets = (out, val_out) if val_out else (out,)
     for target in targets:
         check_target(target, job)
-    opened = open_source(source, split=split, root=root, download=download, seed=seed, count=count, side_px=side_px)
-    which = {"seed": seed, "val_count": val_count, "fraction": fraction, "limit": limit, "shuffle": shuffle}
-    chosen = bool(val_count or fraction != 1 or limit is not None or shuffle or classes is not None)
+        if target.exists() and not overwrite:
+            raise UserError(f"{target} exists already.", "Add --force to replace it, or choose another output.")
+    source = opened()
+    unchanged = {"seed": which["seed"], "val_count": 0, "fraction": 1.0, "limit": None, "shuffle": False}
     with parents(out.parent):
         for target in targets:
             remove_abandoned(target)
-        if isinstance(opened, Stream) and not chosen and format == "beton":
-            with made(job, out, opened) as whole:
+        if isinstance(source, Stream) and which == unchanged and classes is None and job.shard_bytes is None:
+            with made(job, out, source) as whole:
                 return place(whole)
-        return _convert_chosen(job, opened, out, val_out, classes=classes, which=which)
+        return _convert_chosen(job, source, out, val_out, classes=classes, which=which)
 
 
 def _convert_chosen(

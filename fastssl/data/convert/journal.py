@@ -52,6 +52,13 @@ class Journal:
                 yield run
                 _append(file, _pack(run), self.path)
 
+    def is_stale(self) -> bool:
+        """Whether there is a journal, of other work."""
+        if not self.path.exists() or not self.path.stat().st_size:
+            return False
+        with writing(self.path), open(self.path, "rb") as file:
+            return _next(file) != self._fingerprint
+
     def remove(self) -> None:
         """Forget everything: the output is complete."""
         self.path.unlink(missing_ok=True)

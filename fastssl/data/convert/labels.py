@@ -90,7 +90,8 @@ class Numbering:
             classes = sorted_names(self._numbers)
             label_of = {name: i for i, name in enumerate(classes)}
         else:
-            classes, label_of = class_labels(source.directories, known=source.known)
+            classes, label_of_rest = class_labels(source.directories.values(), known=source.known)
+            label_of = {directory: label_of_rest[rest] for directory, rest in source.directories.items()}
         table = np.array([*(label_of[name] for name in self._numbers), UNLABELED], np.int64)
         renumbered_N = table[labels_N]  # -1 picks the last entry, -1
         self.changed = not np.array_equal(renumbered_N, labels_N)

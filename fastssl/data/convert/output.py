@@ -5,7 +5,8 @@ import dataclasses
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from fastssl.data.storage import writing
 from fastssl.errors import UserError
 from fastssl.runs.files import atomic_json, put_in_place, remove, temporary_name
 
+_FIX = "Fix or remove what cannot be read, or leave it out with --on-error skip."
+MAX_SHOWN = 1000  # unreadable images named in an error
 Progress = Callable[[int, int | None], None]
 
 
@@ -71,6 +74,10 @@ def made(job: Job, out: Path, source: Source, positions_N: NDArray[np.int64] | N
     temporary = temporary_name(out, "part")
     try:
         journal = Journal(out, _fingerprint(source, positions_N, job.options)) if job.resume else None
+        if journal is not None and journal.is_stale():
+            source.account.notes.append(
+                "--resume: the source or the options changed since the interrupted conversion, which starts anew"
+            )
         yield Made(temporary, out, _write(job, temporary, source, positions_N, journal), journal)
     finally:
         remove(temporary)
@@ -89,9 +96,9 @@ def place(output: Made) -> Manifest:
 
 
 def _write(
-    job: Job, path: Path, source: Source, positions_N: NDArray[np.int64] | None, journal: Journal | None
+    job: Job, path: Path | None, source: Source, positions_N: NDArray[np.int64] | None, journal: Journal | None
 ) -> Manifest:
-    """Store all runs in order at `path`; returns the manifest."""
+    """Store all runs in order at `path`, nowhere when None; returns the manifest."""
     tally, numbering = Tally(job.shape.channels, np.iinfo(job.shape.dtype).max), Numbering(source)
     total = (
         len(positions_N) if positions_N is not None else len(source) if isinstance(source, Indexed) else source.count
@@ -103,17 +110,19 @@ def _write(
             return indexed_runs(source, wanted_N[start:], job.shape, job.workers)
         return stream_runs(itertools.islice(source.items(), start, None), job.shape, job.workers)
 
-    with _writer(job, path, total) as writer:
+    with contextlib.nullcontext() if path is None else _writer(job, path, total) as writer:
         for run in rest(0) if journal is None else journal.runs(rest):
-            if run.refused and job.on_error == "fail":
-                raise UserError(run.refused[0][1], "Mend or remove it, or set on_error to skip.")
             tally.add(run)
-            writer.extend(run.data, numbering.number(run.labels))
+            numbers = numbering.number(run.labels)
+            if writer is not None and not _failed(job, tally):  # after a failure the rest is only read
+                writer.extend(run.data, numbers)
             job.progress(tally.count + tally.skipped_count, total)
+        if _failed(job, tally):
+            raise unreadable(source.name, tally.skipped, tally.skipped_count, tally.count + tally.skipped_count)
         if not tally.count:
-            raise UserError(f"{source.name}: no image could be read", "See whether it holds images at all.")
+            raise UserError(f"{source.name}: no image could be read.", "See whether it holds images at all.")
     classes, labels_N = numbering.finish()
-    if numbering.changed:
+    if numbering.changed and path is not None:
         relabel(path, labels_N)
     is_beton = job.shard_bytes is None
     return make_manifest(
@@ -123,7 +132,29 @@ def _write(
         labels_N=labels_N,
         options=job.options,
         account=source.account,
-        shards=None if isinstance(writer, BetonWriter) else writer.shards,
+        shards=writer.shards if isinstance(writer, ShardWriter) else None,
+    )
+
+
+def read_all(job: Job, source: Source) -> Manifest:
+    """Read and decode everything, write nothing; the manifest that a conversion would have."""
+    return _write(job, None, source, None, None)
+
+
+def _failed(job: Job, tally: Tally) -> bool:
+    return tally.skipped_count > 0 and job.on_error == "fail"
+
+
+def unreadable(name: str, skipped: Sequence[tuple[str, str]], count: int, total: int) -> UserError:
+    """The error that lists the images that cannot be read, (key, reason), `count` of `total`."""
+    lines = [reason if key in reason or repr(key) in reason else f"{key!r}: {reason}" for key, reason in skipped]
+    if count == 1:
+        return UserError(f"{lines[0].rstrip('.')}.", _FIX)
+    more = count - len(lines[:MAX_SHOWN])
+    listed = "\n".join(f"  {line}" for line in lines[:MAX_SHOWN]) + (f"\n  and {more} more" if more else "")
+    return UserError(
+        f"{count} of {total} images of {name} cannot be read:\n{listed}",
+        _FIX,
     )
 
 
@@ -142,14 +173,16 @@ def _writer(job: Job, path: Path, total: int | None) -> BetonWriter | ShardWrite
 
 
 def _fingerprint(source: Source, positions_N: NDArray[np.int64] | None, options: dict[str, Any]) -> str:
-    """What has to be the same for finished work to be of use: version, options, and the source as far as it shows."""
-    path = Path(source.name)
-    status = path.stat() if path.exists() else None
-    seen = (status.st_size, status.st_mtime_ns) if status else ()
-    shown = source.labels_N.tobytes() if isinstance(source, Indexed) else b""
-    chosen = b"" if positions_N is None else positions_N.tobytes()
-    digest = hashlib.sha256(shown + chosen).hexdigest()
-    return json.dumps([__version__, options, seen, digest], sort_keys=True)
+    """What has to be the same for finished work to be of use: version, options, and every file of the source."""
+    digest = hashlib.sha256()
+    for path in source.files() if source.files is not None else [Path(source.name)]:
+        digest.update(os.fsencode(path) + b"\0")
+        with contextlib.suppress(OSError, ValueError):  # absent is a state too
+            status = os.stat(path)
+            digest.update(f"{status.st_size} {status.st_mtime_ns}".encode())
+    digest.update(source.labels_N.tobytes() if isinstance(source, Indexed) else b"")
+    digest.update(b"" if positions_N is None else positions_N.tobytes())
+    return json.dumps([__version__, options, digest.hexdigest()], sort_keys=True)
 
 
 def check_target(out: Path, job: Job) -> None:

@@ -41,7 +41,7 @@ def spool(stream: Stream, folder: Path, *, tick: Callable[[int], None]) -> Itera
             record = os.pread(file.fileno(), size, offsets[index])  # no shared position: any thread may ask
             return _get(record, int(labels_N[index]))
 
-        yield Indexed(stream.name, classes, labels_N, read, account=stream.account)
+        yield Indexed(stream.name, classes, labels_N, read, account=stream.account, files=stream.files)
 
 
 def _put(item: Item, file: IO[bytes]) -> int:

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 from fastssl.data.sources import base
+from fastssl.data.sources.account import Account
 from fastssl.data.sources.base import SPLITS, Indexed, Item, Source, Stream
+from fastssl.data.sources.choices import Choices
 from fastssl.errors import UserError
 
 __all__ = ["SPLITS", "Indexed", "Item", "Source", "Stream", "open_source"]
@@ -21,6 +23,7 @@ def open_source(
     seed: int = 0,
     count: int | None = None,
     side_px: int | None = None,
+    choices: Choices | None = None,
 ) -> Source:
     """Open a source of images; nothing is decoded yet.
 
@@ -33,6 +36,7 @@ def open_source(
         root: folder with torchvision's files; ~/.cache/fastssl when None.
         download: allowed to fetch torchvision's files when they are absent.
         seed, count, side_px: of the shapes, and of nothing else.
+        choices: columns, keys and class names, where the usual ones do not fit.
     """
     if split not in SPLITS:
         raise UserError(f"There is no split {split!r}", f"Set split to one of: {', '.join(SPLITS)}.")
@@ -46,24 +50,16 @@ def open_source(
         from fastssl.data.sources.torchvision_files import torchvision_source
 
         return torchvision_source(str(spec), split, root=root, download=download)
-    return _open_path(Path(spec).expanduser(), split)
+    return _open_path(Path(spec).expanduser(), split, choices or Choices())
 
 
-def _open_path(path: Path, split: str) -> Source:
+def _open_path(path: Path, split: str, choices: Choices) -> Source:
     """Choose the reader by what lies at the path."""
-    from fastssl.data.sources import archives, arrays, columns, folders, lists, tables, webdataset
+    from fastssl.data.sources import archives, arrays, columns, lists, tables, webdataset
 
     shards = webdataset.shard_paths(path)
     if path.is_dir():
-        if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-            return columns.arrow_source(path, split)
-        if parquet := sorted(path.glob("**/*.parquet")):
-            chosen = base.files_of_split(parquet, split, path)
-            return columns.parquet_source(chosen, split, name=str(path))
-        if shards:
-            chosen = base.files_of_split(shards, split, path)
-            return webdataset.webdataset_source(chosen, split, name=str(path))
-        return folders.folder_source(path, split)
+        return _open_folder(path, split, shards, choices)
     if not shards[0].exists():
         raise UserError(
             f"There is no file, folder or known source {str(path)!r}",
@@ -71,23 +67,47 @@ def _open_path(path: Path, split: str) -> Source:
         )
     name = path.name.lower()
     if len(shards) > 1 or (name.endswith(archives.TAR_SUFFIXES) and webdataset.is_webdataset(path)):
-        return webdataset.webdataset_source(shards, split, name=str(path))
+        return webdataset.webdataset_source(shards, split, choices, name=str(path))
     if name.endswith(archives.TAR_SUFFIXES):
-        return archives.tar_source(path, split)
+        return archives.tar_source(path, split, choices)
     match path.suffix.lower():
         case ".zip":
-            return archives.zip_source(path, split)
+            return archives.zip_source(path, split, choices)
         case ".parquet":
-            return columns.parquet_source([path], split, name=str(path))
+            return columns.parquet_source([path], split, choices, name=str(path))
         case ".npz":
             return arrays.npz_source(path, split)
         case ".npy":
             return arrays.npy_source(path)
         case ".csv" | ".tsv":
-            return lists.csv_source(path, split)
+            return lists.csv_source(path, split, choices)
         case ".beton":
             return tables.beton_source(path, split)
     raise UserError(
         f"{path} is of no kind that can be read",
         "Give a folder, .tar, .tar.gz, .tar.xz, .zip, .parquet, .npz, .npy, .csv or .beton.",
     )
+
+
+def _open_folder(path: Path, split: str, shards: list[Path], choices: Choices) -> Source:
+    """Choose the reader by what lies in the folder; a folder that two readers would take is refused."""
+    from fastssl.data.sources import columns, folders, webdataset
+
+    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+        return columns.arrow_source(path, split, choices)
+    parquet = sorted(path.glob("**/*.parquet"))
+    if not parquet and not shards:
+        return folders.folder_source(path, split, choices)
+    firsts = {"Parquet files": next(iter(parquet), None), "tar files": next(iter(shards), None)}
+    readings = firsts | {"image files": next(folders.walk(path, Account()), None)}
+    several = [f"{what} ({Path(first).name})" for what, first in readings.items() if first]
+    if len(several) > 1:
+        raise UserError(
+            f"{path} can be read in {len(several)} ways: {' or '.join(several)}.",
+            "Give the one that you mean, a file or a folder that holds nothing else, or move the others away.",
+        )
+    chosen = base.files_of_split(parquet or shards, split, path)
+    if parquet:
+        return columns.parquet_source(chosen, split, choices, name=str(path))
+    webdataset.check_shards(path, chosen)
+    return webdataset.webdataset_source(chosen, split, choices, name=str(path))

@@ -14,6 +14,7 @@ class Account:
         columns: columns or keys of a table, in their order.
         image_from, label_from: where images and labels were taken from, None where that is not a choice.
         splits: number of images of each split that was seen.
+        notes: sentences on what else happened.
     """
 
     passed_over: Counter[str] = dataclasses.field(default_factory=Counter)
@@ -21,6 +22,12 @@ class Account:
     image_from: str | None = None
     label_from: str | None = None
     splits: Counter[str] = dataclasses.field(default_factory=Counter)
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+    def clear(self) -> None:
+        """Forget the counts: the source is read anew."""
+        self.passed_over.clear()
+        self.splits.clear()
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -30,6 +37,7 @@ class Account:
             "image_from": self.image_from,
             "label_from": self.label_from,
             "splits": dict(sorted(self.splits.items())),
+            "notes": list(self.notes),
         }
 
 

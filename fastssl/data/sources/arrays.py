@@ -9,7 +9,9 @@ from typing import IO
 
 import numpy as np
 
-from fastssl.data.sources.base import SPLITS, Indexed, Item, Stream, missing_split, no_labels, numbered
+from fastssl.data.sources.account import Account
+from fastssl.data.sources.base import SPLITS, Indexed, Item, Stream, missing_split, no_labels
+from fastssl.data.sources.labels import number_labels, read_labels
 from fastssl.errors import UserError
 
 _IMAGES_OF_SPLIT = ("{}_images", "images_{}", "x_{}", "X_{}", "{}_x", "{}_data")
@@ -44,12 +46,13 @@ def npz_source(path: Path, split: str) -> Stream:
     with _npz_member(path, image_key) as file:
         shape, _, dtype = _npy_header(file, path)
     axes = _axes(shape, dtype, path)
+    classes: tuple[str, ...] = ()
     labels_N = no_labels(shape[0])
     if label_key is not None and split != "unlabeled":
         with np.load(path, allow_pickle=False) as arrays:
-            labels_N = arrays[label_key].reshape(-1).astype(np.int64)
+            classes, labels_N = _labels(path, label_key, arrays[label_key])
         if len(labels_N) != shape[0]:
-            raise UserError(f"{path} has {shape[0]} images and {len(labels_N)} labels", "Save one label an image.")
+            raise UserError(f"{path} has {shape[0]} images and {len(labels_N)} labels.", "Save one label per image.")
 
     def items() -> Iterator[Item]:
         with _npz_member(path, image_key) as file:
@@ -62,7 +65,25 @@ def npz_source(path: Path, split: str) -> Stream:
                 pixels = _as_hwc(np.frombuffer(data, dtype).reshape(inner), axes)
                 yield Item(f"{path.name}[{i}]", pixels, int(labels_N[i]))
 
-    return Stream(str(path), numbered(labels_N), shape[0], items)
+    return Stream(
+        str(path),
+        classes,
+        shape[0],
+        items,
+        account=Account(columns=tuple(sorted(names)), image_from=image_key, label_from=label_key),
+    )
+
+
+def _labels(path: Path, key: str, values: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
+    """Class names and labels of an array of numbers or text, (N,) or (N, 1)."""
+    if values.ndim > 2 or (values.ndim == 2 and values.shape[1] != 1):
+        raise UserError(f"{path}: {key} has shape {values.shape}, not one label per image.", "Save it as (N,).")
+    labels, bad = read_labels(values.reshape(-1).tolist())
+    if bad:
+        raise UserError(
+            f"{path}: {len(bad)} values of {key} are no labels, first {bad[0][1]}.", "Save class numbers or names."
+        )
+    return number_labels(labels)
 
 
 def _npz_keys(path: Path, names: set[str], split: str) -> tuple[str, str | None]:

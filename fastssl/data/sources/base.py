@@ -78,6 +78,7 @@ class Indexed:
         labels_N: int64, -1 where there is no label.
         read: item at a position; safe to call from several threads at once.
         account: what was taken and passed over.
+        files: all that it is read from, None where that is the file of its name.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Indexed:
     labels_N: NDArray[np.int64]
     read: Callable[[int], Item]
     account: Account = dataclasses.field(default_factory=Account)
+    files: Callable[[], Iterable[Path]] | None = None
 
     def __len__(self) -> int:
         return len(self.labels_N)
@@ -99,18 +101,21 @@ class Stream:
         classes: class names by label; None when the end tells them: labels are names, numbers or directories.
         count: number of items, None when only the end tells.
         items: makes the iterator.
-        directories: where labels are directories, those whose components may be classes, of every split met so far.
+        directories: where labels are directories, at the end the part of each that may hold its class, of every
+            split.
         known: class names that a person gave; a single folder of such a name is a class.
         account: what was taken and passed over, complete when the items are.
+        files: all that it is read from, None where that is the file of its name.
     """
 
     name: str
     classes: tuple[str, ...] | None
     count: int | None
     items: Callable[[], Iterator[Item]]
-    directories: set[str] | None = None
+    directories: dict[str, str] | None = None
     known: Collection[str] = ()
     account: Account = dataclasses.field(default_factory=Account)
+    files: Callable[[], Iterable[Path]] | None = None
 
 
 Source = Indexed | Stream
@@ -213,7 +218,9 @@ def class_labels(directories: Iterable[str], *, known: Collection[str] = ()) -> 
 def check_shared(source: str, split: str, by_split: Mapping[str, Collection[str]]) -> None:
     """UserError when a split's class folders have no name in common with those of train."""
     train = set(class_labels(by_split.get("train", ()))[0])
-    own = set(class_labels(by_split.get(split, ()))[0]) or {PurePosixPath(d).parts[0] for d in by_split[split] if d}
+    own = set(class_labels(by_split.get(split, ()))[0]) or {
+        PurePosixPath(d).parts[0] for d in by_split.get(split, ()) if d
+    }
     if split not in ("train", "unlabeled") and train and own and not own & train:
         raise UserError(
             f"{source}: the folders of split {split!r} ({', '.join(sorted(own)[:3])}) are none of train's classes "
@@ -335,4 +342,4 @@ def renumber(source: Indexed, classes: tuple[str, ...]) -> Indexed:
     def read(index: int) -> Item:
         return source.read(index)._replace(label=int(labels_N[index]))
 
-    return Indexed(source.name, classes, labels_N, read, account=source.account)
+    return dataclasses.replace(source, classes=classes, labels_N=labels_N, read=read)

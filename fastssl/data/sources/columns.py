@@ -10,17 +10,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fastssl.data.sources.account import Account
 from fastssl.data.sources.base import MAX_ITEM_BYTES, SPLITS, Item, Stream, missing_split
+from fastssl.data.sources.choices import Choices
+from fastssl.data.sources.labels import read_label
 from fastssl.errors import UserError
 
 _ROWS = 64
-_LABEL_NAMES = ("label", "labels", "fine_label", "class", "cls", "target", "category")
-_IMAGE_NAMES = ("image", "img", "jpg", "png", "picture")
+LABEL_COLUMNS = (
+    *("label", "labels", "fine_label", "class", "cls", "target", "category", "class_name", "label_name"),
+    *("class_id", "label_id", "category_id"),
+)
+IMAGE_COLUMNS = ("image", "img", "jpg", "png", "picture")
 
 Batches = Callable[[list[str]], Iterator[tuple[Path, Any]]]  # columns -> (file, pyarrow.RecordBatch)
 
 
-def parquet_source(paths: list[Path], split: str, *, name: str) -> Stream:
+def parquet_source(paths: list[Path], split: str, choices: Choices, *, name: str) -> Stream:
     """Rows of Parquet files, one after the other.
 
     Labels are integers (with Hugging Face's class names where the schema holds them) or names.
@@ -36,10 +42,10 @@ def parquet_source(paths: list[Path], split: str, *, name: str) -> Stream:
                 for batch in file.iter_batches(_ROWS, columns=columns):
                     yield path, batch
 
-    return _stream(name, schema, count, batches, split)
+    return _stream(name, paths, schema, count, batches, split, choices)
 
 
-def arrow_source(folder: Path, split: str) -> Stream:
+def arrow_source(folder: Path, split: str, choices: Choices) -> Stream:
     """A data set, or a dictionary of data sets by split, as Hugging Face's `save_to_disk` wrote it."""
     arrow = _pyarrow("pyarrow")
     if (folder / "dataset_dict.json").exists():
@@ -62,29 +68,32 @@ def arrow_source(folder: Path, split: str) -> Stream:
                     for start in range(0, batch.num_rows, _ROWS):
                         yield path, batch.slice(start, _ROWS).select(columns)
 
-    return _stream(str(folder), schema, None, batches, split)
+    return _stream(str(folder), paths, schema, None, batches, split, choices)
 
 
-def _stream(name: str, schema: Any, count: int | None, batches: Batches, split: str) -> Stream:
-    image, label = _image_column(schema, name), _label_column(schema)
-    if split == "unlabeled":
-        label = None
-    directories: set[str] = set()
+def _stream(
+    name: str, paths: list[Path], schema: Any, count: int | None, batches: Batches, split: str, choices: Choices
+) -> Stream:
+    image = _image_column(schema, name, choices.image_column)
+    label = _label_column(schema, name, choices.label_column) if split != "unlabeled" else None
+    account = Account(columns=tuple(schema.names), image_from=image, label_from=label)
 
     def items() -> Iterator[Item]:
         row = 0
         for path, batch in batches([image] if label is None else [image, label]):
             cells = batch.column(image).to_pylist()
-            labels = [-1] * len(cells) if label is None else batch.column(label).to_pylist()
-            for cell, value in zip(cells, labels, strict=True):
-                found = -1 if value is None else value
-                if isinstance(found, str):
-                    directories.add(found)
-                yield Item(f"{path.name}[{row}]", _bytes(cell, row), found if isinstance(found, str) else int(found))
+            values = [None] * len(cells) if label is None else batch.column(label).to_pylist()
+            for cell, value in zip(cells, values, strict=True):
+                data = _bytes(cell, row)
+                try:
+                    number = read_label(value)
+                except ValueError as error:
+                    data, number = ValueError(f"row {row}: {error}"), -1
+                yield Item(f"{path.name}[{row}]", data, number)
                 row += 1
 
     classes = () if label is None else _class_names(schema, label)
-    return Stream(name, classes, count, items, directories)
+    return Stream(name, classes, count, items, account=account, files=lambda: paths)
 
 
 def _bytes(cell: Any, row: int) -> bytes | Exception:
@@ -96,31 +105,47 @@ def _bytes(cell: Any, row: int) -> bytes | Exception:
     return data
 
 
-def _image_column(schema: Any, name: str) -> str:
-    """The column of images: by a usual name, else the only one of bytes."""
+def _image_column(schema: Any, name: str, given: str | None) -> str:
+    """The column of images: the one that was given, else by a usual name, else the only one of bytes."""
     types = _pyarrow("pyarrow.types")
-
-    def is_binary(kind: Any) -> bool:
-        return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
     def holds_bytes(kind: Any) -> bool:
         inner = kind.field("bytes").type if types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
-        return is_binary(inner)
+        return bool(types.is_binary(inner) or types.is_large_binary(inner) or str(inner) == "binary_view")
 
-    found = [field.name for field in schema if holds_bytes(field.type)]
-    found.sort(key=lambda column: column not in _IMAGE_NAMES)
-    if not found:
+    binary = [str(field.name) for field in schema if holds_bytes(field.type)]
+    if not binary or (given is not None and given not in binary):
+        shown = ", ".join(f"{field.name} ({str(field.type)[:40]})" for field in schema)
         raise UserError(
-            f"{name} has no column of image bytes, only {', '.join(schema.names)}",
+            f"{name} has no column {given!r} of image bytes, only {shown}."
+            if given
+            else f"{name} has no column of image bytes, only {shown}.",
             "Give a file with a column of struct<bytes, path> or of binary.",
         )
-    return str(found[0])
+    usual = [column for column in IMAGE_COLUMNS if column in binary]
+    if given is None and not usual and len(binary) > 1:
+        raise UserError(f"{name} has several columns of bytes: {', '.join(binary)}.", "Name one with --image-column.")
+    return given or (usual or binary)[0]
 
 
-def _label_column(schema: Any) -> str | None:
-    types = _pyarrow("pyarrow.types")
-    usable = [f.name for f in schema if types.is_integer(f.type) or types.is_string(f.type)]
-    return next((name for name in _LABEL_NAMES if name in usable), None)
+def _label_column(schema: Any, name: str, given: str | None) -> str | None:
+    """The column that was given, else the first of a usual name; an error where its type can hold no labels."""
+    column = given or next((known for known in LABEL_COLUMNS if known in schema.names), None)
+    if column is None:
+        return None
+    if column not in schema.names:
+        raise UserError(
+            f"{name} has no column {column!r}.", f"Set --label-column to one of: {', '.join(schema.names)}."
+        )
+    types, kind = _pyarrow("pyarrow.types"), schema.field(column).type
+    inner = kind.value_type if types.is_dictionary(kind) else kind
+    tests = (types.is_integer, types.is_floating, types.is_boolean, types.is_decimal, types.is_null, types.is_string)
+    if not any(test(inner) for test in (*tests, types.is_large_string)) and str(inner) != "string_view":
+        raise UserError(
+            f"{name}: the labels in column {column!r} are {str(kind)[:60]}, which are neither numbers nor names.",
+            f"Name another with --label-column (one of: {', '.join(schema.names)}), or use --split unlabeled.",
+        )
+    return column
 
 
 def _class_names(schema: Any, label: str) -> tuple[str, ...] | None:

@@ -1,31 +1,42 @@
-"""Folders of image files, with class sub-folders or flat, with or without train/ and test/ above them."""
+"""Folders of image files, with class sub-folders or flat, with or without train/ and test/ above or below them."""
 
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from fastssl.data.sources.base import MAX_ITEM_BYTES, Indexed, Item, choose_split, is_image_name
+from fastssl.data.sources.account import Account
+from fastssl.data.sources.base import (
+    IGNORED_FOLDERS,
+    MAX_ITEM_BYTES,
+    Indexed,
+    Item,
+    choose_split,
+    is_image_name,
+    reason_of,
+)
+from fastssl.data.sources.choices import Choices
 from fastssl.errors import UserError
 
 
-def folder_source(path: Path, split: str) -> Indexed:
+def folder_source(path: Path, split: str, choices: Choices) -> Indexed:
     """Every image file under `path`, sorted by name; classes are those of all splits together.
 
-    Symbolic links are followed (a folder on disk is its owner's own affair), loops once.
+    Symbolic links are followed (a folder on disk is its owner's own affair), each folder is entered once.
     """
-    names = list(_walk(path))
-    chosen, classes, labels_N = choose_split(str(path), names, split)
+    account = Account()
+    names = list(walk(path, account))
+    chosen, classes, labels_N = choose_split(str(path), names, split, account=account, known=choices.classes)
 
     def read(index: int) -> Item:
         name = names[chosen[index]]
         return Item(name, read_file(path / name), int(labels_N[index]))
 
-    return Indexed(str(path), classes, labels_N, read)
+    return Indexed(str(path), classes, labels_N, read, account, lambda: (path / names[i] for i in chosen))
 
 
-def _walk(root: Path) -> Iterator[str]:
-    """Relative names of all image files, links followed, each folder entered once."""
+def walk(root: Path, account: Account) -> Iterator[str]:
+    """Relative names of all image files, links followed, each folder entered once, under its first name."""
     seen: set[tuple[int, int]] = set()
     pending = [""]
     while pending:
@@ -33,21 +44,32 @@ def _walk(root: Path) -> Iterator[str]:
         try:
             status = os.stat(root / relative)
             with os.scandir(root / relative) as entries:
-                found = list(entries)
+                # a folder before the links to it, whatever the order on disk
+                listed = sorted(entries, key=lambda entry: (entry.is_symlink(), entry.name))
         except OSError as error:
             raise UserError(
-                f"{str(root / relative)!r} cannot be read: {error.strerror}", "Mend its access rights."
+                f"{str(root / relative)!r} cannot be read: {error.strerror}.", "Fix its permissions."
             ) from error
         if (status.st_dev, status.st_ino) in seen:
+            account.passed_over["link to a folder that was entered already"] += 1
             continue
         seen.add((status.st_dev, status.st_ino))
-        for entry in found:
+        folders = []
+        for entry in listed:
             name = f"{relative}/{entry.name}" if relative else entry.name
-            if entry.is_dir():
-                if not entry.name.startswith("."):
-                    pending.append(name)
-            elif is_image_name(entry.name):
-                yield name
+            if not entry.is_dir():
+                if is_image_name(name):
+                    yield name
+                else:
+                    account.passed_over[reason_of(name)] += 1
+            elif entry.name.startswith("."):
+                account.passed_over["hidden folder"] += 1
+            elif entry.name in IGNORED_FOLDERS:
+                account.passed_over[f"folder {entry.name}/"] += 1
+            else:
+                folders.append(name)
+        pending.extend(reversed(folders))
+        pending.sort(key=lambda name: (root / name).is_symlink(), reverse=True)
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes | Exception:
@@ -60,5 +82,5 @@ def read_file(path: str | os.PathLike[str]) -> bytes | Exception:
             return ValueError(f"{str(path)!r} has {status.st_size} bytes, the limit is {MAX_ITEM_BYTES}")
         with open(path, "rb", buffering=0) as file:
             return file.read()
-    except OSError as error:
-        return ValueError(f"{str(path)!r} cannot be read: {error.strerror}")
+    except (OSError, ValueError) as error:  # a name with a NUL is a ValueError
+        return ValueError(f"{str(path)!r} cannot be read: {getattr(error, 'strerror', None) or error}")

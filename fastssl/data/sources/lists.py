@@ -1,75 +1,162 @@
-"""Images named one a line in a .csv or .tsv file."""
+"""Images named one per line in a .csv or .tsv file."""
 
 import csv
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from fastssl.data.sources.base import SPLITS, Indexed, Item, missing_split, no_labels, numbered
+from fastssl.data.sources.account import Account
+from fastssl.data.sources.base import IMAGE_SUFFIXES, Indexed, Item, is_image_name, missing_split, no_labels, split_of
+from fastssl.data.sources.choices import Choices
 from fastssl.data.sources.folders import read_file
+from fastssl.data.sources.labels import number_labels, read_labels
 from fastssl.errors import UserError
 
-_PATH_NAMES = ("path", "file", "filename", "file_name", "filepath", "image")
-_LABEL_NAMES = ("label", "class", "category", "target")
+IMAGE_COLUMNS = (
+    *("path", "file", "filename", "file_name", "filepath", "file_path", "image", "img", "image_path", "img_path"),
+    *("image_name", "image_id", "id", "name"),
+)
+LABEL_COLUMNS = (
+    *("label", "labels", "class", "cls", "category", "target", "class_name", "category_name", "label_name"),
+    *("class_id", "category_id", "label_id"),
+)
+_SEPARATORS = ",;\t|"
+_SHOWN = 5
 
 
-def csv_source(path: Path, split: str) -> Indexed:
-    """Image files by path and label, comma or tab separated, with a header or without.
+def csv_source(path: Path, split: str, choices: Choices) -> Indexed:
+    """Image files by path and label, with a header or without; separated by commas, semicolons, tabs or bars.
 
-    Paths are relative to the file's folder. The label is a name, or a number throughout; a column `split`, if there
-    is one, chooses the rows.
+    Paths are relative to the file's folder, or to `choices.image_root`; an id without a suffix is looked for with each
+    suffix of an image. A column `split`, if there is one, chooses the rows.
     """
-    try:
-        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            rows = [row for row in csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",") if row]
-    except (OSError, csv.Error) as error:
+    account = Account()
+    head, rows = _header(path, _read(path), choices)
+    image = _column(path, head, choices.image_column, IMAGE_COLUMNS, "image") if head else 0
+    label = _column(path, head, choices.label_column, LABEL_COLUMNS, "label") if head else 1
+    if not head and any(len(row) < 2 for row in rows):
+        label = None
+    assert image is not None
+    wide = max(image, label or 0)
+    short = [row for row in rows if len(row) <= wide]
+    if short:
         raise UserError(
-            f"{path} cannot be read: {error}", "Give a comma separated file of paths and labels."
-        ) from error
-    columns, rows = _columns(rows)
-    if "split" in columns:
-        found = {row[columns["split"]].lower() for row in rows}
-        rows = [row for row in rows if row[columns["split"]].lower() in SPLITS[split]]
-        if not rows:
-            raise missing_split(str(path), split, found)
-    if not rows:
-        raise UserError(f"{path} names no images", "Give lines of path,label.")
-    wide = max(columns.values())
-    short = next((row for row in rows if len(row) <= wide), None)
-    if short is not None:
-        raise UserError(f"{path} has a line of {len(short)} fields: {','.join(short)!r}", f"Give {wide + 1} in each.")
-    names = [row[columns["path"]] for row in rows]
-    words = [row[columns["label"]] for row in rows] if "label" in columns and split != "unlabeled" else []
-    classes, labels_N = _labels(words, len(names))
+            f"{path} has {len(short)} lines of too few fields, such as {','.join(short[0])[:80]!r}.",
+            f"Give {wide + 1} in each.",
+        )
+    rows = _of_split(path, head, rows, split, account)
+    names = [row[image].strip() for row in rows]
+    account.columns = tuple(head)
+    account.image_from = head[image] if head else "first column"
+    words: list[str] = []
+    if label is not None and split != "unlabeled":
+        account.label_from = head[label] if head else "second column"
+        words = [row[label] for row in rows]
+    labels, bad = read_labels(words)
+    if bad:
+        shown = "; ".join(f"{names[i]}: {reason}" for i, reason in bad[:_SHOWN])
+        raise UserError(f"{path} has {len(bad)} labels that cannot be used: {shown}.", "Fix them, or leave them empty.")
+    classes, labels_N = number_labels(labels) if words else ((), no_labels(len(names)))
+    find = _finder(choices.image_root or path.parent)
 
     def read(index: int) -> Item:
-        return Item(names[index], read_file(path.parent / names[index]), int(labels_N[index]))
+        return Item(names[index], find(names[index]), int(labels_N[index]))
 
-    return Indexed(str(path), classes, labels_N, read)
-
-
-def _columns(rows: list[list[str]]) -> tuple[dict[str, int], list[list[str]]]:
-    """Positions of path, label and split, and the rows without their header."""
-    head = [cell.strip().lower() for cell in rows[0]] if rows else []
-    path = next((head.index(name) for name in _PATH_NAMES if name in head), None)
-    if path is None:
-        return ({"path": 0, "label": 1} if len(head) > 1 else {"path": 0}), rows
-    columns = {"path": path}
-    label = next((head.index(name) for name in _LABEL_NAMES if name in head), None)
-    if label is not None:
-        columns["label"] = label
-    if "split" in head:
-        columns["split"] = head.index("split")
-    return columns, rows[1:]
+    root = choices.image_root or path.parent
+    return Indexed(str(path), classes, labels_N, read, account, lambda: (path, *(root / name for name in names)))
 
 
-def _labels(words: list[str], count: int) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    if not words:
-        return (), no_labels(count)
-    if all(word.strip().isdecimal() for word in words):
-        labels_N = np.array([int(word) for word in words], np.int64)
-        return numbered(labels_N), labels_N
-    classes = tuple(sorted(set(words)))
-    index = {name: i for i, name in enumerate(classes)}
-    return classes, np.array([index[word] for word in words], np.int64)
+def _read(path: Path) -> list[list[str]]:
+    """All rows that are not empty; the separator is the one that cuts the first line into most fields."""
+    fix = "Give a comma separated file of paths and labels."
+    try:
+        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+            first = next((line for line in file if line.strip()), "")
+            counts = {sep: len(next(csv.reader([first], delimiter=sep), [])) for sep in _SEPARATORS}
+            separator = "\t" if path.suffix.lower() == ".tsv" else max(_SEPARATORS, key=lambda sep: counts[sep])
+            file.seek(0)
+            rows = [row for row in csv.reader(file, delimiter=separator) if any(cell.strip() for cell in row)]
+    except (OSError, csv.Error, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}.", fix) from error
+    if not rows:
+        raise UserError(f"{path} names no images.", fix)
+    return rows
+
+
+def _header(path: Path, rows: list[list[str]], choices: Choices) -> tuple[list[str], list[list[str]]]:
+    """Column names, [] where there is no header, and the other rows.
+
+    A first line is a header if it holds a known name; it is a row if its first cell names a file.
+    """
+    head = [cell.strip() for cell in rows[0]]
+    given = {choices.image_column, choices.label_column} - {None}
+    if given & set(head) or any(cell.lower() in IMAGE_COLUMNS for cell in head):
+        if len(rows) < 2:
+            raise UserError(f"{path} names no images.", "Give lines below its header.")
+        return head, rows[1:]
+    root = choices.image_root or path.parent
+    try:
+        is_file = is_image_name(head[0]) or (root / head[0]).is_file()
+    except (OSError, ValueError):
+        is_file = False
+    if given or not is_file:
+        raise UserError(
+            f"{path}: the first line ({', '.join(head)[:80]}) holds no column that names images, and its first field "
+            "is no image file.",
+            f"Name the column with --image-column, or call it one of: {', '.join(IMAGE_COLUMNS)}.",
+        )
+    return [], rows
+
+
+def _column(path: Path, head: Sequence[str], given: str | None, known: Sequence[str], what: str) -> int | None:
+    """Position of the column that a person gave, else of the first known name; None where there is no such label."""
+    if given is not None:
+        if given not in head:
+            raise UserError(f"{path} has no column {given!r}.", f"Set --{what}-column to one of: {', '.join(head)}.")
+        return head.index(given)
+    lower = [cell.lower() for cell in head]
+    position = next((lower.index(name) for name in known if name in lower), None)
+    if position is None and what == "image":
+        raise UserError(f"{path} has no column of images.", f"Set --image-column to one of: {', '.join(head)}.")
+    return position
+
+
+def _of_split(path: Path, head: list[str], rows: list[list[str]], split: str, account: Account) -> list[list[str]]:
+    """The rows of one split, where a column names it; otherwise all, which are the train split."""
+    position = next((i for i, name in enumerate(head) if name.lower() in ("split", "subset", "partition")), None)
+    if position is None:
+        return rows
+    words = [row[position].strip() if len(row) > position else "" for row in rows]
+    account.splits.update(words)
+    chosen = [row for row, word in zip(rows, words, strict=True) if split_of(word) == split]
+    if not chosen:
+        raise missing_split(str(path), split, set(words))
+    return chosen
+
+
+def _finder(root: Path) -> Callable[[str], bytes | Exception]:
+    """Contents of the file of a name; of an id without suffix, where one image has it."""
+    listings: dict[Path, dict[str, list[str]]] = {}
+
+    def listing(folder: Path) -> dict[str, list[str]]:
+        if folder not in listings:
+            stems: dict[str, list[str]] = {}
+            for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
+                if entry.suffix.lower() in IMAGE_SUFFIXES:
+                    stems.setdefault(entry.stem, []).append(entry.name)
+            listings[folder] = stems
+        return listings[folder]
+
+    def find(name: str) -> bytes | Exception:
+        if "\0" in name:
+            return ValueError(f"{name!r} is no file's name")
+        path = root / name.replace("\\", "/") if not (root / name).exists() else root / name
+        if path.is_file() or is_image_name(name):
+            return read_file(path)
+        same = listing(path.parent).get(path.name, [])
+        if len(same) == 1:
+            return read_file(path.parent / same[0])
+        if same:
+            return ValueError(f"{name!r} may be any of {', '.join(same)}")
+        return read_file(path)
+
+    return find

@@ -7,7 +7,8 @@ import numpy as np
 
 from fastssl.data.beton.reader import Beton
 from fastssl.data.sources import shapes
-from fastssl.data.sources.base import Indexed, Item, names_beside, no_labels, numbered
+from fastssl.data.sources.base import Indexed, Item, names_beside, no_labels
+from fastssl.data.sources.labels import number_labels
 
 
 def shapes_source(split: str, *, seed: int, count: int, side_px: int) -> Indexed:
@@ -29,7 +30,8 @@ def beton_source(path: Path, split: str) -> Indexed:
     beton = Beton(path)
     labels_N = no_labels(len(beton)) if split == "unlabeled" else beton.labels
     names = names_beside(path)
-    classes = names if names is not None else numbered(labels_N)
+    if names is None:
+        names, labels_N = number_labels(labels_N.tolist())
 
     def read(index: int) -> Item:
         mode, data = beton.encoded(index)
@@ -39,4 +41,4 @@ def beton_source(path: Path, split: str) -> Indexed:
             int(labels_N[index]),
         )
 
-    return Indexed(str(path), classes if split != "unlabeled" else (), labels_N, read)
+    return Indexed(str(path), names if split != "unlabeled" else (), labels_N, read)

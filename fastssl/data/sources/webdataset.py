@@ -1,90 +1,175 @@
-"""WebDataset shards: tar files whose members share a name up to the first dot, an image and its label."""
+"""WebDataset shards: tar files whose consecutive members share a name up to the first dot, an image and its label."""
 
+import functools
 import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from fastssl.data.sources.base import MAX_ITEM_BYTES, Item, Stream, is_image_name, names_beside
+from fastssl.data.sources.account import Account
+from fastssl.data.sources.base import (
+    MAX_ITEM_BYTES,
+    Item,
+    Stream,
+    is_image_name,
+    names_beside,
+    no_images,
+    reason_of,
+)
+from fastssl.data.sources.choices import Choices
+from fastssl.data.sources.labels import read_label
 from fastssl.data.sources.tar import leaves, read_tar
 from fastssl.errors import UserError
 
 _LABELS = ("cls", "json")
-_LABEL_KEYS = ("label", "cls", "class", "target")
+LABEL_KEYS = ("label", "cls", "class", "target", "label_id", "class_id", "category", "class_name", "label_name")
 _PEEK = 16  # members that tell whether a tar holds samples or a folder
+_MOST_IMAGES = 8  # of one sample
+
+Member = bytes | Exception
 
 
 def is_webdataset(path: Path) -> bool:
-    """Whether this tar holds samples: an image with a .cls or .json of the same name among its first members."""
-    names: list[str] = []
-    for name, _ in read_tar(path, max_bytes=0, wanted=lambda name: True):
-        names.append(name)
-        if len(names) == _PEEK:
-            break
-    labeled = {_split(name)[0] for name in names if _split(name)[1] in _LABELS}
-    return any(is_image_name(name) and _split(name)[0] in labeled for name in names)
+    """Whether this tar holds samples: among its first members an image beside a .cls, or a .json with a label."""
+    images: set[str] = set()
+    labeled: set[str] = set()
+    members = read_tar(path, max_bytes=1 << 20, wanted=lambda name: True)
+    for _, (name, data) in zip(range(_PEEK), members, strict=False):
+        key, suffix = _split(name)
+        if suffix == "cls" or (suffix == "json" and isinstance(data, bytes) and _holds_label(data)):
+            labeled.add(key)
+        elif is_image_name(name):
+            images.add(key)
+    return bool(images & labeled)
 
 
-def webdataset_source(paths: list[Path], split: str, *, name: str) -> Stream:
+def webdataset_source(paths: list[Path], split: str, choices: Choices, *, name: str) -> Stream:
     """The samples of `paths`, shard after shard.
 
     Args:
         paths: shards.
         split: "unlabeled" leaves the labels out.
+        choices: `image_key` says which image of a sample to take.
         name: what a person calls them.
     """
     labels_wanted = split != "unlabeled"
-    directories: set[str] = set()
+    account = Account()
     classes = names_beside(paths[0].parent) if labels_wanted else ()
-    return Stream(name, classes, None, lambda: _items(paths, labels_wanted, directories), directories)
+
+    def items() -> Iterator[Item]:
+        account.clear()
+        return _items(paths, labels_wanted, choices.image_key, account)
+
+    return Stream(name, classes, None, items, account=account, files=lambda: paths)
 
 
-def _items(paths: Iterable[Path], labels_wanted: bool, directories: set[str]) -> Iterator[Item]:
+def _items(paths: Iterable[Path], labels_wanted: bool, image_key: str | None, account: Account) -> Iterator[Item]:
+    count, path = 0, Path()
     for path in paths:
-        members = read_tar(path, max_bytes=MAX_ITEM_BYTES, wanted=_is_wanted)
+        members = read_tar(path, max_bytes=MAX_ITEM_BYTES, wanted=functools.partial(_is_wanted, account))
         for key, parts in _samples(members):
-            image = next((data for suffix, data in parts.items() if is_image_name("x." + suffix)), None)
-            if image is None:
+            suffix = _image_suffix(f"{path.name}/{key}", parts, image_key)
+            if suffix is None:
+                account.passed_over["sample without an image"] += 1
                 continue
-            label = _label(parts) if labels_wanted else -1
-            if isinstance(label, str):
-                directories.add(label)
+            count += 1
+            account.image_from = image_key
+            account.passed_over["further image of a sample"] += sum(map(_is_image_suffix, parts)) - 1
+            image, label = parts[suffix], _label(parts, account) if labels_wanted else -1
             if isinstance(label, Exception):
                 image, label = label, -1
             yield Item(f"{path.name}/{key}", image, label)
+    account.passed_over += type(account.passed_over)()  # drops counts of zero
+    if not count:
+        raise no_images(str(path), account)
 
 
-def _samples(
-    members: Iterable[tuple[str, bytes | Exception]],
-) -> Iterator[tuple[str, dict[str, bytes | Exception]]]:
-    """Consecutive members of one key, as {suffix: contents}; a refused name is a sample of its own."""
+def _samples(members: Iterable[tuple[str, Member]]) -> Iterator[tuple[str, dict[str, Member]]]:
+    """Consecutive members of one key, as {suffix: contents}; a refused name is a sample of its own.
+
+    Where no member of a key has a suffix without a dot, the names hold dots themselves (`photo.000.png`): every image
+    is a sample, with the members that share its name up to the last dot.
+    """
     current: str | None = None
-    parts: dict[str, bytes | Exception] = {}
+    parts: dict[str, Member] = {}
     for name, data in members:
         key, suffix = _split(name)
-        if key != current or leaves(name):
-            if parts:
-                assert current is not None
-                yield current, parts
+        if key != current or leaves(name) or len(parts) >= 4 * _MOST_IMAGES:
+            if current is not None:
+                yield from _undotted(current, parts)
             current, parts = key, {}
         parts["jpg" if leaves(name) else suffix] = data
-    if parts and current is not None:
-        yield current, parts
+    if current is not None:
+        yield from _undotted(current, parts)
 
 
-def _label(parts: dict[str, bytes | Exception]) -> int | str | Exception:
+def _undotted(key: str, parts: dict[str, Member]) -> Iterator[tuple[str, dict[str, Member]]]:
+    if any("." not in suffix for suffix in parts) or len(parts) < 2:
+        yield key, parts
+        return
+    by_name: dict[str, dict[str, Member]] = {}
+    for suffix, data in parts.items():
+        stem, _, last = suffix.rpartition(".")
+        by_name.setdefault(f"{key}.{stem}", {})[last] = data
+    yield from by_name.items()
+
+
+def _image_suffix(key: str, parts: dict[str, Member], wanted: str | None) -> str | None:
+    """The suffix of a sample's image: the one asked for, else the only one, else the only plain one.
+
+    Raises:
+        UserError: when several would do.
+    """
+    images = [suffix for suffix in parts if _is_image_suffix(suffix)]
+    if wanted is not None:
+        return wanted.lower() if wanted.lower() in parts else None
+    plain = [suffix for suffix in images if "." not in suffix]
+    best = images if len(images) < 2 else plain
+    if len(images) > 1 and len(best) != 1:
+        raise UserError(
+            f"Sample {key} holds several images: {', '.join(images[:_MOST_IMAGES])}.",
+            f"Say which one to take with --image-key, such as --image-key {images[0]}.",
+        )
+    return best[0] if best else None
+
+
+def _label(parts: dict[str, Member], account: Account) -> int | str | Exception:
     """From .cls, a number or a name, or from .json's label; -1 when there is neither."""
     try:
         text = parts.get("cls")
         if isinstance(text, bytes):
-            word = text.decode("utf-8").strip()
-            return int(word) if re.fullmatch(r"-?\d{1,9}", word) else word
+            account.label_from = ".cls"
+            label = read_label(text)
+            return int(label) if isinstance(label, str) and re.fullmatch(r"\d{1,9}", label, re.ASCII) else label
         text = parts.get("json")
-        record = json.loads(text) if isinstance(text, bytes) else {}
+        if isinstance(text, bytes):
+            found = _label_key(text)
+            if found is None:
+                account.passed_over["json without a label"] += 1
+                return -1
+            account.label_from = f".json, {found[0]}"
+            return read_label(found[1])
     except (ValueError, RecursionError) as error:
         return ValueError(f"its label cannot be read: {error}")
-    found = next((record[key] for key in _LABEL_KEYS if key in record), -1) if isinstance(record, dict) else -1
-    return found if isinstance(found, int | str) else -1
+    return -1
+
+
+def _label_key(text: bytes) -> tuple[str, object] | None:
+    """Key and value of the label in a JSON object, None where it has none; ValueError for no JSON."""
+    try:
+        record = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("its JSON is nested too deeply") from error
+    if not isinstance(record, dict):
+        return None
+    return next(((key, record[key]) for key in LABEL_KEYS if record.get(key) is not None), None)
+
+
+def _holds_label(text: bytes) -> bool:
+    try:
+        return _label_key(text) is not None
+    except ValueError:
+        return False
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -94,8 +179,15 @@ def _split(name: str) -> tuple[str, str]:
     return folder + slash + stem, suffix.lower()
 
 
-def _is_wanted(name: str) -> bool:
-    return is_image_name(name) or _split(name)[1] in _LABELS
+def _is_image_suffix(suffix: str) -> bool:
+    return is_image_name("x." + suffix)
+
+
+def _is_wanted(account: Account, name: str) -> bool:
+    if is_image_name(name) or name.lower().endswith((".cls", ".json")):
+        return True
+    account.passed_over[reason_of(name)] += 1
+    return False
 
 
 def shard_paths(path: Path) -> list[Path]:
@@ -109,5 +201,19 @@ def shard_paths(path: Path) -> list[Path]:
     paths = [path.with_name(f"{head}{i:0{len(first)}d}{tail}") for i in range(int(first), int(last) + 1)]
     absent = [p for p in paths if not p.exists()]
     if absent or not paths:
-        raise UserError(f"{path} means shards that do not exist: {absent[0] if absent else 'none'}", "Mend the range.")
+        raise UserError(f"{path} means shards that do not exist: {absent[0] if absent else 'none'}.", "Fix the range.")
     return paths
+
+
+def check_shards(folder: Path, paths: list[Path]) -> None:
+    """UserError for tars that may as well be one class each: without labels inside, and not numbered as shards are."""
+    numbers = [re.fullmatch(r"(.*?)(\d+)", path.stem) for path in paths]
+    series = sorted((m[1], int(m[2])) for m in numbers if m)
+    numbered = len(series) == len(paths) and series[-1][1] < 2 * len(paths)
+    if len(paths) < 2 or numbered or names_beside(folder) is not None or is_webdataset(paths[0]):
+        return
+    raise UserError(
+        f"{folder} holds {len(paths)} tar files without labels inside, such as {paths[0].name}: they can be read as "
+        "shards of unlabeled images, or as one tar per class.",
+        "Unpack each into a folder of its class, or number them as shards: name-000000.tar.",
+    )

@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 from fastssl import build
 from fastssl.data.batch import Batch
 from fastssl.data.convert.chunks import indexed_runs, stream_runs
+from fastssl.data.convert.output import unreadable
 from fastssl.data.convert.prepare import Run, Shape
 from fastssl.data.loaders import layout
 from fastssl.data.sources import Indexed, Source, open_source
+from fastssl.data.sources.choices import Choices
 from fastssl.data.storage import parents
 from fastssl.errors import UserError
 from fastssl.models import pretrainer
@@ -41,6 +43,7 @@ def embed(
     batch_size: int = 256,
     device: str = "auto",
     on_error: Literal["fail", "skip"] = "fail",
+    choices: Choices | None = None,
     count: int | None = None,
     root: Path | None = None,
     download: bool = False,
@@ -57,7 +60,8 @@ def embed(
         split: train, test, val or unlabeled.
         batch_size: images in one forward pass.
         device: "auto", "cpu", "cuda" or "mps".
-        on_error: "fail" at the first image that cannot be read, or "skip" and count it.
+        on_error: "fail" after listing all images that cannot be read, or "skip" and count them.
+        choices: columns and keys of the source, where the usual ones do not fit.
         count: number of shapes.
         root, download: of torchvision's files.
         workers: threads that decode; None takes one per core.
@@ -72,19 +76,27 @@ def embed(
     out = Path(out)
     check(out, batch_size=batch_size)
     pretrained = weights if isinstance(weights, Pretrained) else load(weights, device=device)
-    opened = open_source(source, split=split, root=root, download=download, count=count, side_px=side_of(pretrained))
+    opened = open_source(
+        source, split=split, root=root, download=download, count=count, side_px=side_of(pretrained), choices=choices
+    )
     total = len(opened) if isinstance(opened, Indexed) else opened.count
     start = time.perf_counter()
+    refused: list[tuple[str, str]] = []
+    read = 0
     with parents(out.parent), Table(out, opened) as table:
         for run in runs_of(opened, shape_of(pretrained), workers or cores().count):
-            if run.refused and on_error == "fail":
-                raise UserError(run.refused[0][1], "Mend or remove it, or set --on-error skip.")
+            refused += run.refused
             table.skipped += len(run.refused)
+            if refused and on_error == "fail":  # the rest is only read, to list all
+                read += len(run.data)
+                continue
             for first in range(0, len(run.data), batch_size):
                 part = slice(first, first + batch_size)
                 table.add(features(pretrained, run.data[part], run.sizes[part]), run.keys[part], run.labels[part])
             if progress:
                 progress(table.count + table.skipped, total)
+        if refused and on_error == "fail":
+            raise unreadable(opened.name, refused, len(refused), table.count + read + len(refused))
         record = table.finish() | {
             "seconds": round(time.perf_counter() - start, 3),
             "source": str(source),
