@@ -157,7 +157,7 @@ def split_of(word: str) -> str | None:
 
 _SPLIT_OF_WORD = {word: split for split, words in SPLITS.items() for word in words}
 _SPLIT_WORD = re.compile(
-    rf"(?:seg[_-]|images?[_-])?({'|'.join(_SPLIT_OF_WORD)})(?:[ ._-]?(?:set|images?|data|x?[0-9]+))*", re.ASCII
+    rf"(?:seg[_-]|images?[_-])?({'|'.join(_SPLIT_OF_WORD)})(?:[ ._-]?(?:set|images?|data|x[0-9]*|[0-9]+))*", re.ASCII
 )
 
 
