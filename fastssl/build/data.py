@@ -165,7 +165,8 @@ def check_test_classes(recipe: Recipe, probe_labels_N: Tensor) -> None:
     known = set(probe_labels_N.tolist())
     for label in sorted(set(labels_of(test_path).tolist()) - {-1}):
         name = class_name(tested, label)
-        same = name == class_name(learned, label) or class_name(learned, label).isdigit() or name.isdigit()
+        other = class_name(learned, label)
+        same = name == other or name.isdigit() != other.isdigit()  # one of the two files names its classes by number
         if label not in known or not same:
             raise UserError(
                 f"{test_path} has images of class {name} with label {label}, and {probe_path} has "

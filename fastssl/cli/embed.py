@@ -69,5 +69,6 @@ def embed(
             progress=progress,
         )
     skipped = f", {record['skipped']} skipped" if record["skipped"] else ""
-    text = f"{out}: {record['count']} images, {record['features_dim']} features each{skipped}"
+    step = f", checkpoint of step {record['step']:,}" if record["step"] is not None else ""
+    text = f"{out}: {record['count']} images, {record['features_dim']} features each{skipped}{step}"
     print_result(record, "\n".join([text, *source_lines(record["account"])]), as_json)
