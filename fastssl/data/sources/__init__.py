@@ -6,6 +6,7 @@ from fastssl.data.sources import base
 from fastssl.data.sources.account import Account
 from fastssl.data.sources.base import SPLITS, Indexed, Item, Source, Stream
 from fastssl.data.sources.choices import Choices
+from fastssl.data.sources.guard import guarded
 from fastssl.errors import UserError
 
 __all__ = ["SPLITS", "Indexed", "Item", "Source", "Stream", "open_source"]
@@ -14,6 +15,7 @@ NAMES = ("shapes", "cifar10", "cifar100", "stl10")
 _SHAPES_COUNT = {"train": 20_000, "test": 2_000, "val": 2_000, "unlabeled": 20_000}
 
 
+@guarded
 def open_source(
     spec: str | Path,
     *,

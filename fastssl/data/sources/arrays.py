@@ -1,7 +1,6 @@
 """Arrays of images in .npy, mapped, and in .npz, inflated one image at a time."""
 
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,15 +16,15 @@ from fastssl.errors import UserError
 _IMAGES_OF_SPLIT = ("{}_images", "images_{}", "x_{}", "X_{}", "{}_x", "{}_data")
 _LABELS_OF_SPLIT = ("{}_labels", "labels_{}", "y_{}", "Y_{}", "{}_y", "{}_targets")
 _IMAGES = ("images", "image", "x", "X", "data", "arr_0")
+_USUAL_CHANNELS = (1, 3, 4)
 _LABELS = ("labels", "label", "y", "Y", "targets", "arr_1")
 
 
 def npy_source(path: Path) -> Indexed:
     """Images (N, H, W), (N, H, W, C) or (N, C, H, W) of uint8 or uint16, mapped, without labels."""
-    try:
-        images = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} cannot be read: {error}", "Save it with numpy.save, as uint8 or uint16.") from error
+    images = np.load(path, mmap_mode="r", allow_pickle=False)
+    if not isinstance(images, np.ndarray):
+        raise UserError(f"{path} is no .npy file.", "Save it with numpy.save, as uint8 or uint16.")
     axes = _axes(images.shape, images.dtype, path)
     labels_N = no_labels(len(images))
     return Indexed(str(path), (), labels_N, lambda i: Item(f"{path.name}[{i}]", _as_hwc(images[i], axes)))
@@ -37,11 +36,8 @@ def npz_source(path: Path, split: str) -> Stream:
     Names: `train_images`, `x_train`, ... for a split, `images`, `x`, `data`, `arr_0` for a file of one split; the
     same for labels. A label array of (N, 1) will do; its numbers are the classes.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = {name.removesuffix(".npy") for name in archive.namelist()}
-    except (OSError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} cannot be read: {error}", "Save it with numpy.savez.") from error
+    with zipfile.ZipFile(path) as archive:
+        names = {name.removesuffix(".npy") for name in archive.namelist()}
     image_key, label_key = _npz_keys(path, names, split)
     with _npz_member(path, image_key) as file:
         shape, _, dtype = _npy_header(file, path)
@@ -112,11 +108,8 @@ def _first(names: set[str], patterns: tuple[str, ...], split: str) -> str | None
 
 @contextmanager
 def _npz_member(path: Path, key: str) -> Iterator[IO[bytes]]:
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open(key + ".npy") as file:
-            yield file
-    except (OSError, zipfile.BadZipFile, zlib.error, ValueError, EOFError) as error:
-        raise UserError(f"{path} cannot be read: {error}", "Save it again with numpy.savez.") from error
+    with zipfile.ZipFile(path) as archive, archive.open(key + ".npy") as file:
+        yield file
 
 
 def _npy_header(file: IO[bytes], path: Path) -> tuple[tuple[int, ...], bool, np.dtype]:
@@ -135,8 +128,22 @@ def _axes(shape: tuple[int, ...], dtype: np.dtype, path: Path) -> tuple[int, ...
     if len(shape) == 3:
         return (0, 1)
     if len(shape) == 4:
-        return (1, 2, 0) if shape[1] in (1, 3) and shape[3] not in (1, 2, 3, 4) else (0, 1, 2)
-    raise UserError(f"{path} has shape {shape}", "Save images as (N, H, W) or (N, H, W, C).")
+        return (1, 2, 0) if _is_channels_first(shape, path) else (0, 1, 2)
+    raise UserError(f"{path} has shape {shape}.", "Save images as (N, H, W), (N, H, W, C) or (N, C, H, W).")
+
+
+def _is_channels_first(shape: tuple[int, ...], path: Path) -> bool:
+    """Whether (N, a, b, c) is (N, C, H, W): a usual number of channels decides, else a square, else the smaller end."""
+    _, first, middle, last = shape
+    if (first in _USUAL_CHANNELS) != (last in _USUAL_CHANNELS):
+        return first in _USUAL_CHANNELS
+    if (first == middle) != (middle == last):
+        return middle == last
+    if first == last:
+        raise UserError(
+            f"{path} has shape {shape}, of which either end may be the channels.", "Save images as (N, H, W, C)."
+        )
+    return first < last
 
 
 def _as_hwc(image: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:

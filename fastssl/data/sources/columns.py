@@ -65,6 +65,7 @@ def arrow_source(folder: Path, split: str, choices: Choices) -> Stream:
         for path in paths:
             with _reading(path), arrow.memory_map(str(path)) as file:
                 for batch in arrow.ipc.open_stream(file):
+                    batch.validate(full=True)  # offsets of a damaged file would be read outside of its memory
                     for start in range(0, batch.num_rows, _ROWS):
                         yield path, batch.slice(start, _ROWS).select(columns)
 
