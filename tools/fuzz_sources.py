@@ -33,15 +33,6 @@ IMAGES_NHWC = np.random.default_rng(0).integers(0, 256, (4, 12, 16, 3), np.uint8
 LABELS_N = np.array([0, 1, 0, 1])
 OPTIONAL = {"AVIF": "avif", "JPEG2000": "jpg_2000"}
 KINDS = ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", *(k for k in OPTIONAL if features.check(OPTIONAL[k]))]
-    "JPEG",
-    "PNG",
-    "WEBP",
-    "BMP",
-    "TIFF",
-    "GIF",
-    "PPM",
-    *(kind for kind in OPTIONAL if features.check(OPTIONAL[kind])),
-]
 SUFFIX = {"JPEG2000": "jp2"}
 READING = Shape(side_px=8, channels=3)
 

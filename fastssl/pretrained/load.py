@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,7 @@ from fastssl.data.batch import Batch
 from fastssl.data.manifest import Manifest
 from fastssl.errors import UserError
 from fastssl.models import pretrainer
+from fastssl.pretrained.preparation import prepare_pixels, shape_of
 from fastssl.recipe.load import load as load_recipe
 from fastssl.recipe.schema import Recipe
 from fastssl.runs import checkpoint as checkpoints
@@ -84,7 +86,8 @@ class Pretrained:
         return np.concatenate(parts)
 
     def batch(self, images: Images) -> npt.NDArray[np.float32]:
-        """Features of one batch; images of different sizes are resized one by one."""
+        """Features of one batch, prepared as `convert` prepared the images of training."""
+        images = self.prepared(images)
         same = isinstance(images, np.ndarray | Tensor) or len({np.shape(image) for image in images}) == 1
         stacks = [images] if same else [[image] for image in images]
         rows = []
@@ -98,9 +101,27 @@ class Pretrained:
             )
         return torch.cat(rows).numpy()
 
-    def check(self, pixels: Tensor) -> None:
+    def prepared(self, images: Images) -> Images:
+        """The same images where they are as the conversion left those of training; else each by itself."""
+        shape = shape_of(self.manifest)
+        if isinstance(images, np.ndarray | Tensor) and images.ndim == 4:
+            resized = shape.side_px or shape.max_side_px
+            if str(images.dtype).endswith(shape.dtype) and (
+                not resized or tuple(images.shape[1:3]) == (shape.side_px, shape.side_px)
+            ):
+                return images
+        arrays = [np.asarray(image.cpu() if isinstance(image, Tensor) else image) for image in images]
+        for array in arrays:
+            self.check(array[None])
+        return [prepare_pixels(array, shape) for array in arrays]
+
+    def check(self, pixels: Tensor | npt.NDArray[Any]) -> None:
         channels = len(self.clean.mean_C)
-        if pixels.dtype not in (torch.uint8, torch.uint16) or pixels.ndim != 4 or pixels.shape[-1] != channels:
+        if (
+            str(pixels.dtype).removeprefix("torch.") not in ("uint8", "uint16")
+            or pixels.ndim != 4
+            or pixels.shape[-1] != channels
+        ):
             raise UserError(
                 f"Images are {str(pixels.dtype).removeprefix('torch.')} {tuple(pixels.shape)}.",
                 f"Pass uint8 or uint16 images of shape (N, H, W, {channels}), as the backbone was trained on.",

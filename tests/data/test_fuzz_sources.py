@@ -28,7 +28,7 @@ def test_mutated_files_of_every_source_raise_only_user_errors(tmp_path, capfd):
 @pytest.mark.parametrize(
     ("name", "data"),
     [
-        ("nul.csv", b"path,label\na\0b.png,1\n"),
+        ("field.csv", b"path,label\n" + b"a" * 200_000),
         ("token.npy", b"\x93NUMPY\x01\x00\x10\x00{'descr': (((((\n"),
         ("broken.npz", b"PK\3\4 not a zip"),
         ("broken.zip", b"PK\5\6" + b"\xff" * 18),

@@ -29,6 +29,7 @@ from fastssl.errors import UserError
 from fastssl.models import pretrainer
 from fastssl.pretrained.embedding.table import Table, pyarrow
 from fastssl.pretrained.load import Pretrained, load
+from fastssl.pretrained.preparation import shape_of
 from fastssl.runs.machine import cores
 
 Progress = Callable[[int, int | None], None]
@@ -84,7 +85,7 @@ def embed(
     refused: list[tuple[str, str]] = []
     read = 0
     with parents(out.parent), Table(out, opened) as table:
-        for run in runs_of(opened, shape_of(pretrained), workers or cores().count):
+        for run in runs_of(opened, shape_of(pretrained.manifest), workers or cores().count):
             refused += run.refused
             table.skipped += len(run.refused)
             if refused and on_error == "fail":  # the rest is only read, to list all
@@ -119,17 +120,6 @@ def check(out: Path, *, batch_size: int) -> None:
         raise UserError(f"batch_size is {batch_size}.", "Set it to 1 or more.")
     if out.suffix == ".parquet":
         pyarrow()
-
-
-def shape_of(pretrained: Pretrained) -> Shape:
-    """How the images of training were converted; others have to come the same way."""
-    options = pretrained.manifest.options
-    return Shape(
-        side_px=options.get("side_px"),
-        max_side_px=options.get("max_side_px"),
-        channels=pretrained.manifest.channels,
-        dtype=options.get("dtype", "uint8"),
-    )
 
 
 def side_of(pretrained: Pretrained) -> int | None:

@@ -71,15 +71,18 @@ def config(record: dict[str, Any], hub_model: hub.HubModel | None) -> dict[str, 
 
 
 def processor(prepared: dict[str, Any]) -> dict[str, Any]:
-    """In the words of transformers' image processors."""
+    """In the words of transformers' image processors, which know no square cut before the resizing.
+
+    So they are told to do neither: images come in through the card's own lines.
+    """
     side = {"height": prepared["side_px"], "width": prepared["side_px"]}
     return {
         "image_processor_type": "BitImageProcessor",
         "do_convert_rgb": prepared["channels"] == 3,
-        "do_resize": True,
+        "do_resize": False,
         "size": {"shortest_edge": prepared["side_px"]},
         "resample": RESAMPLE[prepared["interpolation"]],
-        "do_center_crop": True,
+        "do_center_crop": False,
         "crop_size": side,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
@@ -107,6 +110,7 @@ def card(record: dict[str, Any], *, library: str) -> str:
         fenced("python", record["loading"]),
         "## Images",
         "\n".join(f"{i}. {step}" for i, step in enumerate(record["preprocessing"]["steps"], 1)),
+        fenced("python", record["preprocessing"]["code"]),
         f"Mean {record['preprocessing']['mean']}, std {record['preprocessing']['std']}.",
         "## Accuracy",
         "\n".join(table),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastssl.pretrained.load import Pretrained
+from fastssl.pretrained.preparation import preprocessing
 from fastssl.probes.table import ACCURACIES, BASELINES, TEST
 from fastssl.version import __version__
 
@@ -27,34 +28,15 @@ def record_of(net: Pretrained) -> dict[str, Any]:
         "name": recipe.name,
         "backbone": recipe.model.backbone,
         "features_dim": net.features_dim,
-        "preprocessing": preprocessing(net),
+        "preprocessing": preprocessing(
+            net.manifest, side_px=net.clean.views[0].side_px, mean=list(net.clean.mean_C), std=list(net.clean.std_C)
+        ),
         "accuracy": accuracy(net.run_dir),
         "licence": LICENCE,
         "data": {key: value for key, value in net.manifest.to_json().items() if key in DATA_KEYS},
         "recipe": recipe.model_dump(mode="json"),
         "step": net.step,
         "weights_sha256": net.digest,
-    }
-
-
-def preprocessing(net: Pretrained) -> dict[str, Any]:
-    """Size, mean, std and interpolation, and the same in words: what `Pretrained.embed` does with an image."""
-    side_px, options = net.clean.views[0].side_px, net.manifest.options
-    converted_px = options.get("side_px")
-    steps = []
-    if converted_px:
-        steps.append(f"shorter side to {converted_px} px (bicubic, antialiased), center square")
-    if converted_px != side_px:
-        steps.append(f"largest centered square to {side_px} px (bilinear, antialiased)")
-    steps += ["pixels to [0, 1]", "minus mean, divided by std"]
-    return {
-        "channels": len(net.clean.mean_C),
-        "side_px": side_px,
-        "mean": list(net.clean.mean_C),
-        "std": list(net.clean.std_C),
-        "interpolation": "bicubic" if converted_px == side_px else "bilinear",
-        "layout": "float32 (N, C, H, W)",
-        "steps": steps,
     }
 
 

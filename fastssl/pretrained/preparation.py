@@ -1,0 +1,111 @@
+"""How an image is prepared for a backbone: as `convert` prepared those of training. One function, one description.
+
+H W height and width in pixels, C channels, S side of the view.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from fastssl.data.convert.prepare import Shape, fit, scale_range
+from fastssl.data.decode import parse_color, to_channels
+from fastssl.data.formats.decoded import MAX_PIXELS
+from fastssl.data.manifest import Manifest
+
+# the largest centered square of `image`, as left, top, right and bottom
+_BOX = (
+    "box = [(image.width - min(image.size)) / 2, (image.height - min(image.size)) / 2, "
+    "(image.width + min(image.size)) / 2, (image.height + min(image.size)) / 2]"
+)
+
+
+def shape_of(manifest: Manifest) -> Shape:
+    """How the images of training were converted; others have to come the same way."""
+    options = manifest.options
+    background = options.get("background")
+    return Shape(
+        side_px=options.get("side_px"),
+        max_side_px=options.get("max_side_px"),
+        channels=manifest.channels,
+        dtype=options.get("dtype", "uint8"),
+        max_pixels=options.get("max_pixels", MAX_PIXELS),
+        background=None if background is None else parse_color(background),
+        stretch=options.get("stretch"),
+    )
+
+
+def prepare_pixels(image_HWC: np.ndarray, shape: Shape) -> np.ndarray:
+    """Decoded pixels as `convert` stores them before any JPEG; the same array where nothing has to change.
+
+    Args:
+        image_HWC: uint8 or uint16.
+        shape: of the data that the backbone was trained on.
+
+    Raises:
+        ValueError: for a number of channels that cannot be turned into the backbone's.
+    """
+    return fit(scale_range(to_channels(image_HWC, shape.channels, key="an image"), shape), shape)
+
+
+def steps(shape: Shape, side_px: int) -> list[str]:
+    """What is done to an upright image, in words."""
+    words = []
+    if shape.side_px:
+        words.append(f"largest centered square, which may begin at half a pixel, to {shape.side_px} px (bicubic)")
+    elif shape.max_side_px:
+        words.append(f"longer side to at most {shape.max_side_px} px (bicubic)")
+    if shape.side_px != side_px:
+        words.append(f"largest centered square, which may begin at half a pixel, to {side_px} px (bilinear)")
+    return [*words, "pixels to [0, 1]", "minus mean, divided by std"]
+
+
+def code(shape: Shape, side_px: int, *, mean: list[float], std: list[float]) -> list[str]:
+    """The same as lines of Python, from a file `path` to `images`, float32 (1, C, S, S); none for other than 8-bit
+    gray or color, which Pillow does not resize."""
+    if shape.dtype != "uint8" or shape.channels not in (1, 3):
+        return []
+    gray = shape.channels == 1
+    lines = [
+        "import numpy as np",
+        "from PIL import Image, ImageOps",
+        f'image = ImageOps.exif_transpose(Image.open(path)).convert("{"L" if gray else "RGB"}")',
+        *(['image = image.convert("F")  # floating point: one rounding at the end of a resize'] if gray else []),
+    ]
+    if shape.side_px:
+        lines += [_BOX, f"image = image.resize(({shape.side_px}, {shape.side_px}), Image.Resampling.BICUBIC, box=box)"]
+    elif shape.max_side_px:
+        lines += [
+            f"scale = min(1, {shape.max_side_px} / max(image.size))",
+            "size = (max(1, int(image.width * scale)), max(1, int(image.height * scale)))",
+            "image = image.resize(size, Image.Resampling.BICUBIC)",
+        ]
+    if gray and (shape.side_px or shape.max_side_px):
+        lines += ["image = Image.fromarray(np.rint(np.asarray(image)).clip(0, 255))"]
+    lines += [f"pixels = np.asarray(image, np.float32).reshape(image.height, image.width, {shape.channels})"]
+    if shape.side_px != side_px:
+        resize = f"resize(({side_px}, {side_px}), Image.Resampling.BILINEAR, box=box)"
+        lines += [
+            _BOX,
+            "planes = [Image.fromarray(np.ascontiguousarray(plane)) for plane in pixels.transpose(2, 0, 1)]",
+            f"pixels = np.stack([np.asarray(plane.{resize}) for plane in planes], axis=2)",
+        ]
+    return [
+        *lines,
+        f"mean, std = np.float32({mean}), np.float32({std})",
+        "images = ((pixels / 255 - mean) / std).transpose(2, 0, 1)[None]",
+    ]
+
+
+def preprocessing(manifest: Manifest, *, side_px: int, mean: list[float], std: list[float]) -> dict[str, Any]:
+    """Size, mean, std, and what to do with an image, in words and as code: the record that every export carries."""
+    shape = shape_of(manifest)
+    return {
+        "channels": shape.channels,
+        "side_px": side_px,
+        "mean": mean,
+        "std": std,
+        "interpolation": "bicubic" if shape.side_px == side_px else "bilinear",
+        "layout": "float32 (N, C, H, W)",
+        "steps": steps(shape, side_px),
+        "code": code(shape, side_px, mean=mean, std=std),
+    }

@@ -1,0 +1,110 @@
+"""One preparation of images: convert, embed of raw pixels and files, and the lines that every export carries."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from fastssl import build
+from fastssl.data.beton.reader import Beton
+from fastssl.data.convert.convert import convert
+from fastssl.data.manifest import Manifest
+from fastssl.pretrained.embedding.embed import embed
+from fastssl.pretrained.export.export import export
+from fastssl.pretrained.load import Pretrained
+from fastssl.recipe.load import load
+
+WIDTHS = {"square": {"side_px": 48}, "longest": {"max_side_px": 100}, "own": {}}
+
+
+class Seen(torch.nn.Module):
+    """A backbone whose features are its images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        return images_BCHW.flatten(1) + self.bias
+
+
+def net_of(manifest: Manifest, backbone: torch.nn.Module, **model: Any) -> Pretrained:
+    recipe = load(
+        {
+            "device": "cpu",
+            "data": {"path": "none.beton"},
+            "augment": {"side_px": 32},
+            "model": {"projector": [8], "backbone": "resnet_tiny", "stem": "patch2", "width": 0.25} | model,
+            "train": {"epochs": 1, "precision": "fp32"},
+        }
+    )
+    device = torch.device("cpu")
+    clean = build.views.clean_view(recipe, manifest, device=device)
+    return Pretrained(backbone.eval(), recipe, device, clean, None, manifest, "0", None)
+
+
+@pytest.fixture
+def photo() -> np.ndarray:
+    """300 x 401, smooth and noisy, brighter to the right."""
+    y, x = np.mgrid[0:300, 0:401]
+    noise = np.random.default_rng(0).integers(0, 60, (300, 401, 3))
+    return (np.stack([x / 3, y / 3, (x + y) / 5], axis=2) + noise).astype(np.uint8)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("kind", WIDTHS)
+def test_convert_embed_and_the_exported_lines_give_one_image(
+    kind: str, channels: int, photo: np.ndarray, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    Image.fromarray(photo).save(tmp_path / "in" / "a.png")
+    manifest = convert(tmp_path / "in", tmp_path / "x.beton", channels=channels, **WIDTHS[kind])
+    net = net_of(manifest, Seen())
+    stored = Beton(tmp_path / "x.beton").image(0)
+    from_stored = net.embed([stored]) if kind == "square" else net.batch(stored[None])
+
+    from_raw = net.embed([photo if channels == 3 else np.asarray(Image.fromarray(photo).convert("L"))[..., None]])
+    embed(net, tmp_path / "in", tmp_path / "features.npy")
+    from_file = np.load(tmp_path / "features.npy")
+
+    names: dict[str, Any] = {"path": tmp_path / "in" / "a.png"}
+    prepared = export(net_of(manifest, tiny_backbone(channels)), tmp_path / "m.safetensors", to="safetensors")
+    exec("\n".join(prepared["preprocessing"]["code"]), names)
+    from_lines = names["images"].reshape(1, -1)
+
+    part = 1 / 255 / min(manifest.std)
+    np.testing.assert_array_equal(from_file, from_stored)
+    for other in (from_raw, from_lines):
+        assert np.abs(other - from_stored).max() <= part * 1.001
+
+
+def tiny_backbone(channels: int) -> torch.nn.Module:
+    recipe = load(
+        {
+            "data": {"path": "none.beton"},
+            "model": {"backbone": "resnet_tiny", "stem": "patch2", "width": 0.25},
+            "train": {"epochs": 1},
+        }
+    )
+    return build.model.network(recipe, in_channels=channels, device=torch.device("cpu")).backbone
+
+
+def test_every_format_carries_the_same_lines(photo: np.ndarray, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    Image.fromarray(photo).save(tmp_path / "in" / "a.png")
+    net = net_of(convert(tmp_path / "in", tmp_path / "x.beton", side_px=48), tiny_backbone(3))
+    record = export(net, tmp_path / "m.safetensors", to="safetensors")
+    lines = record["preprocessing"]["code"]
+    with safe_open(tmp_path / "m.safetensors", framework="pt") as file:
+        assert json.loads(file.metadata()["fastssl"])["preprocessing"]["code"] == lines
+    assert json.loads((tmp_path / "m.safetensors.json").read_text())["preprocessing"]["code"] == lines
+    export(net, tmp_path / "hub", to="huggingface")
+    assert "\n".join(lines) in (tmp_path / "hub" / "README.md").read_text()
+    processor = json.loads((tmp_path / "hub" / "preprocessor_config.json").read_text())
+    assert (processor["do_resize"], processor["do_center_crop"]) == (False, False)
+    assert export(net, tmp_path / "m.pt2", to="torch-export")["preprocessing"]["code"] == lines
