@@ -55,7 +55,7 @@ def steps(shape: Shape, side_px: int) -> list[str]:
     elif shape.max_side_px:
         words.append(f"longer side to at most {shape.max_side_px} px (bicubic)")
     if shape.side_px != side_px:
-        words.append(f"largest centered square, which may begin at half a pixel, to {side_px} px (bilinear)")
+        words.append(f"largest centered square, from the whole pixel at or before, to {side_px} px (bilinear)")
     return [*words, "pixels to [0, 1]", "minus mean, divided by std"]
 
 
@@ -83,9 +83,10 @@ def code(shape: Shape, side_px: int, *, mean: list[float], std: list[float]) -> 
         lines += ["image = Image.fromarray(np.rint(np.asarray(image)).clip(0, 255))"]
     lines += [f"pixels = np.asarray(image, np.float32).reshape(image.height, image.width, {shape.channels})"]
     if shape.side_px != side_px:
-        resize = f"resize(({side_px}, {side_px}), Image.Resampling.BILINEAR, box=box)"
+        resize = f"resize(({side_px}, {side_px}), Image.Resampling.BILINEAR)"
         lines += [
-            _BOX,
+            "short, left, top = min(image.size), *((side - min(image.size)) // 2 for side in image.size)",
+            "pixels = pixels[top : top + short, left : left + short]",
             "planes = [Image.fromarray(np.ascontiguousarray(plane)) for plane in pixels.transpose(2, 0, 1)]",
             f"pixels = np.stack([np.asarray(plane.{resize}) for plane in planes], axis=2)",
         ]
