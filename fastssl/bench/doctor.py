@@ -20,7 +20,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from fastssl.augment.augment import Augment
+from fastssl.augment.backend import backend_of
+from fastssl.augment.policy import View
 from fastssl.bench import stages
+from fastssl.build.views import cuda_failure
 from fastssl.data.beton.reader import Beton, BetonWriter
 from fastssl.data.convert.convert import convert
 from fastssl.data.decode import decode_image
@@ -28,7 +32,7 @@ from fastssl.data.formats import jpeg
 from fastssl.data.loaders.choose import installed
 from fastssl.errors import UserError
 from fastssl.recipe.load import load
-from fastssl.recipe.schema import Recipe
+from fastssl.recipe.schema import Recipe, ViewSpec
 from fastssl.runs.environment import cpu_name
 from fastssl.runs.machine import cores, free_host_bytes
 
@@ -47,7 +51,7 @@ class Check:
     """One thing that works here or does not.
 
     Attributes:
-        kind: device, loader, format, image or compiler.
+        kind: device, loader, format, image, compiler or augmentation.
         name: of the thing.
         works: it was tried and did what it should.
         detail: what was found, or why it does not work.
@@ -216,4 +220,14 @@ def compilers() -> list[Check]:
         triton = installed("triton")
         detail = "for the CUDA backend and train.compile" if triton else "not installed"
         found.append(Check("compiler", "Triton", triton, detail, "" if triton else "pip install triton"))
+        found.append(fused_kernels(torch.device("cuda")))
     return found
+
+
+def fused_kernels(device: torch.device) -> Check:
+    """Whether `augment.backend: auto` is the CUDA backend here, found by compiling and running its kernels."""
+    row = View(**ViewSpec(crop="random_resized", jitter_p=0.8, brightness=0.4, contrast=0.4, hue=0.1).model_dump())
+    reason = cuda_failure(Augment((row, row), (0.5,) * 3, (0.25,) * 3, 0, torch.bfloat16, backend_of("torch")), device)
+    if reason is None:
+        return Check("augmentation", "auto", True, "the CUDA backend: its kernels compile and run")
+    return Check("augmentation", "auto", False, f"the torch backend: {reason}", "Install another version of Triton.")

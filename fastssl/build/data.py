@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastssl.augment import draws
-from fastssl.build import ranks
+from fastssl.build import ranks, views
 from fastssl.data.batch import Batch
 from fastssl.data.beton.reader import Beton
 from fastssl.data.convert import convert
@@ -286,7 +286,7 @@ def open_loader(recipe: Recipe, path: Path, *, device: torch.device, **plan: Unp
                 threads=threads,
                 memory=data.memory,
                 layout=data.layout,
-                in_place=device.type == "cpu" and recipe.augment.backend != "torch",  # the fused backend reads anywhere
+                in_place=views.reads_in_place(recipe, device),
                 **plan,
             )
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 
 import torch
 
@@ -9,6 +10,7 @@ from fastssl.augment.augment import Augment
 from fastssl.augment.backend import BackendName, backend_of
 from fastssl.augment.policy import View
 from fastssl.build.hardware import autocast
+from fastssl.data.batch import Batch
 from fastssl.data.manifest import Manifest
 from fastssl.models.hub import ONE_SIDE_ONLY
 from fastssl.recipe import progressive
@@ -50,18 +52,58 @@ def clean_view(recipe: Recipe, manifest: Manifest, *, device: torch.device) -> A
 
 
 def make_augment(recipe: Recipe, rows: tuple[View, ...], manifest: Manifest, *, device: torch.device) -> Augment:
-    backend: BackendName
-    if recipe.augment.backend == "auto":
-        backend = "cpu" if device.type == "cpu" else "cuda" if device.type == "cuda" else "torch"
-    else:
-        backend = recipe.augment.backend
-    return Augment(
+    """Those rows by the recipe's backend; where `auto` is cuda and does not run here, by torch."""
+    plain = Augment(
         views=rows,
         mean_C=manifest.mean,
         std_C=tuple(max(s, 1e-3) for s in manifest.std),
         seed=recipe.seed,
         dtype=autocast(recipe) or torch.float32,
-        backend=backend_of(backend),
+        backend=backend_of("torch"),
+    )
+    name = backend_name(recipe, device)
+    if recipe.augment.backend == "auto" and name == "cuda" and cuda_failure(plain, device):
+        return plain
+    return replace(plain, backend=backend_of(name))
+
+
+def backend_name(recipe: Recipe, device: torch.device) -> BackendName:
+    """The recipe's backend, for `auto` the device's own."""
+    match recipe.augment.backend:
+        case "auto":
+            return "cpu" if device.type == "cpu" else "cuda" if device.type == "cuda" else "torch"
+        case name:
+            return name
+
+
+def reads_in_place(recipe: Recipe, device: torch.device) -> bool:
+    """Whether the recipe's backend takes images where they lie in the resident set."""
+    try:
+        return backend_of(backend_name(recipe, device)).reads_in_place
+    except ImportError:  # no Triton: the torch backend takes its place
+        return False
+
+
+@lru_cache(maxsize=64)
+def cuda_failure(augment: Augment, device: torch.device) -> str | None:
+    """Why the CUDA backend cannot cut these views on this device, found by cutting one image's; None when it can."""
+    try:
+        index_B = torch.zeros(1, dtype=torch.int64, device=device)
+        images = torch.zeros((1, 32, 32, len(augment.mean_C)), dtype=torch.uint8, device=device)
+        replace(augment, backend=backend_of("cuda"))(Batch(images, index_B, index_B), 0)
+        torch.cuda.synchronize(device)
+    except Exception as error:  # a compiler may raise anything
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    return None
+
+
+def fallback(recipe: Recipe, augment: Augment, *, device: torch.device) -> str | None:
+    """Two lines when `auto` had to leave the CUDA backend for torch, else None."""
+    if recipe.augment.backend != "auto" or device.type != "cuda" or augment.backend.name != "torch":
+        return None
+    return (
+        f"The CUDA backend of the augmentation does not run here ({cuda_failure(augment, device)}).\n"
+        "The torch backend makes the views, more slowly; install another Triton, or set augment.backend to torch."
     )
 
 

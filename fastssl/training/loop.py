@@ -135,6 +135,7 @@ def begin(run: Run, threads_taken: str) -> None:
     for warning in (
         build.losses.collapse_risk(run.recipe),
         build.views.idle_color(run.recipe, run.manifest.channels),
+        build.views.fallback(run.recipe, run.augment_of(0), device=run.device),
     ):
         if warning:
             run.warn(warning)

@@ -1,7 +1,7 @@
 """The fused Triton backend against the torch backend: on the GPU, or under Triton's interpreter where there is none.
 
 The interpreter is chosen as Triton is imported, so the tests that launch kernels then run in a process of their own.
-What only a compiler can refuse is compiled for Hopper here, which needs no GPU.
+What only a compiler can refuse is in test_cuda_compiles.
 """
 
 import os
@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-import triton
 from reference_augment import (
     CIFAR,
     EVERYTHING,
@@ -24,15 +23,14 @@ from reference_augment import (
     pictures,
     unnormalized,
 )
+from test_cpu import MIXED
 from test_torch_ops import FLAT_JITTER, NOTHING, SINGLE, SIZES
 from torch import Tensor
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 from fastssl.augment.augment import sizes_of
 from fastssl.augment.backend import Images, Output, backend_of
 from fastssl.augment.cuda import backend
-from fastssl.augment.draws import DrawKey, draws
+from fastssl.augment.draws import DrawKey
 from fastssl.augment.policy import View
 from fastssl.recipe import schema
 from fastssl.recipe.presets import view_table
@@ -125,17 +123,31 @@ def tiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Views of 17 px and more take several tiles, and their images go by in groups."""
     monkeypatch.setattr(backend, "TILE_PX", 16)
     monkeypatch.setattr(backend, "WHOLE_PX", 0)
+    monkeypatch.setattr(backend, "WHOLE_EXACT_PX", 0)
     monkeypatch.setattr(backend, "SCRATCH_BYTES", 2**14)
+    monkeypatch.setattr(backend, "GROUP", 2)
 
 
 @launches
-@pytest.mark.parametrize("seed", [0, 1, -5, 2**63 + 11])
-@pytest.mark.parametrize("epoch", [0, 1, 2**40, torch.tensor(7)])
-def test_draws_are_the_same_bits(seed: int, epoch: int | Tensor):
+@pytest.mark.parametrize(("seed", "epoch"), [(0, 4), (-5, torch.tensor(7)), (2**63 + 11, 2**40)])
+def test_parameters_are_the_same_numbers(seed: int, epoch: int | Tensor):
     index_B = torch.tensor([0, 1, 2, 12345, 2**31, 2**62], device=DEVICE)
+    sizes_B2 = torch.tensor([[32, 32], [1, 9], [375, 500], [33, 64], [64, 33], [7, 300]], device=DEVICE)
     epoch = epoch.to(DEVICE) if isinstance(epoch, Tensor) else epoch
-    key = DrawKey(seed, epoch, index_B, first=2)
-    assert torch.equal(backend.draws(key, views=3, slots=60), draws(key, views=3, slots=60))
+    key = DrawKey(seed, epoch, index_B, first=3)
+    same, expected = (backend_of(name).sample_params(MIXED, key, sizes_B2) for name in ("cuda", "torch"))
+    assert torch.equal(same.packed_BVP, expected.packed_BVP)
+
+
+@launches
+def test_views_are_those_of_their_parameters():
+    """Drawn and cut by one call, or cut from parameters that are handed over."""
+    batch = batch_of(pictures(5, 21, 34).to(DEVICE))
+    augment = augmentation((replace(EVERYTHING, side_px=12, hue_mode="linear"),) * 2, "cuda", seed=-7)
+    (views_VBCHW,) = augment(batch, 3)
+    images, output = Images(batch.images, sizes_of(batch), None), Output(augment.mean_C, augment.std_C, augment.dtype)
+    params = augment.sample_params(batch, torch.tensor(3, device=DEVICE))
+    assert torch.equal(views_VBCHW, augment.backend.apply(images, params, augment.views, output))
 
 
 @launches
@@ -244,45 +256,6 @@ def test_bits_do_not_depend_on_the_cut(tiled: None):
 def test_an_empty_batch_gives_no_views():
     empty = torch.zeros((0, 8, 8, 3), dtype=torch.uint8, device=DEVICE)
     assert augmentation((CIFAR, CIFAR), "cuda")(batch_of(empty), 5)[0].shape == (2, 0, 3, 32, 32)
-
-
-TYPES = {"offsets": "*i64", "sizes": "*i64", "out": "*bf16", "batch": "i32", "image_step": "i32", "pitch": "i32"}
-
-
-@pytest.mark.skipif(INTERPRETED, reason="the interpreter stands in for the compiler")
-@pytest.mark.parametrize(
-    ("stage", "side", "view", "channels"),
-    [
-        (backend.Pass.CROP, 32, replace(CIFAR, hue=0.1, blur_p=0.5), 3),
-        (backend.Pass.CROP, 224, replace(CIFAR, interpolation="bicubic", contrast=0.0, hue=0.1, hue_mode="linear"), 3),
-        (backend.Pass.CROP, 224, EVERYTHING, 4),
-        (backend.Pass.ROTATE, 224, EVERYTHING, 3),
-        (backend.Pass.COLOR, 224, EVERYTHING, 3),
-        (backend.Pass.BLUR, 224, EVERYTHING, 3),
-    ],
-)
-def test_compiles_for_hopper(stage: backend.Pass, side: int, view: View, channels: int):
-    wide = channels == 4  # uint16 from a flat buffer
-    plan = backend._plan(
-        (replace(view, side_px=side),) * 2, channels, torch.uint16 if wide else torch.uint8, exact=wide
-    )
-    constants = {"STAGE": int(stage), "FLAT": wide, "P": plan}
-    scratch = "*fp32" if wide else "*fp16"
-    types = TYPES | {"images": "*u16" if wide else "*u8", "scratch": scratch, "turned": scratch, "out_step": "i64"}
-    signature = {name: types.get(name, "*fp32") for name in backend._pass.arg_names}
-    source = ASTSource(backend._pass, signature | dict.fromkeys(constants, "constexpr"), constexprs=constants)
-    options = {"num_warps": plan.tile // 16, "num_stages": 1}
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-    assert "mma.sync" in compiled.asm["ptx"] or stage in (backend.Pass.ROTATE, backend.Pass.COLOR)
-    assert compiled.metadata.shared <= 48 << 10  # what a program gets without asking
-
-
-@pytest.mark.skipif(INTERPRETED, reason="the interpreter stands in for the compiler")
-def test_the_hash_compiles_for_hopper():
-    types = {"seed": "*i64", "epoch": "*i64", "index": "*i64", "out": "*fp32", "BLOCK": "constexpr"}
-    signature = {name: types.get(name, "i32") for name in backend._draw.arg_names}
-    source = ASTSource(backend._draw, signature, constexprs={"BLOCK": backend.HASH_BLOCK})
-    assert "mul.lo.s64" in triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["ptx"]
 
 
 @pytest.mark.gpu

@@ -87,6 +87,7 @@ def _words(key: DrawKey) -> tuple[Array, Array]:
 def _apply(images: Images, params: Parameters | DrawKey, views: tuple[View, ...], output: Output) -> Tensor:
     pixels, sizes_B2, channels = images.pixels, images.sizes_B2.contiguous().numpy(), len(output.mean_C)
     batch, side, narrow = len(sizes_B2), views[0].side_px, output.dtype == torch.bfloat16
+    # one of the two is empty, so that one compiled kernel serves both
     wide_VBX = _aligned(len(views), batch, 0 if narrow else side * side * channels)
     narrow_VBX = np.empty((len(views), batch, side * side * channels if narrow else 0), dtype=np.uint16)
     if isinstance(params, DrawKey):
@@ -96,6 +97,7 @@ def _apply(images: Images, params: Parameters | DrawKey, views: tuple[View, ...]
         words_3, index_B = np.empty(3, np.uint64), np.empty(0, np.uint64)
         packed_BVP = params.packed_BVP.contiguous().numpy()
     threads = _threads()
+    # eight chunks a thread: images differ in work, and one each would wait for the slowest
     with numba.parallel_chunksize(max(1, batch // (8 * threads))):
         _render(
             STAMP,
@@ -112,6 +114,7 @@ def _apply(images: Images, params: Parameters | DrawKey, views: tuple[View, ...]
             *_scratch(threads, channels, views, *sizes_B2.max(axis=0, initial=1).tolist()),
         )
     wide = torch.from_numpy(wide_VBX)
+    # numpy knows no bfloat16: its bits go by as integers
     views_VBX = torch.from_numpy(narrow_VBX).view(torch.bfloat16) if narrow else wide.to(output.dtype)
     return views_VBX.view(len(views), batch, side, side, channels).permute(0, 1, 4, 2, 3)
 
@@ -130,6 +133,7 @@ def _constants(views: tuple[View, ...], mean_C: tuple[float, ...], std_C: tuple[
 
 def _threads() -> int:
     """As many as torch uses, so that one setting rules both and ranks of one machine do not crowd it."""
+    # asking for more threads than numba started with is an error
     wanted = getattr(_local, "threads", torch.get_num_threads())
     threads: int = min(wanted, numba.config.NUMBA_NUM_THREADS)
     numba.set_num_threads(threads)
@@ -152,6 +156,7 @@ def _scratch(threads: int, channels: int, views: tuple[View, ...], height: int, 
     radius = max(blur_radius_px(view.blur_sigma_max_px, side) if view.blur_p > 0 else 0 for view in views)
     key = (threads, channels, side, taps, radius, width)
     if getattr(_local, "key", None) != key:
+        # of this thread: another may make views beside evaluation
         _local.key = key
         _local.buffers = (
             _rows(threads, 2, max(side, width + taps) * channels + BLOCK),
@@ -233,6 +238,7 @@ def _render(
     size, narrow = max(wide_out_VBX.shape[2], narrow_out_VBX.shape[2]), narrow_out_VBX.shape[2] > 0
     side = weights_T2SK.shape[2]
     root = child(child(np.uint64(0), words_3[0]), words_3[1])
+    # by image, not by view: all its views read the same bytes while they are in the cache
     for b in prange(params_BV.shape[0]):
         t = numba.get_thread_id()
         planes_X, spare_X = planes_T2X[t, 0, :size], planes_T2X[t, 1, :size]
@@ -246,6 +252,7 @@ def _render(
             plain = is_plain(params)
             norm_2X, pixels_X = norm_22X[1], spare_X
             if plain:
+                # then lines are normalized as they are mixed, and there are no planes
                 norm_2X = norm_22X[0]
                 if not narrow:
                     pixels_X = wide_out_VBX[v, b]

@@ -39,6 +39,7 @@ def transform(
         linear: whether hue turns in YIQ.
     """
     n = side * side
+    # compared once a view: branches inside the loops would keep LLVM from vectors
     if params.rotate_deg != ZERO:
         spare_X[:] = planes_X
         _rotate(spare_X, side, params.rotate_deg, planes_X)
@@ -51,6 +52,7 @@ def transform(
         for i in range(len(planes_X)):
             planes_X[i] = ONE - planes_X[i] if planes_X[i] >= threshold else planes_X[i]
     if params.posterize_bits > ZERO:
+        # the last level's floor is white itself, a level too many
         levels = np.float32(2.0**params.posterize_bits)
         for i in range(len(planes_X)):
             planes_X[i] = min(np.floor(planes_X[i] * levels), levels - ONE) / levels
@@ -60,7 +62,8 @@ def transform(
 
 @jit
 def is_plain(params: Any) -> bool:
-    """Whether nothing but the crop and the flips has been params."""
+    """Whether nothing but the crop and the flips has been drawn."""
+    # a half turn is two flips, so it is plain; an odd one leaves a transposition
     still = params.turns % TWO == ZERO and params.rotate_deg == ZERO and params.cutout_side == ZERO
     jittered = params.brightness != ONE or params.contrast != ONE or params.saturation != ONE or params.hue != ZERO
     late = params.gray > ZERO or params.blur_radius_px > ZERO or params.solarize <= ONE or params.posterize_bits > ZERO
@@ -75,6 +78,7 @@ def split(pixels_X: Array, side: int, turned: bool, planes_X: Array) -> None:
     if channels == RGB:
         red, green, blue = planes_X[:n], planes_X[n : 2 * n], planes_X[2 * n :]
         for i in range(n):
+            # three channels written out: the stride is then a constant
             red[i] = pixels_X[3 * i]
             green[i] = pixels_X[3 * i + 1]
             blue[i] = pixels_X[3 * i + 2]
@@ -84,6 +88,7 @@ def split(pixels_X: Array, side: int, turned: bool, planes_X: Array) -> None:
             for i in range(n):
                 plane[i] = pixels_X[i * channels + c]
     if turned:
+        # planes transpose as squares of registers; pixels of several channels would not
         pixels_X[:] = planes_X
         for first in range(0, len(planes_X), n):
             transpose(pixels_X[first : first + n], side, side, planes_X[first : first + n])
@@ -118,6 +123,7 @@ def interleave_narrow(planes_X: Array, mean_C: Array, scale_C: Array, out_X: Arr
         plane, mean, scale = planes_X[c * n : (c + 1) * n], mean_C[c], scale_C[c]
         for i in range(n):
             plane[i] = (plane[i] - mean) * scale
+    # a pass of its own before: rounding works on bits, and one loop of both does not vectorize
     bits_X = planes_X.view(np.uint32)
     if channels == RGB:
         red, green, blue = bits_X[:n], bits_X[n : 2 * n], bits_X[2 * n :]
@@ -143,6 +149,7 @@ def narrowed(pixels_X: Array, out_X: Array) -> None:
 @jit
 def _narrow(bits: Any) -> Any:
     """float32 bits to bfloat16 bits, to nearest, ties to even."""
+    # just under half and the last kept bit: their sum carries exactly where rounding goes up
     odd = (bits >> SIXTEEN) & LAST_BIT
     return np.uint16((bits + HALF_BELOW + odd) >> SIXTEEN)
 
@@ -155,6 +162,7 @@ def _unit(x: Any) -> Any:
 @jit
 def _rotate(source: Array, side: int, angle_deg: float, out: Array) -> None:
     """Counterclockwise about the center, bilinear, black outside."""
+    # angles in float64: on a large view an error of the angle moves a corner by pixels
     cos, sin = np.float32(math.cos(math.radians(angle_deg))), np.float32(math.sin(math.radians(angle_deg)))
     middle = np.float32(0.5 * (side - 1))
     n = side * side
@@ -164,6 +172,7 @@ def _rotate(source: Array, side: int, angle_deg: float, out: Array) -> None:
             column, row = cos * u - sin * v + middle, sin * u + cos * v + middle
             left, top = int(np.floor(column)), int(np.floor(row))
             right_share, lower_share = column - np.float32(left), row - np.float32(top)
+            # channels inside: the four places and shares are the same for all
             for first in range(0, len(out), n):
                 total = ZERO
                 for dy in range(2):
@@ -178,6 +187,7 @@ def _rotate(source: Array, side: int, angle_deg: float, out: Array) -> None:
 @jit
 def _color(planes_X: Array, red_N: Array, green_N: Array, blue_N: Array, params: Any, linear: bool) -> None:
     for step in range(4):
+        # data, not code: there are 24 orders, and each sample draws its own
         operation = ORDERS[int(params.order), step]
         if operation == 0 and params.brightness != ONE:
             _brighten(planes_X, params.brightness)
@@ -190,6 +200,7 @@ def _color(planes_X: Array, red_N: Array, green_N: Array, blue_N: Array, params:
                 _turn_yiq(red_N, green_N, blue_N, params.hue)
             else:
                 _turn_hsv(red_N, green_N, blue_N, params.hue)
+    # gray is no saturation at all
     if params.gray > ZERO:
         _saturate(red_N, green_N, blue_N, ZERO)
 
@@ -202,6 +213,7 @@ def _brighten(planes_X: Array, factor: float) -> None:
 
 @jit
 def _contrast(planes_X: Array, red_N: Array, green_N: Array, blue_N: Array, factor: float) -> None:
+    # of the view as it is by now: what contrast blends with depends on the steps before
     total = ZERO
     for i in range(len(red_N)):
         total += RED * red_N[i] + GREEN * green_N[i] + BLUE * blue_N[i]
@@ -223,12 +235,14 @@ def _saturate(red_N: Array, green_N: Array, blue_N: Array, factor: float) -> Non
 @jit
 def _turn_hsv(red_N: Array, green_N: Array, blue_N: Array, turns: float) -> None:
     """Each channel is the smallest plus a share of the chroma, a trapezoid in the hue."""
+    # hue in sixths of a turn, one for each edge of the hexagon
     shift = SIX * turns
     for i in range(len(red_N)):
         red, green, blue = red_N[i], green_N[i], blue_N[i]
         high, low = max(max(red, green), blue), min(min(red, green), blue)
         chroma = high - low
         inverse = ONE / max(chroma, TINY)
+        # all three candidates, then two selections: a branch would go pixel by pixel
         from_blue = (red - green) * inverse + FOUR
         from_green = (blue - red) * inverse + TWO
         from_red = (green - blue) * inverse
@@ -244,6 +258,7 @@ def _turn_hsv(red_N: Array, green_N: Array, blue_N: Array, turns: float) -> None
 @jit
 def _turn_yiq(red_N: Array, green_N: Array, blue_N: Array, turns: float) -> None:
     """The chroma plane of YIQ turned by the angle, as one 3 x 3 matrix."""
+    # to YIQ, the turn and back are linear: one product of matrices a view, not three a pixel
     cos, sin = math.cos(2 * math.pi * turns), math.sin(2 * math.pi * turns)
     m_33 = np.empty((3, 3), dtype=np.float32)
     for i in range(3):
@@ -273,6 +288,7 @@ def _blur(planes_X: Array, work_X: Array, side: int, radius: int, sigma: float) 
     _gaussian(kernel, radius, sigma)
     for first in range(0, len(planes_X), n):
         plane_N = planes_X[first : first + n]
+        # along columns both times, where neighbors in memory are neighbors in a vector
         for _ in range(2):
             _pad(plane_N, side, border, radius, padded_X)
             _convolve(padded_X, border * side, side, kernel, mixed_N)
@@ -281,6 +297,7 @@ def _blur(planes_X: Array, work_X: Array, side: int, radius: int, sigma: float) 
 
 @jit
 def _gaussian(kernel: Array, radius: int, sigma: float) -> None:
+    # the taps that fill up the last three weigh nothing
     kernel[:] = ZERO
     total = ZERO
     for k in range(radius + 1):
@@ -306,6 +323,7 @@ def _pad(plane_N: Array, side: int, border: int, radius: int, padded_X: Array) -
 def _convolve(source: Array, place: int, pitch: int, kernel: Array, out: Array) -> None:
     """out[i] is the kernel about source[place + i], with `pitch` elements between taps."""
     n = len(out)
+    # slices rather than offsets: their bounds are checked once, outside the loops
     middle, weight = source[place : place + n], kernel[0]
     for i in range(n):
         out[i] = weight * middle[i]

@@ -40,6 +40,7 @@ def _mixed(builder: Any, pixel: Any, weight: Any, pitch: Any, taps: int | None, 
         return builder.fmul(lanes, spread, flags=("fast",))
 
     if taps is not None:
+        # unrolled: a loop of two would cost more than what it does
         total = tap(ir.Constant(number, 0))
         for k in range(1, taps):
             total = builder.fadd(total, tap(ir.Constant(number, k)), flags=("fast",))
@@ -72,6 +73,7 @@ def _pixel_mixer(taps: int | None) -> Any:
             count, channels, first = arguments[3], arguments[4], arguments[6]
             side, taps_wide = cgutils.unpack_tuple(builder, weight.shape, 2)
             across = cgutils.unpack_tuple(builder, norm.shape, 2)[1]
+            # once a line: every pixel has the same channels
             factor = _load(builder, builder.gep(norm.data, [first]), VECTOR)
             summand = _load(builder, builder.gep(norm.data, [builder.add(first, across)]), VECTOR)
             with cgutils.for_range(builder, side) as loop:
@@ -105,6 +107,7 @@ def _each_vector(builder: Any, count: Any, put: Any, lanes: int = LINE, least: i
         with many:
             last, vectors = builder.sub(count, wide), builder.sdiv(builder.add(count, rounding), wide)
             with cgutils.for_range(builder, vectors) as loop:
+                # the last vector is drawn back over the one before, so no loop over a rest is needed
                 place = builder.mul(loop.index, wide)
                 put(builder.select(builder.icmp_signed("<", place, last), place, last), lanes)
         with few, cgutils.for_range(builder, builder.sdiv(count, step)) as loop:
@@ -134,6 +137,7 @@ def _row_putter(turns: bool) -> Any:
                     first = builder.sub(builder.sub(count, place), ir.Constant(ir.IntType(64), lanes))
                 pixels = builder.load(_at(builder, source.data, builder.add(start, first), lanes), align=bits // 8)
                 if turns:
+                    # pixels change places, their channels do not
                     order = [lanes - RGB * (k // RGB + 1) + k % RGB for k in range(lanes)]
                     mask = ir.Constant(ir.VectorType(ir.IntType(32), lanes), order)
                     pixels = builder.shuffle_vector(pixels, pixels, mask)
@@ -203,6 +207,7 @@ def transpose_tile(typing: Any, source: Any, place: Any, pitch: Any, out: Any, o
             place = builder.add(start, builder.mul(step, ir.Constant(ir.IntType(64), k)))
             return builder.bitcast(builder.gep(data, [place]), vector.as_pointer())
 
+        # three rounds that exchange single lanes, pairs and fours, as the butterflies of an FFT
         lines = [builder.load(line(0, k), align=4) for k in range(TILE)]
         for step in (1, 2, 4):
             for k in (k for k in range(TILE) if not k & step):

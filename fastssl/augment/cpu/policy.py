@@ -30,6 +30,7 @@ jit = njit(error_model="numpy", nogil=True)  # without fastmath: the policy's ro
 def rows_of(views: tuple[View, ...]) -> tuple[Array, Array, Array]:
     """Of each slot its lowest value and its span, float64 (V, S), and the view's other numbers, records (V,)."""
     table = table_of(views, torch.device("cpu"))
+    # records, so that the kernel names a column instead of numbering it
     rows_V = np.empty(len(views), dtype=[(name, np.float64) for name in table.columns])
     for name, column_V in table.columns.items():
         rows_V[name] = column_V.numpy()
@@ -49,6 +50,7 @@ def child(key: Any, word: Any) -> Any:
 def draw_slots(key: Any, out_S: Array) -> None:
     """The draws of one view, whose generator `key` seeds."""
     for s in range(len(out_S)):
+        # the top 24 bits: all that float32 keeps below 1
         out_S[s] = np.float32(child(key, np.uint64(s)) >> U_40) * np.float32(UNIT)
 
 
@@ -78,6 +80,7 @@ def _on(of_view: Any, slot: int) -> Any:
 
 @jit
 def _place(of_view: Any, row: Any, height: float, width: float, out: Any) -> None:
+    # all of "resize", and the size of "pad"
     out.top, out.left, out.height, out.width = 0, 0, height, width
     if row.crop == RANDOM_RESIZED:
         _place_at_random(of_view, row, height, width, out)
@@ -100,10 +103,12 @@ def _place_at_random(of_view: Any, row: Any, height: float, width: float, out: A
         aspect = row.aspect_min * (row.aspect_max / row.aspect_min) ** _value(of_view, Slot.ASPECT.value + k)
         tall, wide = area / aspect, area * aspect
         fits = 0.25 < tall < (height + 0.5) * (height + 0.5) and 0.25 < wide < (width + 0.5) * (width + 0.5)
+        # `sampling` tries all and takes the first that fits: here the others need not be tried
         if fits:
             box_height, box_width = np.rint(math.sqrt(tall)), np.rint(math.sqrt(wide))
             break
     out.height, out.width = min(max(box_height, 1.0), height), min(max(box_width, 1.0), width)
+    # of the stored box: a whole number that float32 keeps
     spare_top, spare_left = height - np.float64(out.height), width - np.float64(out.width)
     out.top = math.floor(_value(of_view, Slot.TOP.value) * (spare_top + 1) if fits else spare_top / 2)
     out.left = math.floor(_value(of_view, Slot.LEFT.value) * (spare_left + 1) if fits else spare_left / 2)

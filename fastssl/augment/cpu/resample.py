@@ -61,6 +61,7 @@ def resample(
         norm_2X: factor and summand of each element of a line, for pixels in [0, 1].
     """
     side = weights_2SK.shape[1]
+    # two quarter turns are both flips; of an odd number `split` does the transposition, on planes
     turns = int(params.turns)
     vflip = (params.vflip > ZERO) != (turns >= 2)
     hflip = (params.hflip > ZERO) != (turns == 1 or turns == 2)
@@ -69,16 +70,19 @@ def resample(
     first_row, first_column = max(top, 0), max(left, 0)
     place = offset + first_row * pitch + first_column * channels
     rows, columns = max(0, bottom - first_row), max(0, right - first_column)
+    # padded CIFAR: every line would have one weight, 1
     if height == side and width == side:
         box = (place, pitch, rows, columns, first_row - top, first_column - left)
         _shift(source, box, vflip, hflip, side, channels, norm_2X, lines_2X, out_X)
         return
+    # goes into the weights of the rows: scaling has no pass of its own
     unit = 1.0 / np.iinfo(source.dtype).max
     _weigh(height, first_row - top, rows, vflip, cubic, unit, starts_2S[0], counts_2S[0], weights_2SK[0])
     taps = _weigh(width, first_column - left, columns, hflip, cubic, 1.0, starts_2S[1], counts_2S[1], weights_2SK[1])
     across, wide = side * channels, columns * channels
     for i in range(side):
         starts_2S[1, i] *= channels
+    # rows first: they are mixed along memory, and one line of floats stays in the first cache
     for i in range(side):
         first = place + starts_2S[0, i] * pitch
         _mix_rows(source, first, pitch, wide, counts_2S[0, i], weights_2SK[0, i], lines_2X[0])
@@ -102,6 +106,7 @@ def _shift(
     place, pitch, rows, columns, above, before = box
     across, black, line, turned = side * channels, norm_2X[1], lines_2X[0], lines_2X[1]
     lead, count = min(before, side) * channels, columns * channels
+    # what was black on the left is black on the right
     if hflip:
         lead = across - lead - count
     for i in range(side):
@@ -117,6 +122,7 @@ def _shift(
             put_turned_row(source, row, count, norm_2X, out_X, to + lead)
         else:
             put_row(source, row, count, norm_2X, line, 0)
+            # downwards, as in `_mix_pixels`: each store covers what the one before wrote too far
             for c in range((channels - 1) // LANES * LANES, -1, -LANES):
                 turn_round(line, columns, channels, c, turned)
             put_line(turned, 0, count, out_X, to + lead)
@@ -158,6 +164,7 @@ def _weigh(
     for i in range(side):
         line = side - 1 - i if flip else i
         center = (i + 0.5) * scale
+        # torch's own rounding of the reach: a line more or less would change the norm
         low, high = max(int(center - support + 0.5), 0), min(int(center + support + 0.5), length)
         first, stop = max(low, before), min(high, before + lines)
         total = 0.0
@@ -174,6 +181,7 @@ def _weigh(
         start_S[line] = min(max(first - before, 0), lines)
         count_S[line] = count
         most = max(most, count)
+    # every line then has as many taps as the longest, which is what the mixers are unrolled for
     for i in range(side):
         weight_SK[i, count_S[i] : most] = ZERO
     return most
@@ -208,6 +216,7 @@ def _mix_rows(source: Array, place: int, pitch: int, width: int, count: int, wei
     if count == 0:
         out[:width] = ZERO
         return
+    # up to a whole block, into whatever follows in the buffer, but never past its end
     width = min((width + BLOCK - 1) // BLOCK * BLOCK, len(source) - place - (count - 1) * pitch)
     line = out[:width]
     one, weight = source[place : place + width], weight_K[0]
@@ -215,6 +224,7 @@ def _mix_rows(source: Array, place: int, pitch: int, width: int, count: int, wei
         for j in range(width):
             line[j] = weight * np.float32(one[j])
         return
+    # the first two at once: enlarging takes no more, and the line is written only once
     other, weight_other = source[place + pitch : place + pitch + width], weight_K[1]
     for j in range(width):
         line[j] = weight * np.float32(one[j]) + weight_other * np.float32(other[j])
@@ -242,6 +252,7 @@ def _mix_pixels(
 @jit
 def transpose(source: Array, rows: int, columns: int, out: Array) -> None:
     """(rows, columns) to (columns, rows), float32; the last tiles overlap the ones before."""
+    # too small for one square of registers
     if rows < TILE or columns < TILE:
         for i in range(rows):
             for j in range(columns):

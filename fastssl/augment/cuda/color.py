@@ -6,14 +6,13 @@ T side of a tile; P is the `Plan`.
 """
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-calls=False
 
-import math
-
 import triton
 import triton.language as tl
 
-from fastssl.augment.constants import GRAY_WEIGHTS, RGB_TO_YIQ, YIQ_TO_RGB
-from fastssl.augment.cuda.resample import inside
-from fastssl.augment.policy import JITTER_ORDERS, Column
+from fastssl.augment.constants import GRAY_WEIGHTS, RGB, RGB_TO_YIQ, YIQ_TO_RGB
+from fastssl.augment.cuda.plan import COLUMN
+from fastssl.augment.cuda.resample import flat, in_a_row, inside
+from fastssl.augment.policy import JITTER_ORDERS
 
 
 def _codes(first: int) -> int:
@@ -23,8 +22,9 @@ def _codes(first: int) -> int:
     return word - (word >> 63 << 64)
 
 
-COLUMN, TURN = tl.constexpr(Column), tl.constexpr(2 * math.pi)
+RGB_ = tl.constexpr(RGB)
 RED, GREEN, BLUE = (tl.constexpr(x) for x in GRAY_WEIGHTS)
+# RGB to YIQ and back: (r, g, b) of y, i, q, then (i, q) of red, green, blue
 (R_Y, G_Y, B_Y), (R_I, G_I, B_I), (R_Q, G_Q, B_Q) = ([tl.constexpr(x) for x in row] for row in RGB_TO_YIQ)
 (_, I_R, Q_R), (_, I_G, Q_G), (_, I_B, Q_B) = ([tl.constexpr(x) for x in row] for row in YIQ_TO_RGB)
 CODES_0, CODES_8, CODES_16 = (tl.constexpr(_codes(first)) for first in (0, 8, 16))
@@ -41,20 +41,20 @@ def _gray(red, green, blue):
 
 
 @triton.jit
-def _gray_sum(red, green, blue, y_T1, x_1T, P: tl.constexpr):
-    return tl.sum(tl.where(inside(y_T1, x_1T, P), _gray(red, green, blue), 0.0))
+def _gray_sum(red, green, blue, y, x, P: tl.constexpr):
+    return tl.sum(tl.where(inside(y, x, P), _gray(red, green, blue), 0.0))
 
 
 @triton.jit
-def gray_sum_before_contrast(red, green, blue, y_T1, x_1T, params, P: tl.constexpr):
-    red, green, blue = _jittered(red, green, blue, 0.0, y_T1, x_1T, params, True, P)
-    return _gray_sum(red, green, blue, y_T1, x_1T, P)
+def gray_sum_before_contrast(red, green, blue, y, x, params, P: tl.constexpr):
+    red, green, blue = _jittered(red, green, blue, 0.0, y, x, params, True, P)
+    return _gray_sum(red, green, blue, y, x, P)
 
 
 @triton.jit
-def colored(red, green, blue, mean, y_T1, x_1T, params, P: tl.constexpr):
+def colored(red, green, blue, mean, y, x, params, P: tl.constexpr):
     """Jitter, then gray; `mean` is what contrast blends with where the tile does not hold the view."""
-    red, green, blue = _jittered(red, green, blue, mean, y_T1, x_1T, params, False, P)
+    red, green, blue = _jittered(red, green, blue, mean, y, x, params, False, P)
     if tl.load(params + COLUMN.value.GRAY) > 0:
         red = _gray(red, green, blue)
         green, blue = red, red
@@ -62,8 +62,9 @@ def colored(red, green, blue, mean, y_T1, x_1T, params, P: tl.constexpr):
 
 
 @triton.jit
-def _jittered(red, green, blue, mean, y_T1, x_1T, params, BEFORE_CONTRAST: tl.constexpr, P: tl.constexpr):
+def _jittered(red, green, blue, mean, y, x, params, BEFORE_CONTRAST: tl.constexpr, P: tl.constexpr):
     """The four steps in their drawn order, or those before contrast."""
+    # all 24 orders in three words: a table in memory would cost a load in every step of every thread
     order = tl.load(params + COLUMN.value.ORDER).to(tl.int32)
     brightness, contrast = tl.load(params + COLUMN.value.BRIGHTNESS), tl.load(params + COLUMN.value.CONTRAST)
     saturation, hue = tl.load(params + COLUMN.value.SATURATION), tl.load(params + COLUMN.value.HUE)
@@ -77,7 +78,7 @@ def _jittered(red, green, blue, mean, y_T1, x_1T, params, BEFORE_CONTRAST: tl.co
             red, green, blue = unit(red * brightness), unit(green * brightness), unit(blue * brightness)
         if going & (operation == 1) & (contrast != 1):
             if P.whole:
-                here = _gray_sum(red, green, blue, y_T1, x_1T, P) / (P.side * P.side)
+                here = _gray_sum(red, green, blue, y, x, P) / (P.side * P.side)
                 red, green, blue = _blend(red, green, blue, contrast, here)
             else:
                 red, green, blue = _blend(red, green, blue, contrast, mean)
@@ -85,7 +86,7 @@ def _jittered(red, green, blue, mean, y_T1, x_1T, params, BEFORE_CONTRAST: tl.co
             red, green, blue = _blend(red, green, blue, saturation, _gray(red, green, blue))
         if going & (operation == 3) & (hue != 0):
             if P.linear_hue:
-                red, green, blue = _yiq_turned(red, green, blue, hue)
+                red, green, blue = _yiq_turned(red, green, blue, params)
             else:
                 red, green, blue = _hsv_turned(red, green, blue, hue)
     return red, green, blue
@@ -112,9 +113,9 @@ def _hsv_turned(red, green, blue, turns):
 
 
 @triton.jit
-def _yiq_turned(red, green, blue, turns):
+def _yiq_turned(red, green, blue, params):
     """The chroma plane of YIQ turned by the angle."""
-    cos, sin = tl.cos(turns * TURN), tl.sin(turns * TURN)
+    cos, sin = tl.load(params + COLUMN.value.HUE_COS), tl.load(params + COLUMN.value.HUE_SIN)
     luma = R_Y * red + G_Y * green + B_Y * blue
     i, q = R_I * red + G_I * green + B_I * blue, R_Q * red + G_Q * green + B_Q * blue
     i, q = cos * i - sin * q, sin * i + cos * q
@@ -123,26 +124,28 @@ def _yiq_turned(red, green, blue, turns):
 
 
 @triton.jit
-def finish(red, green, blue, y_T1, x_1T, down, right, params, norm, out, P: tl.constexpr):
+def finish(red, green, blue, y_0, x_0, down, right, params, norm, out, P: tl.constexpr):
     """Solarize, posterize, cut out, normalize, store; `down` and `right` are the pixels to the next row, column."""
+    red, green, blue = flat(red, green, blue, P)
+    y_X, x_X = in_a_row(y_0, x_0, P)
     threshold, bits = tl.load(params + COLUMN.value.SOLARIZE), tl.load(params + COLUMN.value.POSTERIZE_BITS)
     square = tl.load(params + COLUMN.value.CUTOUT_SIDE)
     mean_0, mean_1, mean_2 = tl.load(norm), 0.0, 0.0
-    if P.channels == 3:
+    if P.channels == RGB_:
         mean_1, mean_2 = tl.load(norm + 1), tl.load(norm + 2)
     if threshold <= 1:
         red, green, blue = _solarized(red, threshold), _solarized(green, threshold), _solarized(blue, threshold)
     if bits > 0:
         red, green, blue = _posterized(red, bits), _posterized(green, bits), _posterized(blue, bits)
     if square > 0:  # the square takes the mean, which normalizes to 0
-        kept_TT = _outside_square(y_T1, x_1T, down < right, square, params)
-        red, green = tl.where(kept_TT, red, mean_0), tl.where(kept_TT, green, mean_1)
-        blue = tl.where(kept_TT, blue, mean_2)
-    place_TT, real_TT = out + (y_T1 * down + x_1T * right) * P.channels, inside(y_T1, x_1T, P)
-    tl.store(place_TT, ((red - mean_0) * tl.load(norm + P.channels)).to(out.dtype.element_ty), mask=real_TT)
-    if P.channels == 3:
-        tl.store(place_TT + 1, ((green - mean_1) * tl.load(norm + 4)).to(out.dtype.element_ty), mask=real_TT)
-        tl.store(place_TT + 2, ((blue - mean_2) * tl.load(norm + 5)).to(out.dtype.element_ty), mask=real_TT)
+        rest_X = _outside_square(y_X, x_X, down < right, square, params)
+        red, green = tl.where(rest_X, red, mean_0), tl.where(rest_X, green, mean_1)
+        blue = tl.where(rest_X, blue, mean_2)
+    place_X, real_X = out + (y_X * down + x_X * right) * P.channels, inside(y_X, x_X, P)
+    tl.store(place_X, ((red - mean_0) * tl.load(norm + P.channels)).to(out.dtype.element_ty), mask=real_X)
+    if P.channels == RGB_:
+        tl.store(place_X + 1, ((green - mean_1) * tl.load(norm + 4)).to(out.dtype.element_ty), mask=real_X)
+        tl.store(place_X + 2, ((blue - mean_2) * tl.load(norm + 5)).to(out.dtype.element_ty), mask=real_X)
 
 
 @triton.jit
@@ -157,8 +160,8 @@ def _posterized(x, bits):
 
 
 @triton.jit
-def _outside_square(y_T1, x_1T, transposed, square, params):
+def _outside_square(y, x, transposed, square, params):
+    # the square is where the view lies after a quarter turn, the tile where it lay before
     top, left = tl.load(params + COLUMN.value.CUTOUT_TOP), tl.load(params + COLUMN.value.CUTOUT_LEFT)
     top, left = tl.where(transposed, left, top), tl.where(transposed, top, left)
-    rows_T1, columns_1T = (y_T1 < top) | (y_T1 >= top + square), (x_1T < left) | (x_1T >= left + square)
-    return rows_T1 | columns_1T
+    return (y < top) | (y >= top + square) | (x < left) | (x >= left + square)

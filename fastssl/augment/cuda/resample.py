@@ -4,68 +4,23 @@ Crop and blur are banded matrices on either side of the image, formed in registe
 Pixels of 8 bits are exact in float16; the weights are divided by the sum of what they were rounded to, so a flat image
 stays flat.
 
-T side of a tile, J rows and K columns of the source at a time; V, S, C as in `cuda`. An `axis` is (line, rate, reach,
-first, low, high, gain): where the tile's lines lie among those of the box, what a distance is multiplied by, how far a
-line reaches, the box's first line in the source, its lines within reach of the tile, what sums are multiplied by.
+T side of a tile, X = T * T its pixels in a row, J rows and K columns of the source at a time; V, S, C as in `cuda`. An
+`axis` is (line, rate, reach, first, low, high, gain): where the tile's lines lie among those of the box, what a
+distance is multiplied by, how far a line reaches, the box's first line in the source, its lines within reach of the
+tile, what sums are multiplied by.
 """
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-calls=False
 
 import math
-from dataclasses import dataclass
-from enum import IntEnum
 
 import triton
 import triton.language as tl
 
-from fastssl.augment.policy import Column
+from fastssl.augment.constants import RGB
+from fastssl.augment.cuda.plan import COLUMN, WEIGHTS
 
-
-class Weights(IntEnum):
-    """What a line of a view weighs its source lines by."""
-
-    BILINEAR = 0
-    BICUBIC = 1
-    GAUSSIAN = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a kernel is compiled for.
-
-    Attributes:
-        tile: side of the square that a program works on, a power of 2.
-        whole: whether that holds the view, so that the scratch copy is not needed.
-        waits: whether a tile's colors may need to see the other tiles first: after a rotation, or for contrast.
-        resize: `Weights` of the crop.
-        white: largest value of a pixel.
-        exact: float32 between the passes and in the products, otherwise float16.
-    """
-
-    views: int
-    channels: int
-    side: int
-    tile: int
-    whole: bool
-    waits: bool
-    resize: int
-    linear_hue: bool
-    white: int
-    exact: bool
-
-    @property
-    def across(self) -> int:
-        """Tiles along a side."""
-        return -(-self.side // self.tile)
-
-    @property
-    def parts(self) -> int:
-        """Tiles of a view, filled up to a power of 2."""
-        return int(triton.next_power_of_2(self.across**2))
-
-
-COLUMN, WEIGHTS = tl.constexpr(Column), tl.constexpr(Weights)
+RGB_ = tl.constexpr(RGB)
 ROWS, COLUMNS = tl.constexpr(16), tl.constexpr(32)  # J and K; 16 is the least a product takes, for registers' sake
-DEGREE = tl.constexpr(math.pi / 180)
 BELL = tl.constexpr(math.sqrt(0.5 * math.log2(math.e)))  # exp(-0.5 x^2) = 2^-(BELL x)^2, which the hardware has
 
 
@@ -83,9 +38,9 @@ def crop_axis(out, params, AXIS: tl.constexpr, size, P: tl.constexpr):
     width = tl.maximum(scale, 1.0)
     rate = 1 / width
     reach = width * 2 if P.resize == WEIGHTS.value.BICUBIC else width
-    out = tl.minimum(out, P.side - 1)
+    out = tl.minimum(out, P.side - 1)  # lines past the view repeat its last, so that no norm is 0 / 0
     line = (tl.where(flip, P.side - 1 - out, out) + 0.5) * scale - 0.5
-    norm = line * 0
+    norm = line * 0  # sums the weights as rounded, not as meant: a flat image then stays flat in float16
     start = tl.ceil(line - reach)
     for k in range(0, tl.floor(2 * reach).to(tl.int32) + 1):
         weight = _rounded(_weight(start + k, line, rate, reach, P.resize), P)
@@ -149,28 +104,36 @@ def mixed(source, pitch_y, pitch_x, pitch_channel, y, x, KIND: tl.constexpr, P: 
     """A tile of each plane: the y axis's matrix times the source times the x axis's."""
     line_T1, y_rate, y_reach, top, y_low, y_high, y_gain = y
     line_1T, x_rate, x_reach, left, x_low, x_high, x_gain = x
-    red = tl.zeros([P.tile, P.tile], tl.float32)
+    tile: tl.constexpr = P.tile
+    red = tl.zeros([tile, tile], tl.float32)
     green, blue = red, red
+    # addresses as one row: of a square of them Triton 3.6 gives each lane another row, so nothing coalesces
+    i_X = tl.arange(0, ROWS * COLUMNS)
     for p in range(y_low, y_high, ROWS):
-        row_J = p + tl.arange(0, ROWS)
-        red_JT = tl.zeros([ROWS, P.tile], tl.float32)
+        row_J, row_X = p + tl.arange(0, ROWS), p + i_X // COLUMNS
+        red_JT = tl.zeros([ROWS, tile], tl.float32)
         green_JT, blue_JT = red_JT, red_JT
+        line_X = source + _place(row_X, top, KIND, P) * pitch_y
         for q in range(x_low, x_high, COLUMNS):
-            column_K = q + tl.arange(0, COLUMNS)
+            column_K, column_X = q + tl.arange(0, COLUMNS), q + i_X % COLUMNS
             weight_KT = _weight(column_K[:, None].to(tl.float32), line_1T, x_rate, x_reach, KIND)
-            real_JK = (row_J < y_high)[:, None] & (column_K < x_high)[None, :]
-            row_J1, column_1K = _place(row_J, top, KIND, P)[:, None], _place(column_K, left, KIND, P)[None, :]
-            place_JK = source + row_J1 * pitch_y + column_1K * pitch_x
-            red_JT += _product(tl.load(place_JK, mask=real_JK, other=0), weight_KT, P)
-            if P.channels == 3:
-                green_JT += _product(tl.load(place_JK + pitch_channel, mask=real_JK, other=0), weight_KT, P)
-                blue_JT += _product(tl.load(place_JK + 2 * pitch_channel, mask=real_JK, other=0), weight_KT, P)
+            real_X = (row_X < y_high) & (column_X < x_high)
+            place_X = line_X + _place(column_X, left, KIND, P) * pitch_x
+            red_JT += _product(_loaded(place_X, real_X), weight_KT, P)
+            if P.channels == RGB_:
+                green_JT += _product(_loaded(place_X + pitch_channel, real_X), weight_KT, P)
+                blue_JT += _product(_loaded(place_X + 2 * pitch_channel, real_X), weight_KT, P)
         weight_TJ = _weight(row_J[None, :].to(tl.float32), line_T1, y_rate, y_reach, KIND)
         red += _product(weight_TJ, red_JT * x_gain, P)
-        if P.channels == 3:
+        if P.channels == RGB_:
             green += _product(weight_TJ, green_JT * x_gain, P)
             blue += _product(weight_TJ, blue_JT * x_gain, P)
     return red * y_gain, green * y_gain, blue * y_gain
+
+
+@triton.jit
+def _loaded(place_X, real_X):
+    return tl.reshape(tl.load(place_X, mask=real_X, other=0), [ROWS, COLUMNS])
 
 
 @triton.jit
@@ -193,21 +156,21 @@ def blurred_tile(red, green, blue, params, P: tl.constexpr):
     weight_TT += tl.where(place_T1 < last, _weight(2 * last - place_T1, line_1T, rate, reach, kind), 0.0)
     weight_TT = tl.where(place_T1 <= last, weight_TT * gain, 0.0)
     red = _product(tl.trans(weight_TT), _product(red, weight_TT, P), P)
-    if P.channels == 3:
+    if P.channels == RGB_:
         green = _product(tl.trans(weight_TT), _product(green, weight_TT, P), P)
         blue = _product(tl.trans(weight_TT), _product(blue, weight_TT, P), P)
     return red, green, blue
 
 
 @triton.jit
-def rotated(planes, y_T1, x_1T, params, P: tl.constexpr):
+def rotated(planes, y_X, x_X, params, P: tl.constexpr):
     """Counterclockwise about the center, bilinear, black outside."""
-    angle = tl.load(params + COLUMN.value.ROTATE_DEG) * DEGREE
-    cos, sin, middle = tl.cos(angle), tl.sin(angle), 0.5 * (P.side - 1)
-    column = cos * (x_1T - middle) - sin * (y_T1 - middle) + middle
-    row = sin * (x_1T - middle) + cos * (y_T1 - middle) + middle
+    cos, sin = tl.load(params + COLUMN.value.ROTATE_COS), tl.load(params + COLUMN.value.ROTATE_SIN)
+    middle = 0.5 * (P.side - 1)
+    column = cos * (x_X - middle) - sin * (y_X - middle) + middle
+    row = sin * (x_X - middle) + cos * (y_X - middle) + middle
     left, top = tl.floor(column), tl.floor(row)
-    red = tl.zeros([P.tile, P.tile], tl.float32)
+    red = tl.zeros_like(column)
     green, blue = red, red
     for corner in tl.static_range(4):
         x, y = left + corner % 2, top + corner // 2
@@ -228,16 +191,35 @@ def load_planes(planes, y, x, P: tl.constexpr):
     place, real = planes + y * P.side + x, inside(y, x, P)
     red = tl.load(place, mask=real, other=0).to(tl.float32)
     green, blue = red, red
-    if P.channels == 3:
+    if P.channels == RGB_:
         green = tl.load(place + P.side * P.side, mask=real, other=0).to(tl.float32)
         blue = tl.load(place + 2 * P.side * P.side, mask=real, other=0).to(tl.float32)
     return red, green, blue
 
 
 @triton.jit
-def store_planes(red, green, blue, y_T1, x_1T, down, right, planes, P: tl.constexpr):
-    place_TT, real_TT = planes + (y_T1 * down + x_1T * right), inside(y_T1, x_1T, P)
-    tl.store(place_TT, _operand(red, P), mask=real_TT)
-    if P.channels == 3:
-        tl.store(place_TT + P.side * P.side, _operand(green, P), mask=real_TT)
-        tl.store(place_TT + 2 * P.side * P.side, _operand(blue, P), mask=real_TT)
+def in_a_row(y_0, x_0, P: tl.constexpr):
+    """(X,) lines and columns of a tile's pixels, row after row, from its corner."""
+    i_X = tl.arange(0, P.pixels)
+    return y_0 + i_X // P.tile, x_0 + i_X % P.tile
+
+
+@triton.jit
+def flat(red, green, blue, P: tl.constexpr):
+    """Squares as rows, whose lanes follow one another along a line whatever the strides are."""
+    pixels: tl.constexpr = P.pixels
+    red = tl.reshape(red, [pixels])
+    if P.channels == RGB_:
+        green, blue = tl.reshape(green, [pixels]), tl.reshape(blue, [pixels])
+    else:
+        green, blue = red, red
+    return red, green, blue
+
+
+@triton.jit
+def store_planes(red, green, blue, y, x, down, right, planes, P: tl.constexpr):
+    place, real = planes + (y * down + x * right), inside(y, x, P)
+    tl.store(place, _operand(red, P), mask=real)
+    if P.channels == RGB_:
+        tl.store(place + P.side * P.side, _operand(green, P), mask=real)
+        tl.store(place + 2 * P.side * P.side, _operand(blue, P), mask=real)

@@ -1,0 +1,53 @@
+"""Which backend makes the views: the device's own where that runs, and never in silence another."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from fastssl.augment.backend import backend_of
+from fastssl.bench import doctor
+from fastssl.build import views
+from fastssl.build.data import manifest_of
+from fastssl.recipe.load import load
+
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="the CUDA backend works here")
+
+
+def test_auto_is_the_backend_of_the_device(tiny_recipe: dict[str, Any]):
+    recipe = load(tiny_recipe)
+    chosen = {kind: views.backend_name(recipe, torch.device(kind)) for kind in ("cpu", "cuda", "mps")}
+    assert chosen == {"cpu": "cpu", "cuda": "cuda", "mps": "torch"}
+    assert views.backend_name(load(tiny_recipe, ["augment.backend=torch"]), torch.device("cpu")) == "torch"
+
+
+def test_fused_backends_take_resident_images_in_place(tiny_recipe: dict[str, Any]):
+    for name in ("torch", "cpu", "cuda"):
+        recipe = load(tiny_recipe, [f"augment.backend={name}"])
+        assert views.reads_in_place(recipe, torch.device("cpu")) == (name != "torch")
+
+
+@NO_GPU
+def test_auto_falls_back_to_torch_and_says_why_in_two_lines(tiny_recipe: dict[str, Any]):
+    """Kernels that do not compile, a driver that is absent: whatever is wrong shows before the first step."""
+    recipe, device = load(tiny_recipe), torch.device("cuda")
+    augment = views.augment(recipe, manifest_of(recipe.data.path), device=device)
+    assert augment.backend == backend_of("torch")
+    warning = views.fallback(recipe, augment, device=device)
+    assert warning is not None
+    first, second = warning.splitlines()
+    assert str(views.cuda_failure(augment, device)) in first
+    assert "augment.backend" in second
+
+
+def test_nothing_is_said_where_the_recipe_decides(tiny_recipe: dict[str, Any]):
+    recipe, device = load(tiny_recipe, ["augment.backend=torch"]), torch.device("cuda")
+    augment = views.augment(recipe, manifest_of(recipe.data.path), device=device)
+    assert views.fallback(recipe, augment, device=device) is None
+
+
+@NO_GPU
+def test_doctor_names_the_backend_and_the_reason():
+    check = doctor.fused_kernels(torch.device("cuda"))
+    assert (check.kind, check.name, check.works) == ("augmentation", "auto", False)
+    assert check.detail.startswith("the torch backend: ")
