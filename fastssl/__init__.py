@@ -4,8 +4,10 @@
 >>> features = fastssl.load(summary["run_dir"]).embed(images)
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastssl.runs import numba_cache
 from fastssl.version import __version__
 
 if TYPE_CHECKING:
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from fastssl.recipe.view import View
     from fastssl.training.loop import train
     from fastssl.training.views import views
+
+numba_cache.provide(Path(__file__).parent)  # before anything imports numba
 
 # Imported on first use, so that `fastssl --help` does not wait for torch.
 _HOMES = {

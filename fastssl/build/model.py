@@ -72,7 +72,9 @@ def network(
     starting_weights.freeze(backbone, model.freeze)
     if recipe.train.gradient_checkpointing:
         checkpointing.checkpoint_blocks(backbone)
-    dims = [pretrainer.features_dim(backbone, side_px=side_px, in_channels=in_channels) for side_px in sides]
+    dims = [
+        pretrainer.features_dim(backbone, side_px=side_px, in_channels=in_channels, training=True) for side_px in sides
+    ]
     projector = pretrainer.projector(
         dims[0], widths=model.projector, norm=model.projector_norm, bias=model.projector_bias
     )

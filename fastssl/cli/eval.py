@@ -63,6 +63,8 @@ def evaluate(
         record["page"] = image_page(run, checkpoint=checkpoint, on_warning=lambda line: print(line, file=sys.stderr))
         text += f"\nNeighbors, spectrum and map: {record['page']}" if record["page"] else ""
     print_result(record, text, as_json)
+    if record.get("not_kept"):
+        print(f"Warning: {record['not_kept']}", file=sys.stderr)
 
 
 def words(text: str) -> list[str]:

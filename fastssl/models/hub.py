@@ -17,6 +17,7 @@ from fastssl.errors import UserError
 from fastssl.models.resnet import patch_px
 
 LIBRARIES = ("torchvision", "timm")
+WITH_AUXILIARY = ("googlenet", "inception_v3")  # while training they give a tuple, unless told not to
 # Networks whose parameters belong to one side length; others take any.
 ONE_SIDE_ONLY = ("torchvision/vit", "timm/swin", "timm/mixer", "timm/gmlp", "timm/resmlp", "timm/cait", "timm/tnt")
 
@@ -78,6 +79,8 @@ def hub_model(library: str, name: str, *, stem: str, in_channels: int, side_px: 
             arguments, model = timm_arguments(name, in_channels=in_channels, side_px=side_px, patch=patch_px(stem))
         else:
             arguments = {"image_size": side_px} if name.startswith("vit_") else {}
+            if name in WITH_AUXILIARY:
+                arguments = {"aux_logits": False, "init_weights": False}
             model = create(library, name, arguments)
             edits = head_edits(model, name)
     if arguments.get("image_size") and patch_px(stem):

@@ -6,6 +6,7 @@ H W pixels, F features, V views, B images of a batch, D embedding dimensions.
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,25 +53,50 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def features_dim(backbone: nn.Module, *, side_px: int, in_channels: int) -> int:
-    """F, found by running one image through the backbone, wherever that is; leaves batch statistics alone.
+def features_dim(
+    backbone: nn.Module, *, side_px: int, in_channels: int, setting: str = "augment.side_px", training: bool = False
+) -> int:
+    """F, found by running images through the backbone, wherever that is; leaves batch statistics alone.
+
+    Args:
+        backbone: from images (N, C, H, W) to features (N, F).
+        side_px: H and W.
+        in_channels: C.
+        setting: the recipe's key that decides `side_px`, for the message.
+        training: also in training mode, in which some networks give more than features.
 
     Raises:
         UserError: when the backbone refuses such an image, or gives anything but pooled features (N, F).
     """
     parameter = next(backbone.parameters(), torch.zeros(()))
     image_1CHW = torch.zeros(1, in_channels, side_px, side_px, device=parameter.device)
-    fix = "Choose another model.backbone or augment.side_px (some networks take one size of image only)."
+    fix = f"Choose another model.backbone or {setting} (some networks take one size of image only)."
     try:
         with evaluating(backbone):
             h_1F = backbone(image_1CHW)
+            if training:
+                check_pooled(in_training(backbone, image_1CHW.expand(2, -1, -1, -1)), 2, fix)
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"The backbone refuses {in_channels} x {side_px} x {side_px} images: {reason}.", fix) from error
-    if not isinstance(h_1F, Tensor) or h_1F.ndim != 2 or len(h_1F) != 1:
-        found = tuple(h_1F.shape) if isinstance(h_1F, Tensor) else type(h_1F).__name__
-        raise UserError(f"The backbone gives {found} for one image, not pooled features (1, F).", fix)
-    return h_1F.shape[1]
+    check_pooled(h_1F, 1, fix)
+    return int(h_1F.shape[1])
+
+
+def in_training(backbone: nn.Module, images_NCHW: Tensor) -> Any:
+    """What a backbone gives in training mode, without a trace in its buffers or in torch's random numbers."""
+    backbone.train()
+    buffers = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
+    with torch.random.fork_rng():
+        return torch.func.functional_call(backbone, buffers, (images_NCHW,))
+
+
+def check_pooled(h_NF: Any, count: int, fix: str) -> None:
+    """UserError unless these are features (N, F) of `count` images."""
+    if not isinstance(h_NF, Tensor) or h_NF.ndim != 2 or len(h_NF) != count:
+        shape = tuple(h_NF.shape) if isinstance(h_NF, Tensor) else type(h_NF).__name__
+        images = "one image" if count == 1 else f"{count} images in training mode"
+        raise UserError(f"The backbone gives {shape} for {images}, not pooled features ({count}, F).", fix)
 
 
 class Pretrainer(nn.Module):

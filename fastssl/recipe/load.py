@@ -186,6 +186,9 @@ def sentence(place: tuple[Any, ...], error: Any) -> str:
     match error["type"]:
         case "extra_forbidden" if field in RENAMED:
             return f"{field} is now called {RENAMED[field]}"
+        case "extra_forbidden" if len(parts) == 1:
+            near = nearest_keys(field)
+            return f"{field} is unknown" + (f", did you mean {' or '.join(near)}?" if near else "")
         case "extra_forbidden":
             near = difflib.get_close_matches(parts[-1], known_keys(parts[:-1]), n=1, cutoff=0.5)
             return f"{field} is unknown" + (f", did you mean {near[0]}?" if near else "")
@@ -217,6 +220,15 @@ def known_keys(sections: list[str]) -> list[str]:
         field = model.model_fields.get(section) if isinstance(model, type) and issubclass(model, BaseModel) else None
         model = field.annotation if field else None
     return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+
+
+def nearest_keys(key: str) -> list[str]:
+    """The dotted keys that a key without its section may mean: those that end in it, else the one most like it."""
+    dotted = {f"{section}.{name}": name for section in Recipe.model_fields for name in known_keys([section])}
+    exact = [place for place, name in dotted.items() if name == key]
+    sections = difflib.get_close_matches(key, Recipe.model_fields, n=1, cutoff=0.7)
+    names = difflib.get_close_matches(key, dotted.values(), n=1, cutoff=0.7)
+    return exact or sections or [place for place, name in dotted.items() if name in names]
 
 
 def dump(recipe: Recipe) -> str:

@@ -1,9 +1,11 @@
 """The recipe's schema: the only home of defaults. Units are in the names: _px pixels, _p probability, _pct percent."""
 
+import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -13,6 +15,21 @@ MAX_VIEW_PX = 1024
 MAX_VIEWS = 32
 
 
+def expanded(value: Any) -> Any:
+    """A path with ~ and $VAR replaced, so that a run records where its files were."""
+    if not isinstance(value, str | Path):
+        return value
+    for match in re.finditer(r"\$(?:(\w+)|\{(\w+)\})", str(value)):
+        name = match[1] or match[2]
+        if name not in os.environ:
+            raise ValueError(f"{value} names the environment variable {name}, which is not set")
+    return os.path.expanduser(os.path.expandvars(str(value)))
+
+
+ExpandedPath = Annotated[Path, BeforeValidator(expanded)]
+ExpandedText = Annotated[str, BeforeValidator(expanded)]
+
+
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
 
@@ -20,22 +37,26 @@ class Section(BaseModel):
 class Data(Section):
     """Where images come from. Three files: pretraining, labeled images for the probes, and the test set."""
 
-    source: str | None = Field(
+    source: ExpandedText | None = Field(
         None,
         description="What to convert when `path` is absent: shapes, cifar10, ... or a folder or archive.",
     )
-    path: Path = Field(description="The .beton file to pretrain on, or a folder of WebDataset shards to stream.")
+    path: ExpandedPath = Field(
+        description="The .beton file to pretrain on, or a folder of WebDataset shards to stream."
+    )
     split: Literal["train", "test", "val", "unlabeled"] = "train"
-    test_path: Path | None = Field(None, description="The .beton file that the final evaluation uses, once.")
+    test_path: ExpandedPath | None = Field(None, description="The .beton file that the final evaluation uses, once.")
     test_split: Literal["train", "test", "val"] = "test"
-    probe_path: Path | None = Field(None, description="Labeled images for the probes; `path` itself when absent.")
+    probe_path: ExpandedPath | None = Field(
+        None, description="Labeled images for the probes; `path` itself when absent."
+    )
     probe_split: Literal["train", "test", "val"] = "train"
     side_px: Annotated[int, Field(ge=4, le=MAX_VIEW_PX)] | None = Field(
         None, description="Side to convert to; None keeps sizes."
     )
     count: Count | None = Field(None, description="How many images to generate (shapes only).")
     test_count: Count | None = Field(None, description="How many test images to generate (shapes only).")
-    root: Path | None = Field(None, description="Folder with torchvision's files; its own cache when absent.")
+    root: ExpandedPath | None = Field(None, description="Folder with torchvision's files; its own cache when absent.")
     download: bool = Field(True, description="May the data set be downloaded when it is absent?")
     val_count: Annotated[int, Field(ge=0)] = Field(0, description="Labeled images held out of training for evaluation.")
     fraction: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Share of the pretraining images to use.")
@@ -135,7 +156,7 @@ class Model(Section):
         "auto", description="First convolution; auto is cifar for the five ResNets, imagenet (as published) for others."
     )
     width: Annotated[float, Field(gt=0, le=8)] = Field(1.0, description="Factor on the channels of the five ResNets.")
-    weights: str | None = Field(
+    weights: ExpandedText | None = Field(
         None,
         description="Start from a run folder, a .safetensors or .pth file, or torchvision's or timm's own weights.",
     )
@@ -203,7 +224,11 @@ class Optim(Section):
     warmup_epochs: NonNegative = 0.0
     final_fraction: Probability = 0.0
     clip_norm: Positive | None = None
-    accumulate_steps: Count = 1
+    accumulate_steps: Count = Field(
+        1,
+        description="Parts that a batch is run in, their gradients averaged: less memory, but the loss and every batch "
+        "norm see one part at a time, so it is not the same as the whole batch at once.",
+    )
 
 
 class Train(Section):

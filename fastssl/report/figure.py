@@ -3,8 +3,11 @@
 The file beside the page carries both palettes in a style of its own.
 """
 
+import importlib
 import io
+import os
 import re
+import sys
 import warnings
 from base64 import b64encode
 from collections.abc import Callable, Sequence
@@ -81,10 +84,20 @@ class Section:
     skipped: list[str] = field(default_factory=list)
 
 
+def import_matplotlib() -> None:
+    """A notebook's MPLBACKEND, which its child processes inherit, need not exist here; figures are drawn without it."""
+    inherited = os.environ.pop("MPLBACKEND", None) if "matplotlib" not in sys.modules else None
+    try:
+        importlib.import_module("matplotlib")
+    finally:
+        if inherited is not None:
+            os.environ["MPLBACKEND"] = inherited
+
+
 def require_matplotlib() -> None:
     """Raises UserError naming the extra when matplotlib is missing."""
     try:
-        import matplotlib  # noqa: F401
+        import_matplotlib()
     except ImportError as error:
         raise UserError(
             "Reports need matplotlib, which is not installed.", "Run pip install 'fastssl-vision[report]'."

@@ -119,8 +119,8 @@ def memory_explained(recipe: Recipe) -> Iterator[None]:
         raise UserError(
             f"Out of memory with data.batch_size {batch} and {len(rows)} views of {max(r.side_px for r in rows)} px:"
             f" {asked[:200].rstrip('.')}.",
-            f"Set optim.accumulate_steps to {parts} (the same batch in parts), data.batch_size to {max(2, batch // 2)},"
-            " or fewer augment.views.",
+            f"Set data.batch_size to {max(2, batch // 2)}, optim.accumulate_steps to {parts} (loss and batch statistics"
+            " are then each part's own), train.gradient_checkpointing to true, or fewer augment.views.",
         ) from error
 
 

@@ -12,7 +12,7 @@ from fastssl import build
 from fastssl.augment.augment import Augment
 from fastssl.build import ranks
 from fastssl.data.manifest import Manifest
-from fastssl.models.pretrainer import Pretrainer
+from fastssl.models.pretrainer import Pretrainer, features_dim
 from fastssl.recipe.presets import view_table
 from fastssl.recipe.schema import Recipe
 from fastssl.runs.directory import Records
@@ -131,6 +131,13 @@ def assemble(
     sets = build.data.sets(recipe, build.data.labels_of(recipe.data.path), build.data.labels_of(probe_path))
     loader = build.data.loader(recipe, recipe.data.path, sets.train, device=device)
     network = build.model.network(recipe, in_channels=manifest.channels, device=device, backbone=backbone)
+    clean = build.views.clean_view(recipe, manifest, device=device)
+    features_dim(
+        network.backbone,
+        side_px=clean.views[0].side_px,
+        in_channels=manifest.channels,
+        setting="evaluate.side_px",
+    )
     synchronize_batch_norm(network, device, compiled=bool(recipe.train.compile))
     main = ranks.is_main()
     observe = observe if main else lambda record: None
@@ -157,7 +164,7 @@ def assemble(
             recipe,
             probe_path,
             sets,
-            clean=build.views.clean_view(recipe, manifest, device=device),
+            clean=clean,
             device=device,
             share=loader if recipe.data.probe_path is None else None,
             pretraining=loader,

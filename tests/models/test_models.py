@@ -5,8 +5,9 @@ import torch
 import torchvision
 from torch import nn
 
+from fastssl.errors import UserError
 from fastssl.models.backbones import backbone
-from fastssl.models.pretrainer import Pretrainer, embed, projector
+from fastssl.models.pretrainer import Pretrainer, embed, features_dim, projector
 from fastssl.models.resnet import RESNETS
 
 
@@ -79,3 +80,32 @@ def test_embed_uses_running_statistics_and_restores_the_mode() -> None:
     together = embed(network, images, autocast=None)
     torch.testing.assert_close(together[:1], embed(network, images[:1], autocast=None), rtol=1e-4, atol=1e-5)
     assert network.training
+
+
+class TwoWhileTraining(torch.nn.Module):
+    """Features, and in training mode a tuple of them, as googlenet gives with its auxiliary classifiers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = torch.nn.BatchNorm2d(3)
+
+    def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        h_NF = self.norm(images_NCHW).mean((2, 3))
+        return (h_NF, h_NF) if self.training else h_NF
+
+
+def test_a_backbone_that_gives_a_tuple_while_training_is_refused_and_left_as_it_was() -> None:
+    network = TwoWhileTraining()
+    before, random = {k: v.clone() for k, v in network.state_dict().items()}, torch.get_rng_state()
+    assert features_dim(network, side_px=8, in_channels=3) == 3
+    with pytest.raises(UserError, match="gives tuple for 2 images in training mode"):
+        features_dim(network, side_px=8, in_channels=3, training=True)
+    assert network.training
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_networks_with_auxiliary_classifiers_train_without_them(name: str) -> None:
+    network = backbone(f"torchvision/{name}", stem="auto", side_px=96)
+    assert features_dim(network, side_px=96, in_channels=3, training=True) > 0

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import fastssl
+from fastssl.errors import UserError
 from fastssl.recipe.load import load
 from fastssl.runs.machine import Cores
 from fastssl.training import threads
@@ -50,3 +51,14 @@ def test_the_start_record_says_it_and_a_resume_may_differ(tiny_recipe: dict[str,
     assert seen[0]["threads"] == "1 thread: train.threads"
     other = short | {"train": {**short["train"], "threads": 2}}
     fastssl.train(other, run_dir=tmp_path / "run", resume=True)
+
+
+def test_a_side_of_evaluation_that_the_backbone_refuses_is_found_before_training(
+    tiny_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    """The views are large enough for it, the clean images, at their own 16 px, are not."""
+    large = tiny_recipe | {"augment": {"side_px": 96, "views": 2}, "model": {"backbone": "torchvision/inception_v3"}}
+    with pytest.raises(UserError, match="refuses 3 x 16 x 16 images") as caught:
+        fastssl.train(large, run_dir=tmp_path / "run")
+    assert "evaluate.side_px" in caught.value.fix
+    assert not (tmp_path / "run").exists()

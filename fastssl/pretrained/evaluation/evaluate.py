@@ -159,9 +159,18 @@ def record_of(
 def remembered(net: Pretrained, record: dict[str, Any]) -> dict[str, Any]:
     """The record, appended to evaluations.jsonl of the run."""
     if net.run_dir:
-        with open(net.run_dir / "evaluations.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        record["not_kept"] = keep(record, net.run_dir / "evaluations.jsonl")
     return record
+
+
+def keep(record: dict[str, Any], path: Path) -> str | None:
+    """Append a record to a file; a sentence where that cannot be written, since the result is worth more."""
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+    except OSError as error:
+        return f"The result and its features are not kept in {path.parent}: {error.strerror or error}."
+    return None
 
 
 def check_options(

@@ -6,6 +6,7 @@ is a digest of all that decides its content, and the content carries its own: wh
 N images, B batch, V views, F features or embedding dimensions.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -60,7 +61,8 @@ def features(
         for key, rows in extract(net, part, missing, progress).items():
             file, by_key[key] = files[key], rows
             if file:
-                write(file, rows)
+                with contextlib.suppress(OSError):  # the next evaluation extracts them again; `evaluate` says so
+                    write(file, rows)
     return {key: by_key[key].to(net.device) for key in keys}
 
 
