@@ -111,15 +111,16 @@ def knn_predict(
     mean_F = train_NF.float().mean(0)
     train_FN = nnf.normalize(train_NF.float() - mean_F, dim=1).T
     test_MF = nnf.normalize(test_MF.float() - mean_F, dim=1)
-    most, classes = min(max(ks), len(train_NF)), int(train_labels_N.max()) + 1
+    most = min(max(ks), len(train_NF))
+    label_C, class_N = torch.unique(train_labels_N, return_inverse=True)
     predicted: dict[int, list[Tensor]] = {k: [] for k in ks}
     for chunk_BF in torch.split(test_MF, CHUNK_ROWS):
         cosine_BK, nearest_BK = (chunk_BF @ train_FN).topk(most, dim=1)
-        weight_BK, class_BK = (cosine_BK / temperature).exp(), train_labels_N[nearest_BK]
+        weight_BK, class_BK = (cosine_BK / temperature).exp(), class_N[nearest_BK]
         for k in ks:
-            votes_BC = weight_BK.new_zeros(len(chunk_BF), classes)
+            votes_BC = weight_BK.new_zeros(len(chunk_BF), len(label_C))
             votes_BC.scatter_add_(1, class_BK[:, :k], weight_BK[:, :k])
-            predicted[k].append(votes_BC.argmax(1))
+            predicted[k].append(label_C[votes_BC.argmax(1)])
     return {k: torch.cat(parts) for k, parts in predicted.items()}
 
 
@@ -150,19 +151,25 @@ def ridge_predict(
     """Predicted classes (M,) and the strength chosen: in float64."""
     device = train_NF.device
     work = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
-    x_NF, y_N, x_MF = train_NF.to(work).float(), train_labels_N.to(work), test_MF.to(work).float()
+    x_NF, x_MF = train_NF.to(work).float(), test_MF.to(work).float()
+    label_C, y_N = torch.unique(train_labels_N.to(work), return_inverse=True)
     fit, held = hold_out(y_N, HELD_OUT_SHARE, seed=seed)
     mean_F = x_NF.double().mean(0)
-    onehot_NC = nnf.one_hot(y_N, int(y_N.max()) + 1).double()
-    mean_C = onehot_NC.mean(0)
+    mean_C = torch.bincount(y_N, minlength=len(label_C)).double() / len(y_N)
     # Moments add up: the whole train is the fitted part plus the part held out, so each row is used once.
-    fit_FF, fit_FC = _moments(x_NF[fit] - mean_F.float(), onehot_NC[fit] - mean_C)
-    held_FF, held_FC = _moments(x_NF[held] - mean_F.float(), onehot_NC[held] - mean_C)
-    seen_BF = x_NF[held] - mean_F
-    scores = [(seen_BF @ _solve(fit_FF, fit_FC, strength) + mean_C).argmax(1) for strength in strengths]
+    fit_FF, fit_FC = _moments(x_NF[fit] - mean_F.float(), y_N[fit], mean_C)
+    held_FF, held_FC = _moments(x_NF[held] - mean_F.float(), y_N[held], mean_C)
+    solved = (_solve(fit_FF, fit_FC, strength) for strength in strengths)
+    scores = [_predicted(x_NF[held], weight_FC, mean_F, mean_C) for weight_FC in solved]
     best = strengths[int(np.argmax([top1_pct(guess_B, y_N[held]) for guess_B in scores]))]
     weight_FC = _solve(fit_FF + held_FF, fit_FC + held_FC, best)
-    return ((x_MF - mean_F) @ weight_FC + mean_C).argmax(1).to(device), best
+    return label_C[_predicted(x_MF, weight_FC, mean_F, mean_C)].to(device), best
+
+
+def _predicted(x_BF: Tensor, weight_FC: Tensor, mean_F: Tensor, mean_C: Tensor) -> Tensor:
+    """The class of the largest score of each row, in chunks: all scores of a large set would not fit."""
+    parts = [((x - mean_F) @ weight_FC + mean_C).argmax(1) for x in torch.split(x_BF, 16 * CHUNK_ROWS)]
+    return torch.cat(parts)
 
 
 def _solve(xx_FF: Tensor, xy_FC: Tensor, strength: float) -> Tensor:
@@ -199,7 +206,8 @@ def linear_probe(
         progress: called with ("linear probe", epochs done, epochs in all).
     """
     check(train_NF, train_labels_N, test_MF, test_labels_M)
-    x_NF, y_N = train_NF.float(), train_labels_N
+    x_NF = train_NF.float()
+    label_C, y_N = torch.unique(train_labels_N, return_inverse=True)
     held = fit = torch.arange(len(y_N), device=y_N.device)
     if len(learning_rates) > 1:
         fit, held = hold_out(y_N, HELD_OUT_SHARE, seed=seed)
@@ -207,7 +215,7 @@ def linear_probe(
         x_NF[fit],
         y_N[fit],
         learning_rates=learning_rates,
-        classes=int(y_N.max()) + 1,
+        classes=len(label_C),
         epochs=epochs,
         batch_size=batch_size,
         label_smoothing=label_smoothing,
@@ -218,7 +226,7 @@ def linear_probe(
     if len(learning_rates) > 1:
         guesses = [(x_NF[held] @ w + b).argmax(1) for w, b in zip(weight_LFC, bias_LC, strict=True)]
         chosen = int(np.argmax([top1_pct(g, y_N[held]) for g in guesses]))
-    predicted_M = (test_MF.float() @ weight_LFC[chosen] + bias_LC[chosen]).argmax(1)
+    predicted_M = label_C[(test_MF.float() @ weight_LFC[chosen] + bias_LC[chosen]).argmax(1)]
     return {"linear_pct": top1_pct(predicted_M, test_labels_M), "linear_lr": float(learning_rates[chosen])}
 
 
@@ -339,11 +347,11 @@ def check_labels(train_labels_N: Tensor, test_labels_M: Tensor) -> None:
         )
 
 
-def _moments(x_NF: Tensor, y_NC: Tensor) -> tuple[Tensor, Tensor]:
-    """x'x and x'y in float64, in chunks so that only a part of x is ever held in float64."""
-    F, C, rows = x_NF.shape[1], y_NC.shape[1], 16 * CHUNK_ROWS
-    xx, xy = x_NF.new_zeros(F, F, dtype=torch.float64), x_NF.new_zeros(F, C, dtype=torch.float64)
-    for x, y in zip(torch.split(x_NF, rows), torch.split(y_NC, rows), strict=True):
+def _moments(x_NF: Tensor, y_N: Tensor, mean_C: Tensor) -> tuple[Tensor, Tensor]:
+    """x'x and x'(onehot - mean) in float64, in chunks, the latter from the sums of x by class."""
+    F, C, rows = x_NF.shape[1], len(mean_C), 16 * CHUNK_ROWS
+    xx, sums_CF = x_NF.new_zeros(F, F, dtype=torch.float64), x_NF.new_zeros(C, F, dtype=torch.float64)
+    for x, y in zip(torch.split(x_NF, rows), torch.split(y_N, rows), strict=True):
         xx.addmm_(x.double().T, x.double())
-        xy.addmm_(x.double().T, y)
-    return xx, xy
+        sums_CF.index_add_(0, y, x.double())
+    return xx, sums_CF.T - sums_CF.sum(0)[:, None] * mean_C

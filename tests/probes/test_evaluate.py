@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastssl.errors import UserError
 from fastssl.probes import evaluate
-from fastssl.probes.evaluate import few_labels, hold_out, interval_pct, knn, knn_predict, linear_probe, ridge
+from fastssl.probes.evaluate import _moments, few_labels, hold_out, interval_pct, knn, knn_predict, linear_probe, ridge
 
 QUICK = {"epochs": 3, "batch_size": 64}
 
@@ -201,3 +201,24 @@ def test_intervals_equal_a_bootstrap_over_images():
     assert interval_pct(80.0, 500) == pytest.approx(expected, abs=0.3)
     assert interval_pct(80.0, 500) == interval_pct(80.0, 500)
     assert interval_pct(100.0, 500) == (100.0, 100.0)
+
+
+def test_moments_by_class_are_those_of_the_dense_one_hot():
+    generator = torch.Generator().manual_seed(0)
+    x_NF, y_N = torch.randn(9000, 7, generator=generator), torch.randint(0, 5, (9000,), generator=generator)
+    onehot_NC = torch.nn.functional.one_hot(y_N, 5).double()
+    mean_C = torch.tensor([0.1, 0.2, 0.3, 0.2, 0.2], dtype=torch.float64)
+    xx_FF, xy_FC = _moments(x_NF, y_N, mean_C)
+    torch.testing.assert_close(xx_FF, x_NF.double().T @ x_NF.double(), rtol=1e-9, atol=1e-6)
+    torch.testing.assert_close(xy_FC, x_NF.double().T @ (onehot_NC - mean_C), rtol=1e-9, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_large_labels_change_nothing(name):
+    """A dense one-hot of these labels would take terabytes."""
+    generator = torch.Generator().manual_seed(0)
+    y_N, y_M = torch.arange(120) % 4, torch.arange(40) % 4
+    x_NF = torch.randn(120, 6, generator=generator) + y_N[:, None]
+    x_MF = torch.randn(40, 6, generator=generator) + y_M[:, None]
+    far_C = torch.tensor([3, 1000, 30_000_000, 10**9])
+    assert PROBES[name](x_NF, far_C[y_N], x_MF, far_C[y_M]) == PROBES[name](x_NF, y_N, x_MF, y_M)
