@@ -23,6 +23,7 @@ from fastssl.data.loaders.choose import choose, installed
 from fastssl.data.loaders.loader import BetonLoader
 from fastssl.data.loaders.plan import PlanOptions
 from fastssl.data.manifest import Manifest, manifest_path, read_manifest
+from fastssl.data.sources import open_source
 from fastssl.errors import UserError
 from fastssl.recipe.schema import Recipe
 from fastssl.runs.machine import free_host_bytes
@@ -74,19 +75,21 @@ def ensure_data(
     if not only_train:
         wanted.append((data.probe_path, data.probe_split, data.count))
         wanted.append((data.test_path, data.test_split, data.test_count))
-    for path, split, count in wanted:
-        if path is None or path.exists():
-            continue
-        if data.source is None:
-            raise UserError(
-                f"{path} does not exist.", "Set data.path to a .beton file, or data.source to what to convert."
-            )
+    absent = [(path, split, count) for path, split, count in wanted if path is not None and not path.exists()]
+    if absent and data.source is None:
+        raise UserError(
+            f"{absent[0][0]} does not exist.", "Set data.path to a .beton file, or data.source to what to convert."
+        )
+    for _, split, count in absent[1:]:  # a split that is not there is found before hours of converting the first
+        open_source(str(data.source), split=split, root=data.root, download=data.download, count=count)
+    for path, split, count in absent:
         convert.convert(
-            data.source,
+            str(data.source),
             path,
             split=split,
             side_px=data.side_px,
             count=count,
+            on_error=data.on_error,
             workers=data.workers or None,
             root=data.root,
             download=data.download,

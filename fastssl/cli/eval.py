@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from fastssl.cli.app import DeviceOption, JsonOption, app, print_result
+from fastssl.cli.app import DeviceOption, JsonOption, OnErrorOption, app, print_result
 
 On = Literal["val", "test", "pretraining"]
 
@@ -27,6 +27,7 @@ def evaluate(
     finetune_lr: Annotated[float, typer.Option(help="Of fine-tuning.")] = 1e-3,
     checkpoint: Annotated[str, typer.Option(metavar="best|last|PATH", help="Which checkpoint of a run.")] = "last",
     page: Annotated[bool, typer.Option(help="Without labels, also draw neighbors and a map, in RUN/images/.")] = True,
+    on_error: OnErrorOption = "fail",
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -53,6 +54,7 @@ def evaluate(
             finetune_lr=finetune_lr,
             device=device,
             checkpoint=checkpoint,
+            on_error=on_error,
             progress=progress,
             **options,
         )

@@ -58,6 +58,9 @@ class Data(Section):
     test_count: Count | None = Field(None, description="How many test images to generate (shapes only).")
     root: ExpandedPath | None = Field(None, description="Folder with torchvision's files; its own cache when absent.")
     download: bool = Field(True, description="May the data set be downloaded when it is absent?")
+    on_error: Literal["fail", "skip"] = Field(
+        "fail", description="List images that cannot be read and fail, or leave them out, when converting."
+    )
     val_count: Annotated[int, Field(ge=0)] = Field(0, description="Labeled images held out of training for evaluation.")
     fraction: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Share of the pretraining images to use.")
     batch_size: Annotated[int, Field(ge=2)] = Field(256, description="Images (not views) of one step over all ranks.")

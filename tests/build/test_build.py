@@ -82,3 +82,15 @@ def test_ranks_evaluate_contiguous_parts_without_padding(tiny_recipe, monkeypatc
             patch.setattr(ranks, "world", lambda: world)
             assert parts[-1] == chosen[list(ranks.shard(len(chosen)))].tolist()
     assert [i for part in parts for i in part] == chosen.tolist()
+
+
+def test_a_recipe_looks_for_its_test_split_before_it_converts_and_may_skip_bad_files(tmp_path):
+    source = folder_of(tmp_path / "in", bird=2, cat=2)
+    (source / "bird" / "bad.png").write_bytes(b"nothing")
+    data = {"path": str(tmp_path / "train.beton"), "source": str(source), "on_error": "skip"}
+    recipe = {"name": "x", "data": data | {"test_path": str(tmp_path / "test.beton")}, "train": {"epochs": 1}}
+    with pytest.raises(UserError, match="no images for split 'test'"):
+        build.data.ensure_data(load(recipe))
+    assert not (tmp_path / "train.beton").exists()
+    build.data.ensure_data(load(recipe | {"data": data}))
+    assert build.data.manifest_of(tmp_path / "train.beton").skipped_count == 1

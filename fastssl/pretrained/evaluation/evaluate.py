@@ -17,7 +17,7 @@ from fastssl import build
 from fastssl.errors import UserError
 from fastssl.pretrained.evaluation.features import LAYERS, Key, Progress, features
 from fastssl.pretrained.evaluation.finetune import finetune
-from fastssl.pretrained.evaluation.splits import On, Part, splits
+from fastssl.pretrained.evaluation.splits import On, OnError, Part, splits
 from fastssl.pretrained.evaluation.unlabeled import figures_by_layer, pretraining_part
 from fastssl.pretrained.load import Pretrained, load
 from fastssl.probes import evaluate as measures
@@ -47,6 +47,7 @@ def evaluate(
     finetune_lr: float = 1e-3,
     device: str = "auto",
     checkpoint: str | Path = "last",
+    on_error: OnError = "fail",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Evaluates one of a run's checkpoints, or a weights file.
@@ -64,6 +65,7 @@ def evaluate(
         linear_epochs, finetune_epochs, finetune_lr: of those two probes.
         device: "auto", "cpu", "cuda" or "mps".
         checkpoint: of a run: "last", "best" or a checkpoint's folder.
+        on_error: "fail" after listing the images of a source that cannot be read, or "skip" them.
         progress: called with (file name, images done, images in all) while features are extracted.
 
     Returns:
@@ -83,7 +85,7 @@ def evaluate(
         part = pretraining_part(net)
         figures = figures_by_layer(net, part, layers=layers, folder=folder, progress=progress)
         return remembered(net, record_of(net, run, on=on, judged=part, figures=figures))
-    train, judged = splits(net, data=data, test=test, on=on, folder=folder)
+    train, judged = splits(net, data=data, test=test, on=on, folder=folder, on_error=on_error)
     frozen = [probe for probe in probes if probe != FINETUNE]
     learned, tested = (
         features(net, part, views=views, layers=layers, folder=folder, progress=progress) for part in (train, judged)

@@ -18,6 +18,7 @@ from fastssl.errors import UserError
 from fastssl.pretrained.load import Pretrained
 from fastssl.probes import evaluate as measures
 
+OnError = Literal["fail", "skip"]
 On = Literal["val", "test", "pretraining"]
 HELD_OUT_SEED = 0
 
@@ -44,7 +45,13 @@ class Part:
 
 
 def splits(
-    net: Pretrained, *, data: str | Path | None, test: str | Path | None, on: On, folder: Path | None
+    net: Pretrained,
+    *,
+    data: str | Path | None,
+    test: str | Path | None,
+    on: On,
+    folder: Path | None,
+    on_error: OnError = "fail",
 ) -> tuple[Part, Part]:
     """Images to learn from and to be judged on.
 
@@ -53,6 +60,7 @@ def splits(
         data, test: files or sources of another data set; the run's own when both are absent.
         on: "val" judges on held-out labeled images of the first, "test" on the second.
         folder: where sources are converted to.
+        on_error: "fail" or "skip" at images of a source that cannot be read.
 
     Raises:
         UserError: when a file is absent or unlabeled, or its classes or channels do not fit.
@@ -61,12 +69,12 @@ def splits(
         raise UserError("--test names a test set, but the evaluation is on val.", "Add --on test, or leave out --test.")
     name = data if data is not None else net.recipe.data.probe_path or net.recipe.data.path
     own = data is None  # the recipe's own files may have any name
-    labeled = labeled_part(existing(Path(name)) if own else file_of(name, "train", folder))
+    labeled = labeled_part(existing(Path(name)) if own else file_of(name, "train", folder, on_error))
     tested = None
     if on == "test":
         tested_on = test_name(net, data, test)
         own = tested_on == net.recipe.data.test_path
-        tested = labeled_part(existing(Path(tested_on)) if own else file_of(tested_on, "test", folder))
+        tested = labeled_part(existing(Path(tested_on)) if own else file_of(tested_on, "test", folder, on_error))
     elif data is None and net.recipe.data.val_count:
         fit, held = build.data.labeled_parts(net.recipe, build.data.labels_of(labeled.path))
         labeled, tested = (labeled.pick(torch.searchsorted(labeled.rows_N, rows)) for rows in (fit, held))
@@ -89,7 +97,7 @@ def test_name(net: Pretrained, data: str | Path | None, test: str | Path | None)
     raise UserError("There is no test set to evaluate on.", "Name one with --test FILE, or use --on val.")
 
 
-def file_of(name: str | Path, split: str, folder: Path | None) -> Path:
+def file_of(name: str | Path, split: str, folder: Path | None, on_error: OnError = "fail") -> Path:
     """The .beton itself, or one converted from a source: a known set once, a folder or archive each time."""
     path = Path(name)
     if path.suffix == ".beton":
@@ -104,7 +112,7 @@ def file_of(name: str | Path, split: str, folder: Path | None) -> Path:
         known = ", ".join(NAMES)
         raise UserError(f"{name} does not exist.", f"Give a .beton, a folder, an archive, or one of {known}.")
     folder.mkdir(parents=True, exist_ok=True)
-    convert.convert(str(name), out, split=split)
+    convert.convert(str(name), out, split=split, on_error=on_error)
     return out
 
 
