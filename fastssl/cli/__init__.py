@@ -12,10 +12,11 @@ import sys
 import warnings
 from typing import Any
 
-from fastssl.cli import (  # noqa: F401 - each adds its verb
+from fastssl.cli import (
     bench,
     convert,
     doctor,
+    duplicates,
     embed,
     eval,
     export,
@@ -29,6 +30,25 @@ from fastssl.cli import (  # noqa: F401 - each adds its verb
 )
 from fastssl.cli.app import app
 from fastssl.errors import DamagedWarning, UserError
+
+# Importing a verb's module adds the verb.
+__all__ = [
+    "bench",
+    "convert",
+    "doctor",
+    "duplicates",
+    "embed",
+    "eval",
+    "export",
+    "main",
+    "preview",
+    "recipe",
+    "recipes",
+    "report",
+    "runs",
+    "sweep",
+    "train",
+]
 
 
 def show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:

@@ -11,7 +11,7 @@ from fastssl import __version__
 
 WORKFLOW = (
     *("doctor", "recipes", "recipe", "convert", "preview", "train"),
-    *("sweep", "runs", "eval", "report", "embed", "export", "bench"),
+    *("sweep", "runs", "eval", "report", "embed", "duplicates", "export", "bench"),
 )
 
 

@@ -27,6 +27,7 @@ VERBS = (
     "report",
     "sweep",
     "embed",
+    "duplicates",
     "export",
     "recipe",
 )

@@ -1,0 +1,63 @@
+"""Near-duplicates and outliers among features, by cosine similarity.
+
+N images, F features, B rows of a block, P pairs.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as nnf
+
+BLOCK = 1024  # rows compared with all others at a time: N x N is never held
+
+
+def unit_rows(features_NF: Tensor) -> Tensor:
+    """Rows centered and of length one, as the kNN probe compares them; float32 (N, F)."""
+    features_NF = features_NF.float()
+    return nnf.normalize(features_NF - features_NF.mean(0), dim=1)
+
+
+def near_duplicates(features_NF: Tensor, *, threshold: float, most: int) -> tuple[Tensor, Tensor]:
+    """The most similar pairs of images.
+
+    Args:
+        features_NF: float (N, F).
+        threshold: smallest cosine similarity of a pair, in [-1, 1].
+        most: of the pairs, the most similar ones, >= 1.
+
+    Returns:
+        pairs int64 (P, 2), the first position below the second, and similarity float32 (P,), descending.
+    """
+    rows_NF = unit_rows(features_NF)
+    pairs, similarity = torch.zeros(0, 2, dtype=torch.int64), torch.zeros(0)
+    for start in range(0, len(rows_NF), BLOCK):
+        block_BF = rows_NF[start : start + BLOCK]
+        cosine_BN = block_BF @ rows_NF[start:].T
+        # Each pair once, and no image with itself.
+        cosine_BN.masked_fill_(torch.ones_like(cosine_BN, dtype=torch.bool).tril(), -2.0)
+        first, second = (cosine_BN >= threshold).nonzero(as_tuple=True)
+        values = torch.cat([similarity, cosine_BN[first, second]])
+        pairs = torch.cat([pairs, torch.stack([first, second], dim=1) + start])
+        kept = values.argsort(descending=True, stable=True)[:most]
+        pairs, similarity = pairs[kept], values[kept]
+    return pairs, similarity
+
+
+def outliers(features_NF: Tensor, *, k: int, most: int) -> tuple[Tensor, Tensor]:
+    """The images that are least like their nearest neighbors.
+
+    Args:
+        features_NF: float (N, F), N >= 2.
+        k: neighbors to compare with, capped at N - 1.
+        most: how many to return, >= 1.
+
+    Returns:
+        positions int64 (M,), and the mean cosine similarity to the k nearest others, float32 (M,), ascending.
+    """
+    rows_NF, k = unit_rows(features_NF), min(k, len(features_NF) - 1)
+    nearness = []
+    for start in range(0, len(rows_NF), BLOCK):
+        cosine_BN = rows_NF[start : start + BLOCK] @ rows_NF.T
+        cosine_BN[torch.arange(len(cosine_BN)), torch.arange(start, start + len(cosine_BN))] = -2.0
+        nearness.append(cosine_BN.topk(k, dim=1).values.mean(1))
+    values, positions = torch.cat(nearness).sort(stable=True)
+    return positions[:most], values[:most]
