@@ -1,7 +1,7 @@
 """What the documentation takes from the repository as it is built, so that it cannot be out of date.
 
 `<!-- every error -->` becomes a table of every `UserError` in the code, `<!-- measured against peers -->` the rows of
-bench/results/*.json that were measured beside a peer. Reads the sources with ast alone: no torch, no import of fastssl.
+bench/results/*.json that were measured together with a peer. Reads the sources with ast alone: no torch, no import of fastssl.
 """
 
 import ast
@@ -13,40 +13,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ("lightly", "torchvision", "kornia", "dali", "ffcv", "solo", "stable", "webdataset")
 TOPICS = {  # the first that a module's path begins with
-    "Recipe and command line": ("recipe/", "cli/", "build.py", "sweep.py"),
-    "Converting images": (
-        "data/sources/",
-        "data/convert",
-        "data/store",
-        "data/storage",
-        "data/numbering",
-        "data/classes",
-        "data/subset",
-        "data/beton_writer",
-        "data/tar",
-        "data/shards.py",
-    ),
-    "Loading data": ("data/", "build_data.py"),
-    "Networks and starting weights": ("models/", "network.py", "losses.py"),
-    "Training, saving and resuming": (
-        "training",
-        "resuming",
-        "rundir",
-        "saving",
-        "guards",
-        "checkpoint",
-        "ahead",
-        "assemble",
-        "settings",
-        "distributed",
-        "parallel",
-        "environment",
-        "writers",
-        "interrupts",
-    ),
-    "Evaluation": ("evaluat",),
-    "Using a backbone": ("pretrained", "embedding", "export"),
-    "Runs, reports and benchmarks": ("",),
+    "Recipe and command line": ("recipe/", "cli/"),
+    "Converting images": ("data/sources/", "data/convert/", "data/beton/writer", "data/storage"),
+    "Loading data": ("data/", "build/data"),
+    "Networks, losses and starting weights": ("models/", "losses/", "build/"),
+    "Training, saving and resuming": ("training/", "runs/"),
+    "Evaluation": ("pretrained/evaluation/", "probes/"),
+    "Using a backbone": ("pretrained/",),
+    "Reports and benchmarks": ("",),
 }
 
 
@@ -67,7 +41,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def errors_by_topic(package: Path = ROOT / "fastssl") -> str:
-    """A section a topic, a row an error: what it says, and what mends it."""
+    """One section per topic, one row per error: what is wrong, and how to fix it."""
     rows: dict[str, list[tuple[str, str]]] = {topic: [] for topic in TOPICS}
     for name, what, fix in user_errors(package):
         topic = next(topic for topic, starts in TOPICS.items() if name.startswith(starts))
@@ -76,7 +50,7 @@ def errors_by_topic(package: Path = ROOT / "fastssl") -> str:
     for topic, found in rows.items():
         if found:
             lines = [f"| {cell(what)} | {cell(fix)} |" for what, fix in sorted(set(found), key=str)]
-            parts.append("\n".join([f"### {topic}", "", "| what it says | what mends it |", "|---|---|", *lines]))
+            parts.append("\n".join([f"### {topic}", "", "| error | fix |", "|---|---|", *lines]))
     return "\n\n".join(parts)
 
 
@@ -145,21 +119,21 @@ def cell(text: str) -> str:
 
 
 def peer_rows(results: Path = ROOT / "bench" / "results") -> str:
-    """A table a record that has a row of a peer; a sentence when there is none."""
+    """One table per record that has a row of a peer; a sentence when there is none."""
     tables = []
     for path in sorted(results.glob("*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
         rows = record.get("rows", []) if isinstance(record, dict) else []
         if any(peer in str(row.get("impl", "")).lower() for row in rows for peer in PEERS):
             tables.append(table(record, rows))
-    return "\n\n".join(tables) or "No record with a peer's row lies in `bench/results/` yet."
+    return "\n\n".join(tables) or "No record in `bench/results/` has a row of a peer yet."
 
 
 def table(record: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     hardware = record.get("hardware", {})
     machine = ", ".join(map(str, [*hardware.get("gpus", []), hardware.get("cpu"), f"{hardware.get('cores')} cores"]))
     lines = [f"**{record.get('bench')}**, {machine}, {str(record.get('date'))[:10]}:", ""]
-    lines += ["| who | work | metric | median | least | most | n |", "|---|---|---|---|---|---|---|"]
+    lines += ["| library | work | metric | median | min | max | n |", "|---|---|---|---|---|---|---|"]
     for row in rows:
         work = ", ".join(f"{key} {value}" for key, value in row.get("work", {}).items())
         figures = [figure(row.get(key)) for key in ("median", "min", "max")]
