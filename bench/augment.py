@@ -1,4 +1,4 @@
-"""Augmentation beside its peers, on the same images and with the same policy: python bench/augment.py [--quick]
+"""Augmentation compared with peers, on the same images and with the same policy: python bench/augment.py [--quick]
 
 Each implementation has a process of its own, all take one case after the other: views per second and processor time of
 a view, median of n windows after an untimed warm-up. Images lie decoded in memory: CIFAR-10's of 32 px for views of

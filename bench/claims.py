@@ -5,7 +5,7 @@ images), so cells cost about the same time: more views or fewer images mean fewe
 is constant, as the paper's, so each point of a curve is what a run of that length reaches. Seconds are steps times
 the fastest step of that kind, timed apart (claims_time.py): a busy machine delays a run but does not change its axis.
 Cells run one seed after another, the most telling first; a cell already done is not run again and one that was
-stopped goes on, so the command may be stopped and repeated until done. Writes bench/results/claims.json and four
+stopped continues, so the command may be stopped and repeated until done. Writes bench/results/claims.json and four
 figures; the verdicts are computed in claims_verdicts.py.
 """
 
@@ -266,7 +266,7 @@ def as_command(run: Callable[[], None]) -> None:
         print(f"Error: {error.what}\n{error.fix}", file=sys.stderr)
         sys.exit(2)
     except Interrupted:
-        print("Stopped; the run that was under way is saved. Repeat the command to go on.", file=sys.stderr)
+        print("Stopped; the run that was under way is saved. Repeat the command to continue.", file=sys.stderr)
         sys.exit(EXIT_CODE)
 
 

@@ -116,8 +116,8 @@ def dims_verdict(found: Found, reference: Cell, dim: int) -> tuple[str, str]:
     if reference not in found or not small:
         return OPEN, "it needs the reference and one smaller D with both weights."
     goal = fixed[reference.dim]
-    told = [f"D = {d}: {spread(scaled[d])} scaled, {spread(fixed[d])} fixed" for d in small]
-    text = f"Two views; D = {reference.dim} with its own weight gives {spread(goal)}. {'; '.join(told)}."
+    results = [f"D = {d}: {spread(scaled[d])} scaled, {spread(fixed[d])} fixed" for d in small]
+    text = f"Two views; D = {reference.dim} with its own weight gives {spread(goal)}. {'; '.join(results)}."
     good = [d for d in small if as_good(scaled[d], goal)]
     helped = [d for d in small if better(scaled[d], fixed[d])]
     if good == small and helped:
@@ -131,17 +131,17 @@ def views_verdict(found: Found, reference: Cell, dim: int) -> tuple[str, str]:
     by_views = {c.views: r for c, r in found.items() if (c.dim, c.fraction, c.weight) == (dim, 1.0, "scaled")}
     if 2 not in by_views or len(by_views) < 2:
         return OPEN, f"it needs D = {dim} with two views and with more."
-    told, earlier, best = [], [], []
+    results, earlier, best = [], [], []
     for views in sorted(v for v in by_views if v > 2):
         epoch = min(run.curve[-1][0] for v in (2, views) for run in by_views[v])
         many, two = at_epoch(by_views[views], epoch), at_epoch(by_views[2], epoch)
         earlier += [views] if better(many, two) else []
         best += [views] if better(finals(by_views[views]), finals(by_views[2])) else []
-        told.append(
+        results.append(
             f"V = {views}: {spread(many)} against {spread(two)} on validation at epoch {epoch:g}, "
             f"{spread(finals(by_views[views]))} on test after the same views in all"
         )
-    text = f"V = 2 gives {spread(finals(by_views[2]))} on test. {'; '.join(told)}."
+    text = f"V = 2 gives {spread(finals(by_views[2]))} on test. {'; '.join(results)}."
     if set(earlier) & set(best):
         return HOLDS, text
     if earlier:
@@ -158,11 +158,11 @@ def data_verdict(found: Found, reference: Cell, dim: int) -> tuple[str, str]:
     few, epoch = sorted((v, f) for v, f in mine if v == 2 and f < 1), mine[2, 1.0][0].curve[-1][0]
     late = {key: finals(runs) for key, runs in mine.items()}
     early = {key: at_epoch(runs, epoch) for key, runs in mine.items()}
-    told = [
+    results = [
         "; ".join(f"V = {v} on {100 * f:g} % {spread(at[v, f])}" for v, f in [(2, 1.0), *pairs, *few])
         for at in (late, early)
     ]
-    text = f"In equal time, on test: {told[0]}. After {epoch:g} epochs each, on validation: {told[1]}."
+    text = f"In equal time, on test: {results[0]}. After {epoch:g} epochs each, on validation: {results[1]}."
     good = [f for v, f in pairs if as_good(late[v, f], late[2, 1.0])]
     if not good:
         return NOT, text

@@ -1,4 +1,4 @@
-"""Conversion beside its peers, each measurement in a process of its own: python bench/convert.py [--quick]
+"""Conversion compared with peers, each measurement in its own process: python bench/convert.py [--quick]
 
 CIFAR: 50,000 JPEGs of 32 px out of a .tar.xz, and out of a folder, to raw pixels. FFCV's own writer cannot read an
 archive; it has two rows, and NOTES say what each holds. Photographs: JPEGs of 340x256 px out of a folder, kept as

@@ -1,4 +1,4 @@
-"""Loaders beside their peers, each measurement in a process of its own: python bench/loaders.py [--quick]
+"""Loaders compared with peers, each measurement in its own process: python bench/loaders.py [--quick]
 
 No views: decoded uint8 batches in shuffled order. Views: V crops with flips of each image, "random_resized" or "pad"
 (shifted by up to 4 px, black outside, never scaled). Ours are float32 and normalized; the peers' stay uint8, save those

@@ -1,7 +1,7 @@
 """What the documentation takes from the repository as it is built, so that it cannot be out of date.
 
 `<!-- every error -->` becomes a table of every `UserError` in the code, `<!-- measured against peers -->` the rows of
-bench/results/*.json that were measured together with a peer. Reads the sources with ast alone: no torch, no import of fastssl.
+bench/results/*.json that were measured with a peer. Reads the sources with ast alone: no torch, no import of fastssl.
 """
 
 import ast

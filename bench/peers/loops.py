@@ -1,4 +1,4 @@
-"""One job, three training loops: ours, lightly's parts as its examples put them together, and plain torchvision.
+"""One job, three training loops: ours, lightly's parts combined as in its examples, and plain torchvision.
 
 All take the same recipe with two views: the same images from memory, the same network with the same first weights, the
 same loss and weight, the same optimizer and learning rates, the same precision. What a loop adds is its own. A loop is

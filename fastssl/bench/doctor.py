@@ -1,7 +1,7 @@
 """What works on this machine, found by doing it, and where a recipe's time goes.
 
 Choice made: nothing is believed for being installed. Every loader delivers a small set of images, every kind of image
-is decoded, every format is written and read; what fails gives its reason, and the command that mends it.
+is decoded, every format is written and read; what fails gives its reason, and the command that fixes it.
 """
 
 import importlib
@@ -55,7 +55,7 @@ class Check:
         name: of the thing.
         works: it was tried and did what it should.
         detail: what was found, or why it does not work.
-        fix: the command or setting that mends it; "" when it works or cannot be mended here.
+        fix: the command or setting that fixes it; "" when it works or cannot be fixed here.
     """
 
     kind: str
@@ -122,7 +122,9 @@ def devices() -> list[Check]:
     elif torch.version.cuda is None:
         found.append(Check("device", "cuda", False, "this torch is built without CUDA", "Install torch's CUDA build."))
     else:
-        found.append(Check("device", "cuda", False, "no NVIDIA GPU answers", "Install the driver: nvidia-smi tells."))
+        found.append(
+            Check("device", "cuda", False, "no NVIDIA GPU responds", "Install the driver and check it with nvidia-smi.")
+        )
     if platform.system() == "Darwin":
         found.append(Check("device", "mps", torch.backends.mps.is_available(), "Apple's GPU"))
     return found

@@ -59,7 +59,7 @@ def describe(recipe: Recipe) -> dict[str, Any]:
 
 
 def images_of(recipe: Recipe) -> int | None:
-    """Images to pretrain on, when the file or the generator can tell."""
+    """Images to pretrain on, when the file or the generator knows."""
     if recipe.data.path.exists():
         labels = build.data.labels_of(recipe.data.path)
         probe = build.data.labels_of(recipe.data.probe_path) if recipe.data.probe_path else labels

@@ -33,12 +33,12 @@ Say = Callable[[str], None]
 
 
 def machine_check(recipe: Recipe, *, seconds: float = 30.0, say: Say = lambda text: None) -> dict[str, Any]:
-    """The benchmark record of every stage, with `bottleneck` and `notes` beside its rows.
+    """The benchmark record of every stage, with `bottleneck` and `notes` next to its rows.
 
     Args:
         recipe: whose data file exists.
         seconds: spent on steps, after the warm-up; ceilings and evaluation take up to 30 more.
-        say: hears what is being measured.
+        say: called with what is being measured.
     """
     with torch_settings(recipe):
         return checked(*bearable(recipe), seconds=seconds, say=say)

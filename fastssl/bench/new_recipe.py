@@ -114,7 +114,7 @@ def new_recipe(data: str | Path, *, device: Device | None = None, minutes: float
     base = load(template.recipe)
     text = written(facts, template, base, device=device, epochs=base.train.epochs, why="as there")
     if device == "cuda" and here != "cuda":
-        why = "as there: no GPU here to measure on; fastssl train --dry-run on the GPU tells the minutes"
+        why = "as there: no GPU here to measure on; fastssl train --dry-run on the GPU estimates the minutes"
         return written(facts, template, base, device=device, epochs=base.train.epochs, why=why)
     images_s = dry_run.images_per_second(load(yaml.safe_load(text)), facts.channels)
     per_epoch_s = (facts.count - val_count(facts)) / images_s
@@ -126,7 +126,7 @@ def new_recipe(data: str | Path, *, device: Device | None = None, minutes: float
 def write_new(
     data: str | Path, out: str | Path, *, device: Device | None = None, minutes: float | None = None
 ) -> dict[str, Any]:
-    """Writes the recipe, and beside it the schema that its first line names; returns what was chosen.
+    """Writes the recipe, and next to it the schema that its first line names; returns what was chosen.
 
     Raises:
         UserError: as `new_recipe`; when `out` is there or cannot be written.
@@ -154,7 +154,7 @@ def write_new(
 
 
 def val_count(facts: Facts) -> int:
-    """Labeled images to hold out: a tenth, none where there are no two classes to tell apart."""
+    """Labeled images to hold out: a tenth, none where there are not two classes to distinguish."""
     return min(MOST_VAL, int(facts.labeled * VAL_SHARE)) if facts.classes > 1 else 0
 
 
@@ -180,7 +180,7 @@ def changes_of_views(facts: Facts, base: Recipe) -> dict[str, Any]:
 
 
 def written(facts: Facts, template: Template, base: Recipe, *, device: Device, epochs: int, why: str) -> str:
-    """The recipe's text. Each value is either the shipped recipe's or explained beside it."""
+    """The recipe's text. Each value is either the shipped recipe's or explained in a comment."""
     held_out, batch = val_count(facts), batch_size(facts, base.data.batch_size)
     view_px = view_side_px(facts, template)
     # a crop shows things larger than the whole image does: views at 3/4 of the side that evaluation sees

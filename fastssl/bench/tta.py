@@ -1,7 +1,7 @@
 """Time to accuracy: recipes side by side, seed by seed, until each first reaches the targets.
 
 The clock is training's own (`train_s` of metrics.jsonl): evaluation, checkpoints and compilation stand apart and are
-reported apart. Finished runs are read from their run directories, unfinished ones go on from their checkpoints.
+reported apart. Finished runs are read from their run directories, unfinished ones continue from their checkpoints.
 """
 
 import json
@@ -72,13 +72,13 @@ def tta(
         seeds: n; seed i of a recipe is its own seed plus i.
         folder: a run directory for each recipe and seed goes here.
         stop_at_target: end a run once all targets are reached.
-        observe: hears each run's records.
-        say: hears what happens.
+        observe: called with each run's records.
+        say: called with what happens.
         keep: gets the record of what is finished after every run, so that a cut-off loses nothing.
 
     Raises:
         UserError: when the recipes cannot be compared, or a target is not measured while training.
-        Interrupted: after a signal; the same call goes on from there.
+        Interrupted: after a signal; the same call continues from there.
     """
     digest = same_work(recipes)
     if "linear_pct" in targets and not recipes[0].evaluate.linear_epochs_while_training:
@@ -161,7 +161,7 @@ def finished(run_dir: Path, recipe: Recipe, targets: dict[str, float], *, stop_a
 
 
 def run(recipe: Recipe, run_dir: Path, targets: dict[str, float], *, stop_at_target: bool, observe: Observer) -> None:
-    """Trains to the end or to the targets; notes the seconds that were not training beside the run."""
+    """Trains to the end or to the targets; records the seconds that were not training in the run's folder."""
     start, before_s = time.perf_counter(), apart_of(run_dir) or 0.0
     watch = Watch(run_dir, targets, stop_at_target=stop_at_target, observe=observe)
     try:

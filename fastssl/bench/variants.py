@@ -146,7 +146,7 @@ def measured(
     rounds: int,
     notes: list[str],
 ) -> dict[str, Any]:
-    """The record of all variants' images per second; one that does not run here is noted and left out."""
+    """The record of all variants' images per second; one that does not run here is skipped with a note."""
     window_s, what, rows = seconds / max(1, len(steps)) / (rounds + 1), work(recipe, device), []
     with torch_settings(recipe):
         for name, build_step in steps.items():

@@ -137,7 +137,7 @@ def labeled_parts(recipe: Recipe, probe_labels_N: Tensor) -> tuple[Tensor, Tenso
 
 
 def check_stream(recipe: Recipe) -> None:
-    """Refuses what a stream of shards cannot do: choose images, and tell their labels beforehand.
+    """Refuses what a stream of shards cannot do: choose images, and know their labels beforehand.
 
     Raises:
         UserError: naming the field.
@@ -337,7 +337,7 @@ def shuffled_order(seed: int, count: int, epoch: int) -> Tensor:
 
 
 def manifest_of(path: Path) -> Manifest:
-    """The manifest that `convert` wrote beside a file.
+    """The manifest that `convert` wrote next to a file.
 
     Raises:
         UserError: when it is absent or damaged.

@@ -119,7 +119,7 @@ def sides_px(recipe: Recipe) -> list[int]:
 
 
 def load_weights(recipe: Recipe, backbone: torch.nn.Module) -> Match | None:
-    """Puts the recipe's weights, if it names any, into a backbone; what of them was taken."""
+    """Loads the recipe's weights, if it names any, into a backbone; returns what was taken."""
     source = recipe.model.weights
     if source is None:
         return None

@@ -2,7 +2,7 @@
 --help is instant.
 
 Standard output carries results (with --json exactly one record, on the last line); progress and messages go to
-standard error. Exit codes: 0 done, 2 a mistake a person can mend, 75 stopped by a signal after saving,
+standard error. Exit codes: 0 done, 2 an error that the user can fix, 75 stopped by a signal after saving,
 130 and 143 stopped by Ctrl-C and SIGTERM with nothing to save.
 """
 

@@ -91,7 +91,7 @@ def tta(
 ) -> None:
     """Time to accuracy: seconds of training until a recipe first reaches a target, against the first recipe.
 
-    Finished runs in --run-dir are used again and unfinished ones go on, so the same command continues after a stop.
+    Finished runs in --run-dir are reused and unfinished ones continue, so the same command continues after a stop.
     """
     from fastssl.bench.record import save
     from fastssl.bench.tta import parse_targets
@@ -115,7 +115,7 @@ def tta(
                 keep=lambda record: save(out, record) if out else None,
             )
     except Interrupted as stop:
-        print(f"{stop}\nThe same command goes on from there.", file=sys.stderr)
+        print(f"{stop}\nThe same command continues from there.", file=sys.stderr)
         sys.exit(guards.EXIT_CODE)
     finish(found, tta_text(found), out, as_json)
 

@@ -76,7 +76,7 @@ def convert(
     on_error: OnErrorOption = "fail",
     check: Annotated[bool, typer.Option("--check", help="Read and decode everything, write nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT where it exists.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where an earlier call was stopped.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue where an earlier call was stopped.")] = False,
     workers: WorkersOption = None,
     root: RootOption = None,
     download: DownloadOption = True,

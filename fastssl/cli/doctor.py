@@ -16,7 +16,7 @@ def doctor(
     changes: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Tell what works on this machine, why the rest does not, and which stage of a recipe is the slowest."""
+    """Report what works on this machine, why the rest does not, and which stage of a recipe is the slowest."""
     from fastssl.bench.doctor import examine
     from fastssl.cli.tables import doctor_text
     from fastssl.recipe.load import load

@@ -29,7 +29,7 @@ def embed(
     source: Annotated[
         str, typer.Argument(metavar="SOURCE", help="What `convert` reads: a folder, archive, data file or known name.")
     ],
-    out: Annotated[Path, typer.Option(help="features.npy (with a .csv beside it) or features.parquet.")] = Path(
+    out: Annotated[Path, typer.Option(help="features.npy (with a .csv of the same name) or features.parquet.")] = Path(
         "features.npy"
     ),
     split: SplitOption = "train",

@@ -1,4 +1,4 @@
-"""What a person sees while work goes on: one line that fits the terminal, plain lines where there is no terminal.
+"""Progress of long work: one line that fits the terminal, plain lines where there is no terminal.
 
 All of it goes to standard error.
 """

@@ -21,7 +21,7 @@ def sweep(
     changes: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train every combination of a grid; the same command again goes on where it stopped.
+    """Train every combination of a grid; the same command again continues where it stopped.
 
     Exit codes: 0 all cells are done, 2 some failed, 75 stopped by a signal after saving.
     """
@@ -50,7 +50,7 @@ def sweep(
                 convert_progress=converting,
             )
     except Interrupted as stop:
-        print(f"Stopped by {stop.name} after saving. Give the same command to go on.", file=sys.stderr)
+        print(f"Stopped by {stop.name} after saving. Give the same command to continue.", file=sys.stderr)
         sys.exit(guards.EXIT_CODE)
     failed = [cell for cell in result["cells"] if cell["error"]]
     for cell in failed:

@@ -71,7 +71,7 @@ def mean_of_others(views: Views) -> Views:
 
 
 def image_count(z_VBD: Tensor) -> Tensor:
-    """B of this rank, a scalar beside the embeddings."""
+    """B of this rank, a scalar on the embeddings' device."""
     return z_VBD.new_full((), z_VBD.shape[1])
 
 

@@ -32,7 +32,7 @@ def checkpoint_blocks(backbone: nn.Module) -> int:
     if not blocks:
         raise UserError(
             f"train.gradient_checkpointing is on, and {type(backbone).__name__} has no repeated blocks to recompute.",
-            "Set train.gradient_checkpointing to false, or put the backbone's blocks into an nn.Sequential.",
+            "Set train.gradient_checkpointing to false, or make the backbone's blocks an nn.Sequential.",
         )
     for block in blocks:
         block.forward = partial(recomputed, block, block.forward)  # type: ignore[method-assign]

@@ -30,7 +30,7 @@ class HubModel:
         library: "torchvision" or "timm".
         name: of the model there.
         arguments: of torchvision.models.get_model or timm.create_model.
-        edits: submodules to put in place of others, by their path.
+        edits: submodules that replace others, by their path.
     """
 
     library: str
@@ -158,8 +158,8 @@ def head_edits(model: nn.Module, name: str) -> dict[str, nn.Module]:
     if not linear:
         raise UserError(f"torchvision/{name} ends in no linear layer.", "Choose another model.backbone.")
     parent, _, _ = linear[-1].rpartition(".")
-    beside = model.get_submodule(parent).named_children() if parent else ()
-    dropouts = [f"{parent}.{child}" for child, module in beside if isinstance(module, nn.Dropout)]
+    siblings = model.get_submodule(parent).named_children() if parent else ()
+    dropouts = [f"{parent}.{child}" for child, module in siblings if isinstance(module, nn.Dropout)]
     return {path: nn.Identity() for path in (*dropouts, linear[-1])}
 
 

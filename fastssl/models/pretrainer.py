@@ -42,7 +42,7 @@ def parameter_count(module: nn.Module) -> int:
 
 @contextlib.contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; each part's own mode is put back, since frozen parts stay in evaluation mode."""
+    """Evaluation mode for a while; each part's own mode is restored, since frozen parts stay in evaluation mode."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
@@ -137,7 +137,7 @@ class Pretrainer(nn.Module):
 
 @torch.inference_mode()
 def embed(backbone: nn.Module, images_BCHW: Tensor, *, autocast: torch.dtype | None) -> Tensor:
-    """Pooled features (B, F), float32, in evaluation mode; the module's mode is put back.
+    """Pooled features (B, F), float32, in evaluation mode; the module's mode is restored.
 
     Args:
         images_BCHW: normalized images on the module's device.

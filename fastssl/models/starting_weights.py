@@ -47,7 +47,7 @@ def download(library: str, name: str) -> dict[str, Tensor]:
 
 
 def load_pretrained(backbone: nn.Module, loaded: Mapping[str, Any], *, origin: str) -> Match:
-    """Puts weights into a backbone, every one of its tensors, and says what of the file was and was not taken.
+    """Loads weights into a backbone, every one of its tensors, and returns what of the file was and was not taken.
 
     A first convolution of another number of channels is adapted: summed to one, else repeated and scaled, so that equal
     channels give what they gave before.

@@ -1,4 +1,4 @@
-"""Recipes from YAML, dictionaries and `-s section.key=value`; every problem told at once, in words."""
+"""Recipes from YAML, dictionaries and `-s section.key=value`; every problem reported at once, in words."""
 
 import difflib
 import importlib.resources

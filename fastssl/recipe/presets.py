@@ -62,8 +62,8 @@ def views_text(augment: Augment) -> str:
     plain = ViewSpec().model_dump()
     lines = []
     for i, row in enumerate(view_table(augment), start=1):
-        told = {k: v for k, v in row.model_dump().items() if k in ("side_px", "crop") or v != plain[k]}
-        lines.append(f"view {i}: " + ", ".join(f"{key} {value}" for key, value in told.items()))
+        changed = {k: v for k, v in row.model_dump().items() if k in ("side_px", "crop") or v != plain[k]}
+        lines.append(f"view {i}: " + ", ".join(f"{key} {value}" for key, value in changed.items()))
     return "\n".join(lines)
 
 

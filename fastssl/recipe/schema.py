@@ -259,8 +259,8 @@ class Train(Section):
     deterministic: bool = Field(False, description="Only kernels that repeat their bits; slower on CUDA.")
     log_every_steps: Count = 10
     checkpoint_every_epochs: Count = 1
-    checkpoint_every_steps: Annotated[int, Field(ge=0)] = Field(0, description="Besides, every so many steps.")
-    checkpoint_every_minutes: NonNegative = Field(0.0, description="Besides, every so many minutes; 0 is never.")
+    checkpoint_every_steps: Annotated[int, Field(ge=0)] = Field(0, description="Also every N steps; 0 is never.")
+    checkpoint_every_minutes: NonNegative = Field(0.0, description="Also every N minutes; 0 is never.")
     keep_checkpoints: Count = Field(2, description="The newest so many stay, and the best one.")
     on_nonfinite: Literal["stop", "skip"] = Field(
         "stop", description="A loss or gradient that is not finite ends the run, or the step is left out."
@@ -272,7 +272,7 @@ class Evaluate(Section):
     """Probes on frozen features: figures without labels, kNN and ridge while training, a linear probe at the end."""
 
     every_epochs: Annotated[int, Field(ge=0)] = Field(1, description="0 evaluates at the end only.")
-    every_steps: Annotated[int, Field(ge=0)] = Field(0, description="Besides, every so many steps; 0 is never.")
+    every_steps: Annotated[int, Field(ge=0)] = Field(0, description="Also every N steps; 0 is never.")
     knn_k: Annotated[tuple[Count, ...], Field(min_length=1)] = Field(
         (20, 200), description="Neighbors that vote; at most the images of a class are used. Runs compare by the first."
     )
@@ -296,7 +296,7 @@ class Evaluate(Section):
 
 
 class Log(Section):
-    """Where a run's numbers go besides metrics.jsonl; none of it changes the run."""
+    """Where a run's numbers go in addition to metrics.jsonl; none of it changes the run."""
 
     tensorboard: bool = Field(False, description="Event files in the run's folder; needs the extra tensorboard.")
     wandb: bool = Field(False, description="A Weights & Biases run; needs the extra wandb.")
