@@ -194,6 +194,8 @@ NOT_RUN = {  # what a command that is parsed alone has in it: which test does th
     "log.tensorboard": "tests/training/test_trackers.py: an extra",
     r"pip install|-m venv|activate|^git |^cd ": "tests/system/test_package.py: sets up a machine",
     r"^tar ": "tests/repository/test_pack_gpu_suite.py: unpacks the archive that it has packed",
+    "^docker": "tests/repository/test_tools.py: needs a daemon",
+    "^sbatch": "tests/system/test_slurm.py: needs a cluster",
     r"^make |-m pytest|pre-commit": "tests/repository/test_repository.py: what runs the tests runs these",
 }
 

@@ -1,7 +1,9 @@
 """The shell tools: they parse, and offline_wheels.sh says what it would do."""
 
+import re
 import shlex
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -45,3 +47,21 @@ def test_wrong_words_are_answered_with_the_usage(words: tuple[str, ...]) -> None
     done = offline_wheels(*words)
     assert done.returncode == 2
     assert "offline_wheels.sh [--dry-run]" in done.stderr
+
+
+def test_the_dockerfile_names_files_extras_and_a_python_that_exist() -> None:
+    root = TOOLS.parent
+    text = (root / "Dockerfile").read_text().replace("\\\n", " ")
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    (version,) = re.findall(r"^FROM python:(3\.\d+)-slim", text, re.MULTILINE)
+    assert f"Programming Language :: Python :: {version}" in project["classifiers"]
+    (extras,) = re.findall(r"^ARG EXTRAS=(\S+)", text, re.MULTILINE)
+    assert set(extras.split(",")) <= set(project["optional-dependencies"])
+    for line in re.findall(r"^COPY (.+)$", text, re.MULTILINE):
+        assert all((root / name).exists() for name in line.split()[:-1]), line
+    assert re.search(r'^ENTRYPOINT \["fastssl"\]$', text, re.MULTILINE)
+    assert "fastssl" in project["scripts"]
+    needed = re.search(r"^missing=.*?^if", (TOOLS / "setup.sh").read_text(), re.MULTILINE | re.DOTALL)
+    assert needed
+    libraries = set(re.findall(r"missing\+=\((lib\S+|g\+\+|pkg-config)\)", needed[0]))
+    assert libraries <= set(text.split())

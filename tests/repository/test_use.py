@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torch import nn
 
@@ -17,11 +18,11 @@ from fastssl.errors import UserError
 from fastssl.pretrained.embedding.embed import embed
 from fastssl.pretrained.export.export import export
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "use.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
-def snippet(name: str) -> str:
-    found = re.search(rf"<!-- run: {name} -->\n```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+def snippet(name: str, page: str = "use.md") -> str:
+    found = re.search(rf"<!-- run: {name} -->\n```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
     assert found, name
     return found[1]
 
@@ -34,6 +35,19 @@ def test_nearest_neighbors_in_ten_lines(tiny_run: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 10
     assert done.stdout.startswith("shapes[0] -> [")
+
+
+def test_fine_tuning_changes_the_backbone_and_saves_the_network(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(snippet("finetune", "finetuning.md").replace("runs/quickstart", str(tiny_run)), names)
+    saved = torch.load("finetuned.pth")
+    before = fastssl.load(tiny_run, device="cpu").backbone.state_dict()
+    changed = [name for name, weight in before.items() if not torch.equal(weight, saved[f"0.{name}"])]
+    assert changed
+    assert saved["1.weight"].shape == (10, fastssl.load(tiny_run).features_dim)
 
 
 def test_own_backbone_loss_and_views(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
