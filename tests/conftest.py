@@ -10,6 +10,16 @@ from tiny import tiny
 ROOT = Path(__file__).resolve().parent.parent
 CIFAR_ARCHIVE = ROOT.parent / "shared" / "data" / "cifar10_jpeg.tar.xz"
 
+SLOW = frozenset((ROOT / "tests" / "slow.txt").read_text(encoding="utf-8").split())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks as slow what slow.txt names: whole files, and tests with all their parameters."""
+    for item in items:
+        test = item.nodeid.partition("[")[0]
+        if test in SLOW or test.partition("::")[0] in SLOW:
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture(scope="session")
 def cifar_archive() -> Path:

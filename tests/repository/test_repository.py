@@ -67,3 +67,14 @@ def test_continuous_integration_runs_make_test_on_every_supported_python() -> No
     supported = [name.split()[-1] for name in classifiers if re.search(r":: 3\.\d+$", name)]
     assert job["strategy"]["matrix"]["python"] == supported
     assert [step["run"] for step in job["steps"] if "run" in step] == ["make test"]
+
+
+def test_the_slow_tests_exist_and_leave_a_fast_one_in_every_other_module() -> None:
+    slow = (ROOT / "tests" / "slow.txt").read_text(encoding="utf-8").split()
+    names: dict[str, set[str]] = {}
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        tests = re.findall(r"^def (test_\w+)\(", path.read_text(encoding="utf-8"), re.MULTILINE)
+        names[path.relative_to(ROOT).as_posix()] = set(tests)
+    known = {*names, *(f"{path}::{name}" for path, tests in names.items() for name in tests)}
+    assert not set(slow) - known
+    assert not [path for path in names if path not in slow and {f"{path}::{name}" for name in names[path]} <= set(slow)]
