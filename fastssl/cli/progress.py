@@ -179,7 +179,7 @@ def loss_text(record: dict[str, Any]) -> str:
 
 
 def evaluation_text(record: dict[str, Any]) -> str:
-    """One evaluation in a line, with the number of images beside what was measured on them."""
+    """One evaluation in a line, with the number of images next to each metric."""
     parts = []
     accuracies = probes.accuracies_in(record)
     if accuracies:
