@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
-FILES = {"loss": 4, "operation": 7, "source": 2, "schedule": 2}
+FILES = {"loss": 4, "operation": 7, "source": 2, "metric": 2, "schedule": 2}
 TESTS = {  # what the package's own tests find out about the change, without a line of its own
     "loss": ("tests/losses/test_losses.py", "table and (spectral or schema)", 3),
     "schedule": ("tests/build/test_optim.py", "linear", 1),
@@ -50,7 +50,11 @@ def test_every_change_of_the_page_is_tried() -> None:
 @pytest.mark.parametrize("change", FILES)
 def test_a_change_costs_as_many_files_as_the_page_promises(change: str) -> None:
     assert len(re.findall(r"^\+\+\+ b/", block("change", change, "diff"), re.MULTILINE)) == FILES[change]
-    label = {"operation": "an operation on all backends", "source": "a source of images"}.get(change, f"a {change}")
+    label = {
+        "operation": "an operation on all backends",
+        "source": "a source of images",
+        "metric": "a metric of features",
+    }.get(change, f"a {change}")
     assert f"| {label} | {FILES[change]}: " in PAGE
 
 
