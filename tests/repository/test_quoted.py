@@ -31,9 +31,7 @@ def median(name: str, metric: str, impl: str, **work: object) -> float:
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_that_names_a_record_names_its_commit(page):
     prose = re.sub(r"^```.*?^```", "", page_text(page), flags=re.MULTILINE | re.DOTALL)
-    names = [
-        name for name in re.findall(r"`(?:bench/results/)?(\w+)\.json`", prose) if (RECORDS / f"{name}.json").exists()
-    ]
+    names = [name for name in re.findall(r"`bench/results/(\w+)\.json`", prose) if (RECORDS / f"{name}.json").exists()]
     assert not {name for name in names if record(name)["commit"][:7] not in prose}
 
 
