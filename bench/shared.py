@@ -33,6 +33,7 @@ from fastssl.cli.bench_tables import rendered, table_of  # noqa: E402
 from fastssl.recipe.load import load  # noqa: E402
 from fastssl.recipe.schema import Recipe  # noqa: E402
 from fastssl.runs.machine import cores  # noqa: E402
+from fastssl.training.threads import threads  # noqa: E402
 
 WARMUP = 5
 SHARED_VIEWS = "fastssl, views shared"
@@ -45,17 +46,17 @@ CGROUP = Path("/sys/fs/cgroup")
 
 def rate(name: str, recipe: Recipe, *, seconds: float, workers: int) -> dict[str, Any]:
     """Views per second of one loop in this process, and how many threads it computes with."""
-    torch.set_num_threads(cores().count)
-    _, steps = LOOPS[name.partition(",")[0]](recipe, workers)
-    for _ in zip(range(WARMUP), steps, strict=False):
-        pass
-    start, images = time.perf_counter(), 0
-    for count in steps:
-        images += count
-        if time.perf_counter() - start > seconds:
-            break
-    views = len(build.views.table(recipe))
-    return {"views_per_s": views * images / (time.perf_counter() - start), "threads": torch.get_num_threads()}
+    with threads(recipe):
+        _, steps = LOOPS[name.partition(",")[0]](recipe, workers)
+        for _ in zip(range(WARMUP), steps, strict=False):
+            pass
+        start, images = time.perf_counter(), 0
+        for count in steps:
+            images += count
+            if time.perf_counter() - start > seconds:
+                break
+        views = len(build.views.table(recipe))
+        return {"views_per_s": views * images / (time.perf_counter() - start), "threads": torch.get_num_threads()}
 
 
 @contextlib.contextmanager

@@ -14,7 +14,6 @@ from fastssl.errors import UserError
 from fastssl.recipe.load import load
 from fastssl.runs import checkpoint
 from fastssl.training.parallel import close, view_parallel
-from fastssl.training.view_parallel import intra_op_threads
 
 PER_VIEW = ["model.batch_norm=per_view", "augment.views=3"]
 
@@ -42,8 +41,7 @@ def equal(a: Path, b: Path) -> bool:
 @pytest.fixture(scope="module")
 def one_worker(tiny_data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("workers") / "one"
-    with one_torch_thread():
-        fastssl.train(recipe(tiny_data), run_dir=run)
+    fastssl.train(recipe(tiny_data, threads=1), run_dir=run)
     return run
 
 
@@ -51,8 +49,7 @@ def one_worker(tiny_data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFa
 def test_the_bits_do_not_depend_on_the_number_of_workers(
     workers: int, one_worker: Path, tiny_data: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    with intra_op_threads(workers):
-        summary = fastssl.train(recipe(tiny_data), run_dir=tmp_path)
+    summary = fastssl.train(recipe(tiny_data, threads=workers), run_dir=tmp_path)
     assert summary["parallel"] == "views"
     assert losses(tmp_path) == losses(one_worker)
     assert equal(tmp_path, one_worker)
@@ -68,10 +65,9 @@ def test_a_resume_on_another_number_of_cores_is_exact(
         if record["event"] == "step" and record["step"] == 7:
             raise Pulled
 
-    with intra_op_threads(4), pytest.raises(Pulled):
-        fastssl.train(recipe(tiny_data), run_dir=tmp_path, observe=pull)
-    with intra_op_threads(2):
-        fastssl.train(recipe(tiny_data), run_dir=tmp_path, resume=True)
+    with pytest.raises(Pulled):
+        fastssl.train(recipe(tiny_data, threads=4), run_dir=tmp_path, observe=pull)
+    fastssl.train(recipe(tiny_data, threads=2), run_dir=tmp_path, resume=True)
     assert losses(tmp_path) == losses(one_worker)
     assert equal(tmp_path, one_worker)
 
@@ -121,14 +117,13 @@ def test_what_views_cannot_share_is_said(tiny_data: tuple[Path, Path], tmp_path:
 
 def test_a_trial_is_written_into_the_run_and_leaves_no_trace(tiny_data: tuple[Path, Path], tmp_path: Path) -> None:
     seen: list[dict[str, Any]] = []
-    with intra_op_threads(2):
-        summary = fastssl.train(recipe(tiny_data, parallel="auto", epochs=1), run_dir=tmp_path, observe=seen.append)
+    trying = recipe(tiny_data, parallel="auto", epochs=1, threads=2)
+    summary = fastssl.train(trying, run_dir=tmp_path, observe=seen.append)
     chosen, _, reason = seen[0]["parallel"].partition(": ")
     assert summary["parallel"] == chosen
     assert "ms by views" in reason
     assert "ms by operators" in reason
     state = json.loads(next((tmp_path / "checkpoints").glob("step-*/state.json")).read_text())
     assert state["parallel"] == chosen
-    with one_torch_thread():
-        fastssl.train(recipe(tiny_data, parallel=chosen, epochs=1), run_dir=tmp_path / "pinned")
+    fastssl.train(recipe(tiny_data, parallel=chosen, epochs=1, threads=1), run_dir=tmp_path / "pinned")
     assert losses(tmp_path)[0] == pytest.approx(losses(tmp_path / "pinned")[0], rel=1e-3)
