@@ -6,6 +6,7 @@ Everything here is the obvious no-op in a single process.
 """
 
 import contextlib
+import inspect
 from typing import Any
 
 import torch
@@ -96,12 +97,11 @@ def data_parallel(network: nn.Module, device: torch.device) -> nn.Module:
     """
     if ranks.world() == 1:
         return network
-    return DistributedDataParallel(
-        network,
-        device_ids=[device] if device.type == "cuda" else None,
-        broadcast_buffers=False,  # synchronized statistics are already equal
-        gradient_as_bucket_view=True,
-    )
+    is_new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # since torch 2.14
+    sync_buffers = "forward_sync_buffers" if is_new else "broadcast_buffers"
+    device_ids = [device] if device.type == "cuda" else None
+    each_step: dict[str, Any] = {sync_buffers: False}  # synchronized statistics are already equal
+    return DistributedDataParallel(network, device_ids=device_ids, gradient_as_bucket_view=True, **each_step)
 
 
 def without_sync(network: Any) -> contextlib.AbstractContextManager[None]:

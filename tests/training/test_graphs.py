@@ -13,7 +13,7 @@ from fastssl.build import ranks
 from fastssl.losses.barlow_twins import barlow_twins
 from fastssl.losses.vicreg import vicreg
 from fastssl.models.backbones import backbone
-from fastssl.training.distributed import synchronize_batch_norm
+from fastssl.training.distributed import data_parallel, synchronize_batch_norm, without_sync
 
 
 @pytest.fixture
@@ -46,3 +46,13 @@ def test_a_loss_over_ranks_takes_three_round_trips(form: str) -> None:
     loss = vicreg if form == "vicreg" else partial(barlow_twins, form=form)  # type: ignore[arg-type]
     loss(torch.randn(4, 8, 16), all_sum=counted)
     assert len(trips) == 3
+
+
+@pytest.mark.usefixtures("_two_ranks")
+def test_a_part_of_an_accumulated_step_is_not_synchronized_when_compiled() -> None:
+    """The gradients' averaging lies around the network and inside the compiler, and is found there."""
+    parallel = data_parallel(nn.Linear(2, 2), torch.device("cpu"))
+    compiled = torch.compile(parallel, backend="eager")
+    with without_sync(compiled):
+        assert not parallel.require_backward_grad_sync
+    assert parallel.require_backward_grad_sync
