@@ -184,7 +184,7 @@ def sheet(rows: list[list[tuple[Picture, str]]]) -> Image.Image:
             left = GAP_PX + x * step_px
             canvas.paste(Image.fromarray(pixels).resize((CELL_PX, CELL_PX), Image.Resampling.NEAREST), (left, top))
             for i, line in enumerate(lines):
-                draw.text((left, top + CELL_PX + 2 + i * LINE_PX), line, fill="black", font=FONT)
+                draw.text((left + 1, top + CELL_PX + 2 + i * LINE_PX), line, fill="black", font=FONT)
         top += height
     return canvas
 

@@ -134,7 +134,7 @@ def test_several_runs_share_axes_and_are_told_apart(finished_run: Path, tmp_path
     assert found[1].differences == {"seed": 5}
     report([tmp_path / "runs"], tmp_path / "out", images=30)
     page = (tmp_path / "out" / "index.html").read_text()
-    assert "<td>seed 5</td>" in page
+    assert ">seed 5</td>" in page
     assert page.count('id="curve-loss"') == 1
     assert "a + 1 other seed" in page
 
