@@ -9,14 +9,14 @@ from fastssl.recipe.load import dump, load
 
 
 def test_home_and_variables_are_expanded_and_recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("HOME", "/somewhere/me")
     monkeypatch.setenv("SCRATCH", "/scratch")
     data = {"path": "~/a.beton", "test_path": "$SCRATCH/b.beton", "root": "${SCRATCH}/c", "source": "~/photos"}
     recipe = load({"data": data, "model": {"weights": "$SCRATCH/w.pth"}, "train": {"epochs": 1}})
-    assert recipe.data.path == Path("/home/me/a.beton")
+    assert recipe.data.path == Path("/somewhere/me/a.beton")
     assert recipe.data.test_path == Path("/scratch/b.beton")
     assert recipe.data.root == Path("/scratch/c")
-    assert recipe.data.source == "/home/me/photos"
+    assert recipe.data.source == "/somewhere/me/photos"
     assert recipe.model.weights == "/scratch/w.pth"
     monkeypatch.delenv("SCRATCH")
     (tmp_path / "again.yaml").write_text(dump(recipe))
