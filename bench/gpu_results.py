@@ -7,13 +7,14 @@ import tarfile
 from pathlib import Path
 
 SUFFIXES = {".json", ".jsonl", ".html", ".log", ".yaml", ".csv", ".svg", ".txt"}
+ELSEWHERE = {"data", "checkpoints"}  # folders of which nothing travels: their text means nothing without the rest
 LIMIT_BYTES = 16 << 20  # what a rented machine hands back as one file
 
 
 def pack(folder: Path, archive: Path) -> str:
     """Write the results under `folder`, whole or not at all; return one line on size and what is left out."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
-    results = [path for path in files if path.suffix in SUFFIXES]
+    results = [p for p in files if p.suffix in SUFFIXES and not ELSEWHERE & {*p.relative_to(folder).parts}]
     archive.parent.mkdir(parents=True, exist_ok=True)
     part = archive.with_name(archive.name + ".part")
     with tarfile.open(part, "w:gz") as tar:

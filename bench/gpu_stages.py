@@ -47,7 +47,7 @@ Words = Callable[[Setting, Path], list[str]]
 @dataclass(frozen=True)
 class Stage:
     """Attributes: words after `python` (they write the record to the path given), limits in minutes, packages it needs,
-    and a file in --out that an earlier stage makes."""
+    a file in --out that an earlier stage makes, and the file that this one makes for later ones."""
 
     name: str
     title: str
@@ -56,7 +56,12 @@ class Stage:
     most_min: float
     needs: tuple[str, ...] = ()
     file: str = ""
+    makes: str = ""
     dry_environment: dict[str, str] = field(default_factory=lambda: dict(INTERPRETED))
+
+    def holds(self, setting: Setting) -> bool:
+        """Whether what it has made is still there: on another machine it is not."""
+        return not self.makes or (setting.out / self.makes).exists()
 
     def missing(self, setting: Setting) -> str:
         absent = [name for name in self.needs if importlib.util.find_spec(name) is None]
@@ -87,7 +92,7 @@ def stages(setting: Setting) -> list[Stage]:
         Stage("step-resnet50", "the step of ResNet-50 at 32 px", step("resnet50"), 0.7, 2.5),
         Stage("augment-32", "augmentation against its peers at 32 px", augment(32), 0.7, 3),
         Stage("augment-224", "augmentation against its peers at 224 px", augment(224), 0.7, 3),
-        Stage("photographs", "photographs to measure with at 224 px", photographs, 0.3, 2),
+        Stage("photographs", "photographs to measure with at 224 px", photographs, 0.3, 2, makes=PHOTOGRAPHS),
         on_photographs("step-resnet50-224", "the step of ResNet-50 at 224 px", step_224("resnet50")),
         on_photographs("step-vit_small-224", "the step of ViT-S at 224 px", step_224(VIT), needs=("timm",)),
         Stage("tta", "time to accuracy, low-dimensional against the baseline", tta("resnet18", seeds=1), 3, 8),

@@ -72,7 +72,8 @@ class Suite:
             if self.only and stage.name not in self.only:
                 continue
             before = self.outcomes.get(stage.name)
-            outcome = before if before and before.state == "done" else self.outcome_of(stage)
+            done = before is not None and before.state == "done" and stage.holds(self.setting)
+            outcome = before if before and done else self.outcome_of(stage)
             self.outcomes[stage.name] = outcome
             reason = f" ({outcome.reason})" if outcome.reason else ""
             report(f"{stage.name}: {outcome.state}, {outcome.seconds:.0f} s{reason}")

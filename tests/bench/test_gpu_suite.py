@@ -91,14 +91,20 @@ def test_another_machine_continues_from_the_archive_of_results(
 ):
     mark = tmp_path / "mark"
     code = f"open({str(mark)!r}, 'a').write('x'); open('weights.safetensors', 'wb').write(bytes(99)); {WRITES}"
-    monkeypatch.setattr(gpu_suite, "stages", lambda setting: [stage("first", code), stage("second", code)])
-    assert states(run(setting, only=["first"])) == ["done"]
+    images = (
+        f"open({str(mark)!r}, 'a').write('d'); import os; os.makedirs('data'); open('data/images.json', 'w'); {WRITES}"
+    )
+    data = stage("data", images, makes="data/images.json")
+    monkeypatch.setattr(gpu_suite, "stages", lambda setting: [stage("first", code), data, stage("second", code)])
+    assert states(run(setting, only=["first", "data"])) == ["done", "done"]
     setting.out.rename(tmp_path / "the machine is gone")
-    assert states(run(setting)) == ["done", "done"]
-    assert mark.read_text() == "xx"
+    assert states(run(setting)) == ["done", "done", "done"]
+    assert mark.read_text() == "xddx"
+    assert states(run(setting)) == ["done", "done", "done"]
+    assert mark.read_text() == "xddx"
     assert (setting.out / "first.json").exists()
     with tarfile.open(tmp_path / "results.tar.gz") as archive:
-        assert not [name for name in archive.getnames() if name.endswith(".safetensors")]
+        assert not [name for name in archive.getnames() if name.endswith(".safetensors") or name.startswith("data/")]
 
 
 def test_results_of_another_commit_are_measured_again(setting: Setting, monkeypatch: pytest.MonkeyPatch):
