@@ -57,6 +57,7 @@ def colored(red, green, blue, mean, y, x, params, P: tl.constexpr):
     red, green, blue = _jittered(red, green, blue, mean, y, x, params, False, P)
     if tl.load(params + COLUMN.value.GRAY) > 0:
         red = _gray(red, green, blue)
+        # one value for three names: the compiler stores it thrice and computes it once
         green, blue = red, red
     return red, green, blue
 
@@ -69,14 +70,17 @@ def _jittered(red, green, blue, mean, y, x, params, BEFORE_CONTRAST: tl.constexp
     brightness, contrast = tl.load(params + COLUMN.value.BRIGHTNESS), tl.load(params + COLUMN.value.CONTRAST)
     saturation, hue = tl.load(params + COLUMN.value.SATURATION), tl.load(params + COLUMN.value.HUE)
     codes = tl.where(order < 8, CODES_0, tl.where(order < 16, CODES_8, CODES_16)) >> (order % 8 * 8)
+    # a bool of the right type, True
     going = order >= 0
     for step in range(0, 4):
         operation = (codes >> (step * 2)).to(tl.int32) & 3
+        # what contrast will see: only the steps that the drawn order puts before it
         if BEFORE_CONTRAST:
             going &= operation != 1
         if going & (operation == 0) & (brightness != 1):
             red, green, blue = unit(red * brightness), unit(green * brightness), unit(blue * brightness)
         if going & (operation == 1) & (contrast != 1):
+            # the tile holds the view, so its mean needs no pass of its own
             if P.whole:
                 here = _gray_sum(red, green, blue, y, x, P) / (P.side * P.side)
                 red, green, blue = _blend(red, green, blue, contrast, here)
@@ -94,6 +98,7 @@ def _jittered(red, green, blue, mean, y, x, params, BEFORE_CONTRAST: tl.constexp
 
 @triton.jit
 def _blend(red, green, blue, factor, base):
+    # one product a pixel less than blending each channel with the base
     rest = (1 - factor) * base
     return unit(red * factor + rest), unit(green * factor + rest), unit(blue * factor + rest)
 
@@ -103,6 +108,7 @@ def _hsv_turned(red, green, blue, turns):
     """Each channel is the smallest plus a share of the chroma, a trapezoid in the hue."""
     high, low = tl.maximum(tl.maximum(red, green), blue), tl.minimum(tl.minimum(red, green), blue)
     chroma = high - low
+    # gray has no hue: any finite number does, for its chroma is 0
     inverse = 1 / tl.where(chroma > 0, chroma, 1.0)
     from_others = tl.where(high == green, (blue - red) * inverse + 2, (red - green) * inverse + 4)
     hue = tl.where(high == red, (green - blue) * inverse, from_others) + 6 * turns
@@ -141,6 +147,7 @@ def finish(red, green, blue, y_0, x_0, down, right, params, norm, out, P: tl.con
         rest_X = _outside_square(y_X, x_X, down < right, square, params)
         red, green = tl.where(rest_X, red, mean_0), tl.where(rest_X, green, mean_1)
         blue = tl.where(rest_X, blue, mean_2)
+    # channels lie side by side, so three stores fill the same sectors
     place_X, real_X = out + (y_X * down + x_X * right) * P.channels, inside(y_X, x_X, P)
     tl.store(place_X, ((red - mean_0) * tl.load(norm + P.channels)).to(out.dtype.element_ty), mask=real_X)
     if P.channels == RGB_:
@@ -155,6 +162,7 @@ def _solarized(x, threshold):
 
 @triton.jit
 def _posterized(x, bits):
+    # the last level's floor is white itself, a level too many
     levels = tl.exp2(bits)
     return tl.minimum(tl.floor(x * levels), levels - 1) * tl.exp2(-bits)
 

@@ -107,10 +107,12 @@ def _sample(
 ):
     """One warp for a few pairs: the tries of a crop are its lanes, everything else is the same in all of them."""
     i_R = tl.program_id(0) * R + tl.arange(0, R)
+    # lanes past the end repeat the last pair, so that no load needs a mask
     real_R, i_R = i_R < count, tl.minimum(i_R, count - 1)
     b_R, v_R = i_R // views, i_R % views
     era = tl.load(epoch) if EPOCH_ON_DEVICE else epoch
     root = child(child(tl.zeros([], tl.uint64), seed), era)
+    # the same tree as `draws`: seed, epoch, sample, view, and the slot below
     key_R = child(child(root, tl.load(index + b_R)), first_view + v_R)
     height_R = tl.load(sizes + b_R * size_step).to(tl.float64)
     width_R = tl.load(sizes + b_R * size_step + 1).to(tl.float64)
@@ -133,6 +135,7 @@ def child(key, word):
 
 @triton.jit
 def _value(table, key, slot):
+    # the top 24 bits: all that float32 keeps below 1
     draw = (child(key, slot) >> 40).to(tl.float32) * UNIT
     return tl.load(table + slot) + tl.load(table + SPAN + slot) * draw.to(tl.float64)
 
@@ -180,13 +183,16 @@ def _random_box(table, key_R, height_R, width_R, shift_y_R, shift_x_R, TRIES_2: 
     narrowest_R, widest_R = tl.load(table + ENTRY.value.aspect_min), tl.load(table + ENTRY.value.aspect_max)
     area_RT = _value(table_R1, key_R1, SLOT.value.AREA + t_1T) * (height_R1 * width_R1)
     exponent_RT = _value(table_R1, key_R1, SLOT.value.ASPECT + t_1T)
+    # a power with its logarithm from the host: float64 has no fast one here
     aspect_RT = narrowest_R[:, None] * tl.exp2(tl.load(table_R1 + ENTRY.value.aspect_log2) * exponent_RT)
     tall_RT, wide_RT = area_RT / aspect_RT, area_RT * aspect_RT
     # squares compared, as in the policy: roots of all the tries would cost more
     fits_RT = (tall_RT > 0.25) & (tall_RT < (height_R1 + 0.5) * (height_R1 + 0.5)) & (t_1T < T)
     fits_RT = fits_RT & (wide_RT > 0.25) & (wide_RT < (width_R1 + 0.5) * (width_R1 + 0.5))
+    # the first in order, as in the policy, though all are tried at once
     first_R = tl.min(tl.where(fits_RT, t_1T, TRIES_2), axis=1)
     chosen_RT, fits_R = t_1T == first_R[:, None], first_R < TRIES_2
+    # a sum with one term: the cheapest way out of the other lanes
     tall_R = tl.sum(tl.where(chosen_RT, tall_RT, 0.0), axis=1)
     wide_R = tl.sum(tl.where(chosen_RT, wide_RT, 0.0), axis=1)
     box_height_R = tl.where(fits_R, _round(tl.sqrt(tall_R)), tl.maximum(_round(width_R / narrowest_R), 1.0))
@@ -206,6 +212,7 @@ def _turns(table, key_R, out, real_R):
     turns_R = tl.floor(_value(table, key_R, SLOT.value.TURNS))
     _put(out, COLUMN.value.TURNS, tl.where(_value(table, key_R, SLOT.value.TURN) > 0, turns_R, 0.0), real_R)
     angle_R = _value(table, key_R, SLOT.value.ROTATE_DEG)
+    # as stored, in float32: other backends turn by what they read
     angle_R = tl.where(_value(table, key_R, SLOT.value.ROTATE) > 0, angle_R, 0.0).to(tl.float32)
     _put(out, COLUMN.value.ROTATE_DEG, angle_R, real_R)
     _put_turn(out, angle_R * DEGREE, COLUMN.value.ROTATE_COS, COLUMN.value.ROTATE_SIN, real_R)
@@ -239,6 +246,7 @@ def _late(table, key_R, out, real_R):
     """Blur, solarize, posterize and cutout."""
     sigma_R = _value(table, key_R, SLOT.value.BLUR_SIGMA)
     sigma_R = tl.where(_value(table, key_R, SLOT.value.BLUR) > 0, sigma_R, 0.0)
+    # a reflected border is never wider than the view
     last_R = tl.load(table + ENTRY.value.side_px) - 1
     _put(out, COLUMN.value.BLUR_SIGMA_PX, sigma_R, real_R)
     _put(out, COLUMN.value.BLUR_RADIUS_PX, tl.minimum(tl.ceil(3 * sigma_R), last_R), real_R)
@@ -264,6 +272,7 @@ def _extend(packed, count: tl.int32, out, R: tl.constexpr):
     out += i_R * WIDTH
     tl.store(out[:, None] + column_1P, row_RP, mask=real_RP)
     packed += i_R * COLUMNS
+    # parameters that came from elsewhere lack only their sines and cosines
     degrees_R = tl.load(packed + COLUMN.value.ROTATE_DEG, mask=real_R, other=0)
     turns_R = tl.load(packed + COLUMN.value.HUE, mask=real_R, other=0)
     _put_turn(out, degrees_R * DEGREE, COLUMN.value.ROTATE_COS, COLUMN.value.ROTATE_SIN, real_R)

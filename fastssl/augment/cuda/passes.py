@@ -65,8 +65,10 @@ def run_pass(
     """
     G: tl.constexpr = P.across * P.across
     tile = tl.program_id(0) % G
+    # tiles of a view follow one another, so neighbors in time read the same source rows
     n = tl.program_id(0) // G % (P.views * batch)
     channel = tl.program_id(0) // (G * P.views * batch)
+    # 64 bits from here on: a large batch has more than 2^31 elements
     b, v = (start + n // P.views).to(tl.int64), (n % P.views).to(tl.int64)
     y_0, x_0 = tile // P.across * P.tile, tile % P.across * P.tile
     params = rows + b * row_step + v * WIDTH
@@ -102,6 +104,7 @@ def _crop(images, sizes, pitch, tile, y_0, x_0, params, norm, scratch, sums, out
     red, green, blue = mixed(images, pitch, P.channels, 1, y, x, P.resize, P)
     white: tl.constexpr = 1 / P.white
     red, green, blue = unit(red * white), unit(green * white), unit(blue * white)  # bicubic overshoots
+    # an odd quarter turn is a transposition, which costs nothing as the strides of a store
     odd = tl.load(params + COLUMN.value.TURNS).to(tl.int32) % 2 == 1
     down, right = tl.where(odd, 1, P.side), tl.where(odd, P.side, 1)
     if P.whole:
@@ -120,6 +123,7 @@ def _crop(images, sizes, pitch, tile, y_0, x_0, params, norm, scratch, sums, out
 
 @triton.jit
 def _rotate(tile, y_0, x_0, params, scratch, turned, sums, P: tl.constexpr):
+    # the others stay where the crop left them, and are not copied
     if tl.load(params + COLUMN.value.ROTATE_DEG) != 0:
         y_X, x_X = in_a_row(y_0, x_0, P)
         red, green, blue = rotated(scratch, y_X, x_X, params, P)
@@ -135,6 +139,7 @@ def _color(y_0, x_0, params, norm, scratch, turned, sums, out, P: tl.constexpr):
     red, green, blue = load_planes(source, y_T1, x_1T, P)
     mean = 0.0
     if P.channels == RGB_:
+        # every tile adds up all sums by itself: cheaper than one more launch
         part = tl.arange(0, P.parts)
         mean = tl.sum(tl.load(sums + part, mask=part < P.across * P.across, other=0)) / (P.side * P.side)
     _color_and_leave(red, green, blue, mean, y_0, x_0, P.side, 1, params, norm, scratch, out, P)

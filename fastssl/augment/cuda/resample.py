@@ -27,6 +27,7 @@ BELL = tl.constexpr(math.sqrt(0.5 * math.log2(math.e)))  # exp(-0.5 x^2) = 2^-(B
 @triton.jit
 def crop_axis(out, params, AXIS: tl.constexpr, size, P: tl.constexpr):
     """A quarter turn is a flip and a transposition; the transposition is left to the stores."""
+    # TOP and LEFT, HEIGHT and WIDTH follow one another, so an axis is an offset
     first = tl.load(params + COLUMN.value.TOP + AXIS).to(tl.int32)
     length = tl.load(params + COLUMN.value.HEIGHT + AXIS)
     turns = tl.load(params + COLUMN.value.TURNS)
@@ -35,6 +36,7 @@ def crop_axis(out, params, AXIS: tl.constexpr, size, P: tl.constexpr):
     else:
         flip = (tl.load(params + COLUMN.value.HFLIP) > 0) ^ ((turns == 1) | (turns == 2))
     scale = length / P.side
+    # antialiasing: a line that shrinks weighs every source line it covers
     width = tl.maximum(scale, 1.0)
     rate = 1 / width
     reach = width * 2 if P.resize == WEIGHTS.value.BICUBIC else width
@@ -46,6 +48,7 @@ def crop_axis(out, params, AXIS: tl.constexpr, size, P: tl.constexpr):
         weight = _rounded(_weight(start + k, line, rate, reach, P.resize), P)
         norm += tl.where((start + k >= 0) & (start + k < length), weight, 0.0)
     low, high = _range(line, reach)
+    # lines of the box outside the image are black: in the norm, but never loaded
     low, high = tl.maximum(low, tl.maximum(0, -first)), tl.minimum(high, tl.minimum(length.to(tl.int32), size - first))
     return line, rate, reach, first, low, high, 1 / norm
 
@@ -54,9 +57,11 @@ def crop_axis(out, params, AXIS: tl.constexpr, size, P: tl.constexpr):
 def blur_axis(out, params, P: tl.constexpr):
     """Lines beyond the border are reflected as they are loaded."""
     reach = tl.load(params + COLUMN.value.BLUR_RADIUS_PX)
+    # exp2 is one instruction, exp is two
     rate = 1 / tl.load(params + COLUMN.value.BLUR_SIGMA_PX) * BELL
     line = tl.minimum(out, P.side - 1).to(tl.float32)
     half = 0.5
+    # the kernel is symmetric, so half of it, with half its center, is half the sum
     for k in range(1, reach.to(tl.int32) + 1):
         half += _rounded(_weight(k, 0 * reach, rate, reach, WEIGHTS.value.GAUSSIAN), P)
     low, high = _range(line, reach)
@@ -71,6 +76,7 @@ def _range(line, reach):
 @triton.jit
 def _weight(place, line, rate, reach, KIND: tl.constexpr):
     """Of line `place` of the box, before the norm; any shapes that broadcast."""
+    # formed in registers wherever it is needed: a table would be read more slowly than this is computed
     distance = tl.abs(place - line)
     x = distance * rate
     if KIND == WEIGHTS.value.GAUSSIAN:
@@ -96,6 +102,7 @@ def _rounded(weight, P: tl.constexpr):
 
 @triton.jit
 def _product(left, right, P: tl.constexpr):
+    # three products of TF32 keep float32's precision on tensor cores
     return tl.dot(_operand(left, P), _operand(right, P), input_precision="tf32x3")
 
 
@@ -123,6 +130,7 @@ def mixed(source, pitch_y, pitch_x, pitch_channel, y, x, KIND: tl.constexpr, P: 
             if P.channels == RGB_:
                 green_JT += _product(_loaded(place_X + pitch_channel, real_X), weight_KT, P)
                 blue_JT += _product(_loaded(place_X + 2 * pitch_channel, real_X), weight_KT, P)
+        # per 16 source rows, so that what lies between the two products never leaves the registers
         weight_TJ = _weight(row_J[None, :].to(tl.float32), line_T1, y_rate, y_reach, KIND)
         red += _product(weight_TJ, red_JT * x_gain, P)
         if P.channels == RGB_:
@@ -141,6 +149,7 @@ def _place(line_K, first, KIND: tl.constexpr, P: tl.constexpr):
     place_K = first + line_K
     if KIND == WEIGHTS.value.GAUSSIAN:
         place_K = tl.abs(place_K)
+        # reflected at both ends; the radius is smaller than the view, so once is enough
         place_K -= 2 * tl.maximum(place_K - (P.side - 1), 0)
     return place_K
 
@@ -154,6 +163,7 @@ def blurred_tile(red, green, blue, params, P: tl.constexpr):
     weight_TT = _weight(place_T1, line_1T, rate, reach, kind)
     weight_TT += tl.where(place_T1 > 0, _weight(-place_T1, line_1T, rate, reach, kind), 0.0)
     weight_TT += tl.where(place_T1 < last, _weight(2 * last - place_T1, line_1T, rate, reach, kind), 0.0)
+    # a tile's lines past the view hold repeats, which must not be blurred in
     weight_TT = tl.where(place_T1 <= last, weight_TT * gain, 0.0)
     red = _product(tl.trans(weight_TT), _product(red, weight_TT, P), P)
     if P.channels == RGB_:
@@ -174,6 +184,7 @@ def rotated(planes, y_X, x_X, params, P: tl.constexpr):
     green, blue = red, red
     for corner in tl.static_range(4):
         x, y = left + corner % 2, top + corner // 2
+        # corners outside are loaded as black, so the border fades as torchvision's does
         share = (1 - tl.abs(column - x)) * (1 - tl.abs(row - y))
         one_red, one_green, one_blue = load_planes(planes, y.to(tl.int32), x.to(tl.int32), P)
         red, green, blue = red + share * one_red, green + share * one_green, blue + share * one_blue
