@@ -23,9 +23,10 @@ ROOT = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fastssl-tests"
 VERSIONS = ("3.6.0", "3.7.1", "3.8.0")  # of torch 2.10 and 2.11, 2.12 and 2.13, 2.14
 
-pytestmark = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter stands in for the compiler"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter stands in for the compiler"),
+]
 
 
 def installed_beside(version: str) -> Path | None:
