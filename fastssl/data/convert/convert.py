@@ -9,8 +9,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
+from fastssl.data.convert.journal import Journal
 from fastssl.data.convert.output import Job, Progress, check_target, made, place, read_all
 from fastssl.data.convert.prepare import Mode, Shape
+from fastssl.data.convert.space import check_space
 from fastssl.data.convert.spool import spool
 from fastssl.data.convert.subset import choose
 from fastssl.data.decode import parse_color
@@ -188,6 +193,7 @@ def _convert_to(
         for target in targets:
             remove_abandoned(target)
         if isinstance(source, Stream) and which == unchanged and classes is None and job.shard_bytes is None:
+            _check_room(job, targets, source)
             with made(job, out, source) as whole:
                 return place(whole)
         return _convert_chosen(job, source, out, val_out, classes=classes, which=which)
@@ -204,10 +210,26 @@ def _convert_chosen(
         if classes is not None:
             source = renumber(source, tuple(classes))
         kept_N, val_N = choose(source.labels_N, **which)
+        _check_room(job, (out, val_out) if val_out else (out,), source, np.concatenate([kept_N, val_N]))
         kept = stack.enter_context(made(job, out, source, kept_N))
         if val_out is not None:
             place(stack.enter_context(made(job, val_out, source, val_N)))
         return place(kept)
+
+
+def _check_room(
+    job: Job, targets: Sequence[Path], source: Source, positions_N: NDArray[np.int64] | None = None
+) -> None:
+    """UserError when the outputs do not fit; a journal holds every image a second time."""
+    journals = [Journal(target, "").path for target in targets] if job.resume else []
+    check_space(
+        source,
+        job.shape,
+        targets[0].parent,
+        positions_N=positions_N,
+        copies=2 if job.resume else 1,
+        present_bytes=sum(path.stat().st_size for path in journals if path.exists()),
+    )
 
 
 def _check(**choices: str) -> None:
