@@ -43,13 +43,14 @@ def check_space(
     wanted_N = np.arange(len(source)) if positions_N is None and isinstance(source, Indexed) else positions_N
     count = len(wanted_N) if wanted_N is not None else None if isinstance(source, Indexed) else source.count
     each_bytes = None if count is None else _bytes_of_one(source, shape, wanted_N)
-    if count is None or each_bytes is None:
-        source.account.notes.append(UNKNOWN)
+    disk = shutil.disk_usage(folder)
+    if count is None or each_bytes is None or not disk.total:  # some file systems tell nothing
+        source.account.notes.append(UNKNOWN if disk.total else f"Free space was not checked: {folder} does not tell it")
         return
-    needed, free = count * each_bytes * copies - present_bytes, shutil.disk_usage(folder).free
-    if needed > free:
+    needed = count * each_bytes * copies - present_bytes
+    if needed > disk.free:
         raise UserError(
-            f"{count} images of {source.name} need about {_size(needed)}, {folder} has {_size(free)} free.",
+            f"{count} images of {source.name} need about {_size(needed)}, {folder} has {_size(disk.free)} free.",
             "Free some space, choose another target, or set --side-px, --max-side-px, --mode jpg or --fraction.",
         )
 
