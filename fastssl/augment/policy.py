@@ -16,11 +16,14 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-TRIES = 10  # as torchvision's RandomResizedCrop: then the largest centered crop of an allowed shape
+# as torchvision's RandomResizedCrop: then the largest centered crop of an allowed shape
+TRIES = 10
 JITTER_ORDERS = tuple(permutations(range(4)))  # 0 brightness, 1 contrast, 2 saturation, 3 hue
-NO_SOLARIZE = 2.0  # a threshold above every pixel
+# a threshold above every pixel
+NO_SOLARIZE = 2.0
 
 Crop = Literal["random_resized", "resize", "center", "pad", "none"]
+# a crop's position here stands for it in tables and kernels, which hold numbers only
 CROPS: tuple[Crop, ...] = get_args(Crop)
 
 
@@ -54,6 +57,7 @@ class View:
         cutout_fraction: side of the square that is set to the mean, as a share of side_px.
     """
 
+    # no defaults: `recipe` decides them, and a second home would drift away
     side_px: int
     crop: Crop
     area_min: float
@@ -89,6 +93,7 @@ class View:
 class Offset(IntEnum):
     """Members count up from 0 in their order."""
 
+    # members are offsets into tensors, and auto() would begin at 1
     @staticmethod
     def _generate_next_value_(name: str, start: int, count: int, last_values: list[int]) -> int:
         return count
@@ -99,7 +104,8 @@ class Slot(Offset):
 
     @staticmethod
     def _generate_next_value_(name: str, start: int, count: int, last_values: list[int]) -> int:
-        return TRIES * min(count, 2) + max(count - 2, 0)  # AREA and ASPECT hold a draw for each try
+        # AREA and ASPECT hold a draw for each try
+        return TRIES * min(count, 2) + max(count - 2, 0)
 
     AREA = auto()
     ASPECT = auto()
@@ -107,10 +113,12 @@ class Slot(Offset):
     LEFT = auto()
     HFLIP = auto()
     VFLIP = auto()
+    # whether and by how much are two draws: another chance leaves the amounts as they were
     TURN = auto()
     TURNS = auto()
     ROTATE = auto()
     ROTATE_DEG = auto()
+    # one draw for the four after it, which apply together or not at all, as in the papers
     JITTER = auto()
     BRIGHTNESS = auto()
     CONTRAST = auto()
@@ -133,10 +141,12 @@ SLOTS = max(Slot) + 1
 class Column(Offset):
     """What the packed parameters hold, with the value that changes nothing in brackets."""
 
+    # a box may reach beyond the image: "pad" and "none" ask for black there
     TOP = auto()
     LEFT = auto()
     HEIGHT = auto()
     WIDTH = auto()
+    # flags are floats too, so that one tensor holds everything
     HFLIP = auto()  # 0 or 1 [0]
     VFLIP = auto()  # 0 or 1 [0]
     TURNS = auto()  # quarter turns counterclockwise, 0 to 3 [0]
@@ -148,6 +158,7 @@ class Column(Offset):
     ORDER = auto()  # position in JITTER_ORDERS [0]
     GRAY = auto()  # 0 or 1 [0]
     BLUR_SIGMA_PX = auto()  # [0]
+    # not left to the backends: a sigma rounded to float32 could reach a tap more
     BLUR_RADIUS_PX = auto()  # taps on each side of the center [0]
     SOLARIZE = auto()  # threshold in [0, 1] [NO_SOLARIZE]
     POSTERIZE_BITS = auto()  # [0]
@@ -160,6 +171,7 @@ class Column(Offset):
 class Parameters:
     """The sampled numbers: float32 (B, V, P), one column for each member of `Column`."""
 
+    # one tensor: a single copy takes it to the device, a single slice to some of the views
     packed_BVP: Tensor
 
     def __getitem__(self, column: Column) -> Tensor:
@@ -181,6 +193,7 @@ class Table:
 
 def runs(rows: tuple[object, ...]) -> list[tuple[int, int]]:
     """(first, last + 1) of each run of equal consecutive rows."""
+    # neighbors only, so that a run is a slice and nothing has to be gathered
     starts = [i for i, row in enumerate(rows) if i == 0 or row != rows[i - 1]]
     return list(zip(starts, [*starts[1:], len(rows)], strict=True))
 
@@ -188,7 +201,8 @@ def runs(rows: tuple[object, ...]) -> list[tuple[int, int]]:
 def constant(values: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Numbers as a tensor, copied to the device once: a copy in every step would wait for the device."""
     if torch.compiler.is_compiling():
-        return torch.tensor(values, dtype=dtype, device=device)  # becomes part of the graph
+        # becomes part of the graph
+        return torch.tensor(values, dtype=dtype, device=device)
     return _cached_constant(values, dtype, device)
 
 
@@ -209,16 +223,21 @@ def cutout_side_px(view: View) -> int:
 
 def _ranges(view: View) -> list[tuple[float, float]]:
     """(low, span) of each slot, in the slots' order."""
+    # one place more than the spare pixels, so that the floor reaches both ends
     cutout_px = float(view.side_px - cutout_side_px(view) + 1)
+    # a span of 0 always gives order 0, the fixed one
     orders = len(JITTER_ORDERS) if view.jitter_order == "random" else 0
     of_slot = {
         Slot.AREA: (view.area_min, view.area_max - view.area_min),
-        Slot.ASPECT: (0.0, 1.0),  # the exponent of a ratio, so that a shape and its mirror are as likely
-        Slot.TOP: (0.0, 1.0),  # a share of what the box leaves, which only the image decides
+        # the exponent of a ratio, so that a shape and its mirror are as likely
+        Slot.ASPECT: (0.0, 1.0),
+        # a share of what the box leaves, which only the image decides
+        Slot.TOP: (0.0, 1.0),
         Slot.LEFT: (0.0, 1.0),
         Slot.HFLIP: _chance(view.hflip_p),
         Slot.VFLIP: _chance(view.vflip_p),
         Slot.TURN: _chance(view.quarter_turn_p),
+        # rounded down 1, 2 or 3: never the turn that changes nothing
         Slot.TURNS: (1.0, 3.0),
         Slot.ROTATE: _chance(view.rotate_p),
         Slot.ROTATE_DEG: (-view.rotate_max_deg, 2 * view.rotate_max_deg),
@@ -237,15 +256,18 @@ def _ranges(view: View) -> list[tuple[float, float]]:
         Slot.CUTOUT_TOP: (0.0, cutout_px),
         Slot.CUTOUT_LEFT: (0.0, cutout_px),
     }
+    # before TOP lie the tries of AREA and ASPECT, each with the same range
     return [of_slot[slot] for slot in Slot for _ in range(TRIES if slot < Slot.TOP else 1)]
 
 
 def _factor(strength: float) -> tuple[float, float]:
+    # torchvision's range, of which only the low end is cut at 0
     weakest = max(0.0, 1 - strength)
     return weakest, 1 + strength - weakest
 
 
 def _chance(p: float) -> tuple[float, float]:
+    # draws lie in [0, 1), so p - draw > 0 never happens for p = 0 and always for p = 1
     return p, -1.0
 
 
@@ -257,6 +279,7 @@ def table_of(views: tuple[View, ...], device: torch.device) -> Table:
 
 
 def _build_table(views: tuple[View, ...], device: torch.device) -> Table:
+    # float64, so that a number on the edge of a rounding falls the same way on every device
     table_VS2 = constant(tuple(tuple(_ranges(view)) for view in views), torch.float64, device)
     columns: dict[str, list[float]] = {
         "side_px": [view.side_px for view in views],

@@ -22,10 +22,12 @@ def sample_params(views: tuple[View, ...], draws_BVS: Tensor, sizes_B2: Tensor) 
         sizes_B2: int64 height and width in pixels of each image.
     """
     table = table_of(views, draws_BVS.device)
+    # the fused kernels repeat this sum in this order: every chance and every rounding hangs on its last bit
     value_BVS = table.low_VS + table.span_VS * draws_BVS[..., :SLOTS].double()
     on_BVS = value_BVS > 0
     columns = _boxes(views, table, value_BVS, sizes_B2.double()[:, :, None])
     columns |= _turns(value_BVS, on_BVS) | _jitter(value_BVS, on_BVS) | _late(table.columns, value_BVS, on_BVS)
+    # float32 only now: whole pixels survive it, and all backends read the same bits
     return Parameters(torch.stack([columns[column] for column in Column], dim=-1).float())
 
 
@@ -52,12 +54,14 @@ def _box(
         case "resize":
             return torch.zeros_like(height_B1), torch.zeros_like(height_B1), height_B1, width_B1
         case "center":
+            # at least one pixel, which a small share of a small image would not leave
             side_BV = (torch.minimum(height_B1, width_B1) * columns["area_max"].sqrt()).round().clamp(min=1)
             return _centered(height_B1, width_B1, side_BV, side_BV)
         case "none":
             return _centered(height_B1, width_B1, columns["side_px"], columns["side_px"])
         case "pad":
             pad_V = columns["pad_px"]
+            # one place more than both directions have: no shift is one of them
             top_BV = (value_BVS[..., Slot.TOP] * (2 * pad_V + 1)).floor() - pad_V
             left_BV = (value_BVS[..., Slot.LEFT] * (2 * pad_V + 1)).floor() - pad_V
             return top_BV, left_BV, height_B1, width_B1
@@ -66,6 +70,7 @@ def _box(
 def _centered(
     height_B1: Tensor, width_B1: Tensor, box_height_BV: Tensor, box_width_BV: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    # half to even, as torchvision's CenterCrop
     top_BV = ((height_B1 - box_height_BV) / 2).round()
     left_BV = ((width_B1 - box_width_BV) / 2).round()
     return top_BV, left_BV, box_height_BV.expand_as(top_BV), box_width_BV.expand_as(left_BV)
@@ -81,13 +86,16 @@ def _random_box(
     squares_BVT = area_BVT / aspect_BVT, area_BVT * aspect_BVT
     fits_BVT = _rounds_within(squares_BVT[0], height_B1) & _rounds_within(squares_BVT[1], width_B1)
     fits_BV = fits_BVT.any(dim=-1)
+    # argmax takes no bools; of equal numbers it gives the first
     first_BV1 = fits_BVT.float().argmax(dim=-1, keepdim=True)
     first_height_BV, first_width_BV = (s.gather(-1, first_BV1)[..., 0].sqrt().round() for s in squares_BVT)
     largest_height_BV = (width_B1 / columns["aspect_min"]).round().clamp(min=1)
     largest_width_BV = (height_B1 * columns["aspect_max"]).round().clamp(min=1)
+    # cut to the image: one that is too narrow keeps its width, one too wide its height
     box_height_BV = torch.minimum(torch.where(fits_BV, first_height_BV, largest_height_BV), height_B1)
     box_width_BV = torch.minimum(torch.where(fits_BV, first_width_BV, largest_width_BV), width_B1)
     spare_top_BV, spare_left_BV = height_B1 - box_height_BV, width_B1 - box_width_BV
+    # one place more than the spare pixels, so that the floor reaches both ends
     top_BV = torch.where(fits_BV, value_BVS[..., Slot.TOP] * (spare_top_BV + 1), spare_top_BV / 2).floor()
     left_BV = torch.where(fits_BV, value_BVS[..., Slot.LEFT] * (spare_left_BV + 1), spare_left_BV / 2).floor()
     return top_BV, left_BV, box_height_BV, box_width_BV
@@ -110,6 +118,7 @@ def _turns(value_BVS: Tensor, on_BVS: Tensor) -> Columns:
 def _jitter(value_BVS: Tensor, on_BVS: Tensor) -> Columns:
     on_BV = on_BVS[..., Slot.JITTER]
     return {
+        # factors rest at 1, so a product with the flag, as for hue, would not do
         Column.BRIGHTNESS: torch.where(on_BV, value_BVS[..., Slot.BRIGHTNESS], 1.0),
         Column.CONTRAST: torch.where(on_BV, value_BVS[..., Slot.CONTRAST], 1.0),
         Column.SATURATION: torch.where(on_BV, value_BVS[..., Slot.SATURATION], 1.0),
@@ -128,6 +137,7 @@ def _late(columns: dict[str, Tensor], value_BVS: Tensor, on_BVS: Tensor) -> Colu
         Column.BLUR_RADIUS_PX: torch.minimum((3 * sigma_BV).ceil(), columns["side_px"] - 1),
         Column.SOLARIZE: torch.where(on_BVS[..., Slot.SOLARIZE], columns["solarize_threshold"], NO_SOLARIZE),
         Column.POSTERIZE_BITS: on_BVS[..., Slot.POSTERIZE] * columns["posterize_bits"],
+        # drawn even where nothing is cut out: a side of 0 says so
         Column.CUTOUT_TOP: value_BVS[..., Slot.CUTOUT_TOP].floor(),
         Column.CUTOUT_LEFT: value_BVS[..., Slot.CUTOUT_LEFT].floor(),
         Column.CUTOUT_SIDE: on_BVS[..., Slot.CUTOUT] * columns["cutout_side_px"],

@@ -64,13 +64,16 @@ def barlow_twins(
         UserError: when z_VBD is not (V, B, D) with V >= 2.
     """
     check_views(z_VBD)
+    # Here too, so that the loss stands by itself, without a recipe.
     if redundancy_weight == "auto":
         redundancy_weight = redundancy_rule(z_VBD.shape[-1], len(z_VBD), form=form)
+    # Autocast would form the products in half precision, and redundancy is a difference of two large sums.
     with torch.autocast(z_VBD.device.type, enabled=False):
         z_VBD = full_precision(z_VBD)
         if l2_normalize:
             z_VBD = to_sphere(z_VBD)
         views, joint = pieces(z_VBD), standardize == "joint"
+        # Counted over ranks: they may hold different numbers of images, and the number travels with the sums.
         count, sum_V1D = joined([image_count(z_VBD), sums_of_images(views)], all_sum)
         centered = center(views, sum_V1D / count, joint=joint)
         views = standardize_views(centered, count, joint=joint, all_sum=all_sum)
@@ -82,11 +85,14 @@ def barlow_twins(
             mean_1BD = total(views) / len(z_VBD)
             targets = [mean_1BD] * len(views)
             left = right = [mean_1BD]
+        # The authors' diagonal is of another pair than their matrix: each view against the mean, not m' m.
         redundancy, diagonal_VD = off_diagonal_energy(left, right, (views, targets), count=count, all_sum=all_sum)
         if form == "leave_one_out":
+            # The authors' form has a single matrix, already of the mean: nothing is left to average.
             redundancy = redundancy / len(z_VBD)
         invariance = (diagonal_VD - 1).square().sum() / len(z_VBD)
         loss = invariance + redundancy_weight * redundancy
+    # Detached: whoever keeps a term for a log would keep the graph of the step.
     return {"loss": loss, "invariance": invariance.detach(), "redundancy": redundancy.detach()}
 
 
@@ -120,6 +126,7 @@ def collapse_risk(
     """One sentence when the weight is over ten times the rule's, else None."""
     rule = redundancy_rule(dim, views, form=form)
     weight = weights(dim, views, redundancy_weight=redundancy_weight, form=form)["redundancy_weight"]
+    # Only upwards: too large a weight collapses, too small a one leaves dimensions redundant.
     if weight / rule <= RISK_FACTOR:
         return None
     return (

@@ -16,7 +16,8 @@ Views = list[Tensor]  # groups of whole views, each (v, B, D), together V of the
 STANDARDIZE_EPS = 1e-5
 # 4 MB in float32: larger tensors miss the cache, and above 32 MB malloc maps and zeroes new pages each time.
 PIECE = 1 << 20
-SMALL = 1 << 20  # elements below which a sum over ranks costs its latency alone, so that several travel as one
+# Elements below which a sum over ranks costs its latency alone, so that several travel as one.
+SMALL = 1 << 20
 
 
 def identity(x: Tensor) -> Tensor:
@@ -26,6 +27,7 @@ def identity(x: Tensor) -> Tensor:
 
 def joined(tensors: list[Tensor], all_sum: AllSum) -> list[Tensor]:
     """The sum over ranks of each, the small ones, of which there are some, in one round trip."""
+    # On one rank nothing is copied into a flat tensor and back.
     if all_sum is identity:
         return tensors
     small = [x for x in tensors if x.numel() < SMALL]
@@ -43,6 +45,7 @@ def check_views(z_VBD: Tensor) -> None:
 
 
 def full_precision(z: Tensor) -> Tensor:
+    # float64 stays what it is: numerical checks of the gradient need it.
     return z if z.dtype == torch.float64 else z.float()
 
 
@@ -72,6 +75,7 @@ def mean_of_others(views: Views) -> Views:
 
 def image_count(z_VBD: Tensor) -> Tensor:
     """B of this rank, a scalar on the embeddings' device."""
+    # Filled on the device: a number copied from the host would be waited for.
     return z_VBD.new_full((), z_VBD.shape[1])
 
 
@@ -82,6 +86,7 @@ def sums_of_images(views: Views) -> Tensor:
 
 def center(views: Views, mean_V1D: Tensor, *, joint: bool = False) -> Views:
     if joint:
+        # All views have the same number of images, so the mean of their means is the mean of all.
         mean_V1D = mean_V1D.mean(0, keepdim=True).expand_as(mean_V1D)
     means = torch.split(mean_V1D, [len(z) for z in views])
     return [z - m for z, m in zip(views, means, strict=True)]
@@ -93,8 +98,10 @@ def sum_of_squares(views: Views) -> Tensor:
 
 
 def standardize_views(centered: Views, count: Tensor, *, joint: bool, all_sum: AllSum) -> Views:
+    # Biased, as in the batch norm that the paper's code standardizes by.
     variance_VD = all_sum(sum_of_squares(centered)) / count
     if joint:
+        # Already about the joint mean, so the mean of the variances is the joint variance.
         variance_VD = variance_VD.mean(0, keepdim=True).expand_as(variance_VD)
     scales = torch.split((variance_VD + STANDARDIZE_EPS).rsqrt()[:, None], [len(z) for z in centered])
     return [z * s for z, s in zip(centered, scales, strict=True)]
@@ -113,11 +120,13 @@ def off_diagonal_energy(
     On one rank the energy comes from whichever product is smaller, D x D or B x B.
     """
     _, B, D = left[0].shape
+    # On several ranks the D x D sums have to meet before they are squared: B x B would miss pairs across ranks.
     is_small = all_sum is identity and D > B
     products = [squared_norm(a, b) if is_small else a.mT @ b for a, b in zip(left, right, strict=True)]
     sums = joined([*products, *(diagonal(a, b) for a, b in ((left, right), *others))], all_sum)
     energies = [x if is_small else x.square().sum() for x in sums[: len(products)]]
     diagonal_VD, *diagonals = (x / count for x in sums[len(products) :])
+    # All entries less the diagonal: a mask would be one more D x D tensor.
     return [torch.stack(energies).sum() / count.square() - diagonal_VD.square().sum(), *diagonals]
 
 

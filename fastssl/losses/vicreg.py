@@ -23,8 +23,10 @@ from fastssl.losses.statistics import (
     sums_of_images,
 )
 
+# Under the root, as in the paper: without it a dimension of no spread has an infinite gradient.
 VARIANCE_EPS = 1e-4
 # Within 2.2 times of each entry of the authors' table for D = 64 ... 8192; tests/losses/test_losses.py repeats the fit.
+# A floor, because the authors' best weights hardly change for small D and grow with it after that.
 FLOOR, C = 22.4, 22.0
 
 
@@ -63,17 +65,23 @@ def vicreg(
         variance_weight=variance_weight,
         covariance_weight=covariance_weight,
     )
+    # Autocast would form the products in half precision, and covariance is a difference of two large sums.
     with torch.autocast(z_VBD.device.type, enabled=False):
         z_VBD = full_precision(z_VBD)
         views = pieces(z_VBD)
+        # Before centering: views that differ by a shift are apart too.
         apart = [(z - m).square().sum() for z, m in zip(views, mean_of_others(views), strict=True)]
+        # Counted over ranks: they may hold different numbers of images, and the number travels with the sums.
         own = [image_count(z_VBD), sum(apart, z_VBD.new_zeros(())), sums_of_images(views)]
         count, distance, sum_V1D = joined(own, all_sum)
+        # Unbiased, as in the paper; a single image must not divide by zero.
         free = (count - 1).clamp_min(1)
         near = distance / (V * count * D)
+        # About the mean over all ranks: each rank's own would hide how far the ranks are apart.
         centered = center(views, sum_V1D / count)
         spread_VD = (all_sum(sum_of_squares(centered)) / free + VARIANCE_EPS).sqrt()
         hinge = torch.relu(1 - spread_VD).mean()
+        # The same list twice, by which the smaller product is formed once instead of twice.
         (energy,) = off_diagonal_energy(centered, centered, count=free, all_sum=all_sum)
         decorrelation = 2 * energy / (V * D)
         loss = (
@@ -81,6 +89,7 @@ def vicreg(
             + weight["variance_weight"] * hinge
             + weight["covariance_weight"] * decorrelation
         )
+    # Detached below: whoever keeps a term for a log would keep the graph of the step.
     terms = {"invariance": near, "variance": hinge, "covariance": decorrelation}
     return {"loss": loss} | {name: term.detach() for name, term in terms.items()}
 
@@ -105,6 +114,7 @@ def weights(
     covariance_weight: Weight = "auto",
 ) -> dict[str, float]:
     """The weights as numbers."""
+    # One rule for both, as the authors' table gives invariance and variance one weight.
     rule = invariance_rule(dim)
     return {
         "invariance_weight": rule if invariance_weight == "auto" else float(invariance_weight),
@@ -117,6 +127,7 @@ def collapse_risk(dim: int, views: int, **settings: Weight) -> str | None:
     """One sentence when invariance or variance weighs under a tenth of the rule's against covariance, else None."""
     rule, resolved = invariance_rule(dim), weights(dim, views, **settings)
     for name in ("invariance_weight", "variance_weight"):
+        # Only the ratio to covariance counts; a weight of 0 must not divide by zero.
         share = resolved[name] / max(resolved["covariance_weight"], 1e-12)
         if rule / max(share, 1e-12) > RISK_FACTOR:
             return (

@@ -32,7 +32,9 @@ from fastssl.augment.draws import DrawKey
 from fastssl.augment.policy import SLOTS, Column, Parameters, View, blur_radius_px
 
 Array = npt.NDArray[Any]
+# a record over the packed floats, so that kernels name a column instead of numbering it
 RECORD = np.dtype([(column.name.lower(), np.float32) for column in Column])
+# every file a kernel may take a function or a constant from: one left out would leave a stale kernel on disk
 STAMPED = [path for folder in Path(__file__).parents[:2] for path in sorted(folder.glob("*.py"))]
 
 _local = threading.local()
@@ -66,6 +68,7 @@ class CpuBackend:
         """In one launch."""
         packed_BVP = np.empty((len(key.index_B), len(views), len(Column)), dtype=np.float32)
         with _turn:
+            # anew for each launch: torch's number may have changed since
             _threads()
             _sample(
                 STAMP, *_words(key), *rows_of(views), sizes_B2.contiguous().numpy(), packed_BVP.view(RECORD)[..., 0]
@@ -80,7 +83,9 @@ class CpuBackend:
 
 def _words(key: DrawKey) -> tuple[Array, Array]:
     """Seed, epoch and first view, and each sample's index, as uint64."""
+    # the low 64 bits of any integer, as torch's int64 wraps: negative seeds agree too
     words_3 = np.array([key.seed % 2**64, int(key.epoch) % 2**64, key.first], dtype=np.uint64)
+    # the same bits as unsigned: the hash shifts zeros in, and int64 would copy its sign
     return words_3, key.index_B.contiguous().numpy().view(np.uint64)
 
 
@@ -94,6 +99,7 @@ def _apply(images: Images, params: Parameters | DrawKey, views: tuple[View, ...]
         words_3, index_B = _words(params)
         packed_BVP = np.empty((batch, len(views), len(Column)), dtype=np.float32)
     else:
+        # no indices say that parameters are given: None would be another type, and another kernel to compile
         words_3, index_B = np.empty(3, np.uint64), np.empty(0, np.uint64)
         packed_BVP = params.packed_BVP.contiguous().numpy()
     threads = _threads()
@@ -101,6 +107,7 @@ def _apply(images: Images, params: Parameters | DrawKey, views: tuple[View, ...]
     with numba.parallel_chunksize(max(1, batch // (8 * threads))):
         _render(
             STAMP,
+            # flat, so that one kernel serves a padded batch and a buffer of images of all sizes
             pixels.contiguous().view(-1).numpy(),
             *_places(pixels, sizes_B2, images.offsets_B, channels),
             sizes_B2,
@@ -116,6 +123,7 @@ def _apply(images: Images, params: Parameters | DrawKey, views: tuple[View, ...]
     wide = torch.from_numpy(wide_VBX)
     # numpy knows no bfloat16: its bits go by as integers
     views_VBX = torch.from_numpy(narrow_VBX).view(torch.bfloat16) if narrow else wide.to(output.dtype)
+    # channels last in memory, as convolutions read fastest; only the strides say (V, B, C, S, S)
     return views_VBX.view(len(views), batch, side, side, channels).permute(0, 1, 4, 2, 3)
 
 
@@ -124,9 +132,11 @@ def _constants(views: tuple[View, ...], mean_C: tuple[float, ...], std_C: tuple[
     """What `_render` takes that only the policy decides, from cubic_V to norm_22X: factor and summand of each element
     of a view's line, for finished pixels and for pixels in [0, 1]."""
     mean, std = np.array(mean_C), np.array(std_C)
+    # (x - mean) / std as x * (1 / std) - mean / std: one multiply-add a value
     norm_22C = np.array([[1 / std, -mean / std], [np.ones_like(std), np.zeros_like(std)]], dtype=np.float32)
     cubic_V = np.array([view.interpolation == "bicubic" for view in views])
     linear_V = np.array([view.hue_mode == "linear" for view in views])
+    # LANES pixels more than a line: of a tiny view a vector reads past the last one
     line_22X = np.tile(norm_22C, views[0].side_px + LANES)
     return cubic_V, linear_V, mean.astype(np.float32), (1 / std).astype(np.float32), line_22X
 
@@ -142,6 +152,7 @@ def _threads() -> int:
 
 def _places(images: Tensor, sizes_B2: Array, offsets_B: Tensor | None, channels: int) -> tuple[Array, Array]:
     """First element and row pitch of each image."""
+    # images of a flat buffer lie there without padding, so a row's pitch is its own width
     if offsets_B is not None:
         return offsets_B.contiguous().numpy(), sizes_B2[:, 1] * channels
     count, height, width, _ = images.shape
@@ -152,6 +163,7 @@ def _scratch(threads: int, channels: int, views: tuple[View, ...], height: int, 
     """Each thread's buffers, kept between calls: fresh pages would cost more than some of the passes."""
     side = views[0].side_px
     reach = 2 if any(view.interpolation == "bicubic" for view in views) else 1
+    # enough for the largest box, the whole image: what a view needs is known only in the kernel
     taps = 2 * math.ceil(reach * max(1.0, max(height, width) / side)) + 2
     radius = max(blur_radius_px(view.blur_sigma_max_px, side) if view.blur_p > 0 else 0 for view in views)
     key = (threads, channels, side, taps, radius, width)
@@ -159,6 +171,7 @@ def _scratch(threads: int, channels: int, views: tuple[View, ...], height: int, 
         # of this thread: another may make views beside evaluation
         _local.key = key
         _local.buffers = (
+            # longer than a line: taps of no weight are read past its end, and whole blocks written
             _rows(threads, 2, max(side, width + taps) * channels + BLOCK),
             _rows(threads, 2, channels * side * side),
             _rows(threads, blur_scratch(side, radius)),
@@ -174,7 +187,8 @@ def _rows(*shape: int) -> Array:
     """Scratch: float32 zeros whose rows start on cache lines, because a load that straddles two takes twice as long."""
     *rows, wanted = shape
     buffer = _aligned(*rows, -(-wanted // LINE) * LINE)
-    buffer[:] = 0  # a kernel may read what it gives no weight, and that must be finite
+    # a kernel may read what it gives no weight, and that must be finite
+    buffer[:] = 0
     return buffer
 
 
@@ -187,6 +201,7 @@ def _aligned(*shape: int) -> Array:
     return buffer[first : first + count].reshape(shape)
 
 
+# no fastmath: how a box rounds decides which pixels it holds
 @njit(cache=True, nogil=True, parallel=True, error_model="numpy")
 def _sample(
     stamp: Array,
@@ -201,6 +216,7 @@ def _sample(
     """Fill the records of `out_BV`."""
     root = child(child(np.uint64(0), words_3[0]), words_3[1])
     for b in prange(len(out_BV)):
+        # in the loop, because threads would overwrite one that they share
         draws_S = np.empty(SLOTS, dtype=np.float32)
         for v in range(len(rows_V)):
             draw_slots(child(child(root, index_B[b]), words_3[2] + np.uint64(v)), draws_S)
@@ -261,6 +277,7 @@ def _render(
                 if narrow:
                     narrowed(spare_X, narrow_out_VBX[v, b])
                 continue
+            # colors work on planes: with channels side by side LLVM would find no whole vectors
             split(spare_X, side, params.turns % 2 == 1, planes_X)
             transform(planes_X, spare_X, blur_TX[t], side, params, linear_V[v], mean_C)
             if narrow:

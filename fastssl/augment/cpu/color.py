@@ -24,6 +24,7 @@ TINY = np.float32(1e-12)
 HALF_BELOW, SIXTEEN, LAST_BIT = np.uint32(0x7FFF), np.uint32(16), np.uint32(1)
 TO_YIQ, TO_RGB = np.array(RGB_TO_YIQ), np.array(YIQ_TO_RGB)
 ORDERS = np.array(JITTER_ORDERS, dtype=np.int64)
+# fastmath lets sums become vectors; numpy's error model drops the check that each division would branch on
 jit = njit(fastmath=True, error_model="numpy", nogil=True)
 
 
@@ -50,6 +51,7 @@ def transform(
     if params.solarize <= ONE:
         threshold = params.solarize
         for i in range(len(planes_X)):
+            # stored either way: a selection becomes a vector, a branch about a store does not
             planes_X[i] = ONE - planes_X[i] if planes_X[i] >= threshold else planes_X[i]
     if params.posterize_bits > ZERO:
         # the last level's floor is white itself, a level too many
@@ -241,6 +243,7 @@ def _turn_hsv(red_N: Array, green_N: Array, blue_N: Array, turns: float) -> None
         red, green, blue = red_N[i], green_N[i], blue_N[i]
         high, low = max(max(red, green), blue), min(min(red, green), blue)
         chroma = high - low
+        # gray has no hue: any finite number does, for its chroma is 0
         inverse = ONE / max(chroma, TINY)
         # all three candidates, then two selections: a branch would go pixel by pixel
         from_blue = (red - green) * inverse + FOUR
@@ -248,6 +251,7 @@ def _turn_hsv(red_N: Array, green_N: Array, blue_N: Array, turns: float) -> None
         from_red = (green - blue) * inverse
         hue = from_red if high == red else (from_green if high == green else from_blue)
         hue += shift
+        # hue turns by half at most, so one step leads back into [0, 6), and a remainder is no vector instruction
         hue = hue + SIX if hue < ZERO else hue
         hue = hue - SIX if hue >= SIX else hue
         red_N[i] = low + chroma * _unit(abs(hue - THREE) - ONE)
@@ -265,6 +269,7 @@ def _turn_yiq(red_N: Array, green_N: Array, blue_N: Array, turns: float) -> None
         for j in range(3):
             turned_i = cos * TO_YIQ[1, j] - sin * TO_YIQ[2, j]
             turned_q = sin * TO_YIQ[1, j] + cos * TO_YIQ[2, j]
+            # luma goes back into every channel with weight 1, so it has no factor here
             m_33[i, j] = TO_YIQ[0, j] + TO_RGB[i, 1] * turned_i + TO_RGB[i, 2] * turned_q
     for n in range(len(red_N)):
         red, green, blue = red_N[n], green_N[n], blue_N[n]
@@ -300,6 +305,7 @@ def _gaussian(kernel: Array, radius: int, sigma: float) -> None:
     # the taps that fill up the last three weigh nothing
     kernel[:] = ZERO
     total = ZERO
+    # one side only: the kernel is symmetric, so the other half counts in the norm and is not stored
     for k in range(radius + 1):
         kernel[k] = np.float32(math.exp(-0.5 * (k / sigma) ** 2))
         total += kernel[k] if k == 0 else TWO * kernel[k]
@@ -314,6 +320,7 @@ def _pad(plane_N: Array, side: int, border: int, radius: int, padded_X: Array) -
     padded_X[: (border - radius) * side] = ZERO
     padded_X[(border + side + radius) * side :] = ZERO
     for k in range(1, radius + 1):
+        # the edge itself is not repeated: torchvision's reflection
         top, bottom = border - k, border + side - 1 + k
         padded_X[top * side : (top + 1) * side] = plane_N[k * side : (k + 1) * side]
         padded_X[bottom * side : (bottom + 1) * side] = plane_N[(side - 1 - k) * side : (side - k) * side]
@@ -327,6 +334,7 @@ def _convolve(source: Array, place: int, pitch: int, kernel: Array, out: Array) 
     middle, weight = source[place : place + n], kernel[0]
     for i in range(n):
         out[i] = weight * middle[i]
+    # by threes, so that the sums are read and written a third as often
     for k in range(1, len(kernel), 3):
         near, mid, far = k * pitch, (k + 1) * pitch, (k + 2) * pitch
         up_1, down_1 = source[place - near : place - near + n], source[place + near : place + near + n]
@@ -334,6 +342,7 @@ def _convolve(source: Array, place: int, pitch: int, kernel: Array, out: Array) 
         up_3, down_3 = source[place - far : place - far + n], source[place + far : place + far + n]
         weight_1, weight_2, weight_3 = kernel[k], kernel[k + 1], kernel[k + 2]
         for i in range(n):
+            # the two taps of a pair weigh the same, so they are added first and share a product
             pairs = weight_1 * (up_1[i] + down_1[i]) + weight_2 * (up_2[i] + down_2[i])
             out[i] += pairs + weight_3 * (up_3[i] + down_3[i])
 

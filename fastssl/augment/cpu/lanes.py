@@ -13,9 +13,11 @@ from numba.extending import intrinsic
 from fastssl.augment.constants import RGB
 
 TILE = 8  # side of the squares that are transposed
-LANES = 4  # channels of a pixel that are mixed at once
+# channels of a pixel that are mixed at once: one more than RGB has, because 16 bytes are one load
+LANES = 4
 LINE = 16  # floats in a cache line
-TURNED = RGB * LINE  # elements that change places at once in a row that is turned round
+# elements that change places at once in a row that is turned round: the least of whole pixels and cache lines
+TURNED = RGB * LINE
 VECTOR = ir.VectorType(ir.FloatType(), LANES)
 
 
@@ -25,6 +27,7 @@ def _structs(context: Any, builder: Any, signature: Any, arguments: Any, *which:
 
 
 def _load(builder: Any, pointer: Any, kind: Any) -> Any:
+    # aligned as single floats are: pixels of three channels start anywhere
     return builder.load(builder.bitcast(pointer, kind.as_pointer()), align=4)
 
 
@@ -35,6 +38,7 @@ def _mixed(builder: Any, pixel: Any, weight: Any, pitch: Any, taps: int | None, 
     def tap(k: Any) -> Any:
         lanes = _load(builder, builder.gep(pixel, [builder.mul(pitch, k)]), VECTOR)
         one = builder.load(builder.gep(weight, [k]))
+        # what LLVM knows as a broadcast: one lane set, then copied to all
         lane = builder.insert_element(ir.Constant(VECTOR, ir.Undefined), one, ir.Constant(ir.IntType(32), 0))
         spread = builder.shuffle_vector(lane, lane, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
         return builder.fmul(lanes, spread, flags=("fast",))
@@ -45,6 +49,7 @@ def _mixed(builder: Any, pixel: Any, weight: Any, pitch: Any, taps: int | None, 
         for k in range(1, taps):
             total = builder.fadd(total, tap(ir.Constant(number, k)), flags=("fast",))
         return total
+    # on the stack in name only: LLVM makes a register of it
     sums = cgutils.alloca_once(builder, VECTOR)
     builder.store(zeros, sums)
     with cgutils.for_range(builder, count) as loop:
@@ -82,11 +87,13 @@ def _pixel_mixer(taps: int | None) -> Any:
                 )
                 weights = builder.gep(weight.data, [builder.mul(loop.index, taps_wide)])
                 mixed = _mixed(builder, pixel, weights, channels, taps, count)
+                # a comparison and a selection are one instruction of the processor, min or max
                 for sign, bound in ((">", 0.0), ("<", 1.0)):
                     limit = ir.Constant(VECTOR, [bound] * LANES)
                     mixed = builder.select(builder.fcmp_ordered(sign, mixed, limit, flags=("fast",)), mixed, limit)
                 done = builder.fadd(builder.fmul(mixed, factor, flags=("fast",)), summand, flags=("fast",))
                 to = builder.gep(out.data, [builder.add(first, builder.mul(loop.index, channels))])
+                # in order: the next pixel's store covers what this one writes too far
                 builder.store(done, builder.bitcast(to, VECTOR.as_pointer()), align=4)
             return context.get_dummy_value()
 
@@ -96,6 +103,7 @@ def _pixel_mixer(taps: int | None) -> Any:
     return mix
 
 
+# two taps enlarge and three shrink a little: so few are not worth a loop
 mix_two, mix_three, mix_any = _pixel_mixer(2), _pixel_mixer(3), _pixel_mixer(None)
 
 
@@ -124,6 +132,7 @@ def _row_putter(turns: bool) -> Any:
     @intrinsic
     def put(typing: Any, source: Any, start: Any, count: Any, norm_2X: Any, out: Any, to: Any) -> Any:
         """`count` unsigned integers of `source` from `start` on, in [0, 1] and normalized."""
+        # from the type: uint8 and uint16 compile a kernel each, with nothing to ask in the loop
         bits = source.dtype.bitwidth
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -134,6 +143,7 @@ def _row_putter(turns: bool) -> Any:
             def put_vector(place: Any, lanes: int) -> None:
                 kind, first = ir.VectorType(ir.FloatType(), lanes), place
                 if turns:
+                    # read from the end and written from the start, so that one loop serves both kinds of rows
                     first = builder.sub(builder.sub(count, place), ir.Constant(ir.IntType(64), lanes))
                 pixels = builder.load(_at(builder, source.data, builder.add(start, first), lanes), align=bits // 8)
                 if turns:
@@ -141,6 +151,7 @@ def _row_putter(turns: bool) -> Any:
                     order = [lanes - RGB * (k // RGB + 1) + k % RGB for k in range(lanes)]
                     mask = ir.Constant(ir.VectorType(ir.IntType(32), lanes), order)
                     pixels = builder.shuffle_vector(pixels, pixels, mask)
+                # times the reciprocal: a division takes several times as long
                 unit = builder.fmul(builder.uitofp(pixels, kind), ir.Constant(kind, [1 / (2**bits - 1)] * lanes))
                 factor = builder.load(_at(builder, norm.data, place, lanes), align=4)
                 summand = builder.load(_at(builder, norm.data, builder.add(across, place), lanes), align=4)
@@ -185,6 +196,7 @@ def turn_round(typing: Any, line: Any, side: Any, channels: Any, first: Any, out
         line, out = _structs(context, builder, signature, arguments, 0, 4)
         side, channels, first = arguments[1:4]
         with cgutils.for_range(builder, side) as loop:
+            # pixel by pixel, for any number of channels: RGB has its shuffles in `put_turned_row`
             other = builder.sub(builder.sub(side, loop.index), ir.Constant(ir.IntType(64), 1))
             start, end = (builder.add(first, builder.mul(i, channels)) for i in (other, loop.index))
             lanes = _load(builder, builder.gep(line.data, [start]), VECTOR)

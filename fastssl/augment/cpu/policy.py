@@ -23,7 +23,8 @@ RANDOM_RESIZED, RESIZE, CENTER, PAD = (CROPS.index(kind) for kind in ("random_re
 # numba takes uint64 with a Python integer to float64, so every constant of the hash is a uint64
 U_GOLDEN, U_FIRST, U_SECOND = np.uint64(GOLDEN), np.uint64(FIRST), np.uint64(SECOND)
 U_27, U_30, U_31, U_40, U_1 = (np.uint64(x) for x in (27, 30, 31, 40, 1))
-jit = njit(error_model="numpy", nogil=True)  # without fastmath: the policy's rounding is part of its answer
+# without fastmath: the policy's rounding is part of its answer
+jit = njit(error_model="numpy", nogil=True)
 
 
 @lru_cache(maxsize=64)
@@ -40,6 +41,7 @@ def rows_of(views: tuple[View, ...]) -> tuple[Array, Array, Array]:
 @jit
 def child(key: Any, word: Any) -> Any:
     """`draws._child` of uint64."""
+    # SplitMix64's state only grows by GOLDEN, so output `word` needs none of those before it
     bits = key + (word + U_1) * U_GOLDEN
     bits = (bits ^ (bits >> U_30)) * U_FIRST
     bits = (bits ^ (bits >> U_27)) * U_SECOND
@@ -70,6 +72,7 @@ def sample_view_params(of_view: Any, row: Any, size_2: Array, out: Any) -> None:
 @jit
 def _value(of_view: Any, slot: int) -> Any:
     low_S, span_S, draw_S = of_view
+    # float64, as in `sampling`: a chance on the edge has to fall the same way everywhere
     return low_S[slot] + span_S[slot] * np.float64(draw_S[slot])
 
 
@@ -90,18 +93,21 @@ def _place(of_view: Any, row: Any, height: float, width: float, out: Any) -> Non
     elif row.crop != RESIZE:
         side = row.side_px
         if row.crop == CENTER:
+            # half to even, as torch rounds
             side = max(np.rint(min(height, width) * math.sqrt(row.area_max)), 1.0)
         out.top, out.left, out.height, out.width = np.rint((height - side) / 2), np.rint((width - side) / 2), side, side
 
 
 @jit
 def _place_at_random(of_view: Any, row: Any, height: float, width: float, out: Any) -> None:
+    # if no try fits: the largest box of an allowed shape, cut to the image below
     box_height, box_width = np.rint(width / row.aspect_min), np.rint(height * row.aspect_max)
     fits = False
     for k in range(TRIES):
         area = _value(of_view, Slot.AREA.value + k) * (height * width)
         aspect = row.aspect_min * (row.aspect_max / row.aspect_min) ** _value(of_view, Slot.ASPECT.value + k)
         tall, wide = area / aspect, area * aspect
+        # squares compared, as in `sampling`: of tries that do not fit no root is taken
         fits = 0.25 < tall < (height + 0.5) * (height + 0.5) and 0.25 < wide < (width + 0.5) * (width + 0.5)
         # `sampling` tries all and takes the first that fits: here the others need not be tried
         if fits:

@@ -29,8 +29,10 @@ from fastssl.augment.cpu.lanes import (
 )
 
 Array = npt.NDArray[Any]
-BLOCK = 64  # elements that LLVM's loops take at once: what is left over would go by one at a time
-ZERO, ONE = np.float32(0), np.float32(1)  # a Python literal would widen the arithmetic to float64
+# elements that LLVM's loops take at once: what is left over would go by one at a time
+BLOCK = 64
+# a Python literal would widen the arithmetic to float64
+ZERO, ONE = np.float32(0), np.float32(1)
 jit = njit(fastmath=True, error_model="numpy", nogil=True)
 
 
@@ -69,6 +71,7 @@ def resample(
     bottom, right = min(top + height, size_2[0]), min(left + width, size_2[1])
     first_row, first_column = max(top, 0), max(left, 0)
     place = offset + first_row * pitch + first_column * channels
+    # none where padding shifts the image out of the box
     rows, columns = max(0, bottom - first_row), max(0, right - first_column)
     # padded CIFAR: every line would have one weight, 1
     if height == side and width == side:
@@ -81,12 +84,14 @@ def resample(
     taps = _weigh(width, first_column - left, columns, hflip, cubic, 1.0, starts_2S[1], counts_2S[1], weights_2SK[1])
     across, wide = side * channels, columns * channels
     for i in range(side):
+        # once for all lines, so that the mixers find elements, not pixels
         starts_2S[1, i] *= channels
     # rows first: they are mixed along memory, and one line of floats stays in the first cache
     for i in range(side):
         first = place + starts_2S[0, i] * pitch
         _mix_rows(source, first, pitch, wide, counts_2S[0, i], weights_2SK[0, i], lines_2X[0])
         _mix_pixels(lines_2X[0], starts_2S[1], weights_2SK[1], taps, channels, norm_2X, lines_2X[1])
+        # by way of a line of scratch: mixing writes too far, and behind a view lies another thread's
         put_line(lines_2X[1], 0, across, out_X, i * across)
 
 
@@ -104,6 +109,7 @@ def _shift(
 ) -> None:
     """The view whose box has its size: what of the box lies in the image, black around it."""
     place, pitch, rows, columns, above, before = box
+    # the summands of the norm are what black, 0, normalizes to
     across, black, line, turned = side * channels, norm_2X[1], lines_2X[0], lines_2X[1]
     lead, count = min(before, side) * channels, columns * channels
     # what was black on the left is black on the right
@@ -153,6 +159,7 @@ def _weigh(
     Returns:
         The largest number of lines, at least 2; up to it all weights are set.
     """
+    # enlarging, with nothing outside: two taps each, and no norm to add up
     if length <= weight_SK.shape[0] and lines == length and not cubic:
         two: int = _weigh_neighbors(length, flip, unit, start_S, count_S, weight_SK)
         return two
@@ -178,6 +185,7 @@ def _weigh(
         norm = unit / total
         for k in range(count):
             weight_SK[line, k] *= norm
+        # a line without pixels starts within the buffer too: the mixers read it, with weight 0
         start_S[line] = min(max(first - before, 0), lines)
         count_S[line] = count
         most = max(most, count)
@@ -194,6 +202,7 @@ def _weigh_neighbors(length: int, flip: bool, unit: float, start_S: Array, count
     scale = length / side
     for i in range(side):
         line = side - 1 - i if flip else i
+        # cut at both ends: there the norm gives all the weight to the one line in reach
         place = max((i + 0.5) * scale - 0.5, 0.0)
         low = min(int(place), length - 1)
         share = place - low if low < length - 1 else 0.0
@@ -228,6 +237,7 @@ def _mix_rows(source: Array, place: int, pitch: int, width: int, count: int, wei
     other, weight_other = source[place + pitch : place + pitch + width], weight_K[1]
     for j in range(width):
         line[j] = weight * np.float32(one[j]) + weight_other * np.float32(other[j])
+    # rows outside and elements inside, because LLVM makes vectors of inner loops only
     for k in range(2, count):
         one, weight = source[place + k * pitch : place + k * pitch + width], weight_K[k]
         for j in range(width):
@@ -240,7 +250,9 @@ def _mix_pixels(
 ) -> None:
     """Each pixel of `out` is the weighted sum of pixels of the line from place_S onwards, in [0, 1], normalized."""
     last = (channels - 1) // LANES * LANES
-    for first in range(last, -1, -LANES):  # downwards: the lanes written too far are those written next
+    # downwards: the lanes written too far are those written next
+    for first in range(last, -1, -LANES):
+        # asked once a line: the loop over its pixels is in the mixer
         if taps <= 2:
             mix_two(line, place_S, weight_SK, taps, channels, norm_2X, first, out)
         elif taps == 3:

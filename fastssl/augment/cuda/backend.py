@@ -21,10 +21,14 @@ from fastssl.augment.cuda.plan import Pass, Plan, Weights
 from fastssl.augment.draws import DrawKey
 from fastssl.augment.policy import Column, Parameters, View, runs
 
-TILE_PX = 32  # divides 96, 160 and 224
-WHOLE_PX, WHOLE_EXACT_PX = 64, 32  # a view up to this side is one tile; in float32 one of 64 px spills its registers
-SCRATCH_BYTES = 80 << 20  # images go by in groups whose scratch is about the size of the L2 cache
-GROUP = 16  # groups are whole multiples of so many images: no odd one out at the end of a batch of 2^n
+# divides 96, 160 and 224, so that no tile reaches past their edges
+TILE_PX = 32
+# a view up to this side is one tile; in float32 one of 64 px spills its registers
+WHOLE_PX, WHOLE_EXACT_PX = 64, 32
+# images go by in groups whose scratch is about the size of the L2 cache
+SCRATCH_BYTES = 80 << 20
+# groups are whole multiples of so many images: no odd one out at the end of a batch of 2^n
+GROUP = 16
 # chosen by the occupancy that the compiler's registers leave (bench/results/cuda_kernels.json)
 WARPS = {Pass.ROTATE: 8, Pass.COLOR: 8, Pass.BLUR: 4}
 
@@ -49,10 +53,13 @@ class CudaBackend:
         computed with float32's precision, others pass through float16."""
         sizes_B2, side, channels = images.sizes_B2, views[0].side_px, len(output.mean_C)
         rows_BVP = sample(views, params, sizes_B2) if isinstance(params, DrawKey) else extend(params)
+        # channels last in memory, as convolutions read fastest; the strides returned say (V, B, C, S, S)
         shape = (len(views), len(sizes_B2), side, side, channels)
         out_VBSSC = torch.empty(shape, dtype=output.dtype, device=images.pixels.device)
+        # float16 holds pixels of 8 bits exactly, but not those of 16
         exact = output.dtype == torch.float32 or images.pixels.dtype == torch.uint16
         norm_2C = _norm(output.mean_C, output.std_C, images.pixels.device)
+        # interpolation and hue mode are compiled in, so only views that share them share launches
         for first, last in runs(tuple((view.interpolation, view.hue_mode) for view in views)):
             some = views[first:last]
             plan = _plan(some, channels, images.pixels.dtype, exact)
@@ -69,8 +76,10 @@ def _norm(mean_C: tuple[float, ...], std_C: tuple[float, ...], device: torch.dev
 def _plan(views: tuple[View, ...], channels: int, pixel: torch.dtype, exact: bool) -> Plan:
     side, rotates = views[0].side_px, any(view.rotate_p > 0 for view in views)
     contrasts = channels == RGB and any(view.jitter_p > 0 and view.contrast > 0 for view in views)
+    # a rotation gathers from all over the view, which registers do not allow
     whole = side <= (WHOLE_EXACT_PX if exact else WHOLE_PX) and not rotates
-    tile = max(16, triton.next_power_of_2(side)) if whole else TILE_PX  # a product takes 16 lines at least
+    # a product takes 16 lines at least
+    tile = max(16, triton.next_power_of_2(side)) if whole else TILE_PX
     across = -(-side // tile)
     return Plan(
         views=len(views),
@@ -79,6 +88,7 @@ def _plan(views: tuple[View, ...], channels: int, pixel: torch.dtype, exact: boo
         tile=tile,
         pixels=tile**2,
         across=across,
+        # tl.arange takes powers of 2 only
         parts=triton.next_power_of_2(across**2),
         whole=whole,
         waits=not whole and (rotates or contrasts),
@@ -109,11 +119,13 @@ def _render(
 ) -> None:
     """Launch the passes over one group of images after another."""
     pixels, groups = images.pixels.contiguous(), _groups(len(images.sizes_B2), plan)
+    # channels that are no colors never meet, so each has programs of its own
     flat, channel_programs = images.offsets_B is not None, 1 if plan.channels == RGB else plan.channels
     most = max((len(group) for group in groups), default=0) * plan.views
     planes = 0 if plan.whole else most * plan.channels * plan.side**2
     kind = torch.float32 if plan.exact else torch.float16
     scratch = torch.empty(planes, dtype=kind, device=pixels.device)
+    # not in place: other tiles still read what one has turned
     turned = torch.empty(planes if Pass.ROTATE in passes else 0, dtype=kind, device=pixels.device)
     sums_NG = torch.empty((most, plan.across**2), dtype=torch.float32, device=pixels.device)
     for group in groups:
@@ -121,6 +133,7 @@ def _render(
         for stage in passes:
             run_pass[(programs,)](
                 pixels,
+                # without offsets any int64 pointer does: it is never read
                 images.sizes_B2 if images.offsets_B is None else images.offsets_B.contiguous(),
                 images.sizes_B2,
                 images.sizes_B2.stride(0),
@@ -139,6 +152,8 @@ def _render(
                 STAGE=int(stage),
                 FLAT=flat,
                 P=plan,
-                num_warps=WARPS.get(stage, plan.tile // 16),  # a tensor core's lines: more would repeat each other
-                num_stages=1,  # loops are too short for a pipeline to fill
+                # a warp for every 16 lines, as a tensor core takes them: more would repeat each other's work
+                num_warps=WARPS.get(stage, plan.tile // 16),
+                # loops are too short for a pipeline to fill
+                num_stages=1,
             )

@@ -19,6 +19,7 @@ def _codes(first: int) -> int:
     """Eight jitter orders as an int64: a byte for each order, two bits for each step."""
     orders = enumerate(JITTER_ORDERS[first : first + 8])
     word = sum(operation << (8 * i + 2 * step) for i, order in orders for step, operation in enumerate(order))
+    # signed, so that all three words are int64: from 2^63 on Triton would take one as uint64
     return word - (word >> 63 << 64)
 
 
@@ -112,6 +113,7 @@ def _hsv_turned(red, green, blue, turns):
     inverse = 1 / tl.where(chroma > 0, chroma, 1.0)
     from_others = tl.where(high == green, (blue - red) * inverse + 2, (red - green) * inverse + 4)
     hue = tl.where(high == red, (green - blue) * inverse, from_others) + 6 * turns
+    # hue turns by half at most, so one step leads back into [0, 6)
     hue = tl.where(hue < 0, hue + 6, hue)
     hue = tl.where(hue >= 6, hue - 6, hue)
     red = low + chroma * unit(tl.abs(hue - 3) - 1)
@@ -143,7 +145,8 @@ def finish(red, green, blue, y_0, x_0, down, right, params, norm, out, P: tl.con
         red, green, blue = _solarized(red, threshold), _solarized(green, threshold), _solarized(blue, threshold)
     if bits > 0:
         red, green, blue = _posterized(red, bits), _posterized(green, bits), _posterized(blue, bits)
-    if square > 0:  # the square takes the mean, which normalizes to 0
+    # the square takes the mean, which normalizes to 0
+    if square > 0:
         rest_X = _outside_square(y_X, x_X, down < right, square, params)
         red, green = tl.where(rest_X, red, mean_0), tl.where(rest_X, green, mean_1)
         blue = tl.where(rest_X, blue, mean_2)

@@ -33,7 +33,8 @@ SPAN, T, T_2, COLUMNS, COLUMNS_2 = (
 )
 GOLDEN, FIRST, SECOND = (tl.constexpr(x) for x in (hashing.GOLDEN, hashing.FIRST, hashing.SECOND))
 UNIT, OFF = tl.constexpr(hashing.UNIT), tl.constexpr(NO_SOLARIZE)
-WHOLE = tl.constexpr(1.5 * 2.0**52)  # added to a float64 it leaves no place for a fraction: rounds half to even
+# added to a float64 it leaves no place for a fraction: rounds half to even
+WHOLE = tl.constexpr(1.5 * 2.0**52)
 DEGREE, TURN = tl.constexpr(math.pi / 180), tl.constexpr(2 * math.pi)
 
 
@@ -57,7 +58,8 @@ def sample(views: tuple[View, ...], key: DrawKey, sizes_B2: Tensor) -> Tensor:
             EPOCH_ON_DEVICE=on_device,
             R=PAIRS,
             num_warps=1,
-            enable_fp_fusion=False,  # a fused multiply-add rounds once where the policy rounds twice
+            # a fused multiply-add rounds once where the policy rounds twice
+            enable_fp_fusion=False,
         )
     return rows_BVP
 
@@ -75,6 +77,7 @@ def extend(params: Parameters) -> Tensor:
 @lru_cache(maxsize=64)
 def _table(views: tuple[View, ...], device: torch.device) -> Tensor:
     """float64 (V, `ENTRIES`): low and span of each slot, then the view's other numbers."""
+    # built on the CPU, so that it goes to the device in one copy
     table = table_of(views, torch.device("cpu"))
     columns = table.columns | {"aspect_log2": (table.columns["aspect_max"] / table.columns["aspect_min"]).log2()}
     parts = [table.low_VS, table.span_VS, torch.stack([columns[name] for name in OF_VIEW], dim=1)]
@@ -110,6 +113,7 @@ def _sample(
     # lanes past the end repeat the last pair, so that no load needs a mask
     real_R, i_R = i_R < count, tl.minimum(i_R, count - 1)
     b_R, v_R = i_R // views, i_R % views
+    # an epoch on the device is read there, so that one captured graph serves all of them
     era = tl.load(epoch) if EPOCH_ON_DEVICE else epoch
     root = child(child(tl.zeros([], tl.uint64), seed), era)
     # the same tree as `draws`: seed, epoch, sample, view, and the slot below
@@ -137,6 +141,7 @@ def child(key, word):
 def _value(table, key, slot):
     # the top 24 bits: all that float32 keeps below 1
     draw = (child(key, slot) >> 40).to(tl.float32) * UNIT
+    # float64, as in `sampling`: a chance on the edge has to fall the same way everywhere
     return tl.load(table + slot) + tl.load(table + SPAN + slot) * draw.to(tl.float64)
 
 
@@ -177,10 +182,12 @@ def _box(table, key_R, height_R, width_R, out, real_R, TRIES_2: tl.constexpr):
 @triton.jit
 def _random_box(table, key_R, height_R, width_R, shift_y_R, shift_x_R, TRIES_2: tl.constexpr):
     """torchvision's RandomResizedCrop: the first try to fit, else the largest box of an allowed shape, centered."""
+    # tl.arange takes powers of 2 only: lanes from T on never fit
     t_1T = tl.arange(0, TRIES_2)[None, :]
     table_R1, key_R1 = table[:, None], key_R[:, None]
     height_R1, width_R1 = height_R[:, None], width_R[:, None]
     narrowest_R, widest_R = tl.load(table + ENTRY.value.aspect_min), tl.load(table + ENTRY.value.aspect_max)
+    # the sides' product first, as in the policy: another order would round differently
     area_RT = _value(table_R1, key_R1, SLOT.value.AREA + t_1T) * (height_R1 * width_R1)
     exponent_RT = _value(table_R1, key_R1, SLOT.value.ASPECT + t_1T)
     # a power with its logarithm from the host: float64 has no fast one here
@@ -232,6 +239,7 @@ def _jitter(table, key_R, out, real_R):
     _put(out, COLUMN.value.BRIGHTNESS, tl.where(on_R, brightness_R, 1.0), real_R)
     _put(out, COLUMN.value.CONTRAST, tl.where(on_R, contrast_R, 1.0), real_R)
     _put(out, COLUMN.value.SATURATION, tl.where(on_R, saturation_R, 1.0), real_R)
+    # as stored, in float32, like the angle above
     hue_R = tl.where(on_R, hue_R, 0.0).to(tl.float32)
     _put(out, COLUMN.value.HUE, hue_R, real_R)
     _put_turn(out, hue_R * TURN, COLUMN.value.HUE_COS, COLUMN.value.HUE_SIN, real_R)
@@ -257,6 +265,7 @@ def _late(table, key_R, out, real_R):
     square_R = tl.where(_value(table, key_R, SLOT.value.CUTOUT) > 0, square_R, 0.0)
     _put(out, COLUMN.value.SOLARIZE, threshold_R, real_R)
     _put(out, COLUMN.value.POSTERIZE_BITS, bits_R, real_R)
+    # drawn even where nothing is cut out: a side of 0 says so, and the columns equal the policy's
     _put(out, COLUMN.value.CUTOUT_TOP, tl.floor(_value(table, key_R, SLOT.value.CUTOUT_TOP)), real_R)
     _put(out, COLUMN.value.CUTOUT_LEFT, tl.floor(_value(table, key_R, SLOT.value.CUTOUT_LEFT)), real_R)
     _put(out, COLUMN.value.CUTOUT_SIDE, square_R, real_R)
@@ -268,6 +277,7 @@ def _extend(packed, count: tl.int32, out, R: tl.constexpr):
     real_R = i_R < count
     column_1P = tl.arange(0, COLUMNS_2)[None, :]
     real_RP = real_R[:, None] & (column_1P < COLUMNS)
+    # copied, because the pixel kernels' rows are wider than what is given
     row_RP = tl.load(packed + i_R[:, None] * COLUMNS + column_1P, mask=real_RP, other=0)
     out += i_R * WIDTH
     tl.store(out[:, None] + column_1P, row_RP, mask=real_RP)

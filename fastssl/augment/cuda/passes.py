@@ -99,14 +99,18 @@ def _crop(images, sizes, pitch, tile, y_0, x_0, params, norm, scratch, sums, out
     height, width = tl.load(sizes).to(tl.int32), tl.load(sizes + 1).to(tl.int32)
     y_T1, x_1T = _square(y_0, x_0, P)
     if FLAT:
+        # images of a flat buffer lie there without padding, so a row's pitch is its own width
         pitch = (width * P.channels).to(tl.int64)
     y, x = crop_axis(y_T1, params, 0, height, P), crop_axis(x_1T, params, 1, width, P)
     red, green, blue = mixed(images, pitch, P.channels, 1, y, x, P.resize, P)
+    # a constant to multiply by: a division would be several instructions a pixel
     white: tl.constexpr = 1 / P.white
-    red, green, blue = unit(red * white), unit(green * white), unit(blue * white)  # bicubic overshoots
+    # bicubic overshoots
+    red, green, blue = unit(red * white), unit(green * white), unit(blue * white)
     # an odd quarter turn is a transposition, which costs nothing as the strides of a store
     odd = tl.load(params + COLUMN.value.TURNS).to(tl.int32) % 2 == 1
     down, right = tl.where(odd, 1, P.side), tl.where(odd, P.side, 1)
+    # all of the view is in registers, so what needs its neighbors needs no pass of its own
     if P.whole:
         if P.channels == RGB_:
             red, green, blue = colored(red, green, blue, 0.0, y_T1, x_1T, params, P)
@@ -116,6 +120,7 @@ def _crop(images, sizes, pitch, tile, y_0, x_0, params, norm, scratch, sums, out
     elif P.waits:
         _store_anyhow(red, green, blue, y_0, x_0, down, right, scratch, P)
         if P.channels == RGB_:
+            # each tile to its own place: atomics would add up in another order every time, to other bits
             tl.store(sums + tile, gray_sum_before_contrast(red, green, blue, y_T1, x_1T, params, P))
     else:
         _color_and_leave(red, green, blue, 0.0, y_0, x_0, down, right, params, norm, scratch, out, P)
@@ -129,11 +134,13 @@ def _rotate(tile, y_0, x_0, params, scratch, turned, sums, P: tl.constexpr):
         red, green, blue = rotated(scratch, y_X, x_X, params, P)
         store_planes(red, green, blue, y_X, x_X, P.side, 1, turned, P)
         if P.channels == RGB_:
+            # over the crop's sum: contrast sees the rotated view, whose corners are black
             tl.store(sums + tile, gray_sum_before_contrast(red, green, blue, y_X, x_X, params, P))
 
 
 @triton.jit
 def _color(y_0, x_0, params, norm, scratch, turned, sums, out, P: tl.constexpr):
+    # a choice of pointers, so that views which are not rotated need no copy
     source = tl.where(tl.load(params + COLUMN.value.ROTATE_DEG) != 0, turned, scratch)
     y_T1, x_1T = _square(y_0, x_0, P)
     red, green, blue = load_planes(source, y_T1, x_1T, P)
@@ -149,6 +156,7 @@ def _color(y_0, x_0, params, norm, scratch, turned, sums, out, P: tl.constexpr):
 def _blur(y_0, x_0, params, norm, scratch, out, P: tl.constexpr):
     if tl.load(params + COLUMN.value.BLUR_RADIUS_PX) > 0:
         y_T1, x_1T = _square(y_0, x_0, P)
+        # from the scratch copy, because a blur reads the colors of neighboring tiles
         y, x = blur_axis(y_T1, params, P), blur_axis(x_1T, params, P)
         red, green, blue = mixed(scratch, P.side, 1, P.side * P.side, y, x, WEIGHTS.value.GAUSSIAN, P)
         finish(red, green, blue, y_0, x_0, P.side, 1, params, norm, out, P)
@@ -161,7 +169,8 @@ def _color_and_leave(red, green, blue, mean, y_0, x_0, down, right, params, norm
     if P.channels == RGB_:
         red, green, blue = colored(red, green, blue, mean, y_T1, x_1T, params, P)
     if tl.load(params + COLUMN.value.BLUR_RADIUS_PX) > 0:
-        if P.waits:  # then the strides are constants, and a square stores 16 bytes a lane
+        # where colors wait, the strides are constants by now, and a square stores 16 bytes a lane
+        if P.waits:
             store_planes(red, green, blue, y_T1, x_1T, P.side, 1, scratch, P)
         else:
             _store_anyhow(red, green, blue, y_0, x_0, down, right, scratch, P)

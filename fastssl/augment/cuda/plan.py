@@ -40,12 +40,15 @@ def numbers(names: dict[str, int]) -> tl.constexpr:
     return tl.constexpr(SimpleNamespace(**names))
 
 
+# wrapped, because a kernel may use no other globals than tl.constexpr
 COLUMN = numbers(ROW)
 WIDTH = tl.constexpr(len(ROW))
+# the enums once more, in a form whose text shows Triton's disk cache their numbers
 PASS = numbers({member.name: int(member) for member in Pass})
 WEIGHTS = numbers({member.name: int(member) for member in Weights})
 
 
+# one constant in place of many: Triton tells kernels apart by its hash and its text
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What a kernel is compiled for.
@@ -66,11 +69,13 @@ class Plan:
     channels: int
     side: int
     tile: int
+    # a field, though it follows from `tile`: a property's value would not be in the text
     pixels: int
     across: int
     parts: int
     whole: bool
     waits: bool
+    # an int, not a `Weights`: the text of a member would not change with its number
     resize: int
     linear_hue: bool
     white: int

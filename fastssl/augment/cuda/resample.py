@@ -20,8 +20,10 @@ from fastssl.augment.constants import RGB
 from fastssl.augment.cuda.plan import COLUMN, WEIGHTS
 
 RGB_ = tl.constexpr(RGB)
-ROWS, COLUMNS = tl.constexpr(16), tl.constexpr(32)  # J and K; 16 is the least a product takes, for registers' sake
-BELL = tl.constexpr(math.sqrt(0.5 * math.log2(math.e)))  # exp(-0.5 x^2) = 2^-(BELL x)^2, which the hardware has
+# J and K; 16 is the least a product takes, for registers' sake
+ROWS, COLUMNS = tl.constexpr(16), tl.constexpr(32)
+# exp(-0.5 x^2) = 2^-(BELL x)^2, which the hardware has
+BELL = tl.constexpr(math.sqrt(0.5 * math.log2(math.e)))
 
 
 @triton.jit
@@ -40,9 +42,11 @@ def crop_axis(out, params, AXIS: tl.constexpr, size, P: tl.constexpr):
     width = tl.maximum(scale, 1.0)
     rate = 1 / width
     reach = width * 2 if P.resize == WEIGHTS.value.BICUBIC else width
-    out = tl.minimum(out, P.side - 1)  # lines past the view repeat its last, so that no norm is 0 / 0
+    # lines past the view repeat its last, so that no norm is 0 / 0
+    out = tl.minimum(out, P.side - 1)
     line = (tl.where(flip, P.side - 1 - out, out) + 0.5) * scale - 0.5
-    norm = line * 0  # sums the weights as rounded, not as meant: a flat image then stays flat in float16
+    # sums the weights as rounded, not as meant: a flat image then stays flat in float16
+    norm = line * 0
     start = tl.ceil(line - reach)
     for k in range(0, tl.floor(2 * reach).to(tl.int32) + 1):
         weight = _rounded(_weight(start + k, line, rate, reach, P.resize), P)
@@ -223,6 +227,7 @@ def flat(red, green, blue, P: tl.constexpr):
     if P.channels == RGB_:
         green, blue = tl.reshape(green, [pixels]), tl.reshape(blue, [pixels])
     else:
+        # a single channel needs the names too: unused, they cost nothing
         green, blue = red, red
     return red, green, blue
 
