@@ -30,14 +30,14 @@ def ceilings(
         target.copy_(source)
         return 2 * len(source)
 
-    found = side_by_side({"matmul": multiply, "copy": copy}, wait=wait, window_s=window_s, rounds=rounds)
+    rates = side_by_side({"matmul": multiply, "copy": copy}, wait=wait, window_s=window_s, rounds=rounds)
     kind = str(dtype).removeprefix("torch.")
     return [
-        row("matmul", {"side": side, "dtype": kind}, "tflop_per_s", [one / 1e12 for one in found["matmul"]]),
-        row("copy", {"bytes": len(source)}, "gb_per_s", [one / 1e9 for one in found["copy"]]),
+        row("matmul", {"side": side, "dtype": kind}, "tflop_per_s", [value / 1e12 for value in rates["matmul"]]),
+        row("copy", {"bytes": len(source)}, "gb_per_s", [value / 1e9 for value in rates["copy"]]),
     ]
 
 
 def highest(rows: list[dict[str, Any]], impl: str) -> float:
     """A ceiling is the best of its repeats."""
-    return next(float(one["max"]) for one in rows if one["impl"] == impl)
+    return next(float(row["max"]) for row in rows if row["impl"] == impl)

@@ -29,7 +29,7 @@ def compare(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
             f"The two results have no row of equal work: {first_difference(a['rows'], b['rows'])}.",
             "Measure both with the same settings.",
         )
-    alone = [name for one, other in ((ours, theirs), (theirs, ours)) for name in one if name not in other]
+    alone = [name for rows, others in ((ours, theirs), (theirs, ours)) for name in rows if name not in others]
     return {
         "bench": "compare",
         "of": a["bench"],
@@ -52,27 +52,27 @@ def refuse(a: dict[str, Any], b: dict[str, Any]) -> None:
             raise UserError(f"The two results differ in {key}: {short(a.get(key))} and {short(b.get(key))}.", fix)
 
 
-def compared(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: one[key] for key in ("impl", "work", "metric")}
-    of = [{key: each[key] for key in ("median", "min", "max", "n")} for each in (one, other)]
-    ratio = other["median"] / one["median"] if one["median"] and other["median"] is not None else None
-    return kept | {"a": of[0], "b": of[1], "ratio": ratio, "verdict": verdict(one, other)}
+def compared(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    labels = {key: a[key] for key in ("impl", "work", "metric")}
+    of = [{key: each[key] for key in ("median", "min", "max", "n")} for each in (a, b)]
+    ratio = b["median"] / a["median"] if a["median"] and b["median"] is not None else None
+    return labels | {"a": of[0], "b": of[1], "ratio": ratio, "verdict": verdict(a, b)}
 
 
-def verdict(one: dict[str, Any], other: dict[str, Any]) -> str:
+def verdict(a: dict[str, Any], b: dict[str, Any]) -> str:
     """higher, lower, within noise, too few repeats, or not reached."""
-    if one["median"] is None or other["median"] is None:
-        return "not reached" if one["median"] is not other["median"] else "within noise"
-    apart = other["min"] > one["max"] or other["max"] < one["min"]
+    if a["median"] is None or b["median"] is None:
+        return "not reached" if a["median"] is not b["median"] else "within noise"
+    apart = b["min"] > a["max"] or b["max"] < a["min"]
     if not apart:
         return "within noise"
-    if 2 / math.comb(one["n"] + other["n"], one["n"]) > CHANCE:
+    if 2 / math.comb(a["n"] + b["n"], a["n"]) > CHANCE:
         return "too few repeats"
-    return "higher" if other["min"] > one["max"] else "lower"
+    return "higher" if b["min"] > a["max"] else "lower"
 
 
-def keyed(made: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {json.dumps([r["impl"], r["work"], r["metric"]], sort_keys=True): r for r in made["rows"]}
+def keyed(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {json.dumps([r["impl"], r["work"], r["metric"]], sort_keys=True): r for r in result["rows"]}
 
 
 def first_difference(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> str:
@@ -91,8 +91,8 @@ def differing(a: Any, b: Any, prefix: str = "") -> list[str]:
     return [k for key in keys for k in differing(a.get(key), b.get(key), f"{prefix}.{key}" if prefix else key)]
 
 
-def identity(made: dict[str, Any]) -> dict[str, Any]:
-    return {key: made.get(key) for key in ("date", "commit", "command")}
+def identity(result: dict[str, Any]) -> dict[str, Any]:
+    return {key: result.get(key) for key in ("date", "commit", "command")}
 
 
 def short(value: Any) -> str:
@@ -107,11 +107,11 @@ def read(path: Path) -> dict[str, Any]:
         UserError: when it is absent or not one.
     """
     try:
-        made = json.loads(path.read_text(encoding="utf-8"))
+        result = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.", "Give a file that --out wrote.") from error
     except ValueError as error:
         raise UserError(f"{path} is not JSON.", "Give a file that --out wrote.") from error
-    if not isinstance(made, dict) or any(key not in made for key in KEYS):
+    if not isinstance(result, dict) or any(key not in result for key in KEYS):
         raise UserError(f"{path} is not a benchmark record.", "Give a file that `fastssl bench ... --out` wrote.")
-    return made
+    return result

@@ -37,18 +37,18 @@ def first_crossing(
         views: V, views of each image.
     """
     before_s = 0.0
-    for one in evaluations:
-        if one.get(metric, -math.inf) >= target_pct:
+    for evaluation in evaluations:
+        if evaluation.get(metric, -math.inf) >= target_pct:
             return Crossing(
-                train_s=one["train_s"],
-                steps=one["step"],
-                epochs=one["epoch"],
-                images=one["images"],
-                views=one["images"] * views,
-                value_pct=one[metric],
-                gap_s=round(one["train_s"] - before_s, 3),
+                train_s=evaluation["train_s"],
+                steps=evaluation["step"],
+                epochs=evaluation["epoch"],
+                images=evaluation["images"],
+                views=evaluation["images"] * views,
+                value_pct=evaluation[metric],
+                gap_s=round(evaluation["train_s"] - before_s, 3),
             )
-        before_s = one["train_s"]
+        before_s = evaluation["train_s"]
     return None
 
 
@@ -56,8 +56,8 @@ def median_or_none(values: Sequence[float | None]) -> float | None:
     """Median where None is longer than any number; None when the median itself was not reached, and of nothing."""
     if not values:
         return None
-    found = float(np.median([math.inf if value is None else value for value in values]))
-    return found if math.isfinite(found) else None
+    median = float(np.median([math.inf if value is None else value for value in values]))
+    return median if math.isfinite(median) else None
 
 
 @dataclass(frozen=True)
@@ -78,18 +78,18 @@ def speed_up(
         other did not) or "unknown" (of both; then there is no ratio). With one seed there is no interval.
     """
     bound = {(True, True): "exact", (False, True): "at least", (True, False): "at most", (False, False): "unknown"}[
-        all(one.reached for one in base), all(one.reached for one in other)
+        all(run.reached for run in base), all(run.reached for run in other)
     ]
     if not base or not other:
         bound = "unknown"
-    found: dict[str, Any] = {"bound": bound, "ratio": None, "low": None, "high": None, "n": min(len(base), len(other))}
+    result: dict[str, Any] = {"bound": bound, "ratio": None, "low": None, "high": None, "n": min(len(base), len(other))}
     if bound == "unknown":
-        return found
+        return result
     rng = np.random.default_rng(0)
-    a, b = (np.array([one.seconds for one in timed]) for timed in (base, other))
-    found["ratio"] = float(np.median(a) / np.median(b))
-    if found["n"] > 1:
+    a, b = (np.array([run.seconds for run in timed]) for timed in (base, other))
+    result["ratio"] = float(np.median(a) / np.median(b))
+    if result["n"] > 1:
         medians = [np.median(x[rng.integers(0, len(x), (resamples, len(x)))], axis=1) for x in (a, b)]
         low, high = np.quantile(medians[0] / medians[1], [(1 - level) / 2, (1 + level) / 2])
-        found |= {"low": float(low), "high": float(high)}
-    return found
+        result |= {"low": float(low), "high": float(high)}
+    return result

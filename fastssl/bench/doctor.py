@@ -77,12 +77,12 @@ def examine(target: Recipe | Path | None = None) -> dict[str, Any]:
     Raises:
         UserError: when the target is not sound.
     """
-    found, note = timed(target)
-    worst = stages.slowest(found)
+    timings, note = timed(target)
+    worst = stages.slowest(timings)
     checks = [*devices(), *loaders(), *formats(), *image_kinds(), *compilers()]
     return {
         "checks": [asdict(check) for check in checks],
-        "stages": [asdict(stage) for stage in found],
+        "stages": [asdict(stage) for stage in timings],
         "slowest": worst.name if worst else None,
         "note": note,
     }
@@ -116,18 +116,18 @@ def attempt(kind: str, name: str, work: Callable[[], str], fix: str = "") -> Che
 def devices() -> list[Check]:
     """The CPU, every CUDA device, and Apple's."""
     cpu = f"{cpu_name()}, {cores()}, {free_host_bytes() / 1e9:.3g} GB free"
-    found = [Check("device", "cpu", True, cpu)]
+    checks = [Check("device", "cpu", True, cpu)]
     if torch.cuda.is_available():
-        found += [attempt("device", f"cuda:{i}", partial(try_cuda, i)) for i in range(torch.cuda.device_count())]
+        checks += [attempt("device", f"cuda:{i}", partial(try_cuda, i)) for i in range(torch.cuda.device_count())]
     elif torch.version.cuda is None:
-        found.append(Check("device", "cuda", False, "this torch is built without CUDA", "Install torch's CUDA build."))
+        checks.append(Check("device", "cuda", False, "this torch is built without CUDA", "Install torch's CUDA build."))
     else:
-        found.append(
+        checks.append(
             Check("device", "cuda", False, "no NVIDIA GPU responds", "Install the driver and check it with nvidia-smi.")
         )
     if platform.system() == "Darwin":
-        found.append(Check("device", "mps", torch.backends.mps.is_available(), "Apple's GPU"))
-    return found
+        checks.append(Check("device", "mps", torch.backends.mps.is_available(), "Apple's GPU"))
+    return checks
 
 
 def try_cuda(index: int) -> str:
@@ -185,11 +185,11 @@ def formats() -> list[Check]:
             convert("shapes", shards, format="webdataset", count=IMAGES, workers=1)
             return f"wrote and read {convert(shards, back, workers=1).count} images"
 
-        found = [attempt("format", ".beton", try_beton), attempt("format", "WebDataset shards", try_shards)]
+        checks = [attempt("format", ".beton", try_beton), attempt("format", "WebDataset shards", try_shards)]
     parquet = installed("pyarrow")
     detail = "pyarrow is there" if parquet else "pyarrow is not installed"
     fix = "" if parquet else "pip install 'fastssl-vision[parquet]'"
-    return [*found, Check("format", "Parquet", parquet, detail, fix)]
+    return [*checks, Check("format", "Parquet", parquet, detail, fix)]
 
 
 def image_kinds() -> list[Check]:
@@ -217,13 +217,13 @@ def compilers() -> list[Check]:
     names = (os.environ.get("CXX"), "g++", "clang++")
     compiler = next((path for name in names if name and (path := shutil.which(name))), None)
     detail = compiler or "none is found, so train.compile does not work on the CPU"
-    found = [Check("compiler", "C++", bool(compiler), detail, "" if compiler else "apt-get install g++")]
+    checks = [Check("compiler", "C++", bool(compiler), detail, "" if compiler else "apt-get install g++")]
     if torch.cuda.is_available():
         triton = installed("triton")
         detail = "for the CUDA backend and train.compile" if triton else "not installed"
-        found.append(Check("compiler", "Triton", triton, detail, "" if triton else "pip install triton"))
-        found.append(fused_kernels(torch.device("cuda")))
-    return found
+        checks.append(Check("compiler", "Triton", triton, detail, "" if triton else "pip install triton"))
+        checks.append(fused_kernels(torch.device("cuda")))
+    return checks
 
 
 def fused_kernels(device: torch.device) -> Check:

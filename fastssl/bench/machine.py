@@ -46,28 +46,28 @@ def machine_check(recipe: Recipe, *, seconds: float = 30.0, say: Say = lambda te
 
 def checked(recipe: Recipe, notes: list[str], *, seconds: float, say: Say) -> dict[str, Any]:
     """`machine_check` of a recipe whose steps are bearable."""
-    made = parts(recipe)
-    wait = waiter(made.device)
+    run = parts(recipe)
+    wait = waiter(run.device)
     say("Ceilings: a matrix product and a copy")
-    best = ceilings(made.device, build.hardware.autocast(recipe) or torch.float32, wait=wait)
+    best = ceilings(run.device, build.hardware.autocast(recipe) or torch.float32, wait=wait)
     say("Stages of a step")
-    laps = repeated_phases(made, wait, seconds=seconds / 2)
+    laps = repeated_phases(run, wait, seconds=seconds / 2)
     say("Whole steps")
-    whole = whole_steps(made, wait, seconds=seconds / 2)
-    rows = stage_rows(made, laps, best)
+    whole = whole_steps(run, wait, seconds=seconds / 2)
+    rows = stage_rows(run, laps, best)
     rows += whole
-    copied, note = transfer(made, wait)
+    copied, note = transfer(run, wait)
     rows += copied
     notes += note
     say("Evaluation")
-    evaluated, note = evaluation(made, wait, step_s=whole[0]["median"] / 1e3)
+    evaluated, note = evaluation(run, wait, step_s=whole[0]["median"] / 1e3)
     rows += evaluated
     notes += note
     return record(
         "machine",
         best + rows,
         recipe.model_dump(mode="json"),
-        data_digest=made.manifest.digest,
+        data_digest=run.manifest.digest,
         warmup="two steps untimed, and as long as a window before windows",
         bottleneck=bottleneck(rows),
         notes=notes,
@@ -78,10 +78,10 @@ def bearable(recipe: Recipe) -> tuple[Recipe, list[str]]:
     """The recipe, or the same with the batch halved until a step is likely to stay under MAX_STEP_S."""
     batch = recipe.data.batch_size
     small = load(recipe, [f"data.batch_size={min(batch, 8)}", "train.compile=false", "optim.accumulate_steps=1"])
-    made = parts(small)
-    batches, wait = made.batches(), waiter(made.device)
-    made.phases(batches, wait)
-    per_image_s = sum(made.phases(batches, wait).values()) / small.data.batch_size
+    run = parts(small)
+    batches, wait = run.batches(), waiter(run.device)
+    run.phases(batches, wait)
+    per_image_s = sum(run.phases(batches, wait).values()) / small.data.batch_size
     fitting = batch
     while fitting > 8 and fitting * per_image_s > MAX_STEP_S:
         fitting //= 2
@@ -91,45 +91,45 @@ def bearable(recipe: Recipe) -> tuple[Recipe, list[str]]:
     return load(recipe, [f"data.batch_size={fitting}", "optim.accumulate_steps=1"]), [note]
 
 
-def repeated_phases(made: Parts, wait: Callable[[], None], *, seconds: float, most: int = 50) -> list[dict[str, float]]:
+def repeated_phases(run: Parts, wait: Callable[[], None], *, seconds: float, most: int = 50) -> list[dict[str, float]]:
     """Laps of steps, two and then at least three, at most `most`, until the seconds are over."""
-    batches = made.batches()
+    batches = run.batches()
     for _ in range(2):
-        made.phases(batches, wait)
-    found: list[dict[str, float]] = []
+        run.phases(batches, wait)
+    laps: list[dict[str, float]] = []
     start = time.perf_counter()
-    while len(found) < 3 or (len(found) < most and time.perf_counter() - start < seconds):
-        found.append(made.phases(batches, wait))
-    return found
+    while len(laps) < 3 or (len(laps) < most and time.perf_counter() - start < seconds):
+        laps.append(run.phases(batches, wait))
+    return laps
 
 
-def whole_steps(made: Parts, wait: Callable[[], None], *, seconds: float, rounds: int = 5) -> list[dict[str, Any]]:
+def whole_steps(run: Parts, wait: Callable[[], None], *, seconds: float, rounds: int = 5) -> list[dict[str, Any]]:
     """Rows of the step as training runs it, nothing waited for in between."""
-    groups = made.trained_on()
+    groups = run.trained_on()
 
     def step() -> int:
-        made.step(next(groups))
-        return made.batch_size
+        run.step(next(groups))
+        return run.batch_size
 
     rates = side_by_side({"step": step}, wait=wait, window_s=seconds / (rounds + 1), rounds=rounds)["step"]
-    what = {"stage": "step"} | work(made.recipe, made.device)
+    what = {"stage": "step"} | work(run.recipe, run.device)
     return [
-        row("fastssl", what, "ms_per_step", [1e3 * made.batch_size / rate for rate in rates]),
+        row("fastssl", what, "ms_per_step", [1e3 * run.batch_size / rate for rate in rates]),
         row("fastssl", what, "images_per_s", rates),
         row("fastssl", what, "views_per_s", [rate * what["views"] for rate in rates]),
     ]
 
 
-def stage_rows(made: Parts, laps: list[dict[str, float]], best: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def stage_rows(run: Parts, laps: list[dict[str, float]], best: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Milliseconds, images per second and share of the step of every stage; its share of the ceiling that binds it."""
     rows = []
-    flops, traffic = stage_flops(made), stage_bytes(made)
+    flops, traffic = stage_flops(run), stage_bytes(run)
     for stage in laps[0]:
-        what = {"stage": stage} | work(made.recipe, made.device)
-        seconds = [one[stage] for one in laps]
+        what = {"stage": stage} | work(run.recipe, run.device)
+        seconds = [lap[stage] for lap in laps]
         rows.append(row("fastssl", what, "ms_per_step", [1e3 * s for s in seconds]))
-        rows.append(row("fastssl", what, "images_per_s", [made.batch_size / s for s in seconds]))
-        rows.append(row("fastssl", what, "share_pct", [100 * one[stage] / sum(one.values()) for one in laps]))
+        rows.append(row("fastssl", what, "images_per_s", [run.batch_size / s for s in seconds]))
+        rows.append(row("fastssl", what, "share_pct", [100 * lap[stage] / sum(lap.values()) for lap in laps]))
         if stage in flops:
             ceiling = 1e12 * highest(best, "matmul")
             rows.append(row("fastssl", what, "compute_pct", [100 * flops[stage] / s / ceiling for s in seconds]))
@@ -139,10 +139,10 @@ def stage_rows(made: Parts, laps: list[dict[str, float]], best: list[dict[str, A
     return rows
 
 
-def stage_flops(made: Parts) -> dict[str, float]:
+def stage_flops(run: Parts) -> dict[str, float]:
     """Operations of convolutions and matrix products, counted by running one step of the uncompiled network."""
-    batch, epoch = next(made.batches())
-    step, views = replace(made.train_step, network=made.plain), made.views(batch, epoch)
+    batch, epoch = next(run.batches())
+    step, views = replace(run.train_step, network=run.plain), run.views(batch, epoch)
     with FlopCounterMode(display=False) as forward:
         terms = step.forward(views)
     with FlopCounterMode(display=False) as backward:
@@ -151,35 +151,35 @@ def stage_flops(made: Parts) -> dict[str, float]:
     return {"forward": forward.get_total_flops(), "backward": backward.get_total_flops()}
 
 
-def stage_bytes(made: Parts) -> dict[str, float]:
+def stage_bytes(run: Parts) -> dict[str, float]:
     """Bytes that a stage cannot avoid reading and writing."""
-    batch, epoch = next(made.batches())
-    groups = made.views(batch, epoch)
+    batch, epoch = next(run.batches())
+    groups = run.views(batch, epoch)
     is_copied = batch.offsets_B is None
     elements = batch.images.numel()
     if not is_copied:
         assert batch.sizes_B2 is not None
-        elements = int(batch.sizes_B2.prod(dim=1).sum()) * made.manifest.channels
+        elements = int(batch.sizes_B2.prod(dim=1).sum()) * run.manifest.channels
     pixels = elements * batch.images.element_size()
     cut = sum(group.numel() * group.element_size() for group in groups)
-    update = 4 * OPTIMIZER_TRAFFIC[made.recipe.optim.name] * pretrainer.parameter_count(made.plain)
-    found = {"augmentation": float(pixels + cut), "optimizer": float(update)}
-    return found | ({"loader": 2.0 * pixels} if is_copied else {})
+    update = 4 * OPTIMIZER_TRAFFIC[run.recipe.optim.name] * pretrainer.parameter_count(run.plain)
+    traffic_bytes = {"augmentation": float(pixels + cut), "optimizer": float(update)}
+    return traffic_bytes | ({"loader": 2.0 * pixels} if is_copied else {})
 
 
-def transfer(made: Parts, wait: Callable[[], None]) -> tuple[list[dict[str, Any]], list[str]]:
+def transfer(run: Parts, wait: Callable[[], None]) -> tuple[list[dict[str, Any]], list[str]]:
     """Rows of a batch's copy from pinned host memory; none where host and device are one."""
-    if made.device.type != "cuda":
-        return [], [f"host-to-device: nothing to copy, the images lie in the memory of the {made.device.type}."]
-    batch, _ = next(made.batches())
+    if run.device.type != "cuda":
+        return [], [f"host-to-device: nothing to copy, the images lie in the memory of the {run.device.type}."]
+    batch, _ = next(run.batches())
     host = batch.images.cpu().pin_memory()
 
     def copy() -> int:
-        host.to(made.device, non_blocking=True)
+        host.to(run.device, non_blocking=True)
         return len(batch)
 
     rates = side_by_side({"copy": copy}, wait=wait, window_s=0.2, rounds=5)["copy"]
-    what = {"stage": "host-to-device"} | work(made.recipe, made.device)
+    what = {"stage": "host-to-device"} | work(run.recipe, run.device)
     gb = host.numel() * host.element_size() / len(batch) / 1e9
     rows = [
         row("fastssl", what, "ms_per_step", [1e3 * len(batch) / rate for rate in rates]),
@@ -189,27 +189,27 @@ def transfer(made: Parts, wait: Callable[[], None]) -> tuple[list[dict[str, Any]
     return rows, ["host-to-device: one pinned batch by itself; a resident loader copies nothing, others copy ahead."]
 
 
-def evaluation(made: Parts, wait: Callable[[], None], *, step_s: float) -> tuple[list[dict[str, Any]], list[str]]:
+def evaluation(run: Parts, wait: Callable[[], None], *, step_s: float) -> tuple[list[dict[str, Any]], list[str]]:
     """Rows of one evaluation while training: its seconds, and what it costs a step at the recipe's frequency."""
-    recipe, data = made.recipe, made.recipe.data
-    learn = build.data.some_of(made.sets.probe, recipe.evaluate.max_train)
-    images = len(learn) + len(made.sets.val)
-    if not len(learn) or not len(made.sets.val):
+    recipe, data = run.recipe, run.recipe.data
+    learn = build.data.some_of(run.sets.probe, recipe.evaluate.max_train)
+    images = len(learn) + len(run.sets.val)
+    if not len(learn) or not len(run.sets.val):
         return [], ["evaluation: no labeled images are held out, so there is none while training."]
-    clean = build.views.clean_view(recipe, made.manifest, device=made.device)
-    share = made.loader if data.probe_path is None else None
-    prober = Prober(recipe, data.probe_path or data.path, made.sets, clean=clean, device=made.device, share=share)
-    estimate_s, notes = images / extraction_rate(prober, made, wait), []
+    clean = build.views.clean_view(recipe, run.manifest, device=run.device)
+    share = run.loader if data.probe_path is None else None
+    prober = Prober(recipe, data.probe_path or data.path, run.sets, clean=clean, device=run.device, share=share)
+    estimate_s, notes = images / extraction_rate(prober, run, wait), []
     seconds = [estimate_s]
     if estimate_s < EVALUATION_S:
         laps = Laps(wait)
-        prober.while_training(made.plain.backbone)
+        prober.while_training(run.plain.backbone)
         laps("evaluation")
         seconds = [laps.seconds["evaluation"]]
     else:
         notes = ["evaluation: from the rate of feature extraction; the probes on top of it are not counted."]
-    what = {"stage": "evaluation", "images": images} | work(recipe, made.device)
-    steps = recipe.evaluate.every_epochs * len(made.loader) or math.inf
+    what = {"stage": "evaluation", "images": images} | work(recipe, run.device)
+    steps = recipe.evaluate.every_epochs * len(run.loader) or math.inf
     return [
         row("fastssl", what, "seconds", seconds),
         row("fastssl", what, "ms_per_step", [1e3 * s / steps for s in seconds]),
@@ -218,9 +218,9 @@ def evaluation(made: Parts, wait: Callable[[], None], *, step_s: float) -> tuple
     ], notes
 
 
-def extraction_rate(prober: Prober, made: Parts, wait: Callable[[], None]) -> float:
+def extraction_rate(prober: Prober, run: Parts, wait: Callable[[], None]) -> float:
     """Images per second through the frozen backbone, from the second and third batch."""
-    embed = prober.embed_with(made.plain.backbone)
+    embed = prober.embed_with(run.plain.backbone)
     assert prober.learn is not None
     rates = []
     with torch.inference_mode():
@@ -234,9 +234,9 @@ def extraction_rate(prober: Prober, made: Parts, wait: Callable[[], None]) -> fl
 
 def bottleneck(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The stage with the largest share, and in words how near it comes to the ceilings."""
-    shares = {one["work"]["stage"]: one["median"] for one in rows if one["metric"] == "share_pct"}
+    shares = {row["work"]["stage"]: row["median"] for row in rows if row["metric"] == "share_pct"}
     stage = max(shares, key=lambda name: shares[name])
-    of = {one["metric"]: one["median"] for one in rows if one["work"]["stage"] == stage}
+    of = {row["metric"]: row["median"] for row in rows if row["work"]["stage"] == stage}
     ceilings_of = {"compute_pct": "matrix product", "bandwidth_pct": "copy"}
     said = ", ".join(f"{of[key]:.0f} % of this machine's {name}" for key, name in ceilings_of.items() if key in of)
     return {

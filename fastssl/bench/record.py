@@ -29,10 +29,10 @@ def write(
     save(path, record(bench, rows, recipe, **more))
 
 
-def save(path: Path, made: dict[str, Any]) -> None:
+def save(path: Path, result: dict[str, Any]) -> None:
     """A finished record as a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_json(path, made)
+    atomic_json(path, result)
 
 
 def row(impl: str, work: dict[str, Any], metric: str, values: Sequence[float], **more: Any) -> dict[str, Any]:

@@ -102,8 +102,8 @@ def stream_stages(recipe: Recipe, device: torch.device) -> tuple[list[Stage], Ba
         if step == 0:
             start, images = now(device), 0
     assert batch is not None
-    found = (images, [seconds]) if images else (len(batch), [seconds])  # one batch is the epoch: with its start-up
-    return as_stages(["read"], ["read and decoded by DALI's own reader"], found), batch
+    timing = (images, [seconds]) if images else (len(batch), [seconds])  # one batch is the epoch: with its start-up
+    return as_stages(["read"], ["read and decoded by DALI's own reader"], timing), batch
 
 
 def data_stages(
@@ -139,11 +139,11 @@ def data_stages(
         return [time.perf_counter() - start]
 
     def decode(images: int) -> list[float]:
-        def one(k: int) -> None:
+        def decode_image(k: int) -> None:
             pixels[ends[k] : ends[k + 1]] = beton.image(int(index[k])).reshape(-1)
 
         start = time.perf_counter()
-        spread(one, images, threads)
+        spread(decode_image, images, threads)
         return [time.perf_counter() - start]
 
     def copy(images: int) -> list[float]:
@@ -189,8 +189,10 @@ def growing(run: Callable[[int], list[float]], most: int) -> tuple[int, list[flo
         images = min(most, 4 * images)
 
 
-def as_stages(names: list[str], works: list[str], found: tuple[int, list[float]], *, once: bool = False) -> list[Stage]:
-    images, seconds = found
+def as_stages(
+    names: list[str], works: list[str], timing: tuple[int, list[float]], *, once: bool = False
+) -> list[Stage]:
+    images, seconds = timing
     return [
         Stage(name, work, images, images / max(s, 1e-9), once)
         for name, work, s in zip(names, works, seconds, strict=True)

@@ -46,11 +46,11 @@ def side_by_side(
     for step in steps.values():
         step()
         rate(step, wait, window_s)
-    found: dict[str, list[float]] = {name: [] for name in steps}
+    rates: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):
         for name, step in steps.items():
-            found[name].append(rate(step, wait, window_s))
-    return found
+            rates[name].append(rate(step, wait, window_s))
+    return rates
 
 
 def rate(step: Step, wait: Callable[[], None], window_s: float) -> float:

@@ -87,22 +87,22 @@ def tta(
         )
     trials: dict[str, list[Trial]] = {recipe.name: [] for recipe in recipes}
     warm: set[str] = set()
-    found: dict[str, Any] = {}
+    latest: dict[str, Any] = {}
     for seed in range(seeds):
         for recipe in recipes:
-            one = load(recipe, [f"seed={recipe.seed + seed}"])
-            run_dir = folder / f"{recipe.name}-s{one.seed}"
-            if not finished(run_dir, one, targets, stop_at_target=stop_at_target):
+            seeded = load(recipe, [f"seed={recipe.seed + seed}"])
+            run_dir = folder / f"{recipe.name}-s{seeded.seed}"
+            if not finished(run_dir, seeded, targets, stop_at_target=stop_at_target):
                 if recipe.name not in warm:
                     say(f"Warm-up of {recipe.name}: {WARMUP_STEPS} steps, not timed")
                     warm_up(recipe)
                     warm.add(recipe.name)
-                say(f"{recipe.name}, seed {one.seed}")
-                run(one, run_dir, targets, stop_at_target=stop_at_target, observe=observe)
-            trials[recipe.name].append(trial(run_dir, one.seed))
-            found = result(recipes, targets, trials, digest)
-            keep(found)
-    return found
+                say(f"{recipe.name}, seed {seeded.seed}")
+                run(seeded, run_dir, targets, stop_at_target=stop_at_target, observe=observe)
+            trials[recipe.name].append(trial(run_dir, seeded.seed))
+            latest = result(recipes, targets, trials, digest)
+            keep(latest)
+    return latest
 
 
 def same_work(recipes: Sequence[Recipe]) -> str:
@@ -139,9 +139,9 @@ def digest_of(recipe: Recipe) -> str:
 
 def warm_up(recipe: Recipe) -> None:
     """Steps of parts that are then thrown away: kernels get compiled, libraries loaded, memory taken."""
-    made = parts(load(recipe, ["train.compile=false"]))
-    for _, (batch, epoch) in zip(range(WARMUP_STEPS), made.batches(), strict=False):
-        made.step(made.views(batch, epoch))
+    training = parts(load(recipe, ["train.compile=false"]))
+    for _, (batch, epoch) in zip(range(WARMUP_STEPS), training.batches(), strict=False):
+        training.step(training.views(batch, epoch))
 
 
 def finished(run_dir: Path, recipe: Recipe, targets: dict[str, float], *, stop_at_target: bool) -> bool:
@@ -182,27 +182,27 @@ class Watch:
         self.stop_at_target, self.observe = stop_at_target, observe
         self.trained_s = self.resumed_s = 0.0
 
-    def __call__(self, one: dict[str, Any]) -> None:
-        self.observe(one)
-        if one["event"] == "start" and one["step"]:  # metrics.jsonl now ends where the checkpoint was made
+    def __call__(self, line: dict[str, Any]) -> None:
+        self.observe(line)
+        if line["event"] == "start" and line["step"]:  # metrics.jsonl now ends where the checkpoint was made
             self.resumed_s = last_train_s(self.run_dir)
             for done in evaluations_of(self.run_dir):
                 self.check(done)
-        if "train_s" in one:
-            self.trained_s = one["train_s"] - self.resumed_s
-        if one["event"] == "evaluation":
-            self.check(one)
+        if "train_s" in line:
+            self.trained_s = line["train_s"] - self.resumed_s
+        if line["event"] == "evaluation":
+            self.check(line)
             if self.stop_at_target and not self.missing:
                 raise Reached
 
-    def check(self, one: dict[str, Any]) -> None:
+    def check(self, line: dict[str, Any]) -> None:
         """Crosses off the targets that an evaluation reaches; refuses those that are not measured."""
         for metric, pct in self.targets.items():
-            if metric not in one:
-                known = ", ".join(key.removesuffix("_pct") for key in one if key.endswith("_pct"))
+            if metric not in line:
+                known = ", ".join(key.removesuffix("_pct") for key in line if key.endswith("_pct"))
                 name = metric.removesuffix("_pct")
                 raise UserError(f"{name} is not measured while training.", f"Set --target to some of: {known}.")
-            if one[metric] >= pct:
+            if line[metric] >= pct:
                 self.missing.pop(metric, None)
 
 
@@ -217,11 +217,11 @@ def metrics_of(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def last_train_s(run_dir: Path) -> float:
-    return max((one["train_s"] for one in metrics_of(run_dir)), default=0.0)
+    return max((line["train_s"] for line in metrics_of(run_dir)), default=0.0)
 
 
 def evaluations_of(run_dir: Path) -> list[dict[str, Any]]:
-    return [one for one in metrics_of(run_dir) if one["event"] == "evaluation"]
+    return [line for line in metrics_of(run_dir) if line["event"] == "evaluation"]
 
 
 def trial(run_dir: Path, seed: int) -> Trial:
@@ -248,7 +248,7 @@ def result(
         ]
     for recipe in recipes:
         for name in ("compile_s", "apart_s"):
-            values = [getattr(one, name) for one in trials[recipe.name]]
+            values = [getattr(trial, name) for trial in trials[recipe.name]]
             rows.append(row(recipe.name, {}, name, [value for value in values if value is not None]))
     return record(
         "tta",
@@ -260,25 +260,25 @@ def result(
         clock="training only: evaluation, checkpoints and compilation apart",
         warmup=f"{WARMUP_STEPS} untimed steps of each recipe in this process",
         speed_ups=speed_ups,
-        curves={name: [vars(one) for one in done] for name, done in trials.items()},
+        curves={name: [vars(trial) for trial in done] for name, done in trials.items()},
     )
 
 
 def times(done: list[Trial], metric: str, pct: float) -> list[Timed]:
-    found = [(first_crossing(one.evaluations, metric, pct, views=1), one) for one in done]
-    return [Timed(at.train_s, True) if at else Timed(one.trained_s, False) for at, one in found]
+    crossings = [(first_crossing(trial.evaluations, metric, pct, views=1), trial) for trial in done]
+    return [Timed(at.train_s, True) if at else Timed(trial.trained_s, False) for at, trial in crossings]
 
 
 def recipe_rows(recipe: Recipe, done: list[Trial], metric: str, pct: float) -> list[dict[str, Any]]:
     """What a recipe needed to reach one target, over its seeds; the median counts seeds that did not arrive."""
     views = len(view_table(recipe.augment))
-    found = [first_crossing(one.evaluations, metric, pct, views=views) for one in done]
+    crossings = [first_crossing(trial.evaluations, metric, pct, views=views) for trial in done]
     rows = []
     for name in ("train_s", "steps", "epochs", "images", "views", "gap_s"):
-        values = [None if at is None else float(getattr(at, name)) for at in found]
-        made = row(recipe.name, {"target": metric, "pct": pct}, name, [v for v in values if v is not None])
-        rows.append(made | {"median": median_or_none(values), "seeds": len(done)})
-    best = [max((e.get(metric, 0.0) for e in one.evaluations), default=0.0) for one in done]
+        values = [None if at is None else float(getattr(at, name)) for at in crossings]
+        entry = row(recipe.name, {"target": metric, "pct": pct}, name, [v for v in values if v is not None])
+        rows.append(entry | {"median": median_or_none(values), "seeds": len(done)})
+    best = [max((e.get(metric, 0.0) for e in trial.evaluations), default=0.0) for trial in done]
     rows.append(row(recipe.name, {"target": metric, "pct": pct}, "best_pct", best))
     return rows
 
@@ -290,7 +290,7 @@ def parse_targets(text: str, recipe: Recipe) -> dict[str, float]:
         UserError: when it is not of that form.
     """
     fix = "Write for example --target knn=80 or --target knn=80,ridge=82, in percent."
-    found: dict[str, float] = {}
+    targets: dict[str, float] = {}
     for part in text.split(","):
         name, equals, number = part.strip().partition("=")
         try:
@@ -300,5 +300,5 @@ def parse_targets(text: str, recipe: Recipe) -> dict[str, float]:
         if not equals or not name or not 0 < pct <= 100:
             raise UserError(f"--target {part.strip()!r} is not of the form name=percent.", fix)
         metric = f"knn{recipe.evaluate.knn_k[0]}" if name == "knn" else name
-        found[metric.removesuffix("_pct") + "_pct"] = pct
-    return found
+        targets[metric.removesuffix("_pct") + "_pct"] = pct
+    return targets

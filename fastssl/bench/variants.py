@@ -59,20 +59,20 @@ def loader(recipe: Recipe, *, seconds: float, only: list[str] | None = None, rou
 
 def augment(recipe: Recipe, *, seconds: float, only: list[str] | None = None, rounds: int = 5) -> dict[str, Any]:
     """Images per second of every backend in bfloat16 and float32, on one batch of the recipe's images."""
-    made = parts(load(recipe, ["train.compile=false", "augment.backend=torch"]))  # a batch that lies as any takes it
-    batch, epoch = next(made.batches())
-    fused = {"cpu": ["cpu"], "cuda": ["cuda"]}.get(made.device.type, [])
+    run = parts(load(recipe, ["train.compile=false", "augment.backend=torch"]))  # a batch that lies as any takes it
+    batch, epoch = next(run.batches())
+    fused = {"cpu": ["cpu"], "cuda": ["cuda"]}.get(run.device.type, [])
     steps: dict[str, BuildStep] = {}
     for backend in chosen(dict.fromkeys([*fused, "torch"]), only):
-        for dtype in (made.augment.dtype, *({torch.bfloat16, torch.float32} - {made.augment.dtype})):
-            one = replace(made, augment=replace(made.augment, backend=backend_of(backend), dtype=dtype))  # type: ignore[arg-type]
-            steps[f"{backend}, {str(dtype).removeprefix('torch.')}"] = partial(cutting, one, batch, epoch)
-    return measured("augment", recipe, steps, device=made.device, seconds=seconds, rounds=rounds, notes=[])
+        for dtype in (run.augment.dtype, *({torch.bfloat16, torch.float32} - {run.augment.dtype})):
+            variant = replace(run, augment=replace(run.augment, backend=backend_of(backend), dtype=dtype))  # type: ignore[arg-type]
+            steps[f"{backend}, {str(dtype).removeprefix('torch.')}"] = partial(cutting, variant, batch, epoch)
+    return measured("augment", recipe, steps, device=run.device, seconds=seconds, rounds=rounds, notes=[])
 
 
-def cutting(made: Parts, batch: Any, epoch: int) -> Step:
+def cutting(run: Parts, batch: Any, epoch: int) -> Step:
     def step() -> int:
-        made.views(batch, epoch)
+        run.views(batch, epoch)
         return len(batch)
 
     return step
@@ -86,13 +86,13 @@ def step(recipe: Recipe, *, seconds: float, only: list[str] | None = None, round
     device, notes = build.hardware.device(recipe), list[str]()
 
     def build_step(name: str, changes: list[str]) -> Step:
-        made = parts(load(recipe, changes))
-        return training(made) if name == "as trained" else fixed(made)
+        run = parts(load(recipe, changes))
+        return training(run) if name == "as trained" else fixed(run)
 
     variants = chosen(settings(recipe, device), only)
     steps = {name: partial(build_step, name, changes) for name, changes in variants.items()}
     result = measured("step", recipe, steps, device=device, seconds=seconds, rounds=rounds, notes=notes)
-    by_name = {one["impl"]: one["values"] for one in result["rows"]}
+    by_name = {entry["impl"]: entry["values"] for entry in result["rows"]}
     if {"fixed batch", "as trained"} <= by_name.keys():
         ratios = [fast / slow for fast, slow in zip(by_name["fixed batch"], by_name["as trained"], strict=True)]
         result["rows"].append(row("as trained", work(recipe, device), "time_against_fixed", ratios))
@@ -113,25 +113,25 @@ def settings(recipe: Recipe, device: torch.device) -> dict[str, list[str]]:
     return {"fixed batch": [], "as trained": [], f"precision={other}": [f"train.precision={other}"], **changes}
 
 
-def fixed(made: Parts) -> Step:
+def fixed(run: Parts) -> Step:
     """Steps on one batch's views, cut beforehand."""
-    batch, epoch = next(made.batches())
-    groups = made.views(batch, epoch)
+    batch, epoch = next(run.batches())
+    groups = run.views(batch, epoch)
 
     def step() -> int:
-        made.step(groups)
+        run.step(groups)
         return len(batch)
 
     return step
 
 
-def training(made: Parts) -> Step:
+def training(run: Parts) -> Step:
     """Steps as the training loop takes them."""
-    groups = made.trained_on()
+    groups = run.trained_on()
 
     def step() -> int:
-        made.step(next(groups))
-        return made.batch_size
+        run.step(next(groups))
+        return run.batch_size
 
     return step
 
@@ -184,9 +184,9 @@ def chosen(variants: dict[str, Any], only: list[str] | None) -> dict[str, Any]:
     Raises:
         UserError: when there is none.
     """
-    found = {name: what for name, what in variants.items() if not only or any(word in name for word in only)}
-    if not found:
+    selected = {name: what for name, what in variants.items() if not only or any(word in name for word in only)}
+    if not selected:
         raise UserError(
             f"No variant's name has {' or '.join(only or ())} in it.", f"Choose from: {', '.join(variants)}."
         )
-    return found
+    return selected

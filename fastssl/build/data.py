@@ -70,7 +70,7 @@ def ensure_data(
     Raises:
         UserError: when a file is absent and no source is given.
     """
-    data, made = recipe.data, []
+    data, converted = recipe.data, []
     wanted: list[tuple[Path | None, str, int | None]] = [(data.path, data.split, data.count)]
     if not only_train:
         wanted.append((data.probe_path, data.probe_split, data.count))
@@ -95,8 +95,8 @@ def ensure_data(
             download=data.download,
             progress=partial(progress, str(path)) if progress else None,
         )
-        made.append(path)
-    return made
+        converted.append(path)
+    return converted
 
 
 def sets(recipe: Recipe, labels_N: Tensor, probe_labels_N: Tensor) -> Sets:

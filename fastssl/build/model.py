@@ -90,8 +90,8 @@ def compiled(recipe: Recipe, module: torch.nn.Module) -> torch.nn.Module:
     if not mode:
         return module
     allow_compilations(2 * len(sides_px(recipe)))
-    made: torch.nn.Module = torch.compile(module, dynamic=False, mode=None if mode is True else mode)  # type: ignore[assignment]
-    return made
+    optimized: torch.nn.Module = torch.compile(module, dynamic=False, mode=None if mode is True else mode)  # type: ignore[assignment]
+    return optimized
 
 
 def allow_compilations(count: int) -> None:

@@ -46,8 +46,8 @@ def machine(
     from fastssl.cli.bench_tables import machine_text
 
     check_out(out)
-    made = machine_check(ready(recipe, changes), seconds=seconds, say=say)
-    finish(made, machine_text(made), out, as_json)
+    result = machine_check(ready(recipe, changes), seconds=seconds, say=say)
+    finish(result, machine_text(result), out, as_json)
 
 
 def add_stage(stage: str, seconds_each: float, text: str) -> None:
@@ -65,8 +65,8 @@ def add_stage(stage: str, seconds_each: float, text: str) -> None:
         from fastssl.cli.bench_tables import variants_text
 
         check_out(out)
-        made = getattr(variants, stage)(ready(recipe, changes), seconds=seconds, only=only)
-        finish(made, variants_text(made), out, as_json)
+        result = getattr(variants, stage)(ready(recipe, changes), seconds=seconds, only=only)
+        finish(result, variants_text(result), out, as_json)
 
     bench.command(stage, help=text)(command)
 
@@ -101,12 +101,12 @@ def tta(
     from fastssl.training import guards
 
     check_out(out)
-    made = [ready(recipe, changes) for recipe in recipes]
+    loaded = [ready(recipe, changes) for recipe in recipes]
     try:
         with TrainingProgress() as progress:
-            found = run(
-                made,
-                parse_targets(target, made[0]),
+            result = run(
+                loaded,
+                parse_targets(target, loaded[0]),
                 seeds=seeds,
                 folder=run_dir,
                 stop_at_target=stop_at_target,
@@ -117,7 +117,7 @@ def tta(
     except Interrupted as stop:
         print(f"{stop}\nThe same command continues from there.", file=sys.stderr)
         sys.exit(guards.EXIT_CODE)
-    finish(found, tta_text(found), out, as_json)
+    finish(result, tta_text(result), out, as_json)
 
 
 @bench.command()
@@ -131,8 +131,8 @@ def compare(
     from fastssl.bench.compare import read
     from fastssl.cli.bench_tables import compare_text
 
-    made = run(read(a), read(b))
-    print_result(made, compare_text(made), as_json)
+    result = run(read(a), read(b))
+    print_result(result, compare_text(result), as_json)
 
 
 def ready(recipe: str, changes: list[str] | None) -> Any:
@@ -165,9 +165,9 @@ def say(text: str) -> None:
     console.print(text)
 
 
-def finish(made: dict[str, Any], text: str, out: Path | None, as_json: bool) -> None:
+def finish(result: dict[str, Any], text: str, out: Path | None, as_json: bool) -> None:
     from fastssl.bench.record import save
 
     if out is not None:
-        save(out, made)
-    print_result(made, text, as_json)
+        save(out, result)
+    print_result(result, text, as_json)

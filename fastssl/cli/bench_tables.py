@@ -17,24 +17,28 @@ def rendered(*parts: Any) -> str:
     return console.file.getvalue().rstrip()  # type: ignore[attr-defined, no-any-return]
 
 
-def machine_text(made: dict[str, Any]) -> str:
+def machine_text(result: dict[str, Any]) -> str:
     """Stages down, their figures across, the ceilings and the bottleneck beneath."""
-    rows: list[Row] = made["rows"]
-    stages = [one for one in rows if one["impl"] == "fastssl"]
+    rows: list[Row] = result["rows"]
+    stages = [row for row in rows if row["impl"] == "fastssl"]
     first = stages[0]["work"]
-    title = f"{made['recipe']['name']}: {first['backbone']}, {first['batch']} images x {first['views']} views"
+    title = f"{result['recipe']['name']}: {first['backbone']}, {first['batch']} images x {first['views']} views"
     table = Table(title=f"{title} of {first['side_px']} px on {first['device']}", title_justify="left")
     for name in ("stage", "ms a step [min, max]", "share", "images/s", "of compute", "of bandwidth"):
         table.add_column(name, justify="left" if name == "stage" else "right")
-    for stage in dict.fromkeys(one["work"]["stage"] for one in stages):
-        of = {one["metric"]: one for one in stages if one["work"]["stage"] == stage}
+    for stage in dict.fromkeys(row["work"]["stage"] for row in stages):
+        of = {row["metric"]: row for row in stages if row["work"]["stage"] == stage}
         table.add_row(
             stage,
             spread_text(of["ms_per_step"], 2),
             *(pct(of.get(name)) if name.endswith("pct") else count(of.get(name)) for name in COLUMNS),
         )
-    best = [f"{one['impl']} {one['max']:,.2f} {UNITS[one['metric']]}" for one in rows if one["impl"] != "fastssl"]
-    lines = ["Ceilings measured: " + ", ".join(best) + ".", f"Bottleneck: {made['bottleneck']['text']}", *made["notes"]]
+    best = [f"{row['impl']} {row['max']:,.2f} {UNITS[row['metric']]}" for row in rows if row["impl"] != "fastssl"]
+    lines = [
+        "Ceilings measured: " + ", ".join(best) + ".",
+        f"Bottleneck: {result['bottleneck']['text']}",
+        *result["notes"],
+    ]
     return rendered(table, *lines)
 
 
@@ -42,17 +46,17 @@ COLUMNS = ("share_pct", "images_per_s", "compute_pct", "bandwidth_pct")
 UNITS = {"tflop_per_s": "TFLOP/s", "gb_per_s": "GB/s"}
 
 
-def variants_text(made: dict[str, Any]) -> str:
+def variants_text(result: dict[str, Any]) -> str:
     """One line a variant, the first of them the one that others are compared with."""
-    rows: list[Row] = made["rows"]
-    table = Table(title=f"{made['bench']}: {made['recipe']['name']}", title_justify="left")
+    rows: list[Row] = result["rows"]
+    table = Table(title=f"{result['bench']}: {result['recipe']['name']}", title_justify="left")
     metric = rows[0]["metric"]
     for name in ("variant", f"{metric} [min, max]", "against the first"):
         table.add_column(name, justify="left" if name == "variant" else "right")
-    for one in rows:
-        if one["metric"] == metric:
-            table.add_row(one["impl"], spread_text(one, 0), f"{one['median'] / rows[0]['median']:.3f}x")
-    return rendered(table, *made["notes"])
+    for row in rows:
+        if row["metric"] == metric:
+            table.add_row(row["impl"], spread_text(row, 0), f"{row['median'] / rows[0]['median']:.3f}x")
+    return rendered(table, *result["notes"])
 
 
 def table_of(title: str, columns: list[str], lines: list[list[str]]) -> Table:
@@ -65,27 +69,27 @@ def table_of(title: str, columns: list[str], lines: list[list[str]]) -> Table:
     return table
 
 
-def spread_text(one: Row | None, digits: int) -> str:
-    if one is None or one["median"] is None:
+def spread_text(row: Row | None, digits: int) -> str:
+    if row is None or row["median"] is None:
         return ""
-    return f"{one['median']:,.{digits}f} [{one['min']:,.{digits}f}, {one['max']:,.{digits}f}]"
+    return f"{row['median']:,.{digits}f} [{row['min']:,.{digits}f}, {row['max']:,.{digits}f}]"
 
 
-def pct(one: Row | None) -> str:
-    return f"{one['median']:.1f} %" if one else ""
+def pct(row: Row | None) -> str:
+    return f"{row['median']:.1f} %" if row else ""
 
 
-def count(one: Row | None) -> str:
-    return f"{one['median']:,.0f}" if one else ""
+def count(row: Row | None) -> str:
+    return f"{row['median']:,.0f}" if row else ""
 
 
-def tta_text(made: dict[str, Any]) -> str:
+def tta_text(result: dict[str, Any]) -> str:
     """Per target: when each recipe reached it, and how much sooner than the first."""
     parts: list[Any] = []
-    rows: list[Row] = made["rows"]
-    for metric, target in made["targets"].items():
+    rows: list[Row] = result["rows"]
+    for metric, target in result["targets"].items():
         lines = []
-        for name in made["recipes"]:
+        for name in result["recipes"]:
             of = {r["metric"]: r for r in rows if r["impl"] == name and r["work"].get("target") == metric}
             reached = of["train_s"]
             arrived = f"{reached['n']} of {reached['seeds']}"
@@ -95,38 +99,38 @@ def tta_text(made: dict[str, Any]) -> str:
         title = f"{metric.removesuffix('_pct')} {target:g} %"
         columns = ["recipe", "seconds of training [min, max]", "seeds", "steps", "views", "best seen"]
         parts.append(table_of(title, columns, lines))
-    return rendered(*parts, *[speed_up_text(one) for one in made["speed_ups"]], f"Clock: {made['clock']}.")
+    return rendered(*parts, *[speed_up_text(gain) for gain in result["speed_ups"]], f"Clock: {result['clock']}.")
 
 
-def speed_up_text(one: dict[str, Any]) -> str:
+def speed_up_text(gain: dict[str, Any]) -> str:
     """One sentence."""
-    to = f"{one['metric'].removesuffix('_pct')} {one['target_pct']:g} %"
-    if one["ratio"] is None:
+    to = f"{gain['metric'].removesuffix('_pct')} {gain['target_pct']:g} %"
+    if gain["ratio"] is None:
         return (
-            f"{one['recipe']} against {one['against']} to {to}: seeds of both did not arrive, so nothing can be said."
+            f"{gain['recipe']} against {gain['against']} to {to}: seeds of both did not arrive, so nothing can be said."
         )
-    bound = "" if one["bound"] == "exact" else one["bound"] + " "
+    bound = "" if gain["bound"] == "exact" else gain["bound"] + " "
     interval = (
-        "one seed, so no interval" if one["low"] is None else f"95 % interval {one['low']:.2f} to {one['high']:.2f}"
+        "one seed, so no interval" if gain["low"] is None else f"95 % interval {gain['low']:.2f} to {gain['high']:.2f}"
     )
-    return f"{one['recipe']} reaches {to} {bound}{one['ratio']:.2f} times as fast as {one['against']} ({interval})."
+    return f"{gain['recipe']} reaches {to} {bound}{gain['ratio']:.2f} times as fast as {gain['against']} ({interval})."
 
 
-def compare_text(made: dict[str, Any]) -> str:
+def compare_text(result: dict[str, Any]) -> str:
     """What lies beyond the noise first, then the rest."""
-    order = sorted(made["rows"], key=lambda one: one["verdict"] not in ("higher", "lower", "not reached"))
+    order = sorted(result["rows"], key=lambda row: row["verdict"] not in ("higher", "lower", "not reached"))
     lines = [
         [
-            " ".join([one["impl"], *(str(one["work"][k]) for k in ("stage", "target") if k in one["work"])]),
-            one["metric"],
-            spread_text(one["a"], 1),
-            spread_text(one["b"], 1),
-            f"{one['ratio']:.3f}" if one["ratio"] else "",
-            one["verdict"],
+            " ".join([row["impl"], *(str(row["work"][k]) for k in ("stage", "target") if k in row["work"])]),
+            row["metric"],
+            spread_text(row["a"], 1),
+            spread_text(row["b"], 1),
+            f"{row['ratio']:.3f}" if row["ratio"] else "",
+            row["verdict"],
         ]
-        for one in order
+        for row in order
     ]
-    said = [f"{name}: {', '.join(keys)}" for name, keys in made["differences"].items() if keys]
-    alone = [f"{made['unmatched']} rows are in one of them alone."] if made["unmatched"] else []
-    table = table_of(made["of"], ["what", "metric", "A [min, max]", "B [min, max]", "B / A", "B is"], lines)
+    said = [f"{name}: {', '.join(keys)}" for name, keys in result["differences"].items() if keys]
+    alone = [f"{result['unmatched']} rows are in one of them alone."] if result["unmatched"] else []
+    table = table_of(result["of"], ["what", "metric", "A [min, max]", "B [min, max]", "B / A", "B is"], lines)
     return rendered(table, *(["Also different:", *said] if said else []), *alone)

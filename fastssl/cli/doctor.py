@@ -22,5 +22,5 @@ def doctor(
     from fastssl.recipe.load import load
 
     is_data = target is not None and (target.endswith(".beton") or Path(target).is_dir())
-    found = examine(Path(target) if is_data and target else load(target, changes or ()) if target else None)
-    print_result(found, "" if as_json else doctor_text(found), as_json)
+    result = examine(Path(target) if is_data and target else load(target, changes or ()) if target else None)
+    print_result(result, "" if as_json else doctor_text(result), as_json)

@@ -56,9 +56,9 @@ def schema(
 
     from fastssl.recipe.json_schema import json_schema
 
-    found = json_schema()
+    document = json_schema()
     if out is not None:
         from fastssl.runs.files import atomic_json
 
-        atomic_json(out, found)
-    print_result(found, json.dumps(found, indent=1), as_json)
+        atomic_json(out, document)
+    print_result(document, json.dumps(document, indent=1), as_json)

@@ -8,5 +8,5 @@ def recipes(as_json: JsonOption = False) -> None:
     """List the shipped recipes with the first lines of their headers."""
     from fastssl.recipe.load import header, shipped
 
-    found = {path.name: header(path) for path in shipped()}
-    print_result({"recipes": found}, "\n\n".join(f"{name}\n{text}" for name, text in found.items()), as_json)
+    headers = {path.name: header(path) for path in shipped()}
+    print_result({"recipes": headers}, "\n\n".join(f"{name}\n{text}" for name, text in headers.items()), as_json)

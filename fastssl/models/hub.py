@@ -165,10 +165,10 @@ def head_edits(model: nn.Module, name: str) -> dict[str, nn.Module]:
 
 def stem_edits(model: nn.Module, name: str, *, stem: str, in_channels: int) -> dict[str, nn.Module]:
     """The first convolution for this stem and number of channels, and no pool after a small stem."""
-    found = next(((path, m) for path, m in model.named_modules() if isinstance(m, nn.Conv2d)), None)
-    if found is None:
+    convolution = next(((path, m) for path, m in model.named_modules() if isinstance(m, nn.Conv2d)), None)
+    if convolution is None:
         raise UserError(f"{name} begins with no convolution.", "Choose another model.backbone.")
-    path, first = found
+    path, first = convolution
     bias, outputs, side = first.bias is not None, first.out_channels, patch_px(stem)
     if stem == "cifar" and first.kernel_size == first.stride:
         raise UserError(

@@ -100,13 +100,13 @@ def freeze(backbone: nn.Module, what: int | Sequence[str]) -> int:
     prefixes = [what] if isinstance(what, str) else what
     chosen = first_stages(backbone, names, what) if isinstance(what, int) else []
     for prefix in () if isinstance(prefixes, int) else prefixes:
-        found = [name for name in names if name.startswith(prefix)]
-        if not found:
+        matching = [name for name in names if name.startswith(prefix)]
+        if not matching:
             raise UserError(
                 f"model.freeze names {prefix!r}, but no parameter of the backbone begins so.",
                 f"Its parameters begin with {', '.join(sorted({name.partition('.')[0] for name in names}))}.",
             )
-        chosen += found
+        chosen += matching
     count = 0
     for name in set(chosen):
         parameter = backbone.get_parameter(name).requires_grad_(False)
@@ -138,6 +138,6 @@ def stage_names(backbone: nn.Module) -> list[str]:
     if numbered:
         return numbered
     parts = dict(backbone.named_modules())
-    found = next((path for path in STAGE_LISTS if path in parts), None)
-    paths = [f"{found}.{name}" for name, _ in parts[found].named_children()] if found else []
+    prefix = next((path for path in STAGE_LISTS if path in parts), None)
+    paths = [f"{prefix}.{name}" for name, _ in parts[prefix].named_children()] if prefix else []
     return [path for path in paths if any(True for _ in parts[path].parameters())]

@@ -37,8 +37,8 @@ def near_duplicates(features_NF: Tensor, *, threshold: float, most: int) -> tupl
         first, second = (cosine_BN >= threshold).nonzero(as_tuple=True)
         values = torch.cat([similarity, cosine_BN[first, second]])
         pairs = torch.cat([pairs, torch.stack([first, second], dim=1) + start])
-        kept = values.argsort(descending=True, stable=True)[:most]
-        pairs, similarity = pairs[kept], values[kept]
+        order = values.argsort(descending=True, stable=True)[:most]
+        pairs, similarity = pairs[order], values[order]
     return pairs, similarity
 
 

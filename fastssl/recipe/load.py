@@ -65,8 +65,8 @@ def find(path: Path) -> Path:
     if path.is_file():
         return path
     named = {p.name: p for p in shipped()}
-    found = named.get(path.name) or named.get(path.name + ".yaml")
-    if found is None:
+    recipe_path = named.get(path.name) or named.get(path.name + ".yaml")
+    if recipe_path is None:
         near = difflib.get_close_matches(path.stem, [p.removesuffix(".yaml") for p in named], n=1)
         hint = (
             f"Did you mean recipes/{near[0]}.yaml?"
@@ -74,7 +74,7 @@ def find(path: Path) -> Path:
             else "Give a YAML file, or one of: " + ", ".join(sorted(named)) + "."
         )
         raise UserError(f"There is no recipe {path}.", hint)
-    return found
+    return recipe_path
 
 
 def shipped() -> list[Path]:
@@ -100,8 +100,8 @@ def parse(path: Path) -> Any:
                 raise UserError(f"{path} is nested more than {MAX_DEPTH} deep or uses YAML aliases.", fix)
         return yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        where = getattr(error, "problem_mark", None)
-        line = f" (line {where.line + 1})" if where else ""
+        mark = getattr(error, "problem_mark", None)
+        line = f" (line {mark.line + 1})" if mark else ""
         raise UserError(f"{path} is not YAML{line}.", fix) from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.", "Give a readable recipe file.") from error
@@ -156,26 +156,28 @@ def validate(tree: dict[str, Any], origin: str) -> Recipe:
 
 def disagreements(recipe: Recipe) -> list[str]:
     """Problems that need more than one field to see."""
-    found = list[str]()
+    problems = list[str]()
     data, augment, optim = recipe.data, recipe.augment, recipe.optim
     if augment.rows is not None and len(augment.rows) < 2:
-        found.append("augment.rows has fewer than 2 views; the losses compare views, so write at least two")
+        problems.append("augment.rows has fewer than 2 views; the losses compare views, so write at least two")
     else:
-        found += progressive.disagreements(augment, recipe.train.epochs)
+        problems += progressive.disagreements(augment, recipe.train.epochs)
     part, rest = divmod(data.batch_size, optim.accumulate_steps)
     if rest or part < 2:
-        found.append(
+        problems.append(
             f"data.batch_size {data.batch_size} does not divide into optim.accumulate_steps {optim.accumulate_steps} "
             "parts of 2 or more images"
         )
     if optim.warmup_epochs > recipe.train.epochs:
-        found.append(f"optim.warmup_epochs {optim.warmup_epochs:g} is longer than train.epochs {recipe.train.epochs}")
+        problems.append(
+            f"optim.warmup_epochs {optim.warmup_epochs:g} is longer than train.epochs {recipe.train.epochs}"
+        )
     if isinstance(recipe.train.compile, str) and optim.accumulate_steps > 1:
-        found.append(
+        problems.append(
             f"train.compile {recipe.train.compile} replays graphs whose gradients the next part would overwrite, so it "
             f"does not go with optim.accumulate_steps {optim.accumulate_steps}; set train.compile to true"
         )
-    return found
+    return problems
 
 
 def sentence(place: tuple[Any, ...], error: Any) -> str:

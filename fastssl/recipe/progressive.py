@@ -61,19 +61,19 @@ def disagreements(augment: Augment, epochs: int) -> list[str]:
         return []
     if epochs == 1:
         return ["augment.progressive has no effect on a single epoch: leave it out, or set train.epochs to 2 or more"]
-    rows, full_px, found = view_table(augment), full_side_px(augment), list[str]()
+    rows, full_px, problems = view_table(augment), full_side_px(augment), list[str]()
     if spec.from_px >= full_px:
         return [f"augment.progressive.from_px {spec.from_px} is not below the views' side of {full_px}"]
     still = sorted({row.crop for row in rows if row.side_px > spec.from_px and row.crop not in SCALED})
     if still:
-        found.append(
+        problems.append(
             f"augment.progressive makes views smaller, and crop {' and '.join(still)} would cut them smaller instead: "
             f"use {', '.join(SCALED)}"
         )
     sides = sides_px(augment, epochs)
     if len(sides) > MAX_SIDES:
         step_px = -(-(full_px - spec.from_px) // (MAX_SIDES - 1))
-        found.append(
+        problems.append(
             f"augment.progressive gives {len(sides)} sides, more than {MAX_SIDES}: set step_px to {step_px} or more"
         )
-    return found
+    return problems

@@ -63,21 +63,21 @@ class Embedded:
 
 def section(run: LabeledRun, *, images: int, checkpoint: str | Path = "last") -> Section:
     """All picture figures of one run; what cannot be drawn is said."""
-    drawn = Section(f"Images: {run.label}")
+    section = Section(f"Images: {run.label}")
     manifest = manifest_of_run(run)
     if manifest is None:
-        drawn.skipped.append(f"{run.label}: data.json is missing or damaged, so no images can be drawn.")
-        return drawn
+        section.skipped.append(f"{run.label}: data.json is missing or damaged, so no images can be drawn.")
+        return section
     if manifest.channels not in (1, 3):
-        drawn.skipped.append(f"{run.label}: pictures need one or three channels, its data has {manifest.channels}.")
-        return drawn
-    with Skipping(drawn, f"{run.label}: the views"):
-        drawn.figures.append(views_figure(run))
-    with Skipping(drawn, f"{run.label}: spectrum, neighbors and map"):
+        section.skipped.append(f"{run.label}: pictures need one or three channels, its data has {manifest.channels}.")
+        return section
+    with Skipping(section, f"{run.label}: the views"):
+        section.figures.append(views_figure(run))
+    with Skipping(section, f"{run.label}: spectrum, neighbors and map"):
         path, what = probe_file(run.recipe)
         net = load(run.folder, checkpoint=checkpoint)
-        drawn.figures.extend(embedded_figures(run, embed(net, path, images), what))
-    return drawn
+        section.figures.extend(embedded_figures(run, embed(net, path, images), what))
+    return section
 
 
 def manifest_of_run(run: LabeledRun) -> Manifest | None:
@@ -91,8 +91,8 @@ def manifest_of_run(run: LabeledRun) -> Manifest | None:
 class Skipping:
     """Turns a UserError raised inside, or weights too large for this machine, into a sentence of the section."""
 
-    def __init__(self, drawn: Section, what: str) -> None:
-        self.drawn, self.what = drawn, what
+    def __init__(self, section: Section, what: str) -> None:
+        self.section, self.what = section, what
 
     def __enter__(self) -> None: ...
 
@@ -101,7 +101,7 @@ class Skipping:
             first = (str(error).splitlines() or [""])[0]
             error = UserError(f"{type(error).__name__}: {first}", "Try a machine with more memory, or fewer --images.")
         if isinstance(error, UserError):
-            self.drawn.skipped.append(plain_text(f"{self.what} left out. {error.what} {error.fix}", 400))
+            self.section.skipped.append(plain_text(f"{self.what} left out. {error.what} {error.fix}", 400))
         return isinstance(error, UserError)
 
 

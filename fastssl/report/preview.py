@@ -102,14 +102,14 @@ def view_grid(batch: Batch, augment: Augment, *, epoch: int) -> Image.Image:
     sizes_B2 = batch.sizes_B2
     if sizes_B2 is None:
         sizes_B2 = torch.tensor(batch.images.shape[1:3]).expand(len(batch), 2)
-    drawn = augment.sample_params(batch, epoch).packed_BVP
+    params_BVP = augment.sample_params(batch, epoch).packed_BVP
     views_VB = [view for group in pictures(augment, batch, epoch) for view in group]
     clean_B = pictures(only(augment, clean_row(batch, augment)), batch, 0)[0][0]
     rows = []
     for b in range(len(batch)):
         label = f"image {int(batch.index_B[b])}\n{int(sizes_B2[b, 1])} x {int(sizes_B2[b, 0])} px"
         cells = [(clean_B[b], label)]
-        cells += [(view_B[b], words(drawn[b, v])) for v, view_B in enumerate(views_VB)]
+        cells += [(view_B[b], words(params_BVP[b, v])) for v, view_B in enumerate(views_VB)]
         rows.append(cells)
     return sheet(rows)
 
@@ -152,9 +152,9 @@ def picture(image_CHW: Tensor) -> Picture:
     return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
 
 
-def words(drawn_P: Tensor) -> str:
+def words(params_P: Tensor) -> str:
     """The parameters that change something, one in a line."""
-    p = {column: float(drawn_P[column]) for column in Column}
+    p = {column: float(params_P[column]) for column in Column}
     place = f"at {p[Column.LEFT]:.0f}, {p[Column.TOP]:.0f}"
     lines = [f"crop {p[Column.WIDTH]:.0f} x {p[Column.HEIGHT]:.0f}", place]
     lines += ["mirrored"] if p[Column.HFLIP] else []

@@ -210,12 +210,12 @@ def load_with_step(path: Path) -> tuple[dict[str, Tensor], int | None]:
                 weights, _, state = read(inside)
                 return weights, int(state["step"])
             raise UserError(f"{inside} is damaged.", "Use another checkpoint of the run.")
-        found = latest(inside, warn=problems.append)
-        if found:
-            step = int(found[2]["step"])
+        newest = latest(inside, warn=problems.append)
+        if newest:
+            step = int(newest[2]["step"])
             if problems:
                 warnings.warn(f"{' '.join(problems)} Step {step} is used.", DamagedWarning, stacklevel=2)
-            return found[0], step
+            return newest[0], step
         raise UserError(
             f"{path} holds no whole checkpoint{': ' + problems[0] if problems else ''}.",
             "Give the folder of a run that saved at least once.",

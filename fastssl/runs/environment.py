@@ -43,13 +43,13 @@ def cpu_name() -> str:
 
 
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "fastssl-vision": "", "system": platform.platform()}
+    installed = {"python": platform.python_version(), "fastssl-vision": "", "system": platform.platform()}
     for name in ("fastssl-vision", *PACKAGES):
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found.pop(name, None)
-    return found
+            installed.pop(name, None)
+    return installed
 
 
 def commit() -> str | None:

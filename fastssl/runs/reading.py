@@ -70,14 +70,14 @@ def find(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder.", "Give a folder of runs; `fastssl train` writes into runs/.")
-    found = []
+    folders = []
     for place, inside, _ in os.walk(folder):
         here = Path(place)
         if is_run(here):
-            found.append(here)
+            folders.append(here)
         if is_run(here) or len(here.relative_to(folder).parts) >= DEPTH:
             inside.clear()
-    return sorted(found)
+    return sorted(folders)
 
 
 def read(folder: Path) -> RunFiles:
@@ -107,14 +107,14 @@ def read(folder: Path) -> RunFiles:
 def read_mapping(path: Path) -> dict[str, Any]:
     """A JSON object, empty when the file is absent."""
     try:
-        found = json.loads(path.read_bytes())
-        if not isinstance(found, dict):
+        mapping = json.loads(path.read_bytes())
+        if not isinstance(mapping, dict):
             raise ValueError
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
         raise damaged(path) from error
-    return found
+    return mapping
 
 
 def read_metrics(path: Path) -> list[tuple[str, Numbers]]:
@@ -125,7 +125,7 @@ def read_metrics(path: Path) -> list[tuple[str, Numbers]]:
         return []
     except OSError as error:
         raise damaged(path) from error
-    found = []
+    metrics = []
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
@@ -137,8 +137,8 @@ def read_metrics(path: Path) -> list[tuple[str, Numbers]]:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise damaged(path, f" (line {number})") from error
         if event in REQUIRED:
-            found.append((event, numbers))
-    return found
+            metrics.append((event, numbers))
+    return metrics
 
 
 def numbers_in(record: Mapping[str, Any]) -> Numbers:
@@ -146,8 +146,8 @@ def numbers_in(record: Mapping[str, Any]) -> Numbers:
     return {k: v for k, v in record.items() if type(v) in (int, float) and -LARGEST < v < LARGEST}
 
 
-def damaged(path: Path, where: str = "") -> UserError:
-    return UserError(f"{path} is damaged{where}.", "Put the run's own file back, or leave this run out.")
+def damaged(path: Path, place: str = "") -> UserError:
+    return UserError(f"{path} is damaged{place}.", "Put the run's own file back, or leave this run out.")
 
 
 def state_of(folder: Path) -> State:
@@ -166,19 +166,19 @@ def listing(folder: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: when the folder does not exist.
     """
-    found: list[tuple[Path, RunFiles | UserError]] = []
+    runs: list[tuple[Path, RunFiles | UserError]] = []
     for place in find(folder):
         try:
-            found.append((place, read(place)))
+            runs.append((place, read(place)))
         except UserError as error:
-            found.append((place, error))
-    whole = [run for _, run in found if isinstance(run, RunFiles)]
+            runs.append((place, error))
+    whole = [run for _, run in runs if isinstance(run, RunFiles)]
     changes = iter(differences([run.recipe for run in whole]))
     return [
         entry(run) | {"differences": next(changes)}
         if isinstance(run, RunFiles)
         else {"run_dir": str(place), "state": "damaged", "note": run.what, "differences": {}}
-        for place, run in found
+        for place, run in runs
     ]
 
 
@@ -210,14 +210,14 @@ def entry(run: RunFiles) -> dict[str, Any]:
 def differences(recipes: Sequence[Recipe]) -> list[dict[str, Any]]:
     """For each recipe, the values of the keys in which the recipes are not all alike (the name apart)."""
     flat = [flattened(recipe.model_dump(mode="json")) for recipe in recipes]
-    keys = dict.fromkeys(key for one in flat for key in one if key != "name")
-    differing = [key for key in keys if any(one.get(key) != flat[0].get(key) for one in flat)]
-    return [{key: one[key] for key in differing if key in one} for one in flat]
+    keys = dict.fromkeys(key for fields in flat for key in fields if key != "name")
+    differing = [key for key in keys if any(fields.get(key) != flat[0].get(key) for fields in flat)]
+    return [{key: fields[key] for key in differing if key in fields} for fields in flat]
 
 
 def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
-        found |= flattened(value, f"{name}.") if isinstance(value, dict) and value else {name: value}
-    return found
+        flat |= flattened(value, f"{name}.") if isinstance(value, dict) and value else {name: value}
+    return flat

@@ -62,7 +62,7 @@ class FirstBadStep:
 
     def __init__(self) -> None:
         self.names: tuple[str, ...] = ()
-        self.found: Tensor | None = None
+        self.first_bad: Tensor | None = None
 
     def watch(self, step: int, terms: Terms) -> None:
         """Looks at the scalars of one step."""
@@ -70,21 +70,21 @@ class FirstBadStep:
         values = torch.stack([term.detach().float().reshape(()) for term in terms.values()])
         bad = ~torch.isfinite(values).all()
         now = torch.cat([torch.where(bad, step, -1).float().reshape(1), values])
-        self.found = now if self.found is None else torch.where(self.found[0] >= 0, self.found, now)
+        self.first_bad = now if self.first_bad is None else torch.where(self.first_bad[0] >= 0, self.first_bad, now)
 
     def values(self) -> tuple[int, dict[str, float]] | None:
         """The step and its scalars, or None while all is well; waits for the device."""
-        if self.found is None or float(self.found[0]) < 0:
+        if self.first_bad is None or float(self.first_bad[0]) < 0:
             return None
-        step, *values = self.found.tolist()
+        step, *values = self.first_bad.tolist()
         return int(step), dict(zip(self.names, values, strict=True))
 
 
 def not_finite(step: int, terms: dict[str, float], network: nn.Module, *, last_good: str) -> UserError:
     """What to say when a run met a value that is not finite."""
-    told = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
+    listed = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
     return UserError(
-        f"The loss or its gradient is not finite at step {step}: {told}; {largest_weight(network)}.",
+        f"The loss or its gradient is not finite at step {step}: {listed}; {largest_weight(network)}.",
         f"Lower optim.lr, set optim.clip_norm, or set train.on_nonfinite to skip; {last_good}.",
     )
 
@@ -191,8 +191,8 @@ def keep_freed_memory() -> bool:
     if mallopt is None:
         return False
     wanted = ((M_MMAP_THRESHOLD, MAPPED_BYTES), (M_TRIM_THRESHOLD, LARGEST_BYTES), (M_ARENA_MAX, 1))
-    kept = [mallopt(name, value) for name, value in wanted]
-    return kept == [1, 1, 1]
+    accepted = [mallopt(name, value) for name, value in wanted]
+    return accepted == [1, 1, 1]
 
 
 @contextlib.contextmanager

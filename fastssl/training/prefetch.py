@@ -118,9 +118,9 @@ def waited_share(item: Timed, wait_s: float) -> Timed:
 def on_side_stream(items: Generator[Timed], device: torch.device) -> Generator[Timed]:
     """Items launched one ahead on a stream of their own."""
     side = SideStream(device)
-    item, made = side.make(partial(next, items, None))
+    item, ready = side.make(partial(next, items, None))
     while item is not None:
-        side.hand_over(made, iter(item.views))
+        side.hand_over(ready, iter(item.views))
         following = side.make(partial(next, items, None))
         yield item
-        item, made = following
+        item, ready = following

@@ -71,8 +71,10 @@ class Views:
             batches.append((batch.labels_B, batch.index_B))
             return self.augment(batch, epoch)
 
-        made = prefetch_views(self.loader.epoch(epoch, self.step), make, self.device, backend=self.augment.backend)
-        for groups in made:
+        prefetched = prefetch_views(
+            self.loader.epoch(epoch, self.step), make, self.device, backend=self.augment.backend
+        )
+        for groups in prefetched:
             labels_B, index_B = batches.popleft()
             if self.device.type == "cuda":  # made on a side stream: not to be reused while this one reads them
                 for tensor in (labels_B, index_B):

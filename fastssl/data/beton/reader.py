@@ -143,10 +143,10 @@ class Beton:
         count = max(0, self._bytes.size - self._table_at) // TABLE.itemsize
         table = self._view(self._table_at, count, TABLE, "the table of lengths")
         order = np.argsort(table["offset"], kind="stable")
-        found = np.searchsorted(table["offset"], offsets, sorter=order)
-        if count == 0 or found.max() >= count or (table["offset"][order[found]] != offsets).any():
+        positions = np.searchsorted(table["offset"], offsets, sorter=order)
+        if count == 0 or positions.max() >= count or (table["offset"][order[positions]] != offsets).any():
             raise self._fail("the table of lengths misses a JPEG")
-        return table["length"][order[found]]  # type: ignore[no-any-return]
+        return table["length"][order[positions]]  # type: ignore[no-any-return]
 
     def _check_extents(self) -> None:
         size = np.uint64(self._bytes.size)
@@ -236,5 +236,5 @@ class Beton:
 
 def _choose(kinds: list[int], names: list[str], wanted: tuple[int, ...], name: str) -> int | None:
     """Position of the field of a wanted type: the one called `name`, else the first, else None."""
-    found = [i for i, kind in enumerate(kinds) if kind in wanted]
-    return next((i for i in found if names[i] == name), found[0] if found else None)
+    positions = [i for i, kind in enumerate(kinds) if kind in wanted]
+    return next((i for i in positions if names[i] == name), positions[0] if positions else None)

@@ -108,7 +108,7 @@ class BetonWriter:
                 image = records["f0"]
                 image["offset"] = table["offset"]
                 for column, name in enumerate(("mode", "height", "width")):
-                    image[name] = [one[column] for one in encoded]
+                    image[name] = [sample[column] for sample in encoded]
             else:
                 records["f0"] = table["offset"]
             self._records.write(records.tobytes())

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastssl.data.convert.journal import Journal
-from fastssl.data.convert.output import Job, Progress, check_target, made, place, read_all
+from fastssl.data.convert.output import Job, Progress, check_target, converted, place, read_all
 from fastssl.data.convert.prepare import Mode, Shape
 from fastssl.data.convert.space import check_space
 from fastssl.data.convert.spool import spool
@@ -194,7 +194,7 @@ def _convert_to(
             remove_abandoned(target)
         if isinstance(source, Stream) and which == unchanged and classes is None and job.shard_bytes is None:
             _check_room(job, targets, source)
-            with made(job, out, source) as whole:
+            with converted(job, out, source) as whole:
                 return place(whole)
         return _convert_chosen(job, source, out, val_out, classes=classes, which=which)
 
@@ -209,12 +209,12 @@ def _convert_chosen(
             source = stack.enter_context(spooled)
         if classes is not None:
             source = renumber(source, tuple(classes))
-        kept_N, val_N = choose(source.labels_N, **which)
-        _check_room(job, (out, val_out) if val_out else (out,), source, np.concatenate([kept_N, val_N]))
-        kept = stack.enter_context(made(job, out, source, kept_N))
+        chosen_N, val_N = choose(source.labels_N, **which)
+        _check_room(job, (out, val_out) if val_out else (out,), source, np.concatenate([chosen_N, val_N]))
+        chosen = stack.enter_context(converted(job, out, source, chosen_N))
         if val_out is not None:
-            place(stack.enter_context(made(job, val_out, source, val_N)))
-        return place(kept)
+            place(stack.enter_context(converted(job, val_out, source, val_N)))
+        return place(chosen)
 
 
 def _check_room(

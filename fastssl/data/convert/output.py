@@ -56,7 +56,7 @@ class Job:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Made:
+class HiddenOutput:
     """An output complete but for its name."""
 
     temporary: Path
@@ -66,7 +66,9 @@ class Made:
 
 
 @contextlib.contextmanager
-def made(job: Job, out: Path, source: Source, positions_N: NDArray[np.int64] | None = None) -> Iterator[Made]:
+def converted(
+    job: Job, out: Path, source: Source, positions_N: NDArray[np.int64] | None = None
+) -> Iterator[HiddenOutput]:
     """Convert `source`, or its items at `positions_N`, to a hidden file that is gone when the context ends.
 
     Unless `place` was called within.
@@ -78,12 +80,12 @@ def made(job: Job, out: Path, source: Source, positions_N: NDArray[np.int64] | N
             source.account.notes.append(
                 "--resume: the source or the options changed since the interrupted conversion, which starts anew"
             )
-        yield Made(temporary, out, _write(job, temporary, source, positions_N, journal), journal)
+        yield HiddenOutput(temporary, out, _write(job, temporary, source, positions_N, journal), journal)
     finally:
         remove(temporary)
 
 
-def place(output: Made) -> Manifest:
+def place(output: HiddenOutput) -> Manifest:
     """Give the output its name, replacing an earlier one, and write its manifest."""
     with writing(output.out):
         if output.temporary.is_dir():

@@ -39,9 +39,9 @@ def choose(
         raise UserError(f"val_count is {val_count}, there are {count} images", f"Set it below {count}.")
     order_N = _spread(labels_N, seed)
     keep = max(1, round((count - val_count) * fraction))
-    kept = order_N[val_count : val_count + (keep if limit is None else min(keep, limit))]
-    kept = np.random.default_rng([seed & _64, 1]).permutation(kept) if shuffle else np.sort(kept)
-    return kept, np.sort(order_N[:val_count])
+    chosen = order_N[val_count : val_count + (keep if limit is None else min(keep, limit))]
+    chosen = np.random.default_rng([seed & _64, 1]).permutation(chosen) if shuffle else np.sort(chosen)
+    return chosen, np.sort(order_N[:val_count])
 
 
 def _spread(labels_N: NDArray[np.int64], seed: int) -> NDArray[np.int64]:

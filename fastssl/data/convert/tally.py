@@ -73,15 +73,15 @@ class Tally:
 
     def all_warnings(self, *, stretch: int | None) -> tuple[Warned, ...]:
         """Most frequent first; and before them, what the 16-bit images together show."""
-        found = sorted(self.warnings.values(), key=lambda warned: -warned.item_count)
+        notices = sorted(self.warnings.values(), key=lambda warned: -warned.item_count)
         if stretch is None and self.deep_count and self.deep_peak < FAR_BELOW:
             top = max(1, (1 << self.deep_peak.bit_length()) - 1)
             text = (
                 f"{self.deep_peak} of 65535 is the largest value of all 16-bit images, as 8 bits only "
                 f"{self.deep_peak // 257 + 1} levels of 256; --stretch {top} takes {top} for white"
             )
-            found.insert(0, Warned(text, self.deep_count, ""))
-        return tuple(found)
+            notices.insert(0, Warned(text, self.deep_count, ""))
+        return tuple(notices)
 
     def mean_C(self) -> tuple[float, ...]:
         """Mean of each channel over all pixels, in [0, 1]."""

@@ -160,8 +160,8 @@ class _Store:
         for i in index_B.tolist():
             try:
                 self._beton.image(i)
-            except UserError as found:
-                return found
+            except UserError as refusal:
+                return refusal
         return UserError(f"DALI cannot decode {self._beton.path}: {error}", "Set data.loader to resident.")
 
 

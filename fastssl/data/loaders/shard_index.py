@@ -62,13 +62,13 @@ def _image_offsets(path: Path) -> NDArray[np.int64]:
         version, count = head.split()
         if version != "v1.2" or int(count) != len(lines):
             raise ValueError(head)
-        found = [_image_offset(line.split(" ")) for line in lines]
+        offsets = [_image_offset(line.split(" ")) for line in lines]
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path} is missing or no index of version 1.2: {error}",
             f"Convert {path.parent} to new shards, or make the index with DALI's wds2idx.",
         ) from error
-    return np.array(found, np.int64)
+    return np.array(offsets, np.int64)
 
 
 def _image_offset(words: list[str]) -> int:

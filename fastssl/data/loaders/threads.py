@@ -53,16 +53,16 @@ def prefetch(
         UserError: when one item takes over `limit_s`; whatever `items` raises.
     """
     asked: SimpleQueue[bool] = SimpleQueue()
-    made: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
+    results: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
 
     def make() -> None:
         if start is not None:
             start()
         while asked.get():
             try:
-                made.put((next(items, None), None))
+                results.put((next(items, None), None))
             except BaseException as error:
-                made.put((None, error))
+                results.put((None, error))
         if isinstance(items, Generator):
             items.close()  # here, where it ran: what it holds open may belong to this thread
 
@@ -80,7 +80,7 @@ def prefetch(
         try:
             while True:
                 try:
-                    item, error = made.get(timeout=limit_s)
+                    item, error = results.get(timeout=limit_s)
                 except Empty:
                     hangs = True
                     assert limit_s is not None

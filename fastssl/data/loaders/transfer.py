@@ -31,10 +31,10 @@ class SideStream:
         with torch.cuda.stream(self.stream):
             return call(), self.stream.record_event()
 
-    def hand_over(self, made: "torch.cuda.Event", tensors: Iterator[Tensor]) -> None:
-        """Has the current stream wait for `made`, and keeps memory of these tensors until that stream is done too."""
+    def hand_over(self, ready: "torch.cuda.Event", tensors: Iterator[Tensor]) -> None:
+        """Has the current stream wait for `ready`, and keeps memory of these tensors until that stream is done too."""
         current = torch.cuda.current_stream(self.device)
-        current.wait_event(made)  # not the whole side stream, which is busy with the next item already
+        current.wait_event(ready)  # not the whole side stream, which is busy with the next item already
         for tensor in tensors:
             tensor.record_stream(current)  # the allocator must not hand it out while this stream reads it
 

@@ -84,11 +84,11 @@ def _labels(path: Path, key: str, values: np.ndarray) -> tuple[tuple[str, ...], 
 
 def _npz_keys(path: Path, names: set[str], split: str) -> tuple[str, str | None]:
     """Names of the images' array and of the labels' for one split."""
-    found = [word for word in SPLITS if _first(names, _IMAGES_OF_SPLIT, word)]
-    if found:
+    splits = [word for word in SPLITS if _first(names, _IMAGES_OF_SPLIT, word)]
+    if splits:
         image_key = _first(names, _IMAGES_OF_SPLIT, split)
         if image_key is None:
-            raise missing_split(str(path), split, found)
+            raise missing_split(str(path), split, splits)
         return image_key, _first(names, _LABELS_OF_SPLIT, split)
     image_key = _first(names, _IMAGES, split)
     if image_key is None:

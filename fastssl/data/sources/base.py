@@ -245,15 +245,15 @@ def choose_split(
     check_places(source, places.values())
     places = classes_above(places)
     account.splits.update(places[directory].split or "outside of the splits" for directory in directories)
-    found = {place.split for place in places.values()}
-    key = split if found != {None} else None
+    splits = {place.split for place in places.values()}
+    key = split if splits != {None} else None
     if key is None:
         account.splits.clear()
         if split not in ("train", "unlabeled"):
             raise missing_split(source, split, ())
     chosen = [i for i, directory in enumerate(directories) if places[directory].split == key]
     if not chosen:
-        raise missing_split(source, split, (s for s in found if s is not None))
+        raise missing_split(source, split, (s for s in splits if s is not None))
     chosen.sort(key=names.__getitem__)
     if split == "unlabeled":
         return chosen, (), no_labels(len(chosen))
@@ -290,9 +290,9 @@ def no_images(source: str, account: Account) -> UserError:
     )
 
 
-def missing_split(name: str, split: str, found: Iterable[str]) -> UserError:
+def missing_split(name: str, split: str, splits: Iterable[str]) -> UserError:
     """The error for a split that a source does not have."""
-    others = ", ".join(sorted(found))
+    others = ", ".join(sorted(splits))
     return UserError(f"{name} has no images for split {split!r}", f"Set split to one of: {others or 'train'}.")
 
 

@@ -143,12 +143,12 @@ def _label(parts: dict[str, Member], account: Account) -> int | str | Exception:
             return int(label) if isinstance(label, str) and re.fullmatch(r"\d{1,9}", label, re.ASCII) else label
         text = parts.get("json")
         if isinstance(text, bytes):
-            found = _label_key(text)
-            if found is None:
+            entry = _label_key(text)
+            if entry is None:
                 account.passed_over["json without a label"] += 1
                 return -1
-            account.label_from = f".json, {found[0]}"
-            return read_label(found[1])
+            account.label_from = f".json, {entry[0]}"
+            return read_label(entry[1])
     except (ValueError, RecursionError) as error:
         return ValueError(f"its label cannot be read: {error}")
     return -1
