@@ -31,6 +31,7 @@ def table(record: dict[str, Any], *, width: int = 100) -> str:
         console.print(f"Warning: {text}", soft_wrap=True)
     judged = record["judged"]
     step = f", checkpoint of step {record['step']:,}" if record["step"] is not None else ""
+    step += ", averaged weights (optim.ema)" if record["averaged"] else ""
     images = "pretraining images without labels" if record["on"] == "pretraining" else record["on"]
     console.print(f"On {images}: n = {judged['images']:,} of {judged['path']}{step}", soft_wrap=True)
     if record["on"] == "pretraining":

@@ -48,6 +48,7 @@ class Pretrained:
         digest: SHA-256 of the weights.
         run_dir: folder of the run, or None for weights outside of one.
         step: of the checkpoint, None for weights outside of one.
+        weights: "ema" (averaged, see optim.ema) or "raw"; None for weights outside of a run.
     """
 
     backbone: nn.Module
@@ -59,6 +60,7 @@ class Pretrained:
     digest: str
     run_dir: Path | None
     step: int | None = None
+    weights: checkpoints.Kind | None = None
 
     @property
     def features_dim(self) -> int:
@@ -135,6 +137,7 @@ def load(
     recipe: str | Path | Recipe | None = None,
     backbone: nn.Module | None = None,
     checkpoint: str | Path = "last",
+    weights: checkpoints.Kind | None = None,
 ) -> Pretrained:
     """The network of a run, or of a weights file. A damaged newest checkpoint is passed over with a warning.
 
@@ -145,6 +148,7 @@ def load(
         backbone: the module of a run that was given one; it is filled with the weights.
         checkpoint: of a run: "last" (the newest whole one), "best" (of the highest accuracy on held-out images), or a
             checkpoint's folder or name.
+        weights: of a run: "ema" or "raw"; when None the averaged ones, if the run has them.
 
     Raises:
         UserError: when the folder is not a run, or the weights are damaged or do not fit the recipe.
@@ -161,12 +165,12 @@ def load(
     bare = load_recipe(resolved, ["model.weights=null", "model.freeze=0", "train.gradient_checkpointing=false"])
     check_backbone(bare, backbone, path)
     on = build.hardware.device(bare)
-    tensors, step = checkpoints.load_with_step(checkpoints.choose(path, checkpoint))
-    weights = whole_names(tensors)
-    check_fit(bare, manifest.channels, weights, path, backbone=backbone)
+    tensors, step, kind = checkpoints.load_with_step(checkpoints.choose(path, checkpoint), weights)
+    named = whole_names(tensors)
+    check_fit(bare, manifest.channels, named, path, backbone=backbone)
     network = build.model.network(bare, in_channels=manifest.channels, device=on, backbone=backbone)
-    network.load_state_dict(weights, strict=False)
-    alone = len(network.projector.state_dict()) > 0 and not any(name.startswith("projector.") for name in weights)
+    network.load_state_dict(named, strict=False)
+    alone = len(network.projector.state_dict()) > 0 and not any(name.startswith("projector.") for name in named)
     return Pretrained(
         backbone=network.backbone.eval(),
         recipe=resolved,
@@ -174,9 +178,10 @@ def load(
         clean=build.views.clean_view(resolved, manifest, device=on),
         projector=None if alone else network.projector.eval(),
         manifest=manifest,
-        digest=digest_of(weights),
+        digest=digest_of(named),
         run_dir=run_dir,
         step=step,
+        weights=kind,
     )
 
 

@@ -227,6 +227,10 @@ class Optim(Section):
     warmup_epochs: NonNegative = 0.0
     final_fraction: Probability = 0.0
     clip_norm: Positive | None = None
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="Decay of averaged weights, such as 0.999; probes, evaluation and exports then take the average.",
+    )
     accumulate_steps: Count = Field(
         1,
         description="Parts that a batch is run in, their gradients averaged: less memory, but the loss and every batch "

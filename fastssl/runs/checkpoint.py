@@ -1,7 +1,8 @@
 """Checkpoints: a folder of safetensors and one JSON, written aside, synced and renamed; nothing is ever unpickled.
 
-`checkpoints/step-00001234/` holds weights.safetensors, optimizer.safetensors and state.json. The JSON carries a
-sha256 of both files and of itself, so a damaged checkpoint is noticed and the one before it is used.
+`checkpoints/step-00001234/` holds weights.safetensors, optimizer.safetensors, state.json and, where weights are
+averaged, average.safetensors. The JSON carries a sha256 of each file and of itself, so a damaged checkpoint is noticed
+and the one before it is used.
 """
 
 import contextlib
@@ -11,7 +12,7 @@ import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from safetensors.torch import load as load_tensors
@@ -23,6 +24,36 @@ from fastssl.runs.files import atomic_path
 
 FORMAT = 1
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
+AVERAGE = "average.safetensors"
+Kind = Literal["ema", "raw"]  # of weights: averaged over steps, or those of the last step
+
+
+class Checkpoint(NamedTuple):
+    """What one checkpoint holds.
+
+    Attributes:
+        weights: by name.
+        optimizer: as `optimizer_snapshot` names them.
+        state: JSON values.
+        average: averaged weights by name, None without optim.ema.
+    """
+
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    state: dict[str, Any]
+    average: dict[str, Tensor] | None
+
+    def chosen(self, which: Kind | None, place: Path) -> tuple[dict[str, Tensor], Kind]:
+        """The weights asked for; the averaged ones, where there are any, when `which` is None.
+
+        Raises:
+            UserError: when the average is asked for and there is none.
+        """
+        if which == "ema" and self.average is None:
+            raise UserError(f"{place} holds no averaged weights.", "Set weights to raw, or train with optim.ema.")
+        if which == "raw" or self.average is None:
+            return self.weights, "raw"
+        return self.average, "ema"
 
 
 class DamagedError(Exception):
@@ -69,7 +100,13 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
 
 
 def save(
-    folder: Path, *, step: int, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], state: Mapping[str, Any]
+    folder: Path,
+    *,
+    step: int,
+    weights: Mapping[str, Tensor],
+    optimizer: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    average: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Writes `folder/step-<step>`, complete or not at all.
 
@@ -77,6 +114,7 @@ def save(
         folder: the run's checkpoint folder; made when absent.
         step: steps done.
         weights, optimizer: host tensors.
+        average: averaged weights, likewise; None without them.
         state: JSON values that a resume needs.
 
     Raises:
@@ -87,6 +125,8 @@ def save(
     with atomic_path(final) as temporary:
         temporary.mkdir()
         files = {WEIGHTS: save_tensors(dict(weights)), OPTIMIZER: save_tensors(dict(optimizer))}
+        if average is not None:
+            files[AVERAGE] = save_tensors(dict(average))
         sums = {name: digest(data) for name, data in files.items()}
         record = {"format": FORMAT, "step": step, **state, "sha256": sums}
         record["self"] = digest(canonical(record))
@@ -95,8 +135,8 @@ def save(
     return final
 
 
-def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
-    """Weights, optimizer tensors and state of one checkpoint, after checking every byte.
+def read(path: Path) -> Checkpoint:
+    """One checkpoint, after checking every byte.
 
     Raises:
         DamagedError: when anything is missing, cut short or changed.
@@ -117,7 +157,8 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, An
             files[name] = (path / Path(name).name).read_bytes()
             if digest(files[name]) != expected:
                 raise DamagedError(f"{path / name} does not match its checksum")
-        return load_tensors(files[WEIGHTS]), load_tensors(files[OPTIMIZER]), record
+        average = load_tensors(files[AVERAGE]) if AVERAGE in files else None
+        return Checkpoint(load_tensors(files[WEIGHTS]), load_tensors(files[OPTIMIZER]), record, average)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedError(f"{path} is damaged ({type(error).__name__})") from error
 
@@ -132,7 +173,7 @@ def existing(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-[0-9]*"), reverse=True)
 
 
-def latest(folder: Path, *, warn: Any) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]] | None:
+def latest(folder: Path, *, warn: Any) -> Checkpoint | None:
     """The newest whole checkpoint, or None when there is none; `warn(sentence)` is told of each damaged one."""
     for path in existing(folder):
         try:
@@ -182,44 +223,54 @@ def best_of(path: Path, folder: Path) -> Path:
 def state_of(checkpoint: Path) -> dict[str, Any] | None:
     """The state of a checkpoint that is whole, else None."""
     try:
-        return read(checkpoint)[2]
+        return read(checkpoint).state
     except DamagedError:
         return None
 
 
-def load_weights(path: Path) -> dict[str, Tensor]:
-    """Weights from a run folder, a checkpoint folder or a .safetensors file.
+def load_weights(path: Path, which: Kind | None = None) -> dict[str, Tensor]:
+    """Weights from a run folder, a checkpoint folder or a .safetensors file, see `load_with_step`.
 
     Raises:
         UserError: when there are none or they are damaged.
     """
-    return load_with_step(path)[0]
+    return load_with_step(path, which)[0]
 
 
-def load_with_step(path: Path) -> tuple[dict[str, Tensor], int | None]:
-    """The same with the step of the checkpoint; a newer one that is damaged is passed over with a warning.
+def load_with_step(path: Path, which: Kind | None = None) -> tuple[dict[str, Tensor], int | None, Kind | None]:
+    """Weights with the step of their checkpoint and their kind, both None for a file outside of a run.
+
+    A newer checkpoint that is damaged is passed over with a warning.
+
+    Args:
+        path: a run folder, a checkpoint folder or a .safetensors file.
+        which: averaged or raw weights; the averaged ones, where there are any, when None.
 
     Raises:
-        UserError: when there are none or they are damaged.
+        UserError: when there are none, or none of this kind, or they are damaged.
     """
     problems: list[str] = []
     if path.is_dir():
         inside = path / "checkpoints" if (path / "checkpoints").is_dir() else path
         if (inside / STATE).exists():
             with contextlib.suppress(DamagedError):
-                weights, _, state = read(inside)
-                return weights, int(state["step"])
+                whole = read(inside)
+                weights, kind = whole.chosen(which, inside)
+                return weights, int(whole.state["step"]), kind
             raise UserError(f"{inside} is damaged.", "Use another checkpoint of the run.")
         newest = latest(inside, warn=problems.append)
         if newest:
-            step = int(newest[2]["step"])
+            step = int(newest.state["step"])
+            weights, kind = newest.chosen(which, path)
             if problems:
                 warnings.warn(f"{' '.join(problems)} Step {step} is used.", DamagedWarning, stacklevel=2)
-            return newest[0], step
+            return weights, step, kind
         raise UserError(
             f"{path} holds no whole checkpoint{': ' + problems[0] if problems else ''}.",
             "Give the folder of a run that saved at least once.",
         )
+    if which is not None and path.is_file():
+        raise UserError(f"{path} holds one set of weights.", "Leave weights out, or give the run.")
     fix = "Give a run folder, a checkpoint folder or a .safetensors file."
     try:
         tensors: dict[str, Tensor] = load_tensors(path.read_bytes())
@@ -227,7 +278,7 @@ def load_with_step(path: Path) -> tuple[dict[str, Tensor], int | None]:
         raise UserError(f"{path} cannot be read: {error.strerror}.", fix) from error
     except Exception as error:
         raise UserError(f"{path} is not a safetensors file.", fix) from error
-    return tensors, None
+    return tensors, None, None
 
 
 def digest(data: bytes) -> str:

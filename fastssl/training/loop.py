@@ -132,6 +132,9 @@ def begin(run: Run, threads_taken: str) -> None:
     )
     if account and run.step == 0:
         run.observe({"event": "note", "message": account.sentence()})
+    if run.average:
+        message = f"Evaluation and exports take weights averaged with decay {run.average.decay:g} (optim.ema)."
+        run.observe({"event": "note", "message": message})
     for warning in (
         build.losses.collapse_risk(run.recipe),
         build.views.idle_color(run.recipe, run.manifest.channels),
@@ -166,6 +169,8 @@ def loop(run: Run, interrupts: Interrupts) -> None:
                 terms = run.train_step(views, run.learning_rate(run.step))
                 run.step += 1
                 skipped_in_a_row = watch(run, terms, skipped_in_a_row)
+                if run.average and not skipped_in_a_row:
+                    run.average.update(run.network)
                 watchdog.pat()
                 if compiling or anything_due(run, interrupts):
                     count_seconds(run, mark, steps=run.step - counted, compiling=compiling)
@@ -334,7 +339,7 @@ def log_step(run: Run, terms: Terms) -> None:
 
 def evaluate_now(run: Run) -> bool:
     """Measures the features, on held-out images too where there are labels; whether accuracy is better than ever."""
-    metrics = run.prober.while_training(run.network.backbone)
+    metrics = run.prober.while_training(run.evaluated.backbone)
     if not metrics:
         return False
     epoch = round(run.step / len(run.loader), 6)
@@ -358,7 +363,7 @@ def finish(run: Run) -> dict[str, Any]:
     must_be_whole(run.saver, run.step)
     recipe, metrics = run.recipe, dict[str, float]()
     if recipe.data.test_path is not None:
-        metrics = run.prober.at_the_end(run.network.backbone, recipe.data.test_path, progress=run.tell_progress)
+        metrics = run.prober.at_the_end(run.evaluated.backbone, recipe.data.test_path, progress=run.tell_progress)
         if recipe.evaluate.baselines and metrics:
             metrics |= run.prober.baselines(run.manifest.channels, recipe.data.test_path)
     images = run.step * recipe.data.batch_size

@@ -38,9 +38,17 @@ def save(run: Run) -> None:
         "skipped_steps": run.skipped_steps,
         "parallel": run.parallel,
         "scaler": scaler.state_dict() if scaler else None,
+        **({"averaged_steps": run.average.steps} if run.average else {}),
     }
     state = json.loads(json.dumps(state))  # written later, by a thread: a copy of this moment
-    run.saver.save(run.network, run.train_step.optimizer, step=run.step, state=state, best_step=run.best.get("step"))
+    run.saver.save(
+        run.network,
+        run.train_step.optimizer,
+        step=run.step,
+        state=state,
+        best_step=run.best.get("step"),
+        average=run.average.network if run.average else None,
+    )
 
 
 def restore(run: Run) -> None:
@@ -55,9 +63,12 @@ def restore(run: Run) -> None:
         refuse_if_damaged(run)
         run.records.cut(0)
         return
-    weights, moments, state = found
+    weights, moments, state, average = found
     check_state(run, state)
     run.network.load_state_dict(weights)
+    if run.average and average is not None:
+        run.average.network.load_state_dict(average)
+        run.average.steps = state["averaged_steps"]
     checkpoint.restore_optimizer(run.train_step.optimizer, moments)
     if run.train_step.scaler and state["scaler"]:
         run.train_step.scaler.load_state_dict(state["scaler"])

@@ -43,6 +43,7 @@ class Saver:
         step: int,
         state: Mapping[str, Any],
         best_step: int | None,
+        average: nn.Module | None = None,
     ) -> None:
         """Copies weights and moments to host memory and has them written; first waits for the write before it."""
         self.wait()
@@ -51,11 +52,14 @@ class Saver:
             weights = checkpoint.snapshot(network)
             moments = checkpoint.optimizer_snapshot(optimizer)
             best = None if best_step is None else checkpoint.path_of(self.folder, best_step)
-            self.writing = self.pool.submit(self.write, step, weights, moments, state, best)
+            averaged = None if average is None else checkpoint.snapshot(average)
+            self.writing = self.pool.submit(self.write, step, weights, moments, state, best, averaged)
 
-    def write(self, step: int, weights: Any, moments: Any, state: Mapping[str, Any], best: Path | None) -> Path:
+    def write(
+        self, step: int, weights: Any, moments: Any, state: Mapping[str, Any], best: Path | None, average: Any
+    ) -> Path:
         assert self.folder is not None
-        path = checkpoint.save(self.folder, step=step, weights=weights, optimizer=moments, state=state)
+        path = checkpoint.save(self.folder, step=step, weights=weights, optimizer=moments, state=state, average=average)
         checkpoint.prune(self.folder, keep=self.keep, protect=best)
         return path
 

@@ -16,6 +16,7 @@ from fastssl.models.pretrainer import Pretrainer, features_dim
 from fastssl.recipe.presets import view_table
 from fastssl.recipe.schema import Recipe
 from fastssl.runs.directory import Records
+from fastssl.training.averaging import Average
 from fastssl.training.distributed import data_parallel, synchronize_batch_norm
 from fastssl.training.guards import FirstBadStep, SlowSteps, keep_freed_memory
 from fastssl.training.online_probes import Prober
@@ -49,6 +50,7 @@ class Run:
         augment_of: gives an epoch's view table.
         network: holds the weights.
         train_step: views and learning rate to terms.
+        average: of the network's weights, where the recipe asks for it.
         step: how many have been taken.
         parallel: what the threads of a CPU share, "views" or "operators"; empty until that is chosen.
     """
@@ -66,6 +68,7 @@ class Run:
     observe: Observer
     records: Records
     saver: Saver
+    average: Average | None = None
     bad: FirstBadStep = field(default_factory=FirstBadStep)
     step: int = 0
     clock: Clock = field(default_factory=Clock)
@@ -79,6 +82,11 @@ class Run:
     @property
     def views(self) -> int:
         return len(view_table(self.recipe.augment))
+
+    @property
+    def evaluated(self) -> Pretrainer:
+        """The network that is evaluated: the average where there is one."""
+        return self.average.network if self.average else self.network
 
     @property
     def digest(self) -> str:
@@ -170,6 +178,7 @@ def assemble(
             pretraining=loader,
         ),
         manifest=manifest,
+        average=None if recipe.optim.ema is None else Average(network, decay=recipe.optim.ema),
         observe=observe,
         records=Records(folder / "metrics.jsonl" if main else None, on_warning),
         saver=Saver(

@@ -34,7 +34,8 @@ def saved(folder: Path, step: int = 3) -> Path:
 
 def test_weights_optimizer_and_state_come_back_bit_for_bit(tmp_path: Path) -> None:
     path = saved(tmp_path)
-    weights, tensors, state = checkpoint.read(path)
+    weights, tensors, state, average = checkpoint.read(path)
+    assert average is None
     module, optimizer = trained()
     for name, tensor in module.state_dict().items():
         assert torch.equal(weights[name], tensor)

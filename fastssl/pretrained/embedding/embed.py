@@ -105,6 +105,7 @@ def embed(
             "weights": str(weights) if not isinstance(weights, Pretrained) else pretrained.recipe.name,
             "recipe": pretrained.recipe.model_dump(mode="json"),
             "step": pretrained.step,
+            "averaged": pretrained.weights == "ema",
             "trained_on": pretrained.manifest.digest,
         }
         table.place(record)

@@ -147,6 +147,7 @@ def record_of(
         "run": str(run),
         "weights": net.digest,
         "step": net.step,
+        "averaged": net.weights == "ema",
         "on": on,
         "train": described(train) if train else None,
         "judged": described(judged),

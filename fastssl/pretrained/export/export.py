@@ -9,9 +9,11 @@ from typing import Any, Literal, get_args
 from fastssl.data.manifest import manifest_path
 from fastssl.data.storage import parents, writing
 from fastssl.errors import UserError
-from fastssl.pretrained.export import graphs, huggingface, weights
+from fastssl.pretrained.export import graphs, huggingface
+from fastssl.pretrained.export import weights as files
 from fastssl.pretrained.export.record import record_of
 from fastssl.pretrained.load import Pretrained, load
+from fastssl.runs.checkpoint import Kind
 from fastssl.runs.files import atomic_json, atomic_path
 
 Format = Literal["torchvision", "timm", "safetensors", "torch-export", "onnx", "huggingface"]
@@ -26,7 +28,9 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
 }
 
 
-def export(source: str | Path | Pretrained, out: str | Path, *, to: Format) -> dict[str, Any]:
+def export(
+    source: str | Path | Pretrained, out: str | Path, *, to: Format, weights: Kind | None = None
+) -> dict[str, Any]:
     """Writes a backbone for use elsewhere.
 
     Args:
@@ -35,6 +39,7 @@ def export(source: str | Path | Pretrained, out: str | Path, *, to: Format) -> d
         to: "torchvision" or "timm": weights that load with strict=True into the library's own model (.pth or
             .safetensors); "safetensors": our own names; "torch-export": a .pt2 program; "onnx": checked with
             onnxruntime; "huggingface": a folder with card, configuration and preprocessing.
+        weights: of a run: "ema" or "raw"; when None the averaged ones, if the run has them.
 
     Returns:
         The record, which is also in `<out>.json` (for huggingface in `<out>/fastssl.json`) and in the metadata of every
@@ -45,15 +50,15 @@ def export(source: str | Path | Pretrained, out: str | Path, *, to: Format) -> d
     """
     out = Path(out)
     check(out, to)
-    net = source if isinstance(source, Pretrained) else load(source, device="cpu")
+    net = source if isinstance(source, Pretrained) else load(source, device="cpu", weights=weights)
     record = record_of(net) | {"to": to, "file": out.name}
     with parents(out.parent), writing(out):
         with atomic_path(out) as temporary:
             match to:
                 case "torchvision" | "timm":
-                    record = weights.write_hub(net, temporary, record, library=to, suffix=out.suffix)
+                    record = files.write_hub(net, temporary, record, library=to, suffix=out.suffix)
                 case "safetensors":
-                    record = weights.write_own(net, temporary, record)
+                    record = files.write_own(net, temporary, record)
                 case "torch-export":
                     record = graphs.write_program(net, temporary, record)
                 case "onnx":

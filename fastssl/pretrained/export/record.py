@@ -36,6 +36,7 @@ def record_of(net: Pretrained) -> dict[str, Any]:
         "data": {key: value for key, value in net.manifest.to_json().items() if key in DATA_KEYS},
         "recipe": recipe.model_dump(mode="json"),
         "step": net.step,
+        "weights": net.weights,
         "weights_sha256": net.digest,
     }
 
