@@ -77,7 +77,7 @@ def facts_of(path: Path) -> Facts:
         UserError: when it is not one, has no manifest, or holds fewer than 2 images.
     """
     if path.suffix != ".beton" or path.is_dir():
-        raise UserError(f"{path} is not a .beton file.", f"Make one first: fastssl convert {path} data/images.beton")
+        raise UserError(f"{path} is not a .beton file.", f"Make one first: fastssl convert {path} data/images.beton.")
     beton, manifest = Beton(path), build.data.manifest_of(path)
     labels_N, sides_N = np.asarray(beton.labels), np.asarray(beton.sizes).min(axis=1)
     if len(labels_N) < 2:

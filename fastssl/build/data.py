@@ -348,7 +348,7 @@ def manifest_of(path: Path) -> Manifest:
     try:
         return read_manifest(path)
     except FileNotFoundError:
-        raise UserError(f"{path} has no manifest {manifest_path(path).name} beside it.", fix) from None
+        raise UserError(f"{path} has no manifest {manifest_path(path).name} next to it.", fix) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{manifest_path(path)} is damaged: {error}.", fix) from error
 

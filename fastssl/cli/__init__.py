@@ -72,7 +72,7 @@ def main() -> None:
     except UserError as error:
         if os.environ.get("FASTSSL_TRACEBACK") == "1":
             raise
-        print(f"Error: {error.what.removesuffix('.')}.\n{error.fix}", file=sys.stderr)
+        print(f"Error: {error.what}\n{error.fix}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         if os.environ.get("FASTSSL_TRACEBACK") == "1":

@@ -23,5 +23,5 @@ def report(
 
     record = run(inputs, out, images=images, on_progress=lambda text: print(text, file=sys.stderr))
     left_out = [f"  {note}" for note in record["skipped"]]
-    text = [f"{record['page']} and {len(record['files']) - 1} figures beside it", *(["Left out:"] if left_out else [])]
+    text = [f"{record['page']} and {len(record['files']) - 1} figures next to it", *(["Left out:"] if left_out else [])]
     print_result(record, "\n".join(text + left_out), as_json)

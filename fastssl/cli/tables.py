@@ -84,7 +84,7 @@ def settings_table(settings: Sequence[Mapping[str, Any]]) -> str:
 
 def doctor_text(record: dict[str, Any]) -> str:
     """Tables of what `doctor.examine` found."""
-    checks = Table("", "", "works", "found", Column("what mends it", overflow="fold"), box=None, pad_edge=False)
+    checks = Table("", "", "works", "found", Column("how to fix it", overflow="fold"), box=None, pad_edge=False)
     for check in record["checks"]:
         works = Text("yes", "green") if check["works"] else Text("no", "red")
         checks.add_row(check["kind"], check["name"], works, check["detail"], check["fix"])

@@ -1,4 +1,4 @@
-"""The manifest beside every converted file: what is in it, how it came about, and a digest to tell it by."""
+"""The manifest next to every converted file: what is in it, how it came about, and a digest to tell it by."""
 
 import dataclasses
 import json
@@ -151,7 +151,7 @@ def manifest_path(out: Path) -> Path:
 
 
 def read_manifest(out: Path) -> Manifest:
-    """The manifest beside a data file.
+    """The manifest next to a data file.
 
     Raises:
         FileNotFoundError: when there is none.

@@ -18,7 +18,7 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         fix = "Free some space." if error.errno in _FULL else "Choose another target."
-        raise UserError(f"{path} cannot be written: {reason}", fix) from error
+        raise UserError(f"{path} cannot be written: {reason}.", fix) from error
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def parents(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{folder} cannot be made: {error.strerror}", "Choose another target.") from error
+        raise UserError(f"{folder} cannot be made: {error.strerror}.", "Choose another target.") from error
     try:
         yield
     except BaseException:

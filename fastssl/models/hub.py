@@ -17,7 +17,7 @@ from fastssl.errors import UserError
 from fastssl.models.resnet import patch_px
 
 LIBRARIES = ("torchvision", "timm")
-WITH_AUXILIARY = ("googlenet", "inception_v3")  # while training they give a tuple, unless told not to
+WITH_AUXILIARY = ("googlenet", "inception_v3")  # while training they give a tuple, unless asked not to
 # Networks whose parameters belong to one side length; others take any.
 ONE_SIDE_ONLY = ("torchvision/vit", "timm/swin", "timm/mixer", "timm/gmlp", "timm/resmlp", "timm/cait", "timm/tnt")
 

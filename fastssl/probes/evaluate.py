@@ -52,7 +52,7 @@ class Labeled:
 
 
 def knn_accuracies(labeled: Labeled) -> dict[str, float]:
-    """kNN for each k. One that is above the images of a class is capped, and the k used is beside it as knn<k>_used."""
+    """kNN for each k. One above the images of a class is capped, and the k used is next to it as knn<k>_used."""
     used = {k: capped_k(k, labeled.train_labels_N) for k in labeled.knn_k}
     measured = knn(*labeled.parts, ks=tuple(dict.fromkeys(used.values())))
     return {f"knn{k}_pct": measured[f"knn{capped}_pct"] for k, capped in used.items()} | {

@@ -1,4 +1,4 @@
-"""One page of what runs and benchmarks show: self-contained HTML without scripts, and each figure as a file beside it.
+"""One page of what runs and benchmarks show: self-contained HTML without scripts, and each figure as a file next to it.
 
 Everything drawn comes from run directories, benchmark records and the data files they name. What is absent is said
 on the page and left out.

@@ -27,7 +27,7 @@ def value_text(value: Any) -> str:
 
 
 class MetricColumns:
-    """The metrics that runs are told apart by: last and best accuracy on held-out images, those on test, or figures.
+    """The metrics that runs are distinguished by: last and best accuracy on held-out images, those on test, or figures.
 
     Args:
         rows: of `reading.listing` or of a sweep.

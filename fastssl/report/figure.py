@@ -1,6 +1,6 @@
 """Figures that follow the page: matplotlib's SVG with its colors turned into CSS variables, so light and dark are one.
 
-The file beside the page carries both palettes in a style of its own.
+The file next to the page carries both palettes in a style of its own.
 """
 
 import importlib
@@ -17,7 +17,7 @@ from typing import Any
 
 from fastssl.errors import UserError
 
-# Colors no figure uses otherwise; each becomes the variable beside it.
+# Colors no figure uses otherwise; each becomes the variable next to it.
 INK, MUTED, LINE, PAPER = "#010201", "#010202", "#010203", "#010204"
 SERIES = tuple(f"#01030{i}" for i in range(8))
 VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", PAPER: "card"} | {c: f"c{i}" for i, c in enumerate(SERIES)}

@@ -99,7 +99,9 @@ class Skipping:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
         if isinstance(error, RuntimeError | MemoryError):
             first = (str(error).splitlines() or [""])[0]
-            error = UserError(f"{type(error).__name__}: {first}", "Try a machine with more memory, or fewer --images.")
+            error = UserError(
+                f"{type(error).__name__}: {first.rstrip('.')}.", "Try a machine with more memory, or fewer --images."
+            )
         if isinstance(error, UserError):
             self.section.skipped.append(plain_text(f"{self.what} left out. {error.what} {error.fix}", 400))
         return isinstance(error, UserError)
@@ -293,7 +295,7 @@ def strip(tiles: Sequence[Picture], *, gap_after: int, marks: Sequence[Any] | No
 
 
 def strips_figure(name: str, title: str, caption: str, names: Sequence[str], strips: Sequence[Image.Image]) -> Figure:
-    """Rows of pictures, their names beside them as text."""
+    """Rows of pictures, their names next to them as text."""
     rows = "".join(
         f'<div class="strip"><span>{escape(text)}</span>'
         f'<img alt="{escape(title)}: {escape(text)}" src="{uri(image)}"></div>'

@@ -174,7 +174,7 @@ def existing(folder: Path) -> list[Path]:
 
 
 def latest(folder: Path, *, warn: Any) -> Checkpoint | None:
-    """The newest whole checkpoint, or None when there is none; `warn(sentence)` is told of each damaged one."""
+    """The newest whole checkpoint, or None when there is none; `warn(sentence)` reports each damaged one."""
     for path in existing(folder):
         try:
             return read(path)

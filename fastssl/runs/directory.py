@@ -60,7 +60,7 @@ def check_extension(before: Recipe, now: Recipe, what: str) -> None:
     """Refuses more epochs where what happened in the earlier ones depends on their number.
 
     Raises:
-        UserError: saying how to go on from the weights.
+        UserError: saying how to continue from the weights.
     """
     first, wanted = before.train.epochs, now.train.epochs
     constant = now.optim.schedule == "constant"

@@ -54,7 +54,7 @@ def prefetch_views(
     if device.type == "cuda":
         items = on_side_stream(items, device)
     elif backend.runs_in_thread and torch.get_num_threads() > 1:
-        items = beside_the_step(items, backend)
+        items = during_the_step(items, backend)
     try:
         for views, load_s, views_s in items:
             waited(load_s, views_s)
@@ -77,7 +77,7 @@ def timed(batches: Iterator[Batch], make_views: MakeViews) -> Generator[Timed]:
         yield Timed(views, loaded - mark, time.perf_counter() - loaded)
 
 
-def beside_the_step(items: Generator[Timed], backend: Backend) -> Generator[Timed]:
+def during_the_step(items: Generator[Timed], backend: Backend) -> Generator[Timed]:
     """Views made by one thread in the background, or here by all of them once that is seen to be sooner."""
     threads = torch.get_num_threads()
     few = max(1, threads // SHARE_OF_THREADS)
@@ -89,7 +89,7 @@ def beside_the_step(items: Generator[Timed], backend: Backend) -> Generator[Time
 
     waited_s = made_s = 0.0
     for i, (item, wait_s) in enumerate(in_background(islice(items, TRIAL_STEPS + 1))):
-        if i:  # nothing ran beside the first
+        if i:  # nothing ran during the first
             waited_s, made_s = waited_s + wait_s, made_s + item.views_s
         yield waited_share(item, wait_s)
     if waited_s > made_s * few / threads:

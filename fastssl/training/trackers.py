@@ -1,6 +1,6 @@
 """TensorBoard, Weights & Biases and MLflow as observers of a run: off by default, and never a reason for a run to stop.
 
-Whatever goes wrong with one of them (not installed, service away, disk full) is said once; the run goes on without it.
+Whatever goes wrong with one (not installed, service away, disk full) is said once; the run continues without it.
 """
 
 import os
@@ -118,7 +118,7 @@ class Writers:
     Args:
         recipe: `log` says which writers are on.
         folder: of the run.
-        warn: told one sentence when a writer is given up.
+        warn: called with one sentence when a writer is given up.
     """
 
     def __init__(self, recipe: Recipe, folder: Path, *, warn: Callable[[str], None]) -> None:
@@ -159,12 +159,12 @@ class Writers:
         self({"event": "summary"} | {k: v for k, v in numbers.items() if k.startswith("test_")})
 
     def guarded(self, name: str, action: Callable[[], None]) -> None:
-        """Does it, or says what is wrong and goes on without this writer."""
+        """Does it, or says what is wrong and continues without this writer."""
         try:
             action()
         except Exception as error:
             self.open.pop(name, None)
-            self.warn(f"{name} is given up for this run, which goes on: {type(error).__name__}: {error}")
+            self.warn(f"{name} is given up for this run, which continues: {type(error).__name__}: {error}")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

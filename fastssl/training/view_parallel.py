@@ -1,4 +1,4 @@
-"""A step on the CPU beside other work: whole views forwarded and differentiated by one worker thread per core.
+"""A step on the CPU next to other work: whole views forwarded and differentiated by one worker thread per core.
 
 With intra-op threads every operator ends in a barrier, and a thread that lost its core to another program is waited
 for there, hundreds of times a step. Here workers of one intra-op thread each meet twice a step, at the embeddings and

@@ -321,7 +321,7 @@ def test_a_hang_becomes_an_error_and_every_stack_is_told(files, kind, monkeypatc
         monkeypatch.setattr(loader.store, "_decode", lambda *_: release.wait(30))
         batches = loader.epoch(0)
     try:
-        with pytest.raises(UserError, match=r"no batch arrived within 0\.3 seconds"):
+        with pytest.raises(UserError, match=r"No batch arrived within 0\.3 seconds"):
             next(batches)
     finally:
         release.set()

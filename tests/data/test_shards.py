@@ -189,5 +189,5 @@ def test_one_sample_larger_than_a_shard_gets_its_own(tmp_path):
 
 @pytest.mark.parametrize("bad", [{"dtype": "uint16"}, {"channels": 4}])
 def test_what_no_shard_can_hold_is_refused_at_once(tmp_path, bad):
-    with pytest.raises(UserError, match="webdataset shards hold"):
+    with pytest.raises(UserError, match="WebDataset shards hold"):
         convert("shapes", tmp_path / "out", format="webdataset", count=5, **bad)

@@ -98,7 +98,7 @@ def test_csv_mistakes(tmp_path):
     assert isinstance(open_source(tmp_path / "list.csv").read(0).data, ValueError)
 
 
-def test_beton_yields_what_it_stores_and_the_names_beside_it(tmp_path):
+def test_beton_yields_what_it_stores_and_the_names_next_to_it(tmp_path):
     with BetonWriter(tmp_path / "x.beton") as writer:
         for image, label in zip(IMAGES, LABELS, strict=True):
             writer.add(image, int(label))

@@ -59,12 +59,12 @@ class Beton:
         try:
             return np.memmap(self.path, np.uint8, mode="r")
         except FileNotFoundError as error:
-            raise UserError(f"{self.path} does not exist", "Make it with: fastssl convert SOURCE OUT.") from error
+            raise UserError(f"{self.path} does not exist.", "Make it with: fastssl convert SOURCE OUT.") from error
         except (OSError, ValueError) as error:  # numpy's word for an empty file is ValueError
-            raise UserError(f"{self.path} cannot be read: {error}", "Give a .beton file.") from error
+            raise UserError(f"{self.path} cannot be read: {error}.", "Give a .beton file.") from error
 
     def _fail(self, what: str) -> UserError:
-        return UserError(f"{self.path} is not a sound .beton file: {what}", "Convert the data again.")
+        return UserError(f"{self.path} is not a sound .beton file: {what}.", "Convert the data again.")
 
     def _view(self, start: int, count: int, dtype: np.dtype, what: str) -> np.ndarray:
         """`count` records of dtype from byte `start`, or UserError when the file ends before."""

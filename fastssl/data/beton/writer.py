@@ -77,7 +77,7 @@ class BetonWriter:
         self._is_rgb = channels == 3 and self.dtype == np.uint8
         if not self._is_rgb and mode != "raw":
             raise UserError(
-                f"{self.path}: {channels} channels of {dtype} cannot be stored as JPEG",
+                f"{self.path}: {channels} channels of {dtype} cannot be stored as JPEG.",
                 "Set the mode to raw.",
             )
         self._record = record_type([RGB if self._is_rgb else NDARRAY, INT])
@@ -99,7 +99,7 @@ class BetonWriter:
         assert len(images) == len(labels), (len(images), len(labels))
         encoded = [self._encode(image, index) for index, image in enumerate(images, self.count)]
         records, table = np.zeros(len(images), self._record), np.zeros(len(images), TABLE)
-        with writing(self.path):  # to go on to the next page writes out what is buffered of this one
+        with writing(self.path):  # moving to the next page writes out what is buffered of this one
             table["offset"] = [self._put(data, length) for *_, length, data in encoded]
             table["length"] = [length for *_, length, _ in encoded]
             table["sample"] = np.arange(self.count, self.count + len(images))
@@ -126,7 +126,7 @@ class BetonWriter:
         if image.ndim != 3 or image.shape[2] != self.channels or image.dtype != self.dtype:
             raise UserError(
                 f"{self.path}: sample {index} is {image.dtype} of shape {image.shape}, "
-                f"not {self.dtype} of (height, width, {self.channels})",
+                f"not {self.dtype} of (height, width, {self.channels}).",
                 "Convert every image to one number of channels and one sample type.",
             )
         if self.max_side is not None:
@@ -144,13 +144,13 @@ class BetonWriter:
 
     def _check_shape(self, shape_HWC: tuple[int, ...], index: int) -> None:
         if max(shape_HWC) > MAX_SIDE_PX or min(shape_HWC) < 1:
-            raise UserError(f"{self.path}: sample {index} has shape {shape_HWC}", "Set a maximum side.")
+            raise UserError(f"{self.path}: sample {index} has shape {shape_HWC}.", "Set a maximum side.")
         if self._shape is None:
             self._shape = shape_HWC
         if not self._is_rgb and shape_HWC != self._shape:
             raise UserError(
                 f"{self.path}: sample {index} is {shape_HWC}, the first is {self._shape}; "
-                "only 8-bit RGB images may differ in size",
+                "only 8-bit RGB images may differ in size.",
                 "Set side_px so that all images get one size.",
             )
 
@@ -160,7 +160,7 @@ class BetonWriter:
             # earlier samples stay within the doubled pages, because pages are aligned to their size
             self._page_bytes *= 2
         if self._page_bytes > MAX_PAGE:
-            raise UserError(f"{self.path}: one image takes {length} bytes", "Set a maximum side or mode jpg.")
+            raise UserError(f"{self.path}: one image takes {length} bytes.", "Set a maximum side or mode jpg.")
         if self._end // self._page_bytes != (self._end + length - 1) // self._page_bytes:
             self._end = _align(self._end, self._page_bytes)
             self._file.seek(self._end)
@@ -180,7 +180,7 @@ class BetonWriter:
         try:
             if kind is None:
                 if self.count == 0:
-                    raise UserError(f"{self.path}: there is no image to write", "Choose a source with images.")
+                    raise UserError(f"{self.path}: there is no image to write.", "Choose a source with images.")
                 with writing(self.path):
                     self._finish()
         finally:

@@ -66,7 +66,7 @@ def convert(
     download: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
-    """Convert the images of `source` to `out`, and write `<out>.json`, the manifest, beside it.
+    """Convert the images of `source` to `out`, and write `<out>.json`, the manifest, next to it.
 
     Nothing appears at `out` before it is complete; an error or an interruption leaves what was there.
 
@@ -100,7 +100,7 @@ def convert(
         image_key: suffix of the image in WebDataset samples that hold several, such as "left.png".
         check: read everything and write nothing.
         overwrite: replace what is at `out`; else that is an error.
-        resume: keep finished work when interrupted, in a hidden file beside `out`, and go on from it when called
+        resume: keep finished work when interrupted, in a hidden file next to `out`, and continue from it when called
             again in the same way.
         workers: threads; None takes one per core.
         root, download: of torchvision's files, see `open_source`.
@@ -241,13 +241,13 @@ def _check(**choices: str) -> None:
     }
     for name, value in choices.items():
         if value not in allowed[name]:
-            raise UserError(f"{name} is {value!r}", f"Set {name} to one of: {', '.join(allowed[name])}.")
+            raise UserError(f"{name} is {value!r}.", f"Set {name} to one of: {', '.join(allowed[name])}.")
 
 
 def _check_least(**numbers: int | None) -> None:
     for name, value in numbers.items():
         if value is not None and value < 1:
-            raise UserError(f"{name} is {value}", f"Set {name} to 1 or more.")
+            raise UserError(f"{name} is {value}.", f"Set {name} to 1 or more.")
 
 
 def _silent(done: int, total: int | None) -> None:

@@ -23,7 +23,7 @@ class Journal:
     """The journal of one output.
 
     Args:
-        out: the output; the journal is the hidden file `.<name>.resume` beside it.
+        out: the output; the journal is the hidden file `.<name>.resume` next to it.
         fingerprint: a journal that begins with another one is of no use and is started anew.
     """
 

@@ -31,7 +31,7 @@ def read_classes(given: str) -> tuple[str, ...]:
         else:
             names = given.split(",")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"the classes cannot be read from {given}: {type(error).__name__}", fix) from error
+        raise UserError(f"The classes cannot be read from {given}: {type(error).__name__}.", fix) from error
     names = [normal_name(name) for name in names if name.strip()]
     if not names or len(set(names)) < len(names):
         twice = sorted(name for name, count in Counter(names).items() if count > 1)
@@ -75,8 +75,8 @@ class Numbering:
         if number >= count:
             raise UserError(
                 f"{self._source.name} has an image of class {label!r}, and names {count} classes: "
-                f"{', '.join(itertools.islice(self._numbers, 5))}{', ...' if count > 5 else '.'}",
-                "Fix the label, or the list of class names beside the data.",
+                f"{', '.join(itertools.islice(self._numbers, 5))}{', and more' if count > 5 else ''}.",
+                "Fix the label, or the list of class names next to the data.",
             )
         return number
 

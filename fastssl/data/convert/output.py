@@ -155,7 +155,7 @@ def unreadable(name: str, skipped: Sequence[tuple[str, str]], count: int, total:
     more = count - len(lines[:MAX_SHOWN])
     listed = "\n".join(f"  {line}" for line in lines[:MAX_SHOWN]) + (f"\n  and {more} more" if more else "")
     return UserError(
-        f"{count} of {total} images of {name} cannot be read:\n{listed}",
+        f"{count} of {total} images of {name} cannot be read:\n{listed}.",
         _FIX,
     )
 
@@ -190,16 +190,16 @@ def _fingerprint(source: Source, positions_N: NDArray[np.int64] | None, options:
 def check_target(out: Path, job: Job) -> None:
     """What would fail at the end, found at the start."""
     if job.shard_bytes is None and out.is_dir():
-        raise UserError(f"{out} is a folder", "Give the name of a file, such as train.beton.")
+        raise UserError(f"{out} is a folder.", "Give the name of a file, such as train.beton.")
     if job.shard_bytes is not None:
         check_replaceable(out)
         if job.shape.dtype != "uint8" or job.shape.channels not in (1, 3):
             raise UserError(
-                f"webdataset shards hold PNG or JPEG, not {job.shape.channels} channels of {job.shape.dtype}",
+                f"WebDataset shards hold PNG or JPEG, not {job.shape.channels} channels of {job.shape.dtype}.",
                 "Set format to beton, or channels to 1 or 3 and dtype to uint8.",
             )
     elif job.shape.mode != "raw" and (job.shape.dtype != "uint8" or job.shape.channels != 3):
         raise UserError(
-            f"mode is {job.shape.mode}, but a .beton holds JPEGs of 3 channels of uint8 alone",
+            f"mode is {job.shape.mode}, but a .beton holds JPEGs of 3 channels of uint8 alone.",
             "Set mode to raw, or channels to 3 and dtype to uint8.",
         )

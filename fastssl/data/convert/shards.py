@@ -114,7 +114,7 @@ def check_replaceable(target: Path) -> None:
     if not target.exists():
         return
     if not target.is_dir() or any(p.suffix not in (".tar", ".idx") for p in target.iterdir()):
-        raise UserError(f"{target} exists and is no folder of shards", "Choose another target, or remove it.")
+        raise UserError(f"{target} exists and is no folder of shards.", "Choose another target, or remove it.")
 
 
 def tar_header(name: str, size: int) -> bytes:

@@ -32,11 +32,11 @@ def choose(
     """
     count = len(labels_N)
     if not 0 < fraction <= 1:
-        raise UserError(f"fraction is {fraction}", "Set it above 0 and at most 1.")
+        raise UserError(f"fraction is {fraction}.", "Set it above 0 and at most 1.")
     if limit is not None and limit < 1:
-        raise UserError(f"limit is {limit}", "Set it to 1 or more.")
+        raise UserError(f"limit is {limit}.", "Set it to 1 or more.")
     if not 0 <= val_count < count:
-        raise UserError(f"val_count is {val_count}, there are {count} images", f"Set it below {count}.")
+        raise UserError(f"val_count is {val_count}, there are {count} images.", f"Set it below {count}.")
     order_N = _spread(labels_N, seed)
     keep = max(1, round((count - val_count) * fraction))
     chosen = order_N[val_count : val_count + (keep if limit is None else min(keep, limit))]

@@ -16,7 +16,7 @@ from fastssl.data.sources.account import Account
 from fastssl.version import __version__
 
 MAX_LISTED = 10_000  # skipped items named one by one; beyond, they are only counted
-MAX_WARNINGS = 100  # kinds of notices told apart
+MAX_WARNINGS = 100  # kinds of notices kept separate
 FAR_BELOW = 1 << 14  # a largest 16-bit value below this wastes two bits or more
 
 

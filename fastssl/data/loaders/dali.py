@@ -30,7 +30,7 @@ try:
     from nvidia.dali import fn, types
 except ImportError as error:
     raise UserError(
-        f"DALI cannot be imported: {error}",
+        f"DALI cannot be imported: {str(error).rstrip('.')}.",
         "Install it with: pip install 'fastssl-vision[dali]' (for CUDA 12: dali-cuda12).",
     ) from error
 
@@ -162,7 +162,9 @@ class _Store:
                 self._beton.image(i)
             except UserError as refusal:
                 return refusal
-        return UserError(f"DALI cannot decode {self._beton.path}: {error}", "Set data.loader to resident.")
+        return UserError(
+            f"DALI cannot decode {self._beton.path}: {str(error).rstrip('.')}.", "Set data.loader to resident."
+        )
 
 
 def device_id(device: torch.device) -> int | None:

@@ -46,7 +46,7 @@ def open_stream(
     channels: int = 3,
     image_shape: tuple[int, int, int] | None = None,
 ) -> "DaliStream":
-    """Open a folder of shards, each with its index beside it.
+    """Open a folder of shards, each with its index next to it.
 
     Args:
         folder: of .tar and .idx files, as `convert --format webdataset` writes them.
@@ -69,7 +69,7 @@ def open_stream(
     index = read_index(folder)
     if drop_last and len(index) < batch_size:
         raise UserError(
-            f"batch_size {batch_size} is larger than the set of {len(index)} images", "Set data.batch_size lower."
+            f"batch_size {batch_size} is larger than the set of {len(index)} images.", "Set data.batch_size lower."
         )
     device, threads = torch.device(device), threads or cores().count
     return DaliStream(
@@ -115,7 +115,9 @@ class DaliStream:
                     yield self._batch(*outputs, count=min(share, max(0, last - first - step * share)))
         except RuntimeError as error:  # DALI's pipeline is lost then
             folder = self.index.shards[0].parent
-            raise UserError(f"DALI cannot read {folder}: {error}", "Convert the data again.") from error
+            raise UserError(
+                f"DALI cannot read {folder}: {str(error).rstrip('.')}.", "Convert the data again."
+            ) from error
 
     def _build(self, epoch: int, batch_size: int) -> Any:
         chosen = self.order(epoch, len(self.index.shards)).tolist()
@@ -146,7 +148,9 @@ class DaliStream:
         sizes_B2 = np.array(images.shape(), np.int64)[:count, :2].reshape(count, 2)
         flat = packed(images, self.device)[: int(sizes_B2.prod(axis=1).sum()) * self.channels]
         if self.image_shape is not None and (sizes_B2 != self.image_shape[:2]).any():
-            raise UserError("the images differ in size, and their manifest says they do not", "Convert the data again.")
+            raise UserError(
+                "The images differ in size, and their manifest says they do not.", "Convert the data again."
+            )
         index_B = torch.from_numpy(self._numbers([bytes(places.at(k)).decode() for k in range(count)]))
         batch = as_batch(flat, index_B, sizes_B2, self.channels, self.image_shape)
         batch.labels_B[:] = torch.tensor([label_of(bytes(labels.at(k))) for k in range(count)], dtype=torch.int64)

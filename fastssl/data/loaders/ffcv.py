@@ -43,7 +43,7 @@ with warnings.catch_warnings():
         from ffcv.memory_managers.os_cache import OSCacheContext
     except ImportError as error:
         raise UserError(
-            f"FFCV cannot be imported: {error}",
+            f"FFCV cannot be imported: {str(error).rstrip('.')}.",
             "Run apt-get install libopencv-dev libturbojpeg0-dev pkg-config, then pip install 'fastssl-vision[ffcv]'.",
         ) from error
 torch.set_num_threads(_threads[0])  # importing FFCV leaves torch and numba with one thread each
@@ -120,7 +120,7 @@ class _Store:
     def _batch(self, pixels_BL: Tensor, failed_B: np.ndarray, index_B: Tensor, labels_N: Tensor) -> Batch:
         if failed_B.any():
             self._beton.image(int(index_B[int(failed_B.argmax())]))  # says what is wrong with it
-            raise UserError(f"FFCV cannot decode an image of {self._beton.path}", "Convert the data again.")
+            raise UserError(f"FFCV cannot decode an image of {self._beton.path}.", "Convert the data again.")
         index_B = to_device(index_B, self._device)
         images_BL = pixels_BL.to(self._device, non_blocking=True)
         if self._shape is not None:

@@ -71,6 +71,6 @@ def require_memory(wanted: int, device: torch.device) -> None:
         free = free_host_bytes()
     if wanted > free:
         raise UserError(
-            f"the images would take {wanted / 1e9:.3g} GB and {device.type} has {free / 1e9:.3g} GB free",
+            f"The images would take {wanted / 1e9:.3g} GB and {device.type} has {free / 1e9:.3g} GB free.",
             "Set data.memory to mmap or data.loader to dali, a smaller batch, or a side_px at conversion.",
         )

@@ -41,7 +41,7 @@ def check_batch_size(batch_size: int, world: int) -> None:
     if batch_size < 1 or batch_size % world:
         near = max(world, batch_size // world * world)
         raise UserError(
-            f"batch_size {batch_size} does not divide over {world} ranks",
+            f"batch_size {batch_size} does not divide over {world} ranks.",
             f"Set data.batch_size to {near} or {near + world}.",
         )
 
@@ -82,11 +82,11 @@ class Plan:
         indices_M = torch.arange(count) if indices is None else indices.to("cpu", torch.int64)
         chosen = len(indices_M)
         if chosen and not (0 <= int(indices_M.min()) <= int(indices_M.max()) < count):
-            raise UserError(f"the chosen indices leave the {count} samples of the file", "Choose fewer.")
+            raise UserError(f"The chosen indices leave the {count} samples of the file.", "Choose fewer.")
         check_batch_size(batch_size, world)
         if chosen == 0 or (drop_last and chosen < batch_size):
             raise UserError(
-                f"batch_size {batch_size} is larger than the set of {chosen} images",
+                f"batch_size {batch_size} is larger than the set of {chosen} images.",
                 f"Set data.batch_size to at most {chosen // world * world or 'the number of images'}.",
             )
         return cls(indices_M, batch_size, order, drop_last, rank, world)

@@ -88,7 +88,7 @@ class _Device:
     def _images(self, index_B: Tensor, shape: tuple[int, int, int]) -> Tensor:
         """These images, of one size."""
         if self._device.type == "cpu":
-            # not torch's index: its threads would then wait in a loop beside those that cut the views
+            # not torch's index: its threads would then wait in a loop next to those that cut the views
             return torch.from_numpy(self._flat.numpy().reshape(-1, *shape).take(index_B.numpy(), axis=0))
         return _selectable(self._flat).view(-1, *shape).index_select(0, index_B).view(self._flat.dtype)
 

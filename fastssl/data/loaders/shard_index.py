@@ -65,7 +65,7 @@ def _image_offsets(path: Path) -> NDArray[np.int64]:
         offsets = [_image_offset(line.split(" ")) for line in lines]
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{path} is missing or no index of version 1.2: {error}",
+            f"{path} is missing or no index of version 1.2: {error}.",
             f"Convert {path.parent} to new shards, or make the index with DALI's wds2idx.",
         ) from error
     return np.array(offsets, np.int64)

@@ -101,7 +101,7 @@ def hang(limit_s: float) -> UserError:
         with contextlib.suppress(ValueError, OSError):  # one without a descriptor
             faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
     return UserError(
-        f"no batch arrived within {limit_s:g} seconds",
+        f"No batch arrived within {limit_s:g} seconds.",
         "Check that the data's disk answers; else choose resident.",
     )
 

@@ -41,7 +41,7 @@ def open_source(
         choices: columns, keys and class names, where the usual ones do not fit.
     """
     if split not in SPLITS:
-        raise UserError(f"There is no split {split!r}", f"Set split to one of: {', '.join(SPLITS)}.")
+        raise UserError(f"There is no split {split!r}.", f"Set split to one of: {', '.join(SPLITS)}.")
     if str(spec) == "shapes":
         from fastssl.data.sources.tables import shapes_source
 
@@ -64,7 +64,7 @@ def _open_path(path: Path, split: str, choices: Choices) -> Source:
         return _open_folder(path, split, shards, choices)
     if not shards[0].exists():
         raise UserError(
-            f"There is no file, folder or known source {str(path)!r}",
+            f"There is no file, folder or known source {str(path)!r}.",
             f"Give an existing path or one of: {', '.join(NAMES)}.",
         )
     name = path.name.lower()
@@ -86,7 +86,7 @@ def _open_path(path: Path, split: str, choices: Choices) -> Source:
         case ".beton":
             return tables.beton_source(path, split)
     raise UserError(
-        f"{path} is of no kind that can be read",
+        f"Unsupported file type: {path}.",
         "Give a folder, .tar, .tar.gz, .tar.xz, .zip, .parquet, .npz, .npy, .csv or .beton.",
     )
 

@@ -104,7 +104,9 @@ def zip_source(path: Path, split: str, choices: Choices) -> Indexed:
         members = [(m, _name_of(m)) for m in archive.infolist() if not m.is_dir()]
         members = [(m, name) for m, name in members if leaves(name) or wanted(name)]
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise UserError(f"{path} cannot be read as a zip archive: {error}", "Fetch or make it again.") from error
+        raise UserError(
+            f"{path} cannot be read as a zip archive: {str(error).rstrip('.')}.", "Fetch or make it again."
+        ) from error
     sound = [(member, name) for member, name in members if not leaves(name)]
     names = [name for _, name in sound]
     chosen, classes, labels_N = choose_split(str(path), names, split, account=account, known=choices.classes)

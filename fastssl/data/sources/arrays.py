@@ -57,7 +57,7 @@ def npz_source(path: Path, split: str) -> Stream:
             for i in range(count):
                 data = file.read(size)
                 if len(data) != size:
-                    raise UserError(f"{path} is cut short at image {i}", "Save it again.")
+                    raise UserError(f"{path} is cut short at image {i}.", "Save it again.")
                 pixels = _as_hwc(np.frombuffer(data, dtype).reshape(inner), axes)
                 yield Item(f"{path.name}[{i}]", pixels, int(labels_N[i]))
 
@@ -93,7 +93,7 @@ def _npz_keys(path: Path, names: set[str], split: str) -> tuple[str, str | None]
     image_key = _first(names, _IMAGES, split)
     if image_key is None:
         raise UserError(
-            f"{path} has no array of images, only {', '.join(sorted(names)) or 'nothing'}",
+            f"{path} has no array of images, only {', '.join(sorted(names)) or 'nothing'}.",
             f"Name it {split}_images, or images.",
         )
     if split not in ("train", "unlabeled"):
@@ -117,14 +117,14 @@ def _npy_header(file: IO[bytes], path: Path) -> tuple[tuple[int, ...], bool, np.
     reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, is_fortran, dtype = reader(file)
     if is_fortran:
-        raise UserError(f"{path} holds images in column order", "Save numpy.ascontiguousarray of them.")
+        raise UserError(f"{path} holds images in column order.", "Save numpy.ascontiguousarray of them.")
     return shape, is_fortran, dtype
 
 
 def _axes(shape: tuple[int, ...], dtype: np.dtype, path: Path) -> tuple[int, ...]:
     """How to turn one image of the array to (H, W, C): an order of axes, (0, 1) for gray without channels."""
     if dtype not in (np.dtype(np.uint8), np.dtype(np.uint16)):
-        raise UserError(f"{path} holds {dtype}, not uint8 or uint16", "Scale to 0..255 and save as uint8.")
+        raise UserError(f"{path} holds {dtype}, not uint8 or uint16.", "Scale to 0..255 and save as uint8.")
     if len(shape) == 3:
         return (0, 1)
     if len(shape) == 4:

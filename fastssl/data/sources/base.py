@@ -162,7 +162,7 @@ _SPLIT_WORD = re.compile(
 
 
 def place_of(directory: str) -> Place:
-    """A split is told by the first or second component of the path."""
+    """A split is recognized by the first or second component of the path."""
     parts = PurePosixPath(directory).parts
     for depth, part in enumerate(parts[:2]):
         if (split := split_of(part)) is not None:
@@ -171,13 +171,13 @@ def place_of(directory: str) -> Place:
 
 
 def check_places(source: str, places: Collection[Place]) -> None:
-    """UserError when class folders stand beside train/ or test/: is `train` a split there, or a class?"""
+    """UserError when class folders stand next to train/ or test/: is `train` a split there, or a class?"""
     parents = {place.parent for place in places if place.split is not None}
     above = {"", *parents}
     outside = sorted(place.rest for place in places if place.split is None and place.rest not in above)
     if parents and outside:
         raise UserError(
-            f"{source} has images in split folders and in others beside them, such as {outside[0]!r}.",
+            f"{source} has images in split folders and in others next to them, such as {outside[0]!r}.",
             "Give one with train/ and test/ alone, or rename a class that is called like a split.",
         )
     inside = sorted(f"{place.parent}/.../{place.rest}" for place in places if place.split and place.rest)
@@ -234,7 +234,7 @@ def choose_split(
 ) -> tuple[list[int], tuple[str, ...], NDArray[np.int64]]:
     """Positions in `names` (sorted by name) of one split's images, the class names, and the chosen labels_N.
 
-    Where train/, test/ and so on exist, images right beside those folders belong to none; where they do not, all
+    Where train/, test/ and so on exist, images right next to those folders belong to none; where they do not, all
     images are the train split. The classes are those of all labeled splits together that share one with train, so
     that a class missing from one does not renumber the others.
     """
@@ -293,11 +293,11 @@ def no_images(source: str, account: Account) -> UserError:
 def missing_split(name: str, split: str, splits: Iterable[str]) -> UserError:
     """The error for a split that a source does not have."""
     others = ", ".join(sorted(splits))
-    return UserError(f"{name} has no images for split {split!r}", f"Set split to one of: {others or 'train'}.")
+    return UserError(f"{name} has no images for split {split!r}.", f"Set split to one of: {others or 'train'}.")
 
 
 def files_of_split(paths: Sequence[Path], split: str, folder: Path) -> list[Path]:
-    """Of a folder's files those of one split, sorted; told by a word in their path below the folder.
+    """Of a folder's files those of one split, sorted; recognized by a word in their path below the folder.
 
     Where none holds such a word, all are the train split.
     """
@@ -313,7 +313,7 @@ def files_of_split(paths: Sequence[Path], split: str, folder: Path) -> list[Path
     return chosen
 
 
-def names_beside(path: Path) -> tuple[str, ...] | None:
+def names_next_to(path: Path) -> tuple[str, ...] | None:
     """Class names in the manifest of a converted file or folder, None when there is no such manifest."""
     try:
         names = json.loads(path.with_name(path.name + ".json").read_text())["classes"]
@@ -332,7 +332,7 @@ def renumber(source: Indexed, classes: tuple[str, ...]) -> Indexed:
     unknown = set(source.classes) - set(classes)
     if unknown:
         raise UserError(
-            f"{source.name} has classes that are not in the given list: {', '.join(sorted(unknown))}",
+            f"{source.name} has classes that are not in the given list: {', '.join(sorted(unknown))}.",
             "Give a list of classes that names them all.",
         )
     index = {name: i for i, name in enumerate(classes)}

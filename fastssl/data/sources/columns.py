@@ -163,7 +163,7 @@ def _pyarrow(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise UserError(
-            "Parquet and Arrow files need pyarrow, which is not installed",
+            "Parquet and Arrow files need pyarrow, which is not installed.",
             "Install it with: pip install 'fastssl-vision[parquet]'.",
         ) from error
 
@@ -177,4 +177,4 @@ def _reading(path: Path) -> Iterator[None]:
         raise
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:  # ArrowInvalid is a ValueError
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} cannot be read: {reason}", "Fetch or make it again.") from error
+        raise UserError(f"{path} cannot be read: {reason.rstrip('.')}.", "Fetch or make it again.") from error

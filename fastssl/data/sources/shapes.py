@@ -21,7 +21,7 @@ CLASSES = ("bars", "circle", "crescent", "cross", "dots", "frame", "ring", "squa
 _RADIUS, _X, _Y, _ANGLE, _GAP, _POLARITY, _LUMA, _COLORS, _WAVES, _NOISE = 0, 1, 2, 3, 4, 5, 6, 8, 24, 64
 
 _RADIUS_MIN, _RADIUS_MAX = 0.24, 0.40  # of the side: a shape spans 48 to 80 % of it
-_GAP_MIN, _GAP_MAX = 0.30, 0.40  # luma of the shape against the background right beside it, of the full range
+_GAP_MIN, _GAP_MAX = 0.30, 0.40  # luma of the shape against the background right next to it, of the full range
 _NOISE_AMPLITUDE = 0.04
 _SATURATION = 0.15  # at most, of what the luma leaves room for: color must not be the easy way to tell images apart
 _PART = 256  # images one thread draws at a time

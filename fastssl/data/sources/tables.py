@@ -7,7 +7,7 @@ import numpy as np
 
 from fastssl.data.beton.reader import Beton
 from fastssl.data.sources import shapes
-from fastssl.data.sources.base import Indexed, Item, names_beside, no_labels
+from fastssl.data.sources.base import Indexed, Item, names_next_to, no_labels
 from fastssl.data.sources.labels import number_labels
 
 
@@ -29,7 +29,7 @@ def beton_source(path: Path, split: str) -> Indexed:
     """The samples of an existing .beton, as they are stored; it is one split already, whatever `split` says."""
     beton = Beton(path)
     labels_N = no_labels(len(beton)) if split == "unlabeled" else beton.labels
-    names = names_beside(path)
+    names = names_next_to(path)
     if names is None:
         names, labels_N = number_labels(labels_N.tolist())
 

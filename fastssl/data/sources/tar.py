@@ -49,7 +49,7 @@ def read_tar(path: Path, *, max_bytes: int, wanted: Callable[[str], bool]) -> It
     Archives that were concatenated are read to the end of the last one.
 
     Args:
-        path: .tar, or one compressed by gzip, xz or bzip2; told by its first bytes.
+        path: .tar, or one compressed by gzip, xz or bzip2; recognized by its first bytes.
         max_bytes: larger members come as an exception and are passed over.
         wanted: whether to read the member of this name; the rest is skipped unread.
 
@@ -68,7 +68,7 @@ def read_tar(path: Path, *, max_bytes: int, wanted: Callable[[str], bool]) -> It
             yield from _members(archive, file, max_bytes=max_bytes, wanted=wanted)
     except _DAMAGE as error:
         raise UserError(
-            f"{path} cannot be read as a tar archive: {error}", "Fetch or make the archive again."
+            f"{path} cannot be read as a tar archive: {str(error).rstrip('.')}.", "Fetch or make the archive again."
         ) from error
 
 

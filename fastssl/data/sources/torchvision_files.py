@@ -80,9 +80,9 @@ def _fetching(name: str, kind: type, root: Path, download: bool) -> Iterator[Non
             yield
     except Exception as error:
         if download:
-            what = f"{name} cannot be downloaded to {root}: {' '.join(str(error).split())[:200]}"
+            what = f"{name} cannot be downloaded to {root}: {' '.join(str(error).split())[:200].rstrip('.')}."
             raise UserError(what, by_hand + ".") from error
         raise UserError(
-            f"{name} is not in {root}, or not all of it",
+            f"{name} is not in {root}, or not all of it.",
             f"Allow the download, or: {by_hand[0].lower()}{by_hand[1:]}.",
         ) from error

@@ -12,7 +12,7 @@ from fastssl.data.sources.base import (
     Item,
     Stream,
     is_image_name,
-    names_beside,
+    names_next_to,
     no_images,
     reason_of,
 )
@@ -30,7 +30,7 @@ Member = bytes | Exception
 
 
 def is_webdataset(path: Path) -> bool:
-    """Whether this tar holds samples: among its first members an image beside a .cls, or a .json with a label."""
+    """Whether this tar holds samples: among its first members an image next to a .cls, or a .json with a label."""
     images: set[str] = set()
     labeled: set[str] = set()
     members = read_tar(path, max_bytes=1 << 20, wanted=lambda name: True)
@@ -54,7 +54,7 @@ def webdataset_source(paths: list[Path], split: str, choices: Choices, *, name: 
     """
     labels_wanted = split != "unlabeled"
     account = Account()
-    classes = names_beside(paths[0].parent) if labels_wanted else ()
+    classes = names_next_to(paths[0].parent) if labels_wanted else ()
 
     def items() -> Iterator[Item]:
         account.clear()
@@ -210,7 +210,7 @@ def check_shards(folder: Path, paths: list[Path]) -> None:
     numbers = [re.fullmatch(r"(.*?)(\d+)", path.stem) for path in paths]
     series = sorted((m[1], int(m[2])) for m in numbers if m)
     numbered = len(series) == len(paths) and series[-1][1] < 2 * len(paths)
-    if len(paths) < 2 or numbered or names_beside(folder) is not None or is_webdataset(paths[0]):
+    if len(paths) < 2 or numbered or names_next_to(folder) is not None or is_webdataset(paths[0]):
         return
     raise UserError(
         f"{folder} holds {len(paths)} tar files without labels inside, such as {paths[0].name}: they can be read as "

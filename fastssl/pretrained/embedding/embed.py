@@ -1,4 +1,4 @@
-"""Features of every image of a source, with names and labels: a .npy with a table beside it, or one .parquet.
+"""Features of every image of a source, with names and labels: a .npy with a table next to it, or one .parquet.
 
 Choice made: features stream to a file on disk as they come and names to another, so memory does not grow with the set
 (a label takes eight bytes); an archive names its last class only at its end, so the table is written last. Images go
@@ -56,7 +56,7 @@ def embed(
     Args:
         weights: a run folder, exported weights, or what `load` gave.
         source: what `convert` reads.
-        out: features.npy, float32 (N, F), with features.csv (id, label, class) beside it; or features.parquet with the
+        out: features.npy, float32 (N, F), with features.csv (id, label, class) next to it; or features.parquet with the
             columns id, label, class and features. Either with a .json that says where they come from.
         split: train, test, val or unlabeled.
         batch_size: images in one forward pass.
@@ -72,7 +72,7 @@ def embed(
         What the .json holds: count, features_dim, classes, labeled, skipped, seconds and the backbone's origin.
 
     Raises:
-        UserError: for everything a person can mend; nothing is left half-written.
+        UserError: for everything a person can fix; nothing is left half-written.
     """
     out = Path(out)
     check(out, batch_size=batch_size)

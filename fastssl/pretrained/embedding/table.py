@@ -104,7 +104,7 @@ class Table:
                 yield json.loads(name), label, classes[label] if label >= 0 else ""
 
     def place(self, record: dict[str, Any]) -> None:
-        """Gives every file its name, replacing earlier ones, and writes the record beside them."""
+        """Gives every file its name, replacing earlier ones, and writes the record next to them."""
         with writing(self.out):
             self.hidden(manifest_path(self.out)).write_text(json.dumps(record, indent=1), encoding="utf-8")
             for hidden, path in self.done:

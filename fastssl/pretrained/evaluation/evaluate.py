@@ -73,7 +73,7 @@ def evaluate(
         figures of the clean features by layer. It is also appended to evaluations.jsonl of the run.
 
     Raises:
-        UserError: for everything a person can mend.
+        UserError: for everything a person can fix.
     """
     check_options(probes, views, layers, few_label_pct, on)
     net = load(run, device=device, recipe=recipe, checkpoint=checkpoint)

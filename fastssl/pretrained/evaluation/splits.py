@@ -103,7 +103,7 @@ def file_of(name: str | Path, split: str, folder: Path | None, on_error: OnError
     if path.suffix == ".beton":
         return existing(path)
     if folder is None:
-        fix = f"Convert it first: fastssl convert {name} DATA.beton --split {split}"
+        fix = f"Convert it first: fastssl convert {name} DATA.beton --split {split}."
         raise UserError(f"{name} is not a .beton file, and weights outside of a run have no folder to convert to.", fix)
     out = folder / f"{path.stem}-{split}.beton"
     if str(name) in NAMES and manifest_path(out).exists():

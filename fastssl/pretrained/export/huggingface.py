@@ -73,7 +73,7 @@ def config(record: dict[str, Any], hub_model: hub.HubModel | None) -> dict[str, 
 def processor(prepared: dict[str, Any]) -> dict[str, Any]:
     """In the words of transformers' image processors, which know no square cut before the resizing.
 
-    So they are told to do neither: images come in through the card's own lines.
+    So they are set to do neither: images come in through the card's own lines.
     """
     side = {"height": prepared["side_px"], "width": prepared["side_px"]}
     return {
