@@ -2,6 +2,29 @@
 
 from pathlib import Path
 
+_python = True
+
+
+def at_command_line() -> None:
+    """From now on, messages name options as one types them in a shell."""
+    global _python
+    _python = False
+
+
+def option(name: str, value: object = None, *, flag: str | None = None) -> str:
+    """An argument in the words of whoever called: `resume=True` in Python, `--resume` at the command line.
+
+    Args:
+        name: of the Python argument, such as "run_dir".
+        value: to set, where True is a switch; None names the argument alone.
+        flag: name at the command line, where that is another.
+    """
+    if _python:
+        shown = str(value) if isinstance(value, Path) else value
+        return name if value is None else f"{name}={shown!r}"
+    flag = f"--{(flag or name).replace('_', '-')}"
+    return flag if value is None or value is True else f"{flag} {value}"
+
 
 class UserError(Exception):
     """A mistake a person can fix. The command line prints it as two lines and exits with code 2.
@@ -25,5 +48,7 @@ class Interrupted(Exception):  # noqa: N818 - not an error
     """Raised by the loop after a signal, when the checkpoint is written."""
 
     def __init__(self, name: str, run_dir: Path) -> None:
-        super().__init__(f"Stopped by {name} after saving. Continue with --resume --run-dir {run_dir}.")
+        joint = ", " if _python else " "
+        resume = joint.join((option("resume", True), option("run_dir", run_dir)))
+        super().__init__(f"Stopped by {name} after saving. Continue with {resume}.")
         self.name = name

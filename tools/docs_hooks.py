@@ -85,6 +85,14 @@ def words(node: ast.expr, named: dict[str, ast.expr]) -> str:
             return text
         case ast.JoinedStr(values=parts):
             return "".join(words(part, {}) for part in parts)
+        case (
+            ast.FormattedValue(
+                value=ast.Call(func=ast.Name(id="option"), args=[ast.Constant(value=name), *given])
+            ) as part
+        ):
+            flags = [keyword.value.value for keyword in part.value.keywords]
+            flag = "--" + (flags or [name])[0].replace("_", "-")
+            return " ".join([flag, *(words(value, {}) for value in given if ast.unparse(value) != "True")])
         case ast.FormattedValue(value=value):
             return f"<{variable(value)}>"
         case ast.BinOp(left=left, op=ast.Add(), right=right):

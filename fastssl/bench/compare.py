@@ -9,7 +9,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from fastssl.errors import UserError
+from fastssl.errors import UserError, option
 
 KEYS = ("bench", "rows", "recipe", "hardware")
 CHANCE = 0.05
@@ -46,7 +46,7 @@ def refuse(a: dict[str, Any], b: dict[str, Any]) -> None:
     for key, fix in (
         ("bench", "Compare two results of one benchmark."),
         ("data_digest", "Measure both on the same file."),
-        ("targets", "Run `fastssl bench tta` with the same --target; its finished runs are used again."),
+        ("targets", f"Run `fastssl bench tta` with the same {option('target')}; its finished runs are used again."),
     ):
         if a.get(key) != b.get(key):
             raise UserError(f"The two results differ in {key}: {short(a.get(key))} and {short(b.get(key))}.", fix)
@@ -109,9 +109,11 @@ def read(path: Path) -> dict[str, Any]:
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.", "Give a file that --out wrote.") from error
+        raise UserError(
+            f"{path} cannot be read: {error.strerror}.", "Give a file that `fastssl bench` wrote."
+        ) from error
     except ValueError as error:
-        raise UserError(f"{path} is not JSON.", "Give a file that --out wrote.") from error
+        raise UserError(f"{path} is not JSON.", "Give a file that `fastssl bench` wrote.") from error
     if not isinstance(result, dict) or any(key not in result for key in KEYS):
-        raise UserError(f"{path} is not a benchmark record.", "Give a file that `fastssl bench ... --out` wrote.")
+        raise UserError(f"{path} is not a benchmark record.", "Give a file that `fastssl bench` wrote.")
     return result

@@ -16,7 +16,7 @@ import yaml
 from fastssl import build
 from fastssl.bench import dry_run
 from fastssl.data.beton.reader import Beton
-from fastssl.errors import UserError
+from fastssl.errors import UserError, option
 from fastssl.recipe.json_schema import FILE_NAME, json_schema
 from fastssl.recipe.load import load
 from fastssl.recipe.schema import Recipe
@@ -133,11 +133,11 @@ def write_new(
     """
     out = Path(out)
     if out.suffix not in (".yaml", ".yml"):
-        raise UserError(f"--out is {out}.", "Give it the suffix .yaml.")
+        raise UserError(f"{option('out')} is {out}.", "Give it the suffix .yaml.")
     if out.exists():
-        raise UserError(f"{out} is there already.", "Choose another --out, or remove it.")
+        raise UserError(f"{out} is there already.", f"Choose another {option('out')}, or remove it.")
     if not out.parent.is_dir():
-        raise UserError(f"{out.parent} is not a folder.", "Make it, or choose another --out.")
+        raise UserError(f"{out.parent} is not a folder.", f"Make it, or choose another {option('out')}.")
     text = new_recipe(data, device=device, minutes=minutes)
     recipe = load({**yaml.safe_load(text), "name": out.stem})
     atomic_json(out.parent / FILE_NAME, json_schema())

@@ -15,7 +15,7 @@ from fastssl import build
 from fastssl.bench.crossing import Timed, first_crossing, median_or_none, speed_up
 from fastssl.bench.parts import parts
 from fastssl.bench.record import record, row
-from fastssl.errors import UserError
+from fastssl.errors import UserError, option
 from fastssl.recipe.load import load
 from fastssl.recipe.presets import view_table
 from fastssl.recipe.schema import Recipe
@@ -153,7 +153,9 @@ def finished(run_dir: Path, recipe: Recipe, targets: dict[str, float], *, stop_a
     if not (run_dir / "recipe.yaml").exists():
         return False
     if load(run_dir / "recipe.yaml") != recipe:
-        raise UserError(f"{run_dir} holds a run of another recipe.", "Choose another --run-dir, or remove that folder.")
+        raise UserError(
+            f"{run_dir} holds a run of another recipe.", f"Choose another {option('run_dir')}, or remove that folder."
+        )
     if (run_dir / "summary.json").exists():
         return True
     seen = evaluations_of(run_dir)
@@ -201,7 +203,9 @@ class Watch:
             if metric not in line:
                 known = ", ".join(key.removesuffix("_pct") for key in line if key.endswith("_pct"))
                 name = metric.removesuffix("_pct")
-                raise UserError(f"{name} is not measured while training.", f"Set --target to some of: {known}.")
+                raise UserError(
+                    f"{name} is not measured while training.", f"Set {option('target')} to some of: {known}."
+                )
             if line[metric] >= pct:
                 self.missing.pop(metric, None)
 
@@ -289,7 +293,7 @@ def parse_targets(text: str, recipe: Recipe) -> dict[str, float]:
     Raises:
         UserError: when it is not of that form.
     """
-    fix = "Write for example --target knn=80 or --target knn=80,ridge=82, in percent."
+    fix = "Write for example knn=80 or knn=80,ridge=82, in percent."
     targets: dict[str, float] = {}
     for part in text.split(","):
         name, equals, number = part.strip().partition("=")
@@ -298,7 +302,7 @@ def parse_targets(text: str, recipe: Recipe) -> dict[str, float]:
         except ValueError:
             pct = -1.0
         if not equals or not name or not 0 < pct <= 100:
-            raise UserError(f"--target {part.strip()!r} is not of the form name=percent.", fix)
+            raise UserError(f"{option('target')} {part.strip()!r} is not of the form name=percent.", fix)
         metric = f"knn{recipe.evaluate.knn_k[0]}" if name == "knn" else name
         targets[metric.removesuffix("_pct") + "_pct"] = pct
     return targets

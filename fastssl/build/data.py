@@ -24,7 +24,7 @@ from fastssl.data.loaders.loader import BetonLoader
 from fastssl.data.loaders.plan import PlanOptions
 from fastssl.data.manifest import Manifest, manifest_path, read_manifest
 from fastssl.data.sources import open_source
-from fastssl.errors import UserError
+from fastssl.errors import UserError, option
 from fastssl.recipe.schema import Recipe
 from fastssl.runs.machine import free_host_bytes
 
@@ -146,7 +146,7 @@ def check_stream(recipe: Recipe) -> None:
     if data.fraction != 1:
         raise UserError(
             f"data.fraction is {data.fraction}, and {data.path} is a folder of shards, which is streamed whole.",
-            "Choose the images with fastssl convert --fraction, or set data.fraction to 1.",
+            f"Choose the images with {option('fraction')} of convert, or set data.fraction to 1.",
         )
     if data.probe_path is None and (data.val_count or data.test_path):
         raise UserError(
@@ -174,7 +174,8 @@ def check_test_classes(recipe: Recipe, probe_labels_N: Tensor) -> None:
             raise UserError(
                 f"{test_path} has images of class {name} with label {label}, and {probe_path} has "
                 + (f"{class_name(learned, label)} there." if label in known else "none of that label to learn from."),
-                f"Convert it again with --classes {manifest_path(probe_path)}, from images of the same classes.",
+                f"Convert it again with {option('classes', manifest_path(probe_path))}, from images of the same "
+                "classes.",
             )
 
 

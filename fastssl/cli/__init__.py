@@ -29,7 +29,7 @@ from fastssl.cli import (
     train,
 )
 from fastssl.cli.app import app
-from fastssl.errors import DamagedWarning, UserError
+from fastssl.errors import DamagedWarning, UserError, at_command_line
 
 # Importing a verb's module adds the verb.
 __all__ = [
@@ -67,6 +67,7 @@ def main() -> None:
     # as Ctrl-C, so that half-written files are removed; a training run saves instead while it lasts
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     warnings.showwarning = show_warning
+    at_command_line()
     try:
         app(standalone_mode=True)
     except UserError as error:

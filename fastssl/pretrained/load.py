@@ -21,17 +21,18 @@ from torch import Tensor, nn
 from fastssl import build
 from fastssl.augment.augment import Augment
 from fastssl.data.batch import Batch
+from fastssl.data.convert.prepare import Shape
 from fastssl.data.manifest import Manifest
-from fastssl.errors import UserError
+from fastssl.errors import UserError, option
 from fastssl.models import pretrainer
-from fastssl.pretrained.preparation import prepare_pixels, shape_of
+from fastssl.pretrained.preparation import prepare_pixels, read, shape_of
 from fastssl.recipe.load import load as load_recipe
 from fastssl.recipe.schema import Recipe
 from fastssl.runs import checkpoint as checkpoints
 
 METADATA_KEY = "fastssl"  # of an exported .safetensors file's metadata: the record of the export, as JSON
 EXPORTED = "model.safetensors"  # in a folder for Hugging Face
-Images = npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | Sequence[npt.NDArray[np.uint8]] | Tensor
+Images = npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | Tensor | Sequence[npt.NDArray[Any] | Tensor | str | Path]
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,10 @@ class Pretrained:
     step: int | None = None
     weights: checkpoints.Kind | None = None
 
+    def __repr__(self) -> str:
+        side_px, step = self.clean.views[0].side_px, "" if self.step is None else f", step {self.step}"
+        return f"Pretrained({self.recipe.model.backbone}, {side_px} px{step}, on {self.device})"
+
     @property
     def features_dim(self) -> int:
         """F."""
@@ -73,25 +78,34 @@ class Pretrained:
         """Features of images, in their order.
 
         Args:
-            images: uint8 or uint16 (N, H, W, C), or a sequence of (H, W, C) arrays of any sizes.
+            images: uint8 or uint16 (N, H, W, C), or a sequence of (H, W, C) arrays of any sizes, or of paths of image
+                files, which are decoded as `convert` does it.
             batch_size: images in one forward pass.
 
         Returns:
             float32 (N, F).
 
         Raises:
-            UserError: when the images have another shape, type or channel count.
+            UserError: when the images have another shape, type or channel count, or cannot be read.
         """
+        if batch_size < 1:
+            raise UserError(f"batch_size is {batch_size}.", "Set it to 1 or more.")
+        if isinstance(images, str | bytes) or not isinstance(images, np.ndarray | Tensor | Sequence):
+            raise UserError(
+                f"images is a {type(images).__name__}.", "Pass an array of images, or a list: [image, ...]."
+            )
+        if isinstance(images, np.ndarray | Tensor) and images.ndim != 4:
+            self.check(images)
         parts = [self.batch(images[i : i + batch_size]) for i in range(0, len(images), batch_size)]
         if not parts:
-            raise UserError("There are no images to embed.", "Pass at least one (H, W, C) image.")
+            raise UserError("images is empty: there is nothing to embed.", "Pass at least one (H, W, C) image.")
         return np.concatenate(parts)
 
     def batch(self, images: Images) -> npt.NDArray[np.float32]:
         """Features of one batch, prepared as `convert` prepared the images of training."""
-        images = self.prepared(images)
-        same = isinstance(images, np.ndarray | Tensor) or len({np.shape(image) for image in images}) == 1
-        stacks = [images] if same else [[image] for image in images]
+        prepared = self.prepared(images)
+        same = isinstance(prepared, np.ndarray | Tensor) or len({image.shape for image in prepared}) == 1
+        stacks = [prepared] if same else [[image] for image in prepared]
         rows = []
         for stack in stacks:
             pixels = torch.as_tensor(stack if isinstance(stack, Tensor) else np.stack(list(stack)))
@@ -103,7 +117,7 @@ class Pretrained:
             )
         return torch.cat(rows).numpy()
 
-    def prepared(self, images: Images) -> Images:
+    def prepared(self, images: Images) -> npt.NDArray[Any] | Tensor | list[npt.NDArray[Any]]:
         """The same images where they are as the conversion left those of training; else each by itself."""
         shape = shape_of(self.manifest)
         if isinstance(images, np.ndarray | Tensor) and images.ndim == 4:
@@ -112,7 +126,7 @@ class Pretrained:
                 not resized or tuple(images.shape[1:3]) == (shape.side_px, shape.side_px)
             ):
                 return images
-        arrays = [np.asarray(image.cpu() if isinstance(image, Tensor) else image) for image in images]
+        arrays = [array_of(image, shape) for image in images]
         for array in arrays:
             self.check(array[None])
         return [prepare_pixels(array, shape) for array in arrays]
@@ -125,9 +139,18 @@ class Pretrained:
             or pixels.shape[-1] != channels
         ):
             raise UserError(
-                f"Images are {str(pixels.dtype).removeprefix('torch.')} {tuple(pixels.shape)}.",
+                f"images is {str(pixels.dtype).removeprefix('torch.')} {tuple(pixels.shape)}.",
                 f"Pass uint8 or uint16 images of shape (N, H, W, {channels}), as the backbone was trained on.",
             )
+
+
+def array_of(image: npt.NDArray[Any] | Tensor | str | Path, shape: Shape) -> npt.NDArray[Any]:
+    """One image (H, W, C): decoded where it is a path."""
+    if isinstance(image, str | Path):
+        return read(image, shape)
+    if not isinstance(image, np.ndarray | Tensor) and not hasattr(image, "__array_interface__"):  # Pillow's has it
+        raise UserError(f"images holds a {type(image).__name__}.", "Pass (H, W, C) arrays or paths of image files.")
+    return np.asarray(image.cpu() if isinstance(image, Tensor) else image)
 
 
 def load(
@@ -256,7 +279,8 @@ def digest_of(weights: Mapping[str, Tensor]) -> str:
 
 def run_files(folder: Path) -> tuple[Recipe, Manifest]:
     """Recipe and data manifest of a run folder."""
-    fix = "Give the folder that `fastssl train` wrote (it holds recipe.yaml and data.json), or weights with --recipe."
+    fix = "Give the folder that `fastssl train` wrote (it holds recipe.yaml and data.json), or weights "
+    fix += f"with {option('recipe')}."
     if not (folder / "recipe.yaml").is_file():
         raise UserError(f"{folder} is not a run.", fix)
     recipe = load_recipe(folder / "recipe.yaml")

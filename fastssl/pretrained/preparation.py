@@ -3,14 +3,16 @@
 H W height and width in pixels, C channels, S side of the view.
 """
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fastssl.data.convert.prepare import Shape, fit, scale_range
-from fastssl.data.decode import parse_color, to_channels
+from fastssl.data.decode import decode, parse_color, to_channels
 from fastssl.data.formats.decoded import MAX_PIXELS
 from fastssl.data.manifest import Manifest
+from fastssl.errors import UserError
 
 # the largest centered square of `image`, as left, top, right and bottom
 _BOX = (
@@ -32,6 +34,24 @@ def shape_of(manifest: Manifest) -> Shape:
         background=None if background is None else parse_color(background),
         stretch=options.get("stretch"),
     )
+
+
+def read(path: str | Path, shape: Shape) -> np.ndarray:
+    """The upright image of a file, decoded as `convert` does it, in the channels of the training images.
+
+    Raises:
+        UserError: when the file is absent or is no readable image.
+    """
+    try:
+        data = Path(path).read_bytes()
+        decoded = decode(
+            data, key=str(path), channels=shape.channels, max_pixels=shape.max_pixels, background=shape.background
+        )
+    except OSError as error:
+        raise UserError(f"images: {path} cannot be read: {error.strerror}.", "Check the path.") from error
+    except ValueError as error:
+        raise UserError(f"images: {error}.", "Leave it out, or give another file.") from error
+    return decoded.image_HWC
 
 
 def prepare_pixels(image_HWC: np.ndarray, shape: Shape) -> np.ndarray:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from fastssl.errors import UserError
+from fastssl.errors import UserError, option
 
 HELD_OUT_SHARE = 0.1
 # Relative to the mean eigenvalue of the features' second moments, so they suit any scale of features.
@@ -337,7 +337,8 @@ def check_labels(train_labels_N: Tensor, test_labels_M: Tensor) -> None:
         if missing := int((labels < 0).sum()):
             raise UserError(
                 f"{missing} of {len(labels)} {name} images have no label (-1).",
-                "Evaluate on labeled sets: data.probe_path and data.test_path, or --data and --test of fastssl eval.",
+                f"Evaluate on labeled sets: data.probe_path and data.test_path, "
+                f"or {option('data')} and {option('test')} of an evaluation.",
             )
     unseen = sorted(set(test_labels_M.tolist()) - set(train_labels_N.tolist()))
     if unseen:

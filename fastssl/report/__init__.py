@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastssl.errors import UserError
+from fastssl.errors import UserError, option
 from fastssl.report import bench, curves, page, pictures
 from fastssl.report.figure import Section, require_matplotlib
 from fastssl.report.inputs import read_inputs
@@ -73,6 +73,8 @@ def write(folder: Path, text: str, sections: Sequence[Section]) -> dict[str, Any
             written.append(folder / name)
         atomic_write(folder / "index.html", text)
     except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror or error}.", "Choose another --out.") from error
+        raise UserError(
+            f"{folder} cannot be written: {error.strerror or error}.", f"Choose another {option('out')}."
+        ) from error
     files = [str(path) for path in (folder / "index.html", *written)]
     return {"page": files[0], "files": files, "skipped": [note for s in sections for note in s.skipped]}

@@ -129,7 +129,7 @@ def read_record(path: Path) -> Record:
             raise TypeError
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
-            f"{path} is not a benchmark record.", "Give a file that `fastssl bench` or bench/*.py wrote with --json."
+            f"{path} is not a benchmark record.", "Give a file that `fastssl bench` or bench/*.py wrote."
         ) from error
     return Record(rows, about)
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from fastssl import build
 from fastssl.data.batch import Batch
 from fastssl.data.manifest import Manifest
-from fastssl.errors import UserError
+from fastssl.errors import UserError, option
 from fastssl.models import pretrainer
 from fastssl.pretrained.load import Pretrained, load
 from fastssl.probes import spectrum
@@ -100,7 +100,8 @@ class Skipping:
         if isinstance(error, RuntimeError | MemoryError):
             first = (str(error).splitlines() or [""])[0]
             error = UserError(
-                f"{type(error).__name__}: {first.rstrip('.')}.", "Try a machine with more memory, or fewer --images."
+                f"{type(error).__name__}: {first.rstrip('.')}.",
+                f"Try a machine with more memory, or a smaller number of {option('images')}.",
             )
         if isinstance(error, UserError):
             self.section.skipped.append(plain_text(f"{self.what} left out. {error.what} {error.fix}", 400))
@@ -201,7 +202,9 @@ def small(tile: Picture) -> Picture:
 
 def embedded_figures(run: LabeledRun, embedded: Embedded, what: str) -> list[Figure]:
     if len(embedded.tiles) <= NEIGHBORS:
-        raise UserError(f"There are only {len(embedded.tiles)} {what}.", f"Give --images more than {NEIGHBORS}.")
+        raise UserError(
+            f"There are only {len(embedded.tiles)} {what}.", f"Give {option('images')} more than {NEIGHBORS}."
+        )
     if not bool(embedded.features_NF.isfinite().all()):
         raise UserError("The network's features are not finite.", "The run has diverged; use an earlier checkpoint.")
     return [

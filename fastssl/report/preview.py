@@ -18,7 +18,7 @@ from fastssl.augment.augment import Augment
 from fastssl.augment.backend import backend_of
 from fastssl.augment.policy import NO_SOLARIZE, Column, View
 from fastssl.data.batch import Batch
-from fastssl.errors import UserError
+from fastssl.errors import UserError, option
 from fastssl.recipe.schema import Recipe, ViewSpec
 
 Picture = npt.NDArray[np.uint8]
@@ -54,7 +54,7 @@ OPERATIONS: dict[str, tuple[dict[str, object], ...]] = {
 def check_out(out: Path) -> None:
     """Refuses a target that is no .png."""
     if out.suffix.lower() != ".png":
-        raise UserError(f"--out is {out}, but previews are PNG files.", "Give it the suffix .png.")
+        raise UserError(f"{option('out')} is {out}, but previews are PNG files.", "Give it the suffix .png.")
 
 
 def preview(recipe: Recipe, out: Path, *, images: int = 6, epoch: int = 0) -> list[Path]:
@@ -85,7 +85,9 @@ def preview(recipe: Recipe, out: Path, *, images: int = 6, epoch: int = 0) -> li
         view_grid(batch, augment, epoch=epoch).save(out, "PNG")
         operation_sheet(batch, augment).save(operations, "PNG")
     except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror or error}.", "Choose another --out.") from error
+        raise UserError(
+            f"{out} cannot be written: {error.strerror or error}.", f"Choose another {option('out')}."
+        ) from error
     return [out, operations]
 
 

@@ -19,7 +19,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from fastssl.errors import DamagedWarning, UserError
+from fastssl.errors import DamagedWarning, UserError, option
 from fastssl.runs.files import atomic_path
 
 FORMAT = 1
@@ -216,7 +216,7 @@ def best_of(path: Path, folder: Path) -> Path:
     step = (state.get("best") or {}).get("step")
     if step is None or not path_of(folder, step).is_dir():
         what = "no accuracy was measured while training" if step is None else f"that of step {step} is gone"
-        raise UserError(f"{path} has no best checkpoint: {what}.", "Use --checkpoint last.")
+        raise UserError(f"{path} has no best checkpoint: {what}.", f"Use {option('checkpoint', 'last')}.")
     return path_of(folder, step)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from fastssl.errors import Interrupted, UserError
+from fastssl.errors import Interrupted, UserError, option
 from fastssl.recipe.load import dump, load
 from fastssl.recipe.schema import Recipe
 from fastssl.runs.environment import environment
@@ -35,12 +35,15 @@ def check_run_dir(folder: Path, recipe: Recipe, *, resume: bool) -> None:
     """
     parent = next(p for p in (folder, *folder.parents) if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise UserError(f"{parent} is not a folder that can be written to.", "Choose another --run-dir.")
+        raise UserError(f"{parent} is not a folder that can be written to.", f"Choose another {option('run_dir')}.")
     written = folder / "recipe.yaml"
     if not written.exists():
         return
     if not resume:
-        raise UserError(f"{folder} already holds a run.", "Add --resume to continue it, or choose another --run-dir.")
+        raise UserError(
+            f"{folder} already holds a run.",
+            f"Add {option('resume', True)} to continue it, or choose another {option('run_dir')}.",
+        )
     same_recipe(load(written), recipe, str(folder))
 
 
@@ -52,7 +55,7 @@ def same_recipe(before: Recipe, now: Recipe, what: str) -> None:
     elif changed:
         raise UserError(
             f"{what} was started with another recipe; {', '.join(changed)} differ.",
-            "Resume with the recipe.yaml inside the run's folder, or choose another --run-dir.",
+            f"Resume with the recipe.yaml inside the run's folder, or choose another {option('run_dir')}.",
         )
 
 
@@ -71,7 +74,7 @@ def check_extension(before: Recipe, now: Recipe, what: str) -> None:
     why = f"{schedule} ends with epoch {first}" if wanted > first else f"it has {first}"
     raise UserError(
         f"{what} was started with another recipe; train.epochs differ ({wanted} asked for, and {why}).",
-        "Train on from its weights as a new run: -s model.weights=RUN with another --run-dir; only a run with "
+        f"Train on from its weights as a new run: model.weights=RUN with another {option('run_dir')}; only a run with "
         "optim.schedule constant can be given more epochs.",
     )
 
@@ -110,7 +113,7 @@ def lock(run_dir: Path, *, on_warning: OnWarning) -> Iterator[None]:
         held.acquire()
     except Timeout as error:
         raise UserError(
-            f"Another process is training in {run_dir}.", "Wait for it, or choose another --run-dir."
+            f"Another process is training in {run_dir}.", f"Wait for it, or choose another {option('run_dir')}."
         ) from error
     except OSError as error:
         if error.errno not in NO_LOCKS:

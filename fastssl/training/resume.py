@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fastssl.build import ranks
-from fastssl.errors import UserError
+from fastssl.errors import UserError, option
 from fastssl.recipe.load import load
 from fastssl.runs import checkpoint
 from fastssl.runs.directory import same_recipe
@@ -93,7 +93,7 @@ def check_state(run: Run, state: dict[str, Any]) -> None:
     if state["data_digest"] != run.digest:
         raise UserError(
             f"{run.recipe.data.path} has changed: its digest was {state['data_digest']} and is {run.digest}.",
-            "Put the earlier file back, or start a new run with another --run-dir.",
+            f"Put the earlier file back, or start a new run with another {option('run_dir')}.",
         )
     same_recipe(load(state["recipe"]), run.recipe, f"The checkpoint of step {state['step']} in {run.run_dir}")
 
@@ -103,5 +103,5 @@ def same_everywhere(run: Run, step: int) -> None:
     if len(set(steps)) > 1:
         raise UserError(
             f"The ranks see checkpoints of different steps in {run.run_dir}: {steps}.",
-            "Give a --run-dir on a disk that every machine shares.",
+            f"Give a {option('run_dir')} on a disk that every machine shares.",
         )

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastssl.errors import UserError
+from fastssl.errors import UserError, option
 from fastssl.runs import checkpoint
 
 RETRY_S = 30.0
@@ -111,5 +111,6 @@ def must_be_whole(saver: Saver, step: int) -> None:
     if not saver.wait():
         raise UserError(
             f"The checkpoint of step {step} cannot be written: {saver.problem}.",
-            f"Free space on the disk of {saver.folder} and continue with --resume; earlier checkpoints are whole.",
+            f"Free space on the disk of {saver.folder} and continue with {option('resume', True)}; "
+            "earlier checkpoints are whole.",
         )

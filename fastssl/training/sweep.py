@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from fastssl.errors import UserError
+from fastssl.errors import UserError, option
 from fastssl.probes import table
 from fastssl.recipe.load import load
 from fastssl.recipe.schema import Recipe
@@ -53,10 +53,11 @@ def parse_grid(texts: Sequence[str]) -> dict[str, list[Any]]:
             values = None
         if not equals or not key or not values:
             raise UserError(
-                f"--grid {text!r} is not of the form section.key=a,b,c.", "Write --grid optim.lr=0.001,0.01."
+                f"{option('grid')} {text!r} is not of the form section.key=a,b,c.",
+                "Write for example optim.lr=0.001,0.01.",
             )
         if key in grid:
-            raise UserError(f"--grid names {key} twice.", "Give all of its values in one --grid.")
+            raise UserError(f"{option('grid')} names {key} twice.", f"Give all of its values in one {option('grid')}.")
         grid[key] = values
     return grid
 
@@ -82,7 +83,7 @@ def cells(
         UserError: when no cell's recipe is sound, or the grid and seeds both set the seed.
     """
     if seeds > 1 and "seed" in grid:
-        raise UserError("The grid sets seed and --seeds asks for more.", "Use one of the two.")
+        raise UserError(f"The grid sets seed and {option('seeds')} asks for more.", "Use one of the two.")
     first_seed = load(recipe, changes).seed
     axes = [[(key, value) for value in values] for key, values in grid.items()]
     if seeds > 1 or not grid:

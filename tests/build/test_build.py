@@ -49,7 +49,7 @@ def test_a_test_set_of_other_classes_is_refused_before_training(tmp_path, counts
     convert(folder_of(tmp_path / "b", **counts), test)
     with pytest.raises(UserError, match=said) as raised:
         sets_of(recipe_of(train, test))
-    assert "--classes" in raised.value.fix
+    assert "classes=" in raised.value.fix
     assert "train.beton.json" in raised.value.fix
 
 

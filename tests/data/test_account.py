@@ -194,7 +194,7 @@ def test_a_sample_of_two_images_asks_which(tmp_path):
     path = pack_tar(tmp_path / "x-0.tar", {"0.left.png": png(1), "0.right.png": png(2), "0.cls": b"3"})
     with pytest.raises(UserError, match=r"several images: left\.png, right\.png") as error:
         list(open_source(path).items())
-    assert "--image-key" in error.value.fix
+    assert "image_key=" in error.value.fix
     (item,) = open_source(path, choices=Choices(image_key="right.png")).items()
     assert item.data == png(2)
 
@@ -213,7 +213,7 @@ def test_all_bad_files_are_listed_at_once(tmp_path):
     assert error.value.what.startswith("3 of 7 images")
     assert all(name in error.value.what for name in ("a/1.png", "a/3.png", "a/5.jpg"))
     assert " at 0x" not in error.value.what
-    assert "--on-error skip" in error.value.fix
+    assert "on_error='skip'" in error.value.fix
     assert not list(tmp_path.glob("*out*"))
     manifest = convert(tmp_path / "in", tmp_path / "out.beton", on_error="skip")
     assert pixel_values(tmp_path / "out.beton") == [0, 2, 4, 5]
@@ -236,7 +236,7 @@ def test_nothing_is_overwritten_unasked(tmp_path):
     before = (tmp_path / "x.beton").read_bytes()
     with pytest.raises(UserError, match="exists already") as error:
         convert("shapes", tmp_path / "x.beton", count=8, overwrite=False)
-    assert "--force" in error.value.fix
+    assert "overwrite=True" in error.value.fix
     assert (tmp_path / "x.beton").read_bytes() == before
 
 

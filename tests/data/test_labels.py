@@ -124,7 +124,7 @@ def test_an_unknown_header_is_no_image(tmp_path, on_error):
     (tmp_path / "x.csv").write_text("foto,kind\na.png,x\n")
     with pytest.raises(UserError, match="no column that names images") as error:
         convert(tmp_path / "x.csv", tmp_path / "x.beton", on_error=on_error)
-    assert "--image-column" in error.value.fix
+    assert "image_column" in error.value.fix
     found, _ = named(tmp_path / "x.csv", tmp_path / "x.beton", image_column="foto", label_column="kind")
     assert found == ["x"]
 

@@ -90,7 +90,7 @@ def test_without_labels_a_run_is_judged_by_the_figures_of_its_own_last_evaluatio
 def test_without_labels_there_is_no_best_checkpoint(unlabeled: Path) -> None:
     with pytest.raises(UserError, match="no accuracy was measured") as error:
         fastssl.load(unlabeled, checkpoint="best")
-    assert "--checkpoint last" in error.value.fix
+    assert "checkpoint='last'" in error.value.fix
 
 
 def test_the_command_prints_figures_and_draws_neighbors_without_labels(unlabeled: Path) -> None:

@@ -10,10 +10,12 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
+import fastssl
 from fastssl import build
 from fastssl.data.beton.reader import Beton
 from fastssl.data.convert.convert import convert
 from fastssl.data.manifest import Manifest
+from fastssl.errors import UserError
 from fastssl.pretrained.embedding.embed import embed
 from fastssl.pretrained.export.export import export
 from fastssl.pretrained.load import Pretrained
@@ -92,6 +94,35 @@ def tiny_backbone(channels: int) -> torch.nn.Module:
         }
     )
     return build.model.network(recipe, in_channels=channels, device=torch.device("cpu")).backbone
+
+
+@pytest.mark.parametrize("kind", WIDTHS)
+def test_paths_are_read_as_convert_reads_them(kind: str, photo: np.ndarray, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    path = tmp_path / "in" / "a.png"
+    Image.fromarray(photo).save(path)
+    net = net_of(convert(tmp_path / "in", tmp_path / "x.beton", **WIDTHS[kind]), Seen())
+    (expected,) = net.embed([photo])
+    for row in net.embed([str(path), path, photo, torch.from_numpy(photo)]):
+        np.testing.assert_array_equal(row, expected)
+
+
+def test_what_is_no_image_is_named(tmp_path: Path) -> None:
+    convert("shapes", tmp_path / "x.beton", count=4, side_px=32)
+    net = net_of(Manifest.from_json(json.loads((tmp_path / "x.beton.json").read_text())), Seen())
+    (tmp_path / "text.jpg").write_text("no image")
+    good = np.zeros((32, 32, 3), np.uint8)
+    wrong: list[Any] = ["a.jpg", None, 3, good, iter([good]), [], [None], [[1, 2]], [good[..., 0]], [good / 255]]
+    wrong += [good[None] / 255, torch.zeros(2, 3, 32, 32), ["absent.jpg"], [tmp_path], [tmp_path / "text.jpg"]]
+    for images in wrong:
+        with pytest.raises(UserError, match=r"^images"):
+            net.embed(images)
+    with pytest.raises(UserError, match=r"^batch_size is 0"):
+        net.embed([good], batch_size=0)
+
+
+def test_a_backbone_is_one_line_on_the_screen(tiny_run: Path) -> None:
+    assert repr(fastssl.load(tiny_run, device="cpu")) == "Pretrained(resnet_tiny, 16 px, step 5, on cpu)"
 
 
 def test_every_format_carries_the_same_lines(photo: np.ndarray, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from fastssl.data.sources import SPLITS, open_source
 from fastssl.data.sources.base import Source, Stream, renumber
 from fastssl.data.sources.choices import Choices
 from fastssl.data.storage import parents
-from fastssl.errors import UserError
+from fastssl.errors import UserError, option
 from fastssl.runs.files import remove_abandoned
 from fastssl.runs.machine import cores
 
@@ -186,7 +186,10 @@ def _convert_to(
     for target in targets:
         check_target(target, job)
         if target.exists() and not overwrite:
-            raise UserError(f"{target} exists already.", "Add --force to replace it, or choose another output.")
+            raise UserError(
+                f"{target} exists already.",
+                f"Add {option('overwrite', True, flag='force')} to replace it, or choose another output.",
+            )
     source = opened()
     unchanged = {"seed": which["seed"], "val_count": 0, "fraction": 1.0, "limit": None, "shuffle": False}
     with parents(out.parent):

@@ -24,10 +24,9 @@ from fastssl.data.convert.tally import Tally, make_manifest
 from fastssl.data.manifest import Manifest, manifest_path
 from fastssl.data.sources.base import Indexed, Source
 from fastssl.data.storage import writing
-from fastssl.errors import UserError
+from fastssl.errors import UserError, option
 from fastssl.runs.files import atomic_json, put_in_place, remove, temporary_name
 
-_FIX = "Fix or remove what cannot be read, or leave it out with --on-error skip."
 MAX_SHOWN = 1000  # unreadable images named in an error
 Progress = Callable[[int, int | None], None]
 
@@ -78,7 +77,8 @@ def converted(
         journal = Journal(out, _fingerprint(source, positions_N, job.options)) if job.resume else None
         if journal is not None and journal.is_stale():
             source.account.notes.append(
-                "--resume: the source or the options changed since the interrupted conversion, which starts anew"
+                f"{option('resume', True)}: the source or the options changed since the interrupted conversion, "
+                "which starts anew"
             )
         yield HiddenOutput(temporary, out, _write(job, temporary, source, positions_N, journal), journal)
     finally:
@@ -150,13 +150,14 @@ def _failed(job: Job, tally: Tally) -> bool:
 def unreadable(name: str, skipped: Sequence[tuple[str, str]], count: int, total: int) -> UserError:
     """The error that lists the images that cannot be read, (key, reason), `count` of `total`."""
     lines = [reason if key in reason or repr(key) in reason else f"{key!r}: {reason}" for key, reason in skipped]
+    fix = f"Fix or remove what cannot be read, or leave it out with {option('on_error', 'skip')}."
     if count == 1:
-        return UserError(f"{lines[0].rstrip('.')}.", _FIX)
+        return UserError(f"{lines[0].rstrip('.')}.", fix)
     more = count - len(lines[:MAX_SHOWN])
     listed = "\n".join(f"  {line}" for line in lines[:MAX_SHOWN]) + (f"\n  and {more} more" if more else "")
     return UserError(
         f"{count} of {total} images of {name} cannot be read:\n{listed}.",
-        _FIX,
+        fix,
     )
 
 

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fastssl.errors import option
+
 MAX_PIXELS = 89_478_485  # Pillow's own threshold for a decompression bomb: a quarter of a gigabyte of RGB
 
 
@@ -31,7 +33,8 @@ def check_size(height: int, width: int, max_pixels: int) -> None:
     if height < 1 or width < 1:
         raise ValueError(f"its header states {width}x{height} pixels")
     if height * width > max_pixels:
-        raise ValueError(f"its {width}x{height} pixels exceed the limit of {max_pixels}; raise it with --max-pixels")
+        fix = f"raise it with {option('max_pixels')}"
+        raise ValueError(f"its {width}x{height} pixels exceed the limit of {max_pixels}; {fix}")
 
 
 def upright(image_HWC: np.ndarray, orientation: object) -> np.ndarray:

@@ -9,7 +9,7 @@ from fastssl.data.sources.base import IMAGE_SUFFIXES, Indexed, Item, is_image_na
 from fastssl.data.sources.choices import Choices
 from fastssl.data.sources.folders import read_file
 from fastssl.data.sources.labels import number_labels, read_labels
-from fastssl.errors import UserError
+from fastssl.errors import UserError, option
 
 IMAGE_COLUMNS = (
     *("path", "file", "filename", "file_name", "filepath", "file_path", "image", "img", "image_path", "img_path"),
@@ -102,7 +102,7 @@ def _header(path: Path, rows: list[list[str]], choices: Choices) -> tuple[list[s
         raise UserError(
             f"{path}: the first line ({', '.join(head)[:80]}) holds no column that names images, and its first field "
             "is no image file.",
-            f"Name the column with --image-column, or call it one of: {', '.join(IMAGE_COLUMNS)}.",
+            f"Name the column with {option('image_column')}, or call it one of: {', '.join(IMAGE_COLUMNS)}.",
         )
     return [], rows
 
@@ -111,12 +111,16 @@ def _column(path: Path, head: Sequence[str], given: str | None, known: Sequence[
     """Position of the column that a person gave, else of the first known name; None where there is no such label."""
     if given is not None:
         if given not in head:
-            raise UserError(f"{path} has no column {given!r}.", f"Set --{what}-column to one of: {', '.join(head)}.")
+            raise UserError(
+                f"{path} has no column {given!r}.", f"Set {option(f'{what}_column')} to one of: {', '.join(head)}."
+            )
         return head.index(given)
     lower = [cell.lower() for cell in head]
     position = next((lower.index(name) for name in known if name in lower), None)
     if position is None and what == "image":
-        raise UserError(f"{path} has no column of images.", f"Set --image-column to one of: {', '.join(head)}.")
+        raise UserError(
+            f"{path} has no column of images.", f"Set {option('image_column')} to one of: {', '.join(head)}."
+        )
     return position
 
 

@@ -25,7 +25,7 @@ from fastssl.data.loaders import layout
 from fastssl.data.sources import Indexed, Source, open_source
 from fastssl.data.sources.choices import Choices
 from fastssl.data.storage import parents
-from fastssl.errors import UserError
+from fastssl.errors import UserError, option
 from fastssl.models import pretrainer
 from fastssl.pretrained.embedding.table import Table, pyarrow
 from fastssl.pretrained.load import Pretrained, load
@@ -114,7 +114,7 @@ def embed(
 
 def check(out: Path, *, batch_size: int) -> None:
     if out.suffix not in (".npy", ".parquet"):
-        raise UserError(f"--out is {out}.", "Give it the suffix .npy or .parquet.")
+        raise UserError(f"{option('out')} is {out}.", "Give it the suffix .npy or .parquet.")
     if out.is_dir():
         raise UserError(f"{out} is a folder.", "Give the name of a file, such as features.npy.")
     if batch_size < 1:

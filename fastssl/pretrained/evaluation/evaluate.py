@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastssl import build
-from fastssl.errors import UserError
+from fastssl.errors import UserError, option
 from fastssl.pretrained.evaluation.features import LAYERS, Key, Progress, features
 from fastssl.pretrained.evaluation.finetune import finetune
 from fastssl.pretrained.evaluation.splits import On, OnError, Part, splits
@@ -78,7 +78,9 @@ def evaluate(
     check_options(probes, views, layers, few_label_pct, on)
     net = load(run, device=device, recipe=recipe, checkpoint=checkpoint)
     if "projector" in layers and net.projector is None:
-        raise UserError("These weights hold the backbone alone.", "Leave --layers at backbone, or give the run.")
+        raise UserError(
+            "These weights hold the backbone alone.", f"Leave {option('layers')} at backbone, or give the run."
+        )
     on = on or default_on(net, data=data, test=test)
     folder = net.run_dir / "features" if net.run_dir else None
     if on == "pretraining":
@@ -179,16 +181,17 @@ def keep(record: dict[str, Any], path: Path) -> str | None:
 def check_options(
     probes: Sequence[str], views: Sequence[int], layers: Sequence[str], few_label_pct: Sequence[float], on: Any
 ) -> None:
-    for name, chosen, known in (("--probe", probes, PROBES), ("--layers", layers, LAYERS)):
+    for name, chosen, known in ((option("probes", flag="probe"), probes, PROBES), (option("layers"), layers, LAYERS)):
         wrong = [value for value in chosen if value not in known]
         if wrong or not chosen:
             raise UserError(f"{name} {','.join(wrong) or 'is empty'}.", f"Choose of {', '.join(known)}.")
     if not views or not all(1 <= count <= MAX_VIEWS for count in views):
-        raise UserError(f"--views {','.join(map(str, views))}.", f"Give numbers from 1 to {MAX_VIEWS}.")
+        raise UserError(f"{option('views')} {','.join(map(str, views))}.", f"Give numbers from 1 to {MAX_VIEWS}.")
     if not all(0 < share < 100 for share in few_label_pct):
-        raise UserError(f"--few-label {','.join(map(str, few_label_pct))}.", "Give percentages between 0 and 100.")
+        name = option("few_label_pct", flag="few_label")
+        raise UserError(f"{name} {','.join(map(str, few_label_pct))}.", "Give percentages between 0 and 100.")
     if on is not None and on not in get_args(On):
-        raise UserError(f"--on {on}.", f"Choose {', '.join(get_args(On))}.")
+        raise UserError(f"{option('on', on)}.", f"Choose {', '.join(get_args(On))}.")
 
 
 def frozen_rows(

@@ -22,7 +22,7 @@ from torch import Tensor
 from fastssl import build
 from fastssl.augment.augment import Augment
 from fastssl.data.batch import Batch
-from fastssl.errors import UserError
+from fastssl.errors import UserError, option
 from fastssl.models import pretrainer
 from fastssl.pretrained.evaluation.splits import Part
 from fastssl.pretrained.load import Pretrained
@@ -112,7 +112,7 @@ def project(net: Pretrained, h_BF: Tensor) -> Tensor:
     if net.projector is None:
         raise UserError(
             "These weights hold the backbone alone, so there is no projector layer.",
-            "Leave --layers at backbone, or give the run.",
+            f"Leave {option('layers')} at backbone, or give the run.",
         )
     z_BD: Tensor = net.projector(h_BF.float())
     return z_BD

@@ -14,7 +14,7 @@ from fastssl import build
 from fastssl.data.convert import convert
 from fastssl.data.manifest import Manifest, manifest_path
 from fastssl.data.sources import NAMES
-from fastssl.errors import UserError
+from fastssl.errors import UserError, option
 from fastssl.pretrained.load import Pretrained
 from fastssl.probes import evaluate as measures
 
@@ -66,7 +66,10 @@ def splits(
         UserError: when a file is absent or unlabeled, or its classes or channels do not fit.
     """
     if data is None and test is not None and on == "val":
-        raise UserError("--test names a test set, but the evaluation is on val.", "Add --on test, or leave out --test.")
+        raise UserError(
+            f"{option('test')} names a test set, but the evaluation is on val.",
+            f"Add {option('on', 'test')}, or leave out {option('test')}.",
+        )
     name = data if data is not None else net.recipe.data.probe_path or net.recipe.data.path
     own = data is None  # the recipe's own files may have any name
     labeled = labeled_part(existing(Path(name)) if own else file_of(name, "train", folder, on_error))
@@ -94,7 +97,9 @@ def test_name(net: Pretrained, data: str | Path | None, test: str | Path | None)
         return net.recipe.data.test_path
     if data is not None and Path(data).suffix != ".beton":
         return data  # a source has its own test split
-    raise UserError("There is no test set to evaluate on.", "Name one with --test FILE, or use --on val.")
+    raise UserError(
+        "There is no test set to evaluate on.", f"Name one with {option('test')}, or use {option('on', 'val')}."
+    )
 
 
 def file_of(name: str | Path, split: str, folder: Path | None, on_error: OnError = "fail") -> Path:
@@ -118,9 +123,11 @@ def file_of(name: str | Path, split: str, folder: Path | None, on_error: OnError
 
 def existing(path: Path) -> Path:
     if path.is_dir():
-        raise UserError(f"{path} is a folder of shards.", "Name a labeled .beton with --data.")
+        raise UserError(f"{path} is a folder of shards.", f"Name a labeled .beton with {option('data')}.")
     if not path.is_file():
-        raise UserError(f"{path} does not exist.", "Name a labeled .beton with --data, made by `fastssl convert`.")
+        raise UserError(
+            f"{path} does not exist.", f"Name a labeled .beton with {option('data')}, made by `fastssl convert`."
+        )
     return path
 
 
@@ -137,5 +144,5 @@ def check_channels(net: Pretrained, part: Part) -> None:
     if part.manifest.channels != channels:
         raise UserError(
             f"{part.path} has images of {part.manifest.channels} channels, the network takes {channels}.",
-            f"Convert the data with --channels {channels}.",
+            f"Convert the data with {option('channels', channels)}.",
         )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastssl import build
-from fastssl.errors import UserError
+from fastssl.errors import UserError, option
 from fastssl.models import pretrainer
 from fastssl.pretrained.evaluation.features import Progress, features, project
 from fastssl.pretrained.evaluation.splits import Part
@@ -31,7 +31,7 @@ def pretraining_part(net: Pretrained) -> Part:
         what = "is a folder of shards" if data.path.is_dir() else "does not exist"
         raise UserError(
             f"{data.path} {what}, so the pretraining images cannot be picked from it.",
-            "Run from the folder that the recipe's paths start from, or name labeled images with --data.",
+            f"Run from the folder that the recipe's paths start from, or name labeled images with {option('data')}.",
         )
     labels_N = build.data.labels_of(data.path)
     probe_labels_N = build.data.labels_of(data.probe_path) if data.probe_path else labels_N

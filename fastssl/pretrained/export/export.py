@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from fastssl.data.manifest import manifest_path
 from fastssl.data.storage import parents, writing
-from fastssl.errors import UserError
+from fastssl.errors import UserError, option
 from fastssl.pretrained.export import graphs, huggingface
 from fastssl.pretrained.export import weights as files
 from fastssl.pretrained.export.record import record_of
@@ -75,8 +75,8 @@ def check(out: Path, to: str) -> None:
         raise UserError(f"There is no export to {to!r}.", f"Choose one of {', '.join(FORMATS)}.")
     if out.suffix not in SUFFIXES[to]:
         wanted = "the suffix " + " or ".join(SUFFIXES[to]) if to != "huggingface" else "no suffix: it is a folder"
-        raise UserError(f"--out {out} does not suit {to}.", f"Give it {wanted}.")
+        raise UserError(f"{option('out', out)} does not suit {to}.", f"Give it {wanted}.")
     if out.is_dir() or (to == "huggingface" and out.exists()):
-        raise UserError(f"{out} exists already.", "Choose another --out.")
+        raise UserError(f"{out} exists already.", f"Choose another {option('out')}.")
     if to == "onnx":
         graphs.require_onnx()
