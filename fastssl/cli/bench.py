@@ -97,8 +97,8 @@ def tta(
     from fastssl.bench.tta import parse_targets
     from fastssl.bench.tta import tta as run
     from fastssl.cli.bench_tables import tta_text
-    from fastssl.cli.progress import TrainingProgress
     from fastssl.training import guards
+    from fastssl.training.progress import TrainingProgress
 
     check_out(out)
     loaded = [ready(recipe, changes) for recipe in recipes]
@@ -160,7 +160,7 @@ def check_out(out: Path | None) -> None:
 
 
 def say(text: str) -> None:
-    from fastssl.cli.progress import console
+    from fastssl.training.progress import console
 
     console.print(text)
 

@@ -39,8 +39,8 @@ def evaluate(
         "few_label_pct": numbers("--few-label", few_label, float),
     }
     from fastssl.cli.eval_tables import table
-    from fastssl.cli.progress import file_progress
     from fastssl.pretrained.evaluation.evaluate import evaluate as judge
+    from fastssl.training.progress import file_progress
 
     with file_progress("Working on") as progress:
         record = judge(

@@ -25,10 +25,11 @@ def sweep(
 
     Exit codes: 0 all cells are done, 2 some failed, 75 stopped by a signal after saving.
     """
-    from fastssl.cli.progress import TrainingProgress, console, conversion_progress
+    from fastssl.cli.progress import conversion_progress
     from fastssl.cli.tables import sweep_table
     from fastssl.report.cells import changes_text
     from fastssl.training import guards
+    from fastssl.training.progress import TrainingProgress, console
     from fastssl.training.sweep import parse_grid
     from fastssl.training.sweep import sweep as run
 

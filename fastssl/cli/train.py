@@ -46,9 +46,10 @@ def train(
         print_result(described, described["text"], as_json)
         return
     from fastssl.build import ranks
-    from fastssl.cli.progress import TrainingProgress, console, conversion_progress, summary_text
+    from fastssl.cli.progress import conversion_progress, summary_text
     from fastssl.training import guards
     from fastssl.training.loop import train as run
+    from fastssl.training.progress import TrainingProgress, console
     from fastssl.training.trackers import Writers
 
     folder = run_dir or Path("runs") / resolved.name
@@ -87,7 +88,8 @@ def images_plan(recipe: str) -> "Plan | None":
 def made_recipe(plan: "Plan") -> Path:
     """Says what will happen, and does it up to the recipe."""
     from fastssl.bench.own_images import carry_out
-    from fastssl.cli.progress import console, conversion_progress
+    from fastssl.cli.progress import conversion_progress
+    from fastssl.training.progress import console
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(

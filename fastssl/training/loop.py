@@ -6,7 +6,7 @@ and, when done, summary.json. Under torchrun every rank runs this same file; ran
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fastssl import build
 from fastssl.build import ranks
 from fastssl.data.batch import Batch
-from fastssl.errors import Interrupted, UserError
+from fastssl.errors import Interrupted, UserError, option
 from fastssl.losses.loss import Terms
 from fastssl.probes import table
 from fastssl.recipe import progressive
@@ -30,13 +30,13 @@ from fastssl.training.distributed import agree
 from fastssl.training.guards import NAMES, Interrupts, torch_settings
 from fastssl.training.own_parts import OwnLoss, with_own
 from fastssl.training.prefetch import prefetch_views
+from fastssl.training.progress import ConversionProgress, shown
 from fastssl.training.resume import restore, save
 from fastssl.training.saver import must_be_whole
 from fastssl.training.state import Observer, Run, assemble
 from fastssl.training.threads import threads
 from fastssl.training.warm_up import compile_kernels
 
-ConvertProgress = Callable[[str, int, int | None], None]
 MOST_SKIPPED_IN_A_ROW = 50
 GROUP_TIMEOUT_S = 24 * 3600.0  # converting may take hours; a step that hangs is the watchdog's
 
@@ -47,7 +47,8 @@ def train(
     run_dir: str | Path | None = None,
     resume: bool = False,
     observe: Observer | None = None,
-    convert_progress: ConvertProgress | None = None,
+    convert_progress: ConversionProgress | None = None,
+    progress: bool | None = None,
     backbone: nn.Module | None = None,
     loss: OwnLoss | None = None,
     policy: Sequence[ViewSpec] | None = None,
@@ -60,6 +61,8 @@ def train(
         resume: continue from the newest whole checkpoint in `run_dir`, if there is one.
         observe: called with every record of metrics.jsonl as it is written, and with {"event": "start", ...} first.
         convert_progress: called with (file, images done, images in all) while a data file is made.
+        progress: show what happens on standard error: a bar in a terminal, else a line per epoch and every 30 s. None
+            shows it in a terminal and a notebook, unless `observe` is given.
         backbone: a module to train in place of the recipe's, from images (N, C, H, W) to features (N, F).
         loss: to use in place of the recipe's, from embeddings (V, B, D), float32, to a scalar, or to terms of which
             "loss" is it; the recipe cannot name it, so a resume has to be given it again.
@@ -77,27 +80,28 @@ def train(
     build.preflight.check(recipe)
     check_run_dir(folder, recipe, resume=resume)
     ranks.start(build.hardware.device(recipe).type, timeout_s=GROUP_TIMEOUT_S)
-    convert_once(recipe, convert_progress)
-    with torch_settings(recipe), threads(recipe) as threads_taken:
-        run = assemble(recipe, folder, observe or (lambda record: None), backbone=backbone, loss=loss)
-        if ranks.is_main():
-            folder.mkdir(parents=True, exist_ok=True)
-        alone = lock(folder, on_warning=run.warn) if ranks.is_main() else contextlib.nullcontext()
-        with alone, Interrupts() as interrupts:
-            try:
-                ranks.barrier()  # the lock is held, the folder is there
-                if resume:
-                    restore(run)
-                with record_failure(folder if ranks.is_main() else None):
-                    begin(run, threads_taken)
-                    loop(run, interrupts)
-                    return finish(run)
-            finally:
-                run.saver.close()
-                parallel.close(run.train_step)
+    with shown(progress, observe, convert_progress) as (observing, converting):
+        convert_once(recipe, converting)
+        with torch_settings(recipe), threads(recipe) as threads_taken:
+            run = assemble(recipe, folder, observing, backbone=backbone, loss=loss)
+            if ranks.is_main():
+                folder.mkdir(parents=True, exist_ok=True)
+            alone = lock(folder, on_warning=run.warn) if ranks.is_main() else contextlib.nullcontext()
+            with alone, Interrupts() as interrupts:
+                try:
+                    ranks.barrier()  # the lock is held, the folder is there
+                    if resume:
+                        restore(run)
+                    with record_failure(folder if ranks.is_main() else None):
+                        begin(run, threads_taken)
+                        loop(run, interrupts)
+                        return finish(run)
+                finally:
+                    run.saver.close()
+                    parallel.close(run.train_step)
 
 
-def convert_once(recipe: Recipe, progress: ConvertProgress | None) -> None:
+def convert_once(recipe: Recipe, progress: ConversionProgress | None) -> None:
     """Makes absent data files: rank 0 first, then the first rank of any machine that still lacks them."""
     if ranks.is_main():
         build.data.ensure_data(recipe, progress=progress)
@@ -389,7 +393,7 @@ def finish(run: Run) -> dict[str, Any]:
         if waits:
             raise UserError(
                 f"metrics.jsonl cannot be written: {waits}.",
-                f"Free space on the disk of {run.run_dir} and call again with --resume.",
+                f"Free space on the disk of {run.run_dir} and call again with {option('resume', True)}.",
             )
         atomic_json(run.run_dir / "summary.json", summary)
     ranks.barrier()

@@ -291,8 +291,8 @@ def test_the_version_and_the_verbs_in_order_of_use(fastssl_command: Command) -> 
 
 
 def test_a_text_in_brackets_is_shown_and_not_taken_for_a_style(capsys: pytest.CaptureFixture[str]) -> None:
-    from fastssl.cli.progress import console as stderr
     from fastssl.cli.tables import doctor_text
+    from fastssl.training.progress import console as stderr
 
     fix = "pip install 'fastssl-vision[parquet]'"
     stderr.print(f"Warning: {fix}", soft_wrap=True)
