@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fastssl.data.convert.prepare import Shape, prepare
 from fastssl.data.sources.base import Indexed, Item, Source
-from fastssl.errors import UserError
+from fastssl.errors import UserError, option
 
 SAMPLED = 16  # images prepared to estimate the size of all
 _MEMBER_BYTES = 2048  # headers, padding and label of an image in a shard
@@ -51,7 +51,8 @@ def check_space(
     if needed > disk.free:
         raise UserError(
             f"{count} images of {source.name} need about {_size(needed)}, {folder} has {_size(disk.free)} free.",
-            "Free some space, choose another target, or set --side-px, --max-side-px, --mode jpg or --fraction.",
+            f"Free some space, choose another target, or set {option('side_px')}, {option('max_side_px')}, "
+            f"{option('mode', 'jpg')} or {option('fraction')}.",
         )
 
 
