@@ -1,6 +1,6 @@
 """What a source held and what was passed over, in a few lines."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fastssl.data.manifest import Manifest
@@ -34,6 +34,15 @@ def source_lines(account: Mapping[str, Any]) -> list[str]:
         rest = sum(count for _, count in passed[MOST_REASONS:])
         lines.append(f"Passed over: {', '.join(shown)}" + (f", and {rest} others." if rest else "."))
     return lines + [f"{note}." for note in account.get("notes") or ()]
+
+
+def warning_lines(warnings: Iterable[Mapping[str, Any]]) -> list[str]:
+    """One line for each kind of notice about images that were read, from the JSON of `Warned`."""
+    lines = []
+    for warned in warnings:
+        first = f", first {warned['first']}" if warned["first"] else ""
+        lines.append(f"Warning: {warned['text']} ({many(warned['item_count'], 'image')}{first}).")
+    return lines
 
 
 def skipped_lines(manifest: Manifest) -> list[str]:

@@ -83,7 +83,7 @@ def convert(
     as_json: JsonOption = False,
 ) -> None:
     """Convert images into one file that loads at memory speed."""
-    from fastssl.cli.account import account_lines
+    from fastssl.cli.account import account_lines, warning_lines
     from fastssl.cli.progress import conversion_progress
     from fastssl.data.convert.convert import convert as run
     from fastssl.data.convert.labels import read_classes
@@ -124,9 +124,8 @@ def convert(
             download=download,
             progress=lambda done, total: progress(str(out or source), done, total),
         )
-    for warned in manifest.warnings:
-        first = f", first {warned.first}" if warned.first else ""
-        print(f"Warning: {warned.text} ({warned.item_count} images{first}).", file=sys.stderr)
+    for line in warning_lines(warned._asdict() for warned in manifest.warnings):
+        print(line, file=sys.stderr)
     lines = account_lines(manifest, source if out is None or check else str(out))
     if not check and format == "beton":
         lines.append(f"Next: fastssl recipe new {shlex.quote(str(out))}")

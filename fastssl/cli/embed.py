@@ -1,5 +1,6 @@
 """`fastssl embed`: turn every image of a source into features."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -47,7 +48,7 @@ def embed(
     as_json: JsonOption = False,
 ) -> None:
     """Turn every image of a source into features, with ids and labels."""
-    from fastssl.cli.account import source_lines
+    from fastssl.cli.account import source_lines, warning_lines
     from fastssl.cli.progress import counting
     from fastssl.data.sources.choices import Choices
     from fastssl.pretrained.embedding.embed import embed as run
@@ -70,5 +71,7 @@ def embed(
         )
     skipped = f", {record['skipped']} skipped" if record["skipped"] else ""
     step = f", checkpoint of step {record['step']:,}" if record["step"] is not None else ""
+    for line in warning_lines(record["warnings"]):
+        print(line, file=sys.stderr)
     text = f"{out}: {record['count']} images, {record['features_dim']} features each{skipped}{step}"
     print_result(record, "\n".join([text, *source_lines(record["account"])]), as_json)

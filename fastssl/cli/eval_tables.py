@@ -6,6 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from fastssl.cli.account import many, source_lines, warning_lines
 from fastssl.probes.table import figures_text
 
 
@@ -36,4 +37,16 @@ def table(record: dict[str, Any], *, width: int = 100) -> str:
     console.print(f"On {images}: n = {judged['images']:,} of {judged['path']}{step}", soft_wrap=True)
     if record["on"] == "pretraining":
         console.print("No accuracy: name labeled images with --data for one.", soft_wrap=True)
+    for part in (record["train"], judged):
+        for text in part_lines(part or {}):
+            console.print(text, soft_wrap=True)
     return out.getvalue().rstrip()
+
+
+def part_lines(part: dict[str, Any]) -> list[str]:
+    """What the source of a part held and what was passed over; nothing of a .beton."""
+    if "source" not in part:
+        return []
+    skipped = f", {part['skipped']} skipped" if part["skipped"] else ""
+    first = f"{part['source']}, split {part['split']}: {many(part['images'], 'labeled image')} used{skipped}."
+    return [first, *source_lines(part["account"]), *warning_lines(part["notices"])]

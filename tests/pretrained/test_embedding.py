@@ -125,3 +125,17 @@ def test_the_command_ends_with_one_record(tiny_run: Path, tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["count"] == 20
     assert np.load(tmp_path / "f.npy").shape[0] == 20
+
+
+def test_what_was_noticed_of_images_is_counted_and_printed(tiny_run: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    (tmp_path / "in").mkdir()
+    for i in range(3):
+        pixels = rng.integers(0, 200, (16, 16, 3 if i == 0 else 4), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "in" / f"{i}.png")
+    words = ["embed", str(tiny_run), str(tmp_path / "in"), "--out", str(tmp_path / "f.npy"), "--device", "cpu"]
+    done = subprocess.run([sys.executable, "-m", "fastssl", *words], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (warned,) = json.loads((tmp_path / "f.npy.json").read_text())["warnings"]
+    assert (warned["item_count"], warned["first"]) == (2, "1.png")
+    assert f"Warning: {warned['text']} (2 images, first 1.png)." in done.stderr.splitlines()

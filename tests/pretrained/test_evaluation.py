@@ -190,6 +190,71 @@ def test_a_folder_of_images_is_converted_into_the_run(run: Path, tmp_path: Path)
     assert (record["train"]["images"], record["judged"]["images"]) == (12, 6)
 
 
+def photo_splits(folder: Path, *names: str) -> Path:
+    """Two transparent and two plain photos of each class and split, and a file that is none."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for split in names:
+        for name in ("cat", "dog"):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(4):
+                pixels = rng.integers(0, 200, (16, 16, 4 if i < 2 else 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / split / name / f"{i}.png")
+        (folder / split / "notes.txt").write_text("no image")
+    return folder
+
+
+def test_a_source_without_a_test_split_is_judged_on_val_and_says_so(run: Path, tmp_path: Path) -> None:
+    pets = photo_splits(tmp_path / "pets", "train", "val")
+    record = judge(run, data=pets, on="test", probes=["knn"], **QUICK)
+    assert (record["judged"]["split"], record["judged"]["images"]) == ("val", 8)
+    assert record["warnings"][0] == f"{pets} has no test split; its val split was judged instead"
+    assert (
+        judge(run, data=photo_splits(tmp_path / "all", "train", "val", "test"), on="test", probes=["knn"], **QUICK)[
+            "judged"
+        ]["split"]
+        == "test"
+    )
+    with pytest.raises(UserError, match="split 'test'"):
+        judge(run, data=photo_splits(tmp_path / "one", "train"), on="test", probes=["knn"], **QUICK)
+
+
+def test_an_evaluation_ends_with_the_account_of_its_sources(run: Path, tmp_path: Path) -> None:
+    pets = photo_splits(tmp_path / "pets", "train", "test")
+    done = command("eval", str(run), "--data", str(pets), "--on", "test", "--probe", "knn", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    for split in ("train", "test"):
+        at = lines.index(f"{pets}, split {split}: 8 labeled images used.")
+        assert lines[at + 1] == "Splits: test 8, train 8."
+        assert lines[at + 2] == "Passed over: 2 x .txt file."
+        assert "transparent" in lines[at + 3]
+        assert "(4 images, first " in lines[at + 3]
+
+
+def test_the_head_of_fine_tuning_has_as_many_outputs_as_there_are_classes(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Labels of 7 and 10^9 give the accuracy that 0 and 1 give."""
+    from fastssl.data.convert.labels import relabel
+    from fastssl.pretrained.evaluation import finetune as module
+    from fastssl.pretrained.evaluation.splits import labeled_part
+
+    net, results, outputs = fastssl.load(run, device="cpu"), [], []
+    whole = module.classifier
+    monkeypatch.setattr(module, "classifier", lambda net, classes: outputs.append(classes) or whole(net, classes))
+    path = tmp_path / "two.beton"
+    convert(photo_splits(tmp_path / "pets", "train"), path)
+    for labels in ([0] * 4 + [1] * 4, [7] * 4 + [10**9] * 4):
+        relabel(path, np.array(labels))
+        part = labeled_part(path)
+        assert part.labels_N.tolist() == labels
+        results.append(finetune(net, part, part, epochs=1, lr=3e-3))
+    assert outputs == [2, 2]
+    assert results[0] == results[1] > 50
+
+
 def test_fine_tuning_learns_and_leaves_the_network_alone(run: Path) -> None:
     net = fastssl.load(run, device="cpu")
     learn, held = splits(net, data=None, test=None, on="val", folder=None)

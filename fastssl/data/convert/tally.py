@@ -21,6 +21,42 @@ FAR_BELOW = 1 << 14  # a largest 16-bit value below this wastes two bits or more
 
 
 @dataclasses.dataclass(slots=True)
+class Notices:
+    """What was noticed of images that were read, counted by kind."""
+
+    warnings: dict[str, Warned] = dataclasses.field(default_factory=dict)
+    deep_count: int = 0
+    deep_peak: int = 0
+
+    def add(self, run: Run) -> None:
+        """Count a run in."""
+        self.deep_count += run.deep_count
+        self.deep_peak = max(self.deep_peak, run.deep_peak)
+        for key, text in run.warnings:
+            self._warn(text, key)
+
+    def _warn(self, text: str, key: str) -> None:
+        """Count a notice; those that differ in their numbers alone are one."""
+        text = re.sub(r"\b(0x[0-9a-fA-F]+|\d+)\b", "N", text)
+        if text not in self.warnings and len(self.warnings) >= MAX_WARNINGS:
+            text = "further warnings"
+        known = self.warnings.get(text, Warned(text, 0, key))
+        self.warnings[text] = known._replace(item_count=known.item_count + 1)
+
+    def all(self, *, stretch: int | None) -> tuple[Warned, ...]:
+        """Most frequent first; and before them, what the 16-bit images together show."""
+        notices = sorted(self.warnings.values(), key=lambda warned: -warned.item_count)
+        if stretch is None and self.deep_count and self.deep_peak < FAR_BELOW:
+            top = max(1, (1 << self.deep_peak.bit_length()) - 1)
+            text = (
+                f"{self.deep_peak} of 65535 is the largest value of all 16-bit images, as 8 bits only "
+                f"{self.deep_peak // 257 + 1} levels of 256; --stretch {top} takes {top} for white"
+            )
+            notices.insert(0, Warned(text, self.deep_count, ""))
+        return tuple(notices)
+
+
+@dataclasses.dataclass(slots=True)
 class Tally:
     """Running figures of a conversion, in order of storing.
 
@@ -37,9 +73,7 @@ class Tally:
     sizes: int = 0
     skipped: list[Skipped] = dataclasses.field(default_factory=list)
     skipped_count: int = 0
-    warnings: dict[str, Warned] = dataclasses.field(default_factory=dict)
-    deep_count: int = 0
-    deep_peak: int = 0
+    notices: Notices = dataclasses.field(default_factory=Notices)
     hash: Any = dataclasses.field(default_factory=hashlib.sha256)
 
     def add(self, run: Run) -> None:
@@ -57,31 +91,8 @@ class Tally:
             self.smallest = (min(low[0], height), min(low[1], width))
             self.largest = (max(self.largest[0], height), max(self.largest[1], width))
         self.skipped_count += len(run.refused)
-        self.deep_count += run.deep_count
-        self.deep_peak = max(self.deep_peak, run.deep_peak)
-        for key, text in run.warnings:
-            self._warn(text, key)
+        self.notices.add(run)
         self.skipped += map(Skipped._make, run.refused[: max(0, MAX_LISTED - len(self.skipped))])
-
-    def _warn(self, text: str, key: str) -> None:
-        """Count a notice; those that differ in their numbers alone are one."""
-        text = re.sub(r"\b(0x[0-9a-fA-F]+|\d+)\b", "N", text)
-        if text not in self.warnings and len(self.warnings) >= MAX_WARNINGS:
-            text = "further warnings"
-        known = self.warnings.get(text, Warned(text, 0, key))
-        self.warnings[text] = known._replace(item_count=known.item_count + 1)
-
-    def all_warnings(self, *, stretch: int | None) -> tuple[Warned, ...]:
-        """Most frequent first; and before them, what the 16-bit images together show."""
-        notices = sorted(self.warnings.values(), key=lambda warned: -warned.item_count)
-        if stretch is None and self.deep_count and self.deep_peak < FAR_BELOW:
-            top = max(1, (1 << self.deep_peak.bit_length()) - 1)
-            text = (
-                f"{self.deep_peak} of 65535 is the largest value of all 16-bit images, as 8 bits only "
-                f"{self.deep_peak // 257 + 1} levels of 256; --stretch {top} takes {top} for white"
-            )
-            notices.insert(0, Warned(text, self.deep_count, ""))
-        return tuple(notices)
 
     def mean_C(self) -> tuple[float, ...]:
         """Mean of each channel over all pixels, in [0, 1]."""
@@ -125,7 +136,7 @@ def make_manifest(
         options=options,
         skipped_count=tally.skipped_count,
         skipped=tuple(tally.skipped),
-        warnings=tally.all_warnings(stretch=options.get("stretch")),
+        warnings=tally.notices.all(stretch=options.get("stretch")),
         account=account.to_json(),
         shards=shards,
     )

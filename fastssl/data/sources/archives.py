@@ -13,6 +13,7 @@ from fastssl.data.sources.base import (
     MAX_ITEM_BYTES,
     Indexed,
     Item,
+    MissingSplitError,
     Place,
     Stream,
     check_places,
@@ -20,7 +21,6 @@ from fastssl.data.sources.base import (
     classes_above,
     is_image_name,
     labeled_directories,
-    missing_split,
     no_images,
     no_labels,
     place_of,
@@ -68,7 +68,7 @@ def _tar_items(path: Path, split: str, directories: dict[str, str], account: Acc
     if not places:
         raise no_images(source, account)
     if not count:
-        raise missing_split(source, split, {place.split for place in places.values() if place.split is not None})
+        raise MissingSplitError(source, split, {place.split for place in places.values() if place.split is not None})
     places = classes_above(places)
     labeled = labeled_directories(source, split, places.values())
     directories.update({directory: place.rest for directory, place in places.items() if place.rest in labeled})

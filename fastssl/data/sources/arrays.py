@@ -9,7 +9,7 @@ from typing import IO
 import numpy as np
 
 from fastssl.data.sources.account import Account
-from fastssl.data.sources.base import SPLITS, Indexed, Item, Stream, missing_split, no_labels
+from fastssl.data.sources.base import SPLITS, Indexed, Item, MissingSplitError, Stream, no_labels
 from fastssl.data.sources.labels import number_labels, read_labels
 from fastssl.errors import UserError
 
@@ -88,7 +88,7 @@ def _npz_keys(path: Path, names: set[str], split: str) -> tuple[str, str | None]
     if splits:
         image_key = _first(names, _IMAGES_OF_SPLIT, split)
         if image_key is None:
-            raise missing_split(str(path), split, splits)
+            raise MissingSplitError(str(path), split, splits)
         return image_key, _first(names, _LABELS_OF_SPLIT, split)
     image_key = _first(names, _IMAGES, split)
     if image_key is None:
@@ -97,7 +97,7 @@ def _npz_keys(path: Path, names: set[str], split: str) -> tuple[str, str | None]
             f"Name it {split}_images, or images.",
         )
     if split not in ("train", "unlabeled"):
-        raise missing_split(str(path), split, ())
+        raise MissingSplitError(str(path), split, ())
     return image_key, _first(names, _LABELS, split)
 
 

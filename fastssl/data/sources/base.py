@@ -250,10 +250,10 @@ def choose_split(
     if key is None:
         account.splits.clear()
         if split not in ("train", "unlabeled"):
-            raise missing_split(source, split, ())
+            raise MissingSplitError(source, split, ())
     chosen = [i for i, directory in enumerate(directories) if places[directory].split == key]
     if not chosen:
-        raise missing_split(source, split, (s for s in splits if s is not None))
+        raise MissingSplitError(source, split, (s for s in splits if s is not None))
     chosen.sort(key=names.__getitem__)
     if split == "unlabeled":
         return chosen, (), no_labels(len(chosen))
@@ -290,10 +290,14 @@ def no_images(source: str, account: Account) -> UserError:
     )
 
 
-def missing_split(name: str, split: str, splits: Iterable[str]) -> UserError:
-    """The error for a split that a source does not have."""
-    others = ", ".join(sorted(splits))
-    return UserError(f"{name} has no images for split {split!r}.", f"Set split to one of: {others or 'train'}.")
+class MissingSplitError(UserError):
+    """A source has no images of a split; `splits` are those that it has."""
+
+    def __init__(self, name: str, split: str, splits: Iterable[str]) -> None:
+        words = set(splits)
+        others = ", ".join(sorted(words))
+        super().__init__(f"{name} has no images for split {split!r}.", f"Set split to one of: {others or 'train'}.")
+        self.splits = {split_of(word) for word in words}
 
 
 def files_of_split(paths: Sequence[Path], split: str, folder: Path) -> list[Path]:
@@ -309,7 +313,7 @@ def files_of_split(paths: Sequence[Path], split: str, folder: Path) -> list[Path
         return sorted(paths)
     chosen = sorted(path for path in paths if words[path] == split)
     if not chosen:
-        raise missing_split(str(folder), split, {word for word in words.values() if word})
+        raise MissingSplitError(str(folder), split, {word for word in words.values() if word})
     return chosen
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fastssl.data.sources.account import Account
-from fastssl.data.sources.base import MAX_ITEM_BYTES, SPLITS, Item, Stream, missing_split
+from fastssl.data.sources.base import MAX_ITEM_BYTES, SPLITS, Item, MissingSplitError, Stream
 from fastssl.data.sources.choices import Choices
 from fastssl.data.sources.labels import read_label
 from fastssl.errors import UserError, option
@@ -52,7 +52,7 @@ def arrow_source(folder: Path, split: str, choices: Choices) -> Stream:
         found = json.loads((folder / "dataset_dict.json").read_text()).get("splits", [])
         wanted = next((word for word in found if word.lower() in SPLITS[split]), None)
         if wanted is None:
-            raise missing_split(str(folder), split, found)
+            raise MissingSplitError(str(folder), split, found)
         part = folder / wanted
     else:
         part = folder

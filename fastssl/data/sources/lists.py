@@ -5,7 +5,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fastssl.data.sources.account import Account
-from fastssl.data.sources.base import IMAGE_SUFFIXES, Indexed, Item, is_image_name, missing_split, no_labels, split_of
+from fastssl.data.sources.base import (
+    IMAGE_SUFFIXES,
+    Indexed,
+    Item,
+    MissingSplitError,
+    is_image_name,
+    no_labels,
+    split_of,
+)
 from fastssl.data.sources.choices import Choices
 from fastssl.data.sources.folders import read_file
 from fastssl.data.sources.labels import number_labels, read_labels
@@ -133,7 +141,7 @@ def _of_split(path: Path, head: list[str], rows: list[list[str]], split: str, ac
     account.splits.update(words)
     chosen = [row for row, word in zip(rows, words, strict=True) if split_of(word) == split]
     if not chosen:
-        raise missing_split(str(path), split, set(words))
+        raise MissingSplitError(str(path), split, set(words))
     return chosen
 
 

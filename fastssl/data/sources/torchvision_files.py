@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fastssl.data.sources.base import Indexed, Item, missing_split
+from fastssl.data.sources.base import Indexed, Item, MissingSplitError
 from fastssl.errors import UserError
 
 DEFAULT_ROOT = Path("~/.cache/fastssl")
@@ -29,7 +29,7 @@ def torchvision_source(name: str, split: str, *, root: Path | None, download: bo
     if name == "stl10":
         return _stl10(split, root, download)
     if split not in ("train", "test"):
-        raise missing_split(name, split, ("train", "test"))
+        raise MissingSplitError(name, split, ("train", "test"))
     from torchvision import datasets
 
     kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
@@ -40,7 +40,7 @@ def torchvision_source(name: str, split: str, *, root: Path | None, download: bo
 
 def _stl10(split: str, root: Path, download: bool) -> Indexed:
     if split == "val":
-        raise missing_split("stl10", split, ("train", "test", "unlabeled"))
+        raise MissingSplitError("stl10", split, ("train", "test", "unlabeled"))
     from torchvision import datasets
     from torchvision.datasets.utils import check_integrity, download_and_extract_archive
 

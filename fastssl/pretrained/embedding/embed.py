@@ -21,6 +21,7 @@ from fastssl.data.batch import Batch
 from fastssl.data.convert.chunks import indexed_runs, stream_runs
 from fastssl.data.convert.output import unreadable
 from fastssl.data.convert.prepare import Run, Shape
+from fastssl.data.convert.tally import Notices
 from fastssl.data.loaders import layout
 from fastssl.data.sources import Indexed, Source, open_source
 from fastssl.data.sources.choices import Choices
@@ -69,7 +70,8 @@ def embed(
         progress: called with the number of images done and, where known, of all.
 
     Returns:
-        What the .json holds: count, features_dim, classes, labeled, skipped, seconds and the backbone's origin.
+        What the .json holds: count, features_dim, classes, labeled, skipped, account, warnings, seconds and the
+        backbone's origin.
 
     Raises:
         UserError: for everything a person can fix; nothing is left half-written.
@@ -83,10 +85,11 @@ def embed(
     total = len(opened) if isinstance(opened, Indexed) else opened.count
     start = time.perf_counter()
     refused: list[tuple[str, str]] = []
-    read = 0
+    read, notices, shape = 0, Notices(), shape_of(pretrained.manifest)
     with parents(out.parent), Table(out, opened) as table:
-        for run in runs_of(opened, shape_of(pretrained.manifest), workers or cores().count):
+        for run in runs_of(opened, shape, workers or cores().count):
             refused += run.refused
+            notices.add(run)
             table.skipped += len(run.refused)
             if refused and on_error == "fail":  # the rest is only read, to list all
                 read += len(run.data)
@@ -99,6 +102,7 @@ def embed(
         if refused and on_error == "fail":
             raise unreadable(opened.name, refused, len(refused), table.count + read + len(refused))
         record = table.finish() | {
+            "warnings": [warned._asdict() for warned in notices.all(stretch=shape.stretch)],
             "seconds": round(time.perf_counter() - start, 3),
             "source": str(source),
             "split": split,

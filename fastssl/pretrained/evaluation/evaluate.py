@@ -119,6 +119,7 @@ def evaluate(
     capped = {key: value for row in rows for key, value in row.items() if key.endswith("_used")}
     remarks = list(table.remarks(capped | figures[layers[0]]).values())
     record = record_of(net, run, on=on, judged=judged, figures=figures, rows=rows, train=train)
+    remarks = [*([judged.remark] if judged.remark else []), *remarks]
     return remembered(net, record | {"warnings": list(dict.fromkeys([*remarks, *record["warnings"]]))})
 
 
@@ -266,4 +267,15 @@ def row(name: str, value_pct: float, judged: Part, train_images: int, share_pct:
 
 
 def described(part: Part) -> dict[str, Any]:
-    return {"path": str(part.path), "images": len(part.rows_N), "digest": part.manifest.digest}
+    """Path, number of images and digest; of a source that was converted for it also what it held."""
+    record = {"path": str(part.path), "images": len(part.rows_N), "digest": part.manifest.digest}
+    if part.source is None:
+        return record
+    manifest = part.manifest
+    return record | {
+        "source": part.source,
+        "split": part.split,
+        "account": dict(manifest.account),
+        "skipped": manifest.skipped_count,
+        "notices": [warned._asdict() for warned in manifest.warnings],
+    }

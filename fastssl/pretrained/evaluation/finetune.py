@@ -48,8 +48,8 @@ def finetune(
         seed: of the order of images.
         progress: called with ("fine-tuning", steps done, steps in all).
     """
-    classes = int(train.labels_N.max()) + 1
-    model = classifier(net, classes)
+    classes_C = train.labels_N.unique().to(net.device)  # sorted; labels may be any numbers
+    model = classifier(net, len(classes_C))
     batch_size = min(BATCH_SIZE, len(train.rows_N))
     loader = build.data.open_loader(
         net.recipe,
@@ -74,13 +74,14 @@ def finetune(
             optim.set_learning_rate(adam, rate)
             scores_BC = forward(model, views_of(augment, batch, epoch)[0][0], net)
             adam.zero_grad(set_to_none=True)
-            loss = nnf.cross_entropy(scores_BC, batch.labels_B, label_smoothing=LABEL_SMOOTHING)
+            targets_B = torch.searchsorted(classes_C, batch.labels_B)
+            loss = nnf.cross_entropy(scores_BC, targets_B, label_smoothing=LABEL_SMOOTHING)
             loss.backward()  # type: ignore[no-untyped-call]
             adam.step()
             step += 1
             if progress:
                 progress("fine-tuning", step, total)
-    return accuracy_pct(model, net, test)
+    return accuracy_pct(model, net, test, classes_C)
 
 
 def classifier(net: Pretrained, classes: int) -> nn.Sequential:
@@ -105,8 +106,8 @@ def forward(model: nn.Module, view_BCHW: Tensor, net: Pretrained) -> Tensor:
 
 
 @torch.no_grad()
-def accuracy_pct(model: nn.Module, net: Pretrained, test: Part) -> float:
+def accuracy_pct(model: nn.Module, net: Pretrained, test: Part, classes_C: Tensor) -> float:
     model.eval()
     loader = build.data.ordered_loader(net.recipe, test.path, test.rows_N, device=net.device)
-    guesses = [forward(model, views_of(net.clean, batch)[0][0], net).argmax(1).cpu() for batch in loader.epoch(0)]
-    return top1_pct(torch.cat(guesses), test.labels_N)
+    guesses = [forward(model, views_of(net.clean, batch)[0][0], net).argmax(1) for batch in loader.epoch(0)]
+    return top1_pct(classes_C[torch.cat(guesses)].cpu(), test.labels_N)

@@ -3,7 +3,7 @@
 N images of a part.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +14,7 @@ from fastssl import build
 from fastssl.data.convert import convert
 from fastssl.data.manifest import Manifest, manifest_path
 from fastssl.data.sources import NAMES
+from fastssl.data.sources.base import MissingSplitError
 from fastssl.errors import UserError, option
 from fastssl.pretrained.load import Pretrained
 from fastssl.probes import evaluate as measures
@@ -32,16 +33,21 @@ class Part:
         rows_N: int64 positions in the file.
         labels_N: int64 classes.
         manifest: of the file.
+        source, split: what the file was converted from for this evaluation, None for a .beton as given.
+        remark: what has to be said of the choice of images.
     """
 
     path: Path
     rows_N: Tensor
     labels_N: Tensor
     manifest: Manifest
+    source: str | None = None
+    split: str | None = None
+    remark: str | None = None
 
     def pick(self, positions: Tensor) -> "Part":
         """The images at these positions of the part."""
-        return Part(self.path, self.rows_N[positions], self.labels_N[positions], self.manifest)
+        return replace(self, rows_N=self.rows_N[positions], labels_N=self.labels_N[positions])
 
 
 def splits(
@@ -72,12 +78,12 @@ def splits(
         )
     name = data if data is not None else net.recipe.data.probe_path or net.recipe.data.path
     own = data is None  # the recipe's own files may have any name
-    labeled = labeled_part(existing(Path(name)) if own else file_of(name, "train", folder, on_error))
+    labeled = labeled_part(existing(Path(name))) if own else part_of(name, "train", folder, on_error)
     tested = None
     if on == "test":
         tested_on = test_name(net, data, test)
         own = tested_on == net.recipe.data.test_path
-        tested = labeled_part(existing(Path(tested_on)) if own else file_of(tested_on, "test", folder, on_error))
+        tested = labeled_part(existing(Path(tested_on))) if own else test_part(tested_on, folder, on_error)
     elif data is None and net.recipe.data.val_count:
         fit, held = build.data.labeled_parts(net.recipe, build.data.labels_of(labeled.path))
         labeled, tested = (labeled.pick(torch.searchsorted(labeled.rows_N, rows)) for rows in (fit, held))
@@ -100,6 +106,23 @@ def test_name(net: Pretrained, data: str | Path | None, test: str | Path | None)
     raise UserError(
         "There is no test set to evaluate on.", f"Name one with {option('test')}, or use {option('on', 'val')}."
     )
+
+
+def test_part(name: str | Path, folder: Path | None, on_error: OnError) -> Part:
+    """The test split of a source; its val split, with a remark, where it has no test."""
+    try:
+        return part_of(name, "test", folder, on_error)
+    except MissingSplitError as error:
+        if "val" not in error.splits:
+            raise
+    remark = f"{name} has no test split; its val split was judged instead"
+    return replace(part_of(name, "val", folder, on_error), remark=remark)
+
+
+def part_of(name: str | Path, split: str, folder: Path | None, on_error: OnError) -> Part:
+    """The labeled images of a .beton, or of one split of a source."""
+    part = labeled_part(file_of(name, split, folder, on_error))
+    return part if Path(name).suffix == ".beton" else replace(part, source=str(name), split=split)
 
 
 def file_of(name: str | Path, split: str, folder: Path | None, on_error: OnError = "fail") -> Path:
