@@ -48,7 +48,7 @@ def finetune(
         seed: of the order of images.
         progress: called with ("fine-tuning", steps done, steps in all).
     """
-    classes_C = train.labels_N.unique().to(net.device)  # sorted; labels may be any numbers
+    classes_C = torch.unique(train.labels_N).to(net.device)  # sorted; labels may be any numbers
     model = classifier(net, len(classes_C))
     batch_size = min(BATCH_SIZE, len(train.rows_N))
     loader = build.data.open_loader(
