@@ -17,6 +17,7 @@ from fastssl import build
 from fastssl.bench import dry_run
 from fastssl.data.beton.reader import Beton
 from fastssl.errors import UserError, option
+from fastssl.models import resnet
 from fastssl.recipe.json_schema import FILE_NAME, json_schema
 from fastssl.recipe.load import load
 from fastssl.recipe.schema import Recipe
@@ -146,6 +147,7 @@ def write_new(
         "recipe": str(out),
         "schema": str(out.parent / FILE_NAME),
         "backbone": recipe.model.backbone,
+        "hub": resnet.in_hubs(recipe.model.backbone) and recipe.model.width == 1,
         "epochs": recipe.train.epochs,
         "batch_size": recipe.data.batch_size,
         "val_count": recipe.data.val_count,

@@ -1,5 +1,6 @@
 """`fastssl recipe`: a recipe with every default, a new one for given images, the schema that editors read."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -43,8 +44,16 @@ def new(
     from fastssl.bench.new_recipe import write_new
 
     record = write_new(data, out, device=device, minutes=minutes)
-    text = f"{out}: {record['backbone']}, {record['epochs']} epoch(s).\nSee it: fastssl train {out} --dry-run"
-    print_result(record, text, as_json)
+    epochs = "1 epoch" if record["epochs"] == 1 else f"{record['epochs']} epochs"
+    hub = [] if record["hub"] else [f"Not for torchvision or timm: {record['backbone']} is fastssl's own network."]
+    lines = [
+        f"{out}: {record['backbone']}, {epochs}.",
+        f"{record['schema']}: the schema that editors check recipes by.",
+        *hub,
+        *(["To export there, set model.backbone to resnet18 in it, which is slower."] if hub else []),
+        f"See it: fastssl train {shlex.quote(str(out))} --dry-run",
+    ]
+    print_result(record, "\n".join(lines), as_json)
 
 
 @recipe.command()

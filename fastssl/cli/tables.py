@@ -32,17 +32,19 @@ def plain_table(left: Sequence[str], right: Sequence[str]) -> Table:
 
 
 def runs_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """`runs.listing` for people."""
+    """`runs.listing` for people: a line per run, then what tells each from the others."""
     metrics = MetricColumns(rows)
     table = plain_table(("run", "state", "epochs"), (*metrics.names(), "views/s", "time"))
-    table.add_column("differs in", overflow="fold")
+    differences = []
     for row in rows:
         progress = f"{row['epoch']:.3g}/{row['epochs']}" if "epochs" in row else ""
         speed = f"{row['views_per_s']:,.0f}" if row.get("views_per_s") else ""
         remark = row.get("note") or changes_text(row["differences"])
         place = (row["run_dir"], row["state"], progress)
-        table.add_row(*place, *metrics.cells(row), speed, clock(row.get("train_s")), remark)
-    return "\n".join([text_of(table), *([metrics.note()] if metrics.note() else [])])
+        table.add_row(*place, *metrics.cells(row), speed, clock(row.get("train_s")))
+        differences += [f"{row['run_dir']}: {remark}"] if remark else []
+    below = ["", "Differences", *(f"  {line}" for line in differences)] if differences else []
+    return "\n".join([text_of(table), *([metrics.note()] if metrics.note() else []), *below])
 
 
 def sweep_table(record: Mapping[str, Any]) -> str:

@@ -147,7 +147,8 @@ def machine(environment: dict[str, Any]) -> str:
     if isinstance(hardware, dict):
         gpus = hardware.get("gpus")
         parts += [str(gpu) for gpu in gpus] if isinstance(gpus, list) else []
-        parts.append(f"{hardware.get('cores')} cores of {hardware.get('cpu')}")
+        cores = hardware.get("cores")
+        parts.append(f"{cores} core{'' if cores == 1 else 's'} of {hardware.get('cpu')}")
     if isinstance(versions, dict):
         parts += [f"{name} {versions[name]}" for name in ("torch", "fastssl-vision", "python") if name in versions]
     if environment.get("commit"):

@@ -71,9 +71,25 @@ def test_listing_compares_recipes_and_survives_a_damaged_run(copy: Path) -> None
     assert (found["copy"]["best_pct"], found["copy"]["best_epoch"]) == (best["knn5_pct"], best["epoch"])
     assert found["copy"]["validation"]["knn5_pct"] == reading.read(copy).evaluations[-1]["knn5_pct"]
     text = runs_table(list(found.values()))
-    assert "optim.lr 0.5" in text
+    assert "b: seed 0, optim.lr 0.5" in text
     assert "n = 40;" in text
     assert "damaged" in text
+
+
+def test_at_80_columns_a_run_is_a_line_and_differences_follow(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    (row,) = reading.listing(copy)
+    changes = {"loss.redundancy_weight": 0.01, "optim.lr": 0.5, "augment.side_px": 32, "model.projector": [64, 64]}
+    rows = [row | {"run_dir": f"runs/{name}", "differences": changes} for name in ("first", "second", "third")]
+    table, _, differences = runs_table(rows).partition("\n\nDifferences\n")
+    lines = table.splitlines()
+    assert len(lines) == 1 + 3 + 1  # headings, runs, what was measured on
+    assert all(len(line) <= 80 for line in lines[:4])
+    assert [line.split(":")[0].strip() for line in differences.splitlines()] == [
+        "runs/first",
+        "runs/second",
+        "runs/third",
+    ]
 
 
 def test_a_line_being_written_is_not_damage(copy: Path) -> None:
