@@ -263,3 +263,15 @@ def test_a_split_column_is_counted(tmp_path):
     manifest = convert(tmp_path / "x.csv", tmp_path / "x.beton")
     assert np.all(Beton(tmp_path / "x.beton").labels == [0, 1])
     assert sum(manifest.account["splits"].values()) == 4
+
+
+def test_a_beton_with_integers_but_no_labels_asks_which_they_are(tmp_path):
+    convert(tree(tmp_path / "in", {"a/0.png": png(1), "b/1.png": png(2)}), tmp_path / "x.beton")
+    path = tmp_path / "ffcv.beton"
+    path.write_bytes((tmp_path / "x.beton").read_bytes().replace(b"label", b"idx\0\0", 1))
+    with pytest.raises(UserError, match="no field 'label', but integers in: idx"):
+        open_source(path)
+    assert open_source(path, choices=Choices(label_column="idx")).labels_N.tolist() == [0, 1]
+    assert open_source(path, split="unlabeled").labels_N.tolist() == [-1, -1]
+    with pytest.raises(UserError, match="no integer field 'target'"):
+        open_source(path, choices=Choices(label_column="target"))

@@ -41,6 +41,7 @@ class Beton:
         path: the file. UserError when it is missing, foreign, truncated or contradicts itself.
 
     Attributes:
+        integers: int64 (N,) of each integer field, by name.
         labels: int64 (N,), -1 throughout when the file has no integer field.
         sizes: int64 (N, 2) height and width in pixels.
         channels, dtype: of every image.
@@ -96,6 +97,8 @@ class Beton:
         records = self._view(start, self._count, record, f"the records of {self._count} samples")
         self._data_at = start + records.nbytes
         names = list(self.fields) if len(self.fields) == len(kinds) else [""] * len(kinds)
+        integers = [(name, f"f{i}") for i, (name, kind) in enumerate(zip(names, kinds, strict=True)) if kind == INT]
+        self.integers = {name: records[key].astype(np.int64) for name, key in integers}
         labels = _choose(kinds, names, (INT,), "label")
         self.labels = np.full(self._count, -1, np.int64) if labels is None else records[f"f{labels}"].astype(np.int64)
         image = _choose(kinds, names, (RGB,), "image")

@@ -84,7 +84,7 @@ def _open_path(path: Path, split: str, choices: Choices) -> Source:
         case ".csv" | ".tsv":
             return lists.csv_source(path, split, choices)
         case ".beton":
-            return tables.beton_source(path, split)
+            return tables.beton_source(path, split, choices)
     raise UserError(
         f"Unsupported file type: {path}.",
         "Give a folder, .tar, .tar.gz, .tar.xz, .zip, .parquet, .npz, .npy, .csv or .beton.",

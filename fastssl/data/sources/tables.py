@@ -4,11 +4,14 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fastssl.data.beton.reader import Beton
 from fastssl.data.sources import shapes
 from fastssl.data.sources.base import Indexed, Item, names_next_to, no_labels
+from fastssl.data.sources.choices import Choices
 from fastssl.data.sources.labels import number_labels
+from fastssl.errors import UserError, option
 
 
 def shapes_source(split: str, *, seed: int, count: int, side_px: int) -> Indexed:
@@ -25,10 +28,13 @@ def shapes_source(split: str, *, seed: int, count: int, side_px: int) -> Indexed
     return Indexed("shapes", shapes.CLASSES if labeled else (), labels_N, read)
 
 
-def beton_source(path: Path, split: str) -> Indexed:
-    """The samples of an existing .beton, as they are stored; it is one split already, whatever `split` says."""
+def beton_source(path: Path, split: str, choices: Choices) -> Indexed:
+    """The samples of an existing .beton, as they are stored; it is one split already, whatever `split` says.
+
+    Labels are those of the field that `choices.label_column` names, else of `label`.
+    """
     beton = Beton(path)
-    labels_N = no_labels(len(beton)) if split == "unlabeled" else beton.labels
+    labels_N = no_labels(len(beton)) if split == "unlabeled" else _labels(path, beton, choices.label_column)
     names = names_next_to(path)
     if names is None:
         names, labels_N = number_labels(labels_N.tolist())
@@ -42,3 +48,16 @@ def beton_source(path: Path, split: str) -> Indexed:
         )
 
     return Indexed(str(path), names if split != "unlabeled" else (), labels_N, read)
+
+
+def _labels(path: Path, beton: Beton, field: str | None) -> NDArray[np.int64]:
+    """The integer field that was named, else `label`; an error where other integers may be labels or positions."""
+    names = ", ".join(beton.integers)
+    if field is None and "label" not in beton.integers and names:
+        raise UserError(
+            f"{path} has no field 'label', but integers in: {names}.",
+            f"Name the labels with {option('label_column')}, or take {option('split', 'unlabeled')}.",
+        )
+    if field is not None and field not in beton.integers:
+        raise UserError(f"{path} has no integer field {field!r}.", f"Name one of: {names or 'none'}.")
+    return beton.labels if field is None else beton.integers[field]
