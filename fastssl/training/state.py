@@ -165,7 +165,7 @@ def assemble(
             network,
             device=device,
             called=build.model.compiled(recipe, data_parallel(network, device)),
-            loss=None if loss is None else terms_of(loss),
+            loss=build.losses.loss(recipe) if loss is None else terms_of(loss),
         ),
         learning_rate=build.optim.learning_rate(recipe, steps_per_epoch=len(loader)),
         prober=Prober(
