@@ -164,9 +164,8 @@ def record_of(
 
 def remembered(net: Pretrained, record: dict[str, Any]) -> dict[str, Any]:
     """The record, appended to evaluations.jsonl of the run."""
-    if net.run_dir:
-        record["not_kept"] = keep(record, net.run_dir / "evaluations.jsonl")
-    return record
+    problem = keep(record, net.run_dir / "evaluations.jsonl") if net.run_dir else None
+    return record | ({"not_kept": problem} if problem else {})
 
 
 def keep(record: dict[str, Any], path: Path) -> str | None:
