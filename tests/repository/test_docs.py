@@ -175,7 +175,7 @@ SMALL = [
 ]
 SHAPES = ["data.side_px=16", "data.count=160", "data.test_count=48"]
 TINY = {  # what makes a command small enough for a test, by its first words; of options given twice the last counts
-    "convert": ["--side-px", "16"],
+    "convert": ["--side-px", "16", "--force"],  # the workplace holds data/photos.beton already
     "eval": ["--linear-epochs", "2"],
     "report": ["--images", "40"],
     "embed": ["--count", "32"],
