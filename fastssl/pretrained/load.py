@@ -279,8 +279,10 @@ def digest_of(weights: Mapping[str, Tensor]) -> str:
 
 def run_files(folder: Path) -> tuple[Recipe, Manifest]:
     """Recipe and data manifest of a run folder."""
-    fix = "Give the folder that `fastssl train` wrote (it holds recipe.yaml and data.json), or weights "
-    fix += f"with {option('recipe')}."
+    fix = (
+        "Give the folder that `fastssl train` wrote (it holds recipe.yaml and data.json), or weights "
+        f"with {option('recipe')}."
+    )
     if not (folder / "recipe.yaml").is_file():
         raise UserError(f"{folder} is not a run.", fix)
     recipe = load_recipe(folder / "recipe.yaml")

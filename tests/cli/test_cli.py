@@ -302,7 +302,8 @@ def test_a_text_in_brackets_is_shown_and_not_taken_for_a_style(capsys: pytest.Ca
 
 
 def test_the_end_of_a_run_tells_its_accuracies_with_and_without_a_test_set() -> None:
-    from fastssl.cli.progress import evaluation_text, summary_text
+    from fastssl.cli.progress import summary_text
+    from fastssl.training.progress import evaluation_text
 
     summary = {"name": "a", "views": 8, "train_s": 2.0, "views_per_s": 4.0, "run_dir": "runs/a"}
     held_out = {"epoch": 2.0, "loss": 3.5, "invariance": 1.5, "redundancy": 20.0, "train_s": 2.0}

@@ -273,7 +273,7 @@ def test_unknown_names_and_kinds(tmp_path):
     with pytest.raises(UserError, match="no file, folder or known source 'cifar11'"):
         open_source("cifar11")
     (tmp_path / "x.doc").write_bytes(b"?")
-    with pytest.raises(UserError, match="of no kind"):
+    with pytest.raises(UserError, match="Unsupported file type"):
         open_source(tmp_path / "x.doc")
     with pytest.raises(UserError, match="no split 'trian'"):
         open_source("shapes", split="trian")

@@ -54,7 +54,7 @@ def test_the_limit_lies_at_the_size_of_the_output(photos, tmp_path, free, option
     free(int(size * 0.8))
     with pytest.raises(UserError, match=r"need about .* MB, .*new has .* MB free") as caught:
         convert(photos, out, **options)
-    assert "--side-px" in str(caught.value)
+    assert "side_px" in str(caught.value)
     assert not out.parent.exists()
     free(int(size * 1.2))
     convert(photos, out, **options)
