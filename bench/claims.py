@@ -1,6 +1,6 @@
 """The paper's four claims, measured from one base recipe: python bench/claims.py RECIPE --budget-min 240
 
-Every run forwards the same number of views with the same number of views a step (or, with --per-step images, of
+Every run forwards the same number of views with the same number of views per step (or, with --per-step images, of
 images), so cells cost about the same time: more views or fewer images mean fewer or more epochs. The learning rate
 is constant, as the paper's, so each point of a curve is what a run of that length reaches. Seconds are steps times
 the fastest step of that kind, timed apart (claims_time.py): a busy machine delays a run but does not change its axis.

@@ -49,7 +49,7 @@ STEPS: list[tuple[str, str, str]] = [  # what to run, the extra it needs, a modu
     ("train mine.yaml --run-dir runs/dali -s data.loader=dali CHANGES", "dali", "nvidia.dali"),
     ("train mine.yaml --run-dir runs/log -s log.tensorboard=true CHANGES", "+tensorboard", "tensorboard"),
     ("train mine.yaml --run-dir runs/wandb -s log.wandb=true CHANGES", "+wandb", "wandb"),
-]  # + before an extra: what is missing is a warning, and the run goes on
+]  # + before an extra: what is missing is a warning, and the run continues
 
 
 def photographs(folder: Path) -> None:

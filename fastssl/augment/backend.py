@@ -46,7 +46,7 @@ class Backend(Protocol):
 
     Attributes:
         name: of the recipe's `augment.backend`.
-        runs_in_thread: its work releases Python's lock, so a thread can make the next views beside a step.
+        runs_in_thread: its work releases Python's lock, so a thread can make the next views during a step.
         reads_in_place: it reads images wherever they lie in a flat buffer without waiting for the device.
     """
 

@@ -1,4 +1,4 @@
-"""Published numbers that all three backends compute with."""
+"""Numbers of color standards that all three backends compute with."""
 
 RGB = 3  # color operations apply to so many channels only
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # torchvision's rounding of ITU-R 601-2

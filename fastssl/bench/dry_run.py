@@ -70,7 +70,7 @@ def images_of(recipe: Recipe) -> int | None:
 
 
 def images_per_second(recipe: Recipe, channels: int) -> float:
-    """Measured here: images a second of the recipe's step, loading and making views apart."""
+    """Measured here: images per second of the recipe's step, loading and making views apart."""
     device = build.hardware.device(recipe)
     return 1 / seconds_per_image(
         recipe, build.model.network(recipe, in_channels=channels, device=device), channels, device

@@ -58,7 +58,7 @@ def view_table(augment: Augment) -> tuple[ViewSpec, ...]:
 
 
 def views_text(augment: Augment) -> str:
-    """One line a view: side, crop, and what the row changes."""
+    """One line per view: side, crop, and what the row changes."""
     plain = ViewSpec().model_dump()
     lines = []
     for i, row in enumerate(view_table(augment), start=1):

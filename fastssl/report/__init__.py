@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from fastssl.errors import UserError, option
-from fastssl.report import bench, curves, page, pictures
+from fastssl.report import bench, curves, duplicates, page, pictures
 from fastssl.report.figure import Section, require_matplotlib
-from fastssl.report.inputs import read_inputs
+from fastssl.report.inputs import LabeledRun, Record, read_inputs
 from fastssl.runs.files import atomic_write
 
 
@@ -38,14 +38,25 @@ def report(
     """
     require_matplotlib()
     runs, records = read_inputs([Path(given) for given in inputs])
-    sections: list[Section] = []
-    if runs:
-        sections.append(curves.section(runs))
-    for run in runs:
+
+    def pictures_of(run: LabeledRun) -> Section:
         on_progress(f"Images of {run.label}")
-        sections.append(pictures.section(run, images=images))
-    sections += [bench.section(name, record) for name, record in records]
+        return pictures.section(run, images=images)
+
+    sections = sections_of(runs, records, pictures_of)
     return write(Path(out), page.html(runs, records, sections), sections)
+
+
+def sections_of(
+    runs: Sequence[LabeledRun],
+    records: Sequence[tuple[str, Record]],
+    pictures_of: Callable[[LabeledRun], Section],
+) -> list[Section]:
+    """Curves of all runs; pictures, near-duplicates and outliers of each; benchmark records."""
+    sections = [curves.section(runs)] if runs else []
+    for run in runs:
+        sections += [pictures_of(run), *duplicates.sections(run)]
+    return sections + [bench.section(name, record) for name, record in records]
 
 
 def image_page(run: Path, *, checkpoint: str | Path = "last", on_warning: Callable[[str], None]) -> str | None:

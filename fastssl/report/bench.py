@@ -44,7 +44,7 @@ def work_text(work: dict[str, Any]) -> str:
 
 
 def tta_figures(slug: str, record: Record, rows: Sequence[Row]) -> list[Figure]:
-    """One figure a target: seconds of training until each recipe first reached it."""
+    """One figure per target: seconds of training until each recipe first reached it."""
     targets = list(dict.fromkeys(row.target for row in rows if row.target))
     return [
         tta_figure(f"{slug}-tta{i}", record, target, [r for r in rows if r.target == target][:MOST_BARS])
@@ -90,7 +90,7 @@ def speed_up_text(of: Any, target: tuple[str, float]) -> str:
 
 
 def bars(axes: Any, rows: Sequence[Row], names: Sequence[str], *, unit: str = "") -> None:
-    """Medians with a line from least to most and a point a measurement; what was not reached is written out."""
+    """Medians with a line from least to most and a point per measurement; what was not reached is written out."""
     longest = max((row.high or row.median or 0.0 for row in rows), default=0.0) or 1.0
     impls = list(dict.fromkeys(row.impl for row in rows))
     for y, row in enumerate(rows):
@@ -149,7 +149,7 @@ def stage_name(row: Row, rows: Sequence[Row]) -> str:
 
 
 def metric_figures(slug: str, rows: Sequence[Row]) -> list[Figure]:
-    """For any other record: one figure a metric, when its rows are few enough to read."""
+    """For any other record: one figure per metric, when its rows are few enough to read."""
     figures = []
     for i, metric in enumerate(dict.fromkeys(row.metric for row in rows)):
         mine = [row for row in rows if row.metric == metric]

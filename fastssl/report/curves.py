@@ -60,7 +60,7 @@ def group_name(run: LabeledRun, runs: Sequence[LabeledRun]) -> str:
 
 
 def loss_figures(runs: Sequence[LabeledRun]) -> list[Figure]:
-    """One chart a loss, since values of two losses do not compare, and one for each of its terms."""
+    """One chart per loss, since values of two losses do not compare, and one per term."""
     figures = []
     for name in dict.fromkeys(run.recipe.loss.name for run in runs):
         alike = [run for run in runs if run.recipe.loss.name == name]

@@ -4,6 +4,7 @@ The template is page.html, its style page.css; every text in it is escaped.
 """
 
 import importlib.resources
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,8 +34,14 @@ class Tile:
     note: str = ""
 
 
-def html(runs: Sequence[LabeledRun], records: Sequence[tuple[str, Record]], sections: Sequence[Section]) -> str:
-    """The whole document."""
+def html(
+    runs: Sequence[LabeledRun],
+    records: Sequence[tuple[str, Record]],
+    sections: Sequence[Section],
+    *,
+    reload_s: float | None = None,
+) -> str:
+    """The whole document; with `reload_s` browsers load it again after so many seconds."""
     files = importlib.resources.files("fastssl.report")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = environment.from_string(files.joinpath("page.html").read_text(encoding="utf-8"))
@@ -46,6 +53,8 @@ def html(runs: Sequence[LabeledRun], records: Sequence[tuple[str, Record]], sect
         runs=runs_grid(runs) if len(runs) > 1 else None,
         sections=sections,
         machines=[line for line in dict.fromkeys(machine(place) for place in places) if line],
+        reload_s=None if reload_s is None else f"{reload_s:g}",
+        written=time.strftime("%Y-%m-%d %H:%M:%S"),
         policy=POLICY,
         style=palettes() + files.joinpath("page.css").read_text(encoding="utf-8"),
         version=__version__,

@@ -312,7 +312,7 @@ def strips_figure(name: str, title: str, caption: str, names: Sequence[str], str
 
 
 def map_figure(run: LabeledRun, embedded: Embedded, what: str) -> Figure:
-    """Pictures where a projection to the plane puts their features, one a cell of a grid."""
+    """Pictures where a projection to the plane puts their features, one per cell of a grid."""
     xy_N2, how = projection(unit_rows(embedded.features_NF).numpy())
     cells = grid_cells(xy_N2)
     step = MAP_TILE_PX + 1

@@ -100,7 +100,7 @@ def plain(augment: Augment) -> Augment:
 
 
 def view_grid(batch: Batch, augment: Augment, *, epoch: int) -> Image.Image:
-    """One row an image: the image itself, then its views, each above its parameters."""
+    """One row per image: the image itself, then its views, each above its parameters."""
     sizes_B2 = batch.sizes_B2
     if sizes_B2 is None:
         sizes_B2 = torch.tensor(batch.images.shape[1:3]).expand(len(batch), 2)
@@ -117,7 +117,7 @@ def view_grid(batch: Batch, augment: Augment, *, epoch: int) -> Image.Image:
 
 
 def operation_sheet(batch: Batch, augment: Augment) -> Image.Image:
-    """One row an operation: the first image untouched, then at each strength."""
+    """One row per operation: the first image untouched, then at each strength."""
     first = Batch(
         images=batch.images if batch.offsets_B is not None else batch.images[:1],
         labels_B=batch.labels_B[:1],

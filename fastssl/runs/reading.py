@@ -159,7 +159,7 @@ def state_of(folder: Path) -> State:
 
 
 def listing(folder: Path) -> list[dict[str, Any]]:
-    """One record a run below a folder: where, state, progress, accuracies, speed, and how its recipe differs.
+    """One record per run below a folder: where, state, progress, accuracies, speed, and how its recipe differs.
 
     A damaged run is a row that says so.
 

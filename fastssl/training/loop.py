@@ -72,7 +72,7 @@ def train(
         What summary.json holds: accuracies in percent, steps, images, views, seconds and rates.
 
     Raises:
-        UserError: for everything a person can mend.
+        UserError: for everything a person can fix.
         Interrupted: after a signal, when the checkpoint is written.
     """
     recipe = with_own(load(recipe), backbone, policy)
@@ -216,7 +216,7 @@ def largest_side_px(run: Run, epoch: int) -> int:
 
 
 def new_side(run: Run, epoch: int, seen: set[int]) -> bool:
-    """Whether this process has not yet trained on views of this epoch's size; a change of size is told."""
+    """Whether this process has not yet trained on views of this epoch's size; a change of size is noted."""
     side_px = largest_side_px(run, epoch)
     if side_px in seen:
         return False
@@ -252,8 +252,8 @@ def watch(run: Run, terms: Terms, skipped_in_a_row: int) -> int:
     run.skipped_steps += 1
     values = {name: float(term) for name, term in terms.items()}
     if skipped_in_a_row == 0:
-        told = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-        run.warn(f"Step {run.step} is left out: its loss or gradient is not finite ({told}).")
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        run.warn(f"Step {run.step} is left out: its loss or gradient is not finite ({shown}).")
     if skipped_in_a_row + 1 >= MOST_SKIPPED_IN_A_ROW:
         raise guards.not_finite(run.step, values, run.network, last_good=run.saver.last_good())
     return skipped_in_a_row + 1
@@ -261,9 +261,9 @@ def watch(run: Run, terms: Terms, skipped_in_a_row: int) -> int:
 
 def stop_if_bad(run: Run) -> None:
     """Ends the run, before anything bad is saved, when a step since the last look had a value that is not finite."""
-    found = run.bad.values()
-    if found:
-        raise guards.not_finite(*found, run.network, last_good=run.saver.last_good())
+    bad = run.bad.values()
+    if bad:
+        raise guards.not_finite(*bad, run.network, last_good=run.saver.last_good())
 
 
 def count_seconds(run: Run, mark: float, *, steps: int, compiling: bool) -> None:

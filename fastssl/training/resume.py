@@ -1,4 +1,4 @@
-"""A checkpoint's state: what a run saves besides weights and moments, and how it goes on from there.
+"""A checkpoint's state: what a run saves besides weights and moments, and how it continues from there.
 
 Randomness is a function of (seed, epoch, sample, view), so the step is all that a resume needs to know of it.
 """
@@ -57,13 +57,13 @@ def restore(run: Run) -> None:
     Raises:
         UserError: when the data or the recipe has changed since, or ranks see different checkpoints.
     """
-    found = checkpoint.latest(run.run_dir / "checkpoints", warn=run.warn)
-    same_everywhere(run, found[2]["step"] if found else 0)
-    if found is None:
+    newest = checkpoint.latest(run.run_dir / "checkpoints", warn=run.warn)
+    same_everywhere(run, newest[2]["step"] if newest else 0)
+    if newest is None:
         refuse_if_damaged(run)
         run.records.cut(0)
         return
-    weights, moments, state, average = found
+    weights, moments, state, average = newest
     check_state(run, state)
     run.network.load_state_dict(weights)
     if run.average and average is not None:

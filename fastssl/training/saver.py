@@ -1,6 +1,6 @@
-"""Checkpoints of a run while it goes on: the loop waits for the copy to host memory, a thread does the writing.
+"""Checkpoints of a run while it trains: the loop waits for the copy to host memory, a thread does the writing.
 
-A disk that is full or away costs a warning: training goes on, the earlier checkpoints stay, and the next try follows
+A disk that is full or away costs a warning: training continues, earlier checkpoints stay, and the next try follows
 within a minute.
 """
 
@@ -75,7 +75,7 @@ class Saver:
             self.problem = error.strerror or str(error)
             if first:
                 self.on_warning(
-                    f"The checkpoint could not be written ({self.problem}). Training goes on and tries again;"
+                    f"The checkpoint could not be written ({self.problem}). Training continues and tries again;"
                     f" earlier checkpoints are whole. Free space on the disk of {self.folder}."
                 )
         self.writing = None
@@ -98,8 +98,8 @@ class Saver:
     def last_good(self) -> str:
         """Names the newest checkpoint, for a message."""
         self.wait()
-        found = checkpoint.existing(self.folder) if self.folder is not None else []
-        return f"the last good checkpoint is {found[0]}" if found else "there is no checkpoint yet"
+        whole = checkpoint.existing(self.folder) if self.folder is not None else []
+        return f"the last good checkpoint is {whole[0]}" if whole else "there is no checkpoint yet"
 
 
 def must_be_whole(saver: Saver, step: int) -> None:

@@ -128,7 +128,7 @@ def assemble(
     Args:
         recipe: decides everything.
         folder: the run's, written by rank 0 alone.
-        observe: hears rank 0's records.
+        observe: called with the records of rank 0.
         backbone, loss: in place of the recipe's, see `train`.
     """
     device = build.hardware.device(recipe)

@@ -147,7 +147,7 @@ def sweep(
         convert_progress: as for `train`.
 
     Returns:
-        What sweep.json holds: {"cells": [...], "settings": [...]}, one record a run, and one a combination over its
+        What sweep.json holds: {"cells": [...], "settings": [...]}, one record per run, and one per combination over its
         seeds. A cell that failed has its "error".
 
     Raises:

@@ -1,8 +1,8 @@
 """A step on the CPU next to other work: whole views forwarded and differentiated by one worker thread per core.
 
 With intra-op threads every operator ends in a barrier, and a thread that lost its core to another program is waited
-for there, hundreds of times a step. Here workers of one intra-op thread each meet twice a step, at the embeddings and
-at the gradients, which are added in the order of the views: the bits do not depend on the number of workers.
+for there, hundreds of times per step. Here workers of one intra-op thread each meet twice per step, at the embeddings
+and at the gradients, which are added in the order of the views: the bits do not depend on the number of workers.
 
 V views, B images, F features, D embedding dimensions.
 """

@@ -1,4 +1,4 @@
-"""The doctor tries things rather than looking them up, says how to mend them, and names the slowest stage."""
+"""The doctor tries things rather than looking them up, says how to fix them, and names the slowest stage."""
 
 import json
 import time

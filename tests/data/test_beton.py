@@ -266,7 +266,7 @@ def ffcv_images(path: Path, **options: object) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture
 def ffcv(monkeypatch):
-    """FFCV, whose imports and writer warn about things that are not ours to mend.
+    """FFCV, whose imports and writer warn about things that are not ours to fix.
 
     numba's finalizers of the pipelines that FFCV compiles fail now and then; they run here, not in another test.
     """

@@ -117,7 +117,7 @@ def test_the_printed_lines_load_what_was_exported_and_give_our_features(
     torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
 
 
-def test_every_export_carries_preprocessing_licence_recipe_accuracy_and_digest(tiny_run: Path, tmp_path: Path) -> None:
+def test_every_export_carries_preprocessing_license_recipe_accuracy_and_digest(tiny_run: Path, tmp_path: Path) -> None:
     record = export(tiny_run, tmp_path / "b.safetensors", to="safetensors")
     assert json.loads((tmp_path / "b.safetensors.json").read_text()) == record
     with safe_open(tmp_path / "b.safetensors", framework="pt") as file:
@@ -128,7 +128,7 @@ def test_every_export_carries_preprocessing_licence_recipe_accuracy_and_digest(t
     assert record["data"]["digest"] == data["digest"]
     assert record["recipe"]["model"]["width"] == 0.25
     assert "validation_knn5_pct" in record["accuracy"]
-    assert "MIT" in record["licence"]
+    assert "MIT" in record["license"]
 
 
 def test_exported_weights_embed_and_export_again_like_the_run(tiny_run: Path, tmp_path: Path) -> None:

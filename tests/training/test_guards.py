@@ -89,7 +89,7 @@ def test_a_bad_step_can_be_left_out(recipe: Path, tmp_path: Path, reference: lis
     assert "Step 8 is left out" in done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["skipped_steps"] == 1
     assert [r["step"] for r in records(tmp_path / "run")] == [s for s in range(1, 21) if s != 8]
-    # nothing of the bad step stays: up to it all is as it was, after it all is finite and goes on
+    # nothing of the bad step stays: up to it all is as it was, after it all is finite and continues
     assert losses(tmp_path / "run")[:7] == reference[:7]
     assert whole(tmp_path / "run") == 20
 
@@ -142,7 +142,7 @@ def test_a_disk_that_refuses_checkpoints_ends_nothing_before_the_end(
     folder = tmp_path / "run"
     assert train(recipe, folder, fault="sigterm-step", step=4).returncode == EXIT_CODE
     done = train(recipe, folder, preexec_fn=small_files)
-    assert "Training goes on and tries again" in done.stderr
+    assert "Training continues and tries again" in done.stderr
     assert "The checkpoint of step 20 cannot be written: File too large" in two_lines(done)
     assert losses(folder) == reference
     assert whole(folder) == 4

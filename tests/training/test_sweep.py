@@ -1,4 +1,4 @@
-"""A sweep runs its grid once, goes on where it stopped, and lets no cell spoil the others."""
+"""A sweep runs its grid once, continues where it stopped, and lets no cell spoil the others."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Writers take a run's numbers where they are asked to, and whatever happens to them, the run goes on."""
+"""Writers take a run's numbers where they are asked to, and whatever happens to them, the run continues."""
 
 import threading
 from collections.abc import Mapping

@@ -168,7 +168,7 @@ def _scratch(threads: int, channels: int, views: tuple[View, ...], height: int, 
     radius = max(blur_radius_px(view.blur_sigma_max_px, side) if view.blur_p > 0 else 0 for view in views)
     key = (threads, channels, side, taps, radius, width)
     if getattr(_local, "key", None) != key:
-        # of this thread: another may make views beside evaluation
+        # of this thread: another may make views during evaluation
         _local.key = key
         _local.buffers = (
             # longer than a line: taps of no weight are read past its end, and whole blocks written

@@ -22,7 +22,7 @@ def read_classes(given: str) -> tuple[str, ...]:
     Raises:
         UserError: when there is none, one is given twice, or the file cannot be read.
     """
-    path, fix = Path(given), "Give a manifest such as train.beton.json, a file with one name a line, or a,b,c."
+    path, fix = Path(given), "Give a manifest such as train.beton.json, a file with one name per line, or a,b,c."
     try:
         if given.endswith(".json"):
             names = [str(name) for name in json.loads(path.read_text(encoding="utf-8"))["classes"]]

@@ -78,7 +78,7 @@ def check_nothing_before(source: str, count: int) -> None:
     """UserError when `count` images came before the first split folder: they were taken for the train split."""
     if count:
         raise UserError(
-            f"{source} has images before and beside its split folders.",
+            f"{source} has images before its split folders and next to them.",
             "Make an archive with train/ and test/ alone, or with neither.",
         )
 

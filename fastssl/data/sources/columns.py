@@ -49,10 +49,10 @@ def arrow_source(folder: Path, split: str, choices: Choices) -> Stream:
     """A data set, or a dictionary of data sets by split, as Hugging Face's `save_to_disk` wrote it."""
     arrow = _pyarrow("pyarrow")
     if (folder / "dataset_dict.json").exists():
-        found = json.loads((folder / "dataset_dict.json").read_text()).get("splits", [])
-        wanted = next((word for word in found if word.lower() in SPLITS[split]), None)
+        splits = json.loads((folder / "dataset_dict.json").read_text()).get("splits", [])
+        wanted = next((word for word in splits if word.lower() in SPLITS[split]), None)
         if wanted is None:
-            raise MissingSplitError(str(folder), split, found)
+            raise MissingSplitError(str(folder), split, splits)
         part = folder / wanted
     else:
         part = folder

@@ -43,7 +43,7 @@ def export(
 
     Returns:
         The record, which is also in `<out>.json` (for huggingface in `<out>/fastssl.json`) and in the metadata of every
-        .safetensors file: preprocessing, accuracy, recipe, data digest, licence, and the lines that load the file.
+        .safetensors file: preprocessing, accuracy, recipe, data digest, license, and the lines that load the file.
 
     Raises:
         UserError: when the network does not exist in that form, or a package is missing.

@@ -116,8 +116,8 @@ def card(record: dict[str, Any], *, library: str) -> str:
         "\n".join(table),
         "## Data",
         f"{data.get('count', 'An unknown number of')} images, digest `{data.get('digest')}`.",
-        "## Licence",
-        record["licence"],
+        "## License",
+        record["license"],
         "## Recipe",
         fenced("yaml", [yaml.safe_dump(record["recipe"], sort_keys=False).strip()]),
     ]

@@ -12,9 +12,9 @@ from fastssl.pretrained.preparation import preprocessing
 from fastssl.probes.table import ACCURACIES, BASELINES, TEST
 from fastssl.version import __version__
 
-LICENCE = (
-    "fastssl is under the MIT licence. The weights were learned from the images named under data: whoever passes them "
-    "on chooses a licence that those images' own terms allow."
+LICENSE = (
+    "fastssl is under the MIT license. The weights were learned from the images named under data: whoever passes them "
+    "on chooses a license that those images' own terms allow."
 )
 DATA_KEYS = ("channels", "mean", "std", "side_px", "digest", "count", "classes", "options")
 
@@ -32,7 +32,7 @@ def record_of(net: Pretrained) -> dict[str, Any]:
             net.manifest, side_px=net.clean.views[0].side_px, mean=list(net.clean.mean_C), std=list(net.clean.std_C)
         ),
         "accuracy": accuracy(net.run_dir),
-        "licence": LICENCE,
+        "license": LICENSE,
         "data": {key: value for key, value in net.manifest.to_json().items() if key in DATA_KEYS},
         "recipe": recipe.model_dump(mode="json"),
         "step": net.step,
