@@ -1,7 +1,8 @@
 """What the documentation takes from the repository as it is built, so that it cannot be out of date.
 
 `<!-- every error -->` becomes a table of every `UserError` in the code, `<!-- measured against peers -->` the rows of
-bench/results/*.json that were measured with a peer. Reads the sources with ast alone: no torch, no import of fastssl.
+bench/results/*.json that were measured with a peer, `<!-- the notebook -->` the cells of docs/examples/shapes.ipynb.
+Reads the sources with ast alone: no torch, no import of fastssl.
 """
 
 import ast
@@ -34,10 +35,26 @@ def on_config(config: Any, **_: Any) -> Any:
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Called by mkdocs for every page."""
-    for marker, made in (("<!-- every error -->", errors_by_topic), ("<!-- measured against peers -->", peer_rows)):
+    for marker, text_of in (
+        ("<!-- every error -->", errors_by_topic),
+        ("<!-- measured against peers -->", peer_rows),
+        ("<!-- the notebook -->", notebook),
+    ):
         if marker in markdown:
-            markdown = markdown.replace(marker, made())
+            markdown = markdown.replace(marker, text_of())
     return markdown
+
+
+def notebook(path: Path = ROOT / "docs" / "examples" / "shapes.ipynb") -> str:
+    """The cells as text and code, without the title that the page has."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    parts = ["".join(cell["source"]) for cell in cells]
+    return "\n\n".join(
+        text.removeprefix("# From images to a backbone\n\n")
+        if cell["cell_type"] == "markdown"
+        else f"```python\n{text}\n```"
+        for text, cell in zip(parts, cells, strict=True)
+    )
 
 
 def errors_by_topic(package: Path = ROOT / "fastssl") -> str:
