@@ -1,5 +1,7 @@
 """`fastssl duplicates`: find near-duplicates and outliers among images."""
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,11 +45,14 @@ def duplicates(
             progress=progress,
         )
     print_result(record, text_of(record, out), as_json)
+    if record.get("not_kept"):
+        print(f"Warning: {record['not_kept']}", file=sys.stderr)
 
 
 def text_of(record: dict[str, Any], out: Path | None) -> str:
     pairs, outliers = record["pairs"], record["outliers"]
-    lines = [f"{len(pairs)} pairs of {record['images']} images have a similarity of {record['threshold']:g} or more"]
+    count = f"{len(pairs)} or more" if len(pairs) == record["most"] else str(len(pairs))
+    lines = [f"{count} pairs of {record['images']} images have a similarity of {record['threshold']:g} or more"]
     lines += [f"  {pair['similarity']:.3f}  {pair['image']}  {pair['other']}" for pair in pairs[:SHOWN]]
     lines += ["Least like their 5 nearest neighbors"]
     lines += [f"  {outlier['similarity']:.3f}  {outlier['image']}" for outlier in outliers[:SHOWN]]
@@ -56,4 +61,6 @@ def text_of(record: dict[str, Any], out: Path | None) -> str:
         lines.append(f"{hidden} more lines: --out duplicates.csv or --json")
     if out is not None:
         lines.append(f"{out}: {len(pairs)} pairs, {len(outliers)} outliers")
+    if record.get("kept"):
+        lines += ["Their pictures", f"  fastssl report {shlex.quote(str(Path(record['kept']).parent))}"]
     return "\n".join(lines)

@@ -1,23 +1,34 @@
-"""Near-duplicates and outliers of a source, by the features of a trained backbone."""
+"""Near-duplicates and outliers of a source, by the features of a trained backbone.
 
+N images, H W height and width in pixels, C channels.
+"""
+
+import base64
 import csv
 import io
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from PIL import Image
 
+from fastssl.data.convert.chunks import indexed_runs, stream_runs
+from fastssl.data.sources import Indexed, Source, open_source
+from fastssl.data.sources.base import Item
 from fastssl.errors import UserError
-from fastssl.pretrained.embedding.embed import embed
-from fastssl.pretrained.load import Pretrained
+from fastssl.pretrained.embedding.embed import embed, side_of
+from fastssl.pretrained.load import Pretrained, load
+from fastssl.pretrained.preparation import shape_of
 from fastssl.probes.duplicates import near_duplicates, outliers
-from fastssl.runs.files import atomic_write
+from fastssl.runs.directory import DUPLICATES
+from fastssl.runs.files import atomic_json, atomic_write
 
 NEIGHBORS = 5
 COLUMNS = ("kind", "image", "other", "similarity")
+SHOWN, TILE_PX = 16, 64  # pairs and outliers with a picture in the run's file
 Progress = Callable[[int, int | None], None]
 
 
@@ -36,6 +47,9 @@ def duplicates(
 ) -> dict[str, Any]:
     """Pairs of images that look alike to a backbone, and images that look like none of the others.
 
+    The result of a run's weights is kept in the run as duplicates.json, with small pictures of the first pairs and
+    outliers, and `report` shows it.
+
     Args:
         weights: a run folder, exported weights, or what `load` gave.
         source: what `convert` reads.
@@ -45,37 +59,36 @@ def duplicates(
         split, device, on_error, count, progress: as for `embed`.
 
     Returns:
-        images, skipped, threshold; pairs: [{"image", "other", "similarity"}], the most similar first; outliers:
-        [{"image", "similarity"}], by the mean similarity to the 5 nearest others, the least similar first.
+        source, split, step, images, skipped, threshold and most; pairs: [{"image", "other", "similarity"}], the most
+        similar first; outliers: [{"image", "similarity"}], by the mean similarity to the 5 nearest others, the least
+        similar first; kept: the file in the run's folder, or not_kept: why it could not be written.
 
     Raises:
         UserError: for everything a person can fix.
     """
-    if not -1 <= threshold <= 1:
-        raise UserError(f"threshold is {threshold:g}, and similarities lie in [-1, 1].", "Set it to 0.95, for example.")
-    if most < 1:
-        raise UserError(f"most is {most}.", "Set it to 1 or more.")
-    if out is not None and Path(out).suffix != ".csv":
-        raise UserError(f"out is {out}.", "Give it the suffix .csv.")
+    check(out, threshold=threshold, most=most)
+    pretrained = weights if isinstance(weights, Pretrained) else load(weights, device=device)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "features.npy"
-        options: dict[str, Any] = {"split": split, "device": device, "on_error": on_error, "count": count}
-        written = embed(weights, source, path, progress=progress, **options)
+        written = embed(pretrained, source, path, split=split, on_error=on_error, count=count, progress=progress)
         features_NF = torch.from_numpy(np.load(path))
         with open(path.with_suffix(".csv"), encoding="utf-8", newline="") as file:
             names = [row["id"] for row in csv.DictReader(file)]
     if len(names) < 2:
         raise UserError(f"{source} holds {len(names)} readable image.", "Give a source of two or more.")
-    pairs, similarity = near_duplicates(features_NF, threshold=threshold, most=most)
+    pairs_P2, similarity = near_duplicates(features_NF, threshold=threshold, most=most)
     lonely, nearness = outliers(features_NF, k=NEIGHBORS, most=most)
-    record = {
+    record: dict[str, Any] = {
         "source": str(source),
+        "split": split,
+        "step": pretrained.step,
         "images": len(names),
         "skipped": written["skipped"],
         "threshold": threshold,
+        "most": most,
         "pairs": [
             {"image": names[a], "other": names[b], "similarity": round(value, 4)}
-            for (a, b), value in zip(pairs.tolist(), similarity.tolist(), strict=True)
+            for (a, b), value in zip(pairs_P2.tolist(), similarity.tolist(), strict=True)
         ],
         "outliers": [
             {"image": names[i], "similarity": round(value, 4)}
@@ -84,7 +97,21 @@ def duplicates(
     }
     if out is not None:
         atomic_write(Path(out), table_of(record).encode())
-    return record
+    if pretrained.run_dir is None:
+        return record
+    opened = open_source(source, split=split, count=count, side_px=side_of(pretrained))
+    positions = sorted({*pairs_P2[:SHOWN].flatten().tolist(), *lonely[:SHOWN].tolist()})
+    pictures = thumbnails(pretrained, opened, names, positions, whole=not written["skipped"])
+    return record | keep(record | {"pictures": pictures}, pretrained.run_dir / DUPLICATES)
+
+
+def check(out: str | Path | None, *, threshold: float, most: int) -> None:
+    if not -1 <= threshold <= 1:
+        raise UserError(f"threshold is {threshold:g}, and similarities lie in [-1, 1].", "Set it to 0.95, for example.")
+    if most < 1:
+        raise UserError(f"most is {most}.", "Set it to 1 or more.")
+    if out is not None and Path(out).suffix != ".csv":
+        raise UserError(f"out is {out}.", "Give it the suffix .csv.")
 
 
 def table_of(record: dict[str, Any]) -> str:
@@ -95,3 +122,53 @@ def table_of(record: dict[str, Any]) -> str:
     writer.writerows({"kind": "pair"} | pair for pair in record["pairs"])
     writer.writerows({"kind": "outlier"} | outlier for outlier in record["outliers"])
     return text.getvalue()
+
+
+def keep(record: dict[str, Any], path: Path) -> dict[str, str]:
+    """Writes the record; a sentence where it cannot be written, since the result is worth more."""
+    try:
+        atomic_json(path, record)
+    except OSError as error:
+        return {"not_kept": f"The result is not kept in {path.parent}: {error.strerror or error}."}
+    return {"kept": str(path)}
+
+
+def thumbnails(
+    pretrained: Pretrained, opened: Source, names: Sequence[str], positions: Sequence[int], *, whole: bool
+) -> dict[str, str]:
+    """Small JPEGs of some images by name, in base64; none of images that are neither gray nor RGB.
+
+    Args:
+        opened: the source of the features.
+        names: of all images that have features.
+        positions: in `names`.
+        whole: whether no image was skipped, so that positions are the source's own.
+    """
+    shape, wanted = shape_of(pretrained.manifest), {names[i] for i in positions}
+    if shape.channels not in (1, 3):
+        return {}
+    if isinstance(opened, Indexed) and whole:
+        runs = indexed_runs(opened, np.array(positions, np.int64), shape, 1)
+    else:
+        items = map(opened.read, range(len(opened))) if isinstance(opened, Indexed) else opened.items()
+        runs = stream_runs(named(items, wanted), shape, 1)
+    return {key: thumbnail(np.asarray(image)) for run in runs for key, image in zip(run.keys, run.data, strict=True)}
+
+
+def named(items: Iterable[Item], wanted: set[str]) -> Iterator[Item]:
+    """The items of these names; ends with the last of them."""
+    for item in items:
+        if item.key in wanted:
+            yield item
+            wanted = wanted - {item.key}
+            if not wanted:
+                return
+
+
+def thumbnail(image_HWC: np.ndarray) -> str:
+    pixels_HWC = (image_HWC >> 8).astype(np.uint8) if image_HWC.dtype == np.uint16 else image_HWC
+    image = Image.fromarray(pixels_HWC[..., 0] if pixels_HWC.shape[-1] == 1 else pixels_HWC)
+    image.thumbnail((TILE_PX, TILE_PX))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85)
+    return base64.b64encode(buffer.getvalue()).decode()

@@ -22,6 +22,7 @@ from fastssl.runs.files import atomic_json, atomic_write, sync
 
 OnWarning = Callable[[str], None]
 FAILURE = "failure.json"
+DUPLICATES = "duplicates.json"  # what `fastssl duplicates` keeps of a run
 LOCK = ".lock"
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # of file systems that cannot lock
 START_WAIT_S = 2.0  # `is_locked` of another process holds a lock for an instant

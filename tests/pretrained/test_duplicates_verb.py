@@ -1,6 +1,10 @@
-"""`duplicates`: copies of an image are found by name, and the table holds what the record says."""
+"""`duplicates`: copies of an image are found by name, the table holds what the record says, and the run keeps it."""
 
+import base64
 import csv
+import io
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +30,7 @@ def photos(tmp_path: Path) -> Path:
 
 def test_a_copy_in_another_format_is_the_first_pair(tiny_run: Path, photos: Path, tmp_path: Path) -> None:
     table = tmp_path / "twins.csv"
-    record = duplicates(tiny_run, photos, table, threshold=0.9, device="cpu")
+    record = duplicates(shutil.copytree(tiny_run, tmp_path / "run"), photos, table, threshold=0.9, device="cpu")
     assert record["images"] == 13
     assert {Path(record["pairs"][0][key]).name for key in ("image", "other")} == {"03.png", "copy of 03.jpg"}
     assert record["pairs"][0]["similarity"] > 0.98
@@ -34,6 +38,43 @@ def test_a_copy_in_another_format_is_the_first_pair(tiny_run: Path, photos: Path
         rows = list(csv.DictReader(file))
     assert [row["kind"] for row in rows] == ["pair"] * len(record["pairs"]) + ["outlier"] * len(record["outliers"])
     assert rows[0]["image"] == record["pairs"][0]["image"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "skipping"])
+def test_the_run_keeps_the_result_with_pictures_of_its_images(
+    tiny_run: Path, photos: Path, tmp_path: Path, kind: str
+) -> None:
+    """Pictures are those of the images named, whether items are read by position or in a stream."""
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    source = photos
+    if kind == "tar":
+        source = Path(shutil.make_archive(str(tmp_path / "photos"), "tar", photos))
+    if kind == "skipping":
+        (photos / "00 broken.png").write_bytes(b"no image")
+    record = duplicates(run, source, threshold=-1.0, most=100, device="cpu", on_error="skip")
+    written = json.loads((run / "duplicates.json").read_text())
+    assert record.pop("kept") == str(run / "duplicates.json")
+    pictures = written.pop("pictures")
+    assert written == record
+    assert {pair["image"] for pair in record["pairs"][:16]} <= set(pictures)
+    assert {outlier["image"] for outlier in record["outliers"][:16]} <= set(pictures)
+    for name, data in pictures.items():
+        with Image.open(io.BytesIO(base64.b64decode(data))) as shown, Image.open(photos / Path(name).name) as image:
+            original = np.asarray(image.convert("RGB").resize((16, 16), Image.Resampling.BOX), float)
+            assert np.abs(np.asarray(shown.convert("RGB").resize((16, 16)), float) - original).mean() < 12, name
+
+
+def test_weights_outside_of_a_run_keep_nothing(tiny_run: Path, photos: Path, tmp_path: Path) -> None:
+    import dataclasses
+
+    import fastssl
+
+    weights = dataclasses.replace(fastssl.load(tiny_run, device="cpu"), run_dir=None)
+    record = duplicates(weights, photos)
+    assert "kept" not in record
+    assert "not_kept" not in record
+    assert not (tiny_run / "duplicates.json").exists()
 
 
 @pytest.mark.parametrize(
