@@ -20,6 +20,7 @@ from fastssl.runs import reading
 from fastssl.runs.directory import DUPLICATES
 
 MOST_PICTURE_BYTES, MOST_PICTURE_PX = 1 << 16, 1 << 16
+MOST_TILES = 16
 FOLD = 8  # rows that a table shows before it has to be opened
 PAIRS = "Pairs of images by the cosine of their centered features, the most similar first. Numbers are the table's."
 OUTLIERS = "Images by the mean cosine to their 5 nearest neighbors, the least similar first."
@@ -95,7 +96,7 @@ def tiles_figure(
     name: str, title: str, caption: str, rows: Sequence[Row], tiles: Mapping[str, Picture]
 ) -> Figure | None:
     """A grid of numbered pictures; None where there are none."""
-    shown = [(i, row) for i, row in enumerate(rows, start=1) if all(key in tiles for key in row[:-1])]
+    shown = [(i, row) for i, row in enumerate(rows[:MOST_TILES], start=1) if all(key in tiles for key in row[:-1])]
     strips = [strip([tiles[key] for key in row[:-1]], gap_after=-1) for _, row in shown]
     if not strips:
         return None

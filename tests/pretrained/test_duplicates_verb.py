@@ -59,10 +59,17 @@ def test_the_run_keeps_the_result_with_pictures_of_its_images(
     assert written == record
     assert {pair["image"] for pair in record["pairs"][:16]} <= set(pictures)
     assert {outlier["image"] for outlier in record["outliers"][:16]} <= set(pictures)
+    originals = {path.name: pixels(path) for path in photos.iterdir() if "broken" not in path.name}
     for name, data in pictures.items():
-        with Image.open(io.BytesIO(base64.b64decode(data))) as shown, Image.open(photos / Path(name).name) as image:
-            original = np.asarray(image.convert("RGB").resize((16, 16), Image.Resampling.BOX), float)
-            assert np.abs(np.asarray(shown.convert("RGB").resize((16, 16)), float) - original).mean() < 12, name
+        shown = pixels(io.BytesIO(base64.b64decode(data)))
+        distances = {other: np.abs(shown - original).mean() for other, original in originals.items()}
+        nearest = min(distances, key=lambda other: distances[other])
+        assert nearest.removeprefix("copy of ")[:2] == Path(name).name.removeprefix("copy of ")[:2]
+
+
+def pixels(file: Path | io.BytesIO) -> np.ndarray:
+    with Image.open(file) as image:
+        return np.asarray(image.convert("RGB").resize((16, 16), Image.Resampling.BOX), float)
 
 
 def test_weights_outside_of_a_run_keep_nothing(tiny_run: Path, photos: Path, tmp_path: Path) -> None:
