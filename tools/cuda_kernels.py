@@ -10,6 +10,7 @@ and alignments included. Another Triton is chosen by PYTHONPATH:
 
 import argparse
 import json
+import math
 import os
 import re
 import subprocess
@@ -33,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fastssl.augment.augment import Augment
 from fastssl.augment.backend import backend_of
+from fastssl.augment.cuda import resample
 from fastssl.augment.policy import View
 from fastssl.bench.record import row, write
 from fastssl.data.batch import Batch
@@ -51,6 +53,11 @@ SIDES = (32, 64, 96, 224)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # warps and registers of a multiprocessor, and its largest shared memory in bytes (CUDA C++ Programming Guide, 12.9)
 LIMITS = {80: (64, 65536, 167936), 90: (64, 65536, 233472), 100: (64, 65536, 233472), 120: (48, 65536, 102400)}
+# a smaller tensor is no pixels: sums of tiles, a view's numbers
+LEAST_PIXELS = 16 * 16
+ROWS, COLUMNS = resample.ROWS.value, resample.COLUMNS.value
+FIELD = re.compile(r"(\w+) = \[([\d, ]+)\]")
+METRICS = ("registers", "local", "shared_bytes", "warps_per_sm", "instructions", "lanes_in_a_row")
 NO_LAUNCH = {"empty", "empty_strided", "new_empty", "view", "slice", "select", "expand", "permute", "detach", "alias"}
 NO_LAUNCH |= {"as_strided", "_unsafe_view", "t", "transpose", "unsqueeze", "squeeze", "unbind", "split", "lift_fresh"}
 
@@ -62,7 +69,8 @@ class Driver:
         self.target = GPUTarget("cuda", capability, 32)
 
     def get_current_device(self) -> int:
-        return 0
+        # each target a device of its own: Triton asks for the target once a device, and keeps its kernels with it
+        return self.target.arch
 
     def get_current_stream(self, device: int) -> int:
         return 0
@@ -124,14 +132,12 @@ def case_of(
 
 
 def few_cases() -> list[dict[str, Any]]:
-    """The smallest set in which every kernel, layout, precision and GPU occurs."""
+    """A small set in which every pass, layout, precision, interpolation and hue mode occurs, for three GPUs."""
     return [
         case_of(32),
-        case_of(64, policy="linear", layout="flat"),
-        case_of(64, dtype="fp32", policy="still"),
-        case_of(96, channels=4, pixel="uint16", layout="flat", policy="rotating"),
-        case_of(224, policy="rotating", capability=80),
-        case_of(224, interpolation="bicubic", dtype="fp16"),
+        case_of(224, policy="rotating"),
+        case_of(64, policy="linear", layout="flat", interpolation="bicubic", capability=120),
+        case_of(96, policy="rotating", channels=4, pixel="uint16", layout="flat", capability=80),
     ]
 
 
@@ -171,14 +177,14 @@ def launches_of(case: dict[str, Any], **batch: int) -> list[str]:
 
 
 def added_variants(case: dict[str, Any]) -> int:
-    """Kernels that other batches of the same images compile after the first: odd sizes, odd places, another epoch."""
+    """Kernels that later batches of the same images compile: another epoch, odd sizes, groups and places."""
     with compiling(case["capability"]) as kernels:
-        for batch, first in ((128, 0), (127, 1), (61, 3), (1, 5)):
+        of_calls = []
+        for epoch, (batch, first) in enumerate(((128, 0), (128, 0), (127, 1), (61, 3), (1, 5))):
             augment, images = prepared(case, batch=batch, first=first)
-            augment(images, 2 + first)
-            if first == 0:
-                before = {kernel.hash for _, kernel in kernels}
-    return len({kernel.hash for _, kernel in kernels} - before)
+            augment(images, epoch)
+            of_calls.append({kernel.hash for _, kernel in kernels})
+    return len(of_calls[-1] - of_calls[0])
 
 
 def resources(kernel: Any, capability: int) -> dict[str, int]:
@@ -219,13 +225,25 @@ def output(*command: Any) -> str:
     return subprocess.run([str(word) for word in command], capture_output=True, text=True, check=True).stdout
 
 
-def rows_that_follow_lines(kernel: Any) -> bool:
-    """Whether neighboring lanes take neighboring columns wherever a square of pixels is loaded or stored."""
-    text = kernel.asm["ttgir"]
-    orders = dict(re.findall(r"^(#\w+) = #ttg\.blocked<\{.*?order = \[(\d), \d\]", text, re.MULTILINE))
-    lanes = dict(re.findall(r"^(#\w+) = #ttg\.blocked<\{.*?threadsPerWarp = \[(\d+), \d+\]", text, re.MULTILINE))
-    used = re.findall(r"tt\.(?:load|store) .*: tensor<(\d+)x(\d+)x!tt\.ptr<[^>]*>, (#\w+)>", text)
-    return all(orders[name] == "1" and int(lanes[name]) < 32 for _, width, name in used if int(width) > 1)
+def lanes_in_a_row(kernel: Any) -> int:
+    """Of a warp's 32 lanes, how many follow one another along a row of pixels, at the worst load or store of any.
+
+    They are those of pixels, scratch and views; a square of pixels, or one row after another in one dimension.
+    """
+    text, fewest = kernel.asm["ttgir"], 32
+    layouts = dict(re.findall(r"^(#\w+) = #ttg\.blocked<\{(.*)\}>$", text, re.MULTILINE))
+    accesses = re.findall(r"tt\.(?:load|store) .*: tensor<((?:\d+x)+)!tt\.ptr<[^>]*>, (.*)> loc", text)
+    assert len(accesses) == len(re.findall(r"tt\.(?:load|store) .*: tensor", text))
+    for shape, name in accesses:
+        size = [int(number) for number in shape.split("x")[:-1]]
+        if math.prod(size) < LEAST_PIXELS:
+            continue
+        layout = {key: [int(x) for x in value.split(", ")] for key, value in FIELD.findall(layouts[name])}
+        # of one dimension are a product's ROWS x COLUMNS source pixels and a square tile
+        width = size[-1] if len(size) == 2 else COLUMNS if size == [ROWS * COLUMNS] else math.isqrt(size[0])
+        along = layout["order"][0] == len(size) - 1
+        fewest = min(fewest, layout["threadsPerWarp"][-1], width // layout["sizePerThread"][-1]) if along else 1
+    return fewest
 
 
 def look(case: dict[str, Any], **batch: int) -> list[dict[str, Any]]:
@@ -234,15 +252,25 @@ def look(case: dict[str, Any], **batch: int) -> list[dict[str, Any]]:
     with compiling(case["capability"]) as launched:
         augment(images, 3)
     kernels = dict(launched)
+    assert all(kernel.metadata.target.arch == case["capability"] for kernel in kernels.values())
     return [
         {
             "kernel": name,
             **resources(kernel, case["capability"]),
             "mma": "mma.sync" in kernel.asm["ptx"],
-            "lanes_along_rows": rows_that_follow_lines(kernel),
+            "lanes_in_a_row": lanes_in_a_row(kernel),
         }
         for name, kernel in kernels.items()
     ]
+
+
+def looked_at(cases: list[dict[str, Any]], workers: int) -> Iterator[list[dict[str, Any]]]:
+    """`look` at each case in order, in so many processes; with one in this process."""
+    if workers == 1:
+        yield from map(look, cases)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(look, cases)
 
 
 def main() -> None:
@@ -251,23 +279,27 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes that compile")
     parser.add_argument("--out", type=Path, help="a benchmark record; without it, JSON on stdout")
     arguments = parser.parse_args()
-    os.environ.setdefault("TRITON_CACHE_DIR", tempfile.mkdtemp(prefix="cuda_kernels."))
+    with tempfile.TemporaryDirectory(prefix="cuda_kernels.") as cache:
+        os.environ.setdefault("TRITON_CACHE_DIR", cache)
+        compile_all(arguments)
+
+
+def compile_all(arguments: argparse.Namespace) -> None:
+    """Every case, then its record or the JSON."""
     cases, found = few_cases() if arguments.cases == "few" else every_case(), []
-    with ProcessPoolExecutor(arguments.workers, mp_context=get_context("spawn")) as pool:
-        for case, kernels in zip(cases, pool.map(look, cases), strict=True):
-            found += [{"case": case, **kernel} for kernel in kernels]
-            print(len(found), case, file=sys.stderr, flush=True)
+    for case, kernels in zip(cases, looked_at(cases, arguments.workers), strict=True):
+        found += [{"case": case, **kernel} for kernel in kernels]
+        print(len(found), case, file=sys.stderr, flush=True)
+        if arguments.out is not None:  # after each case: what a stopped call has compiled is not lost
+            write(arguments.out, "cuda_kernels", rows_of(found), triton=triton.__version__)
     if arguments.out is None:
-        launches = {side: launches_of(case_of(side)) for side in (32, 224)}
-        variants = {side: added_variants(case_of(side)) for side in (32, 224)}
+        launches = {case["side_px"]: launches_of(case) for case in cases[:2]}
+        variants = {case["side_px"]: added_variants(case) for case in cases[:2]}
         print(json.dumps({"triton": triton.__version__, "kernels": found, "launches": launches, "added": variants}))
-        return
-    rows = [
-        row(one["kernel"], one["case"], metric, [one[metric]])
-        for one in found
-        for metric in ("registers", "local", "shared_bytes", "warps_per_sm", "instructions")
-    ]
-    write(arguments.out, "cuda_kernels", rows, triton=triton.__version__)
+
+
+def rows_of(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row(one["kernel"], one["case"], metric, [one[metric]]) for one in found for metric in METRICS]
 
 
 if __name__ == "__main__":

@@ -142,7 +142,7 @@ def stage_rows(run: Parts, laps: list[dict[str, float]], best: list[dict[str, An
 def stage_flops(run: Parts) -> dict[str, float]:
     """Operations of convolutions and matrix products, counted by running one step of the uncompiled network."""
     batch, epoch = next(run.batches())
-    step, views = replace(run.train_step, network=run.plain), run.views(batch, epoch)
+    step, views = replace(run.train_step, network=run.plain, compiled=None), run.views(batch, epoch)
     with FlopCounterMode(display=False) as forward:
         terms = step.forward(views)
     with FlopCounterMode(display=False) as backward:

@@ -100,7 +100,7 @@ def parts(recipe: Recipe) -> Parts:
     manifest = build.data.manifest_of(data.path)
     sets = build.data.sets(recipe, build.data.labels_of(data.path), build.data.labels_of(data.probe_path or data.path))
     plain = build.model.network(recipe, in_channels=manifest.channels, device=device)
-    step = step_of(recipe, plain, device=device, called=build.model.compiled(recipe, plain))
+    step = step_of(recipe, plain, device=device, may_compile=True)
     shared, _ = parallel.choose(recipe, step, plain, in_channels=manifest.channels, device=device)
     if shared == parallel.VIEWS:
         step = parallel.view_parallel(step, plain, workers=torch.get_num_threads())

@@ -84,13 +84,24 @@ def network(
     return both.to(device).to(memory_format=layout)
 
 
-def compiled(recipe: Recipe, module: torch.nn.Module) -> torch.nn.Module:
-    """The module as the recipe wants it called: itself, or compiled for every shape apart."""
+def compiled(recipe: Recipe, module: torch.nn.Module, *, fullgraph: bool = False) -> torch.nn.Module:
+    """The module as the recipe wants it called: itself, or compiled for every shape apart.
+
+    Args:
+        recipe: says whether and how.
+        module: from the network of this recipe.
+        fullgraph: fail where one graph cannot hold all of it, if the backbone is one of this package.
+    """
     mode = recipe.train.compile
     if not mode:
         return module
     allow_compilations(2 * len(sides_px(recipe)))
-    optimized: torch.nn.Module = torch.compile(module, dynamic=False, mode=None if mode is True else mode)  # type: ignore[assignment]
+    optimized: torch.nn.Module = torch.compile(  # type: ignore[assignment]
+        module,
+        dynamic=False,
+        fullgraph=fullgraph and recipe.model.backbone in resnet.RESNETS,
+        mode=None if mode is True else mode,
+    )
     return optimized
 
 

@@ -50,6 +50,9 @@ def blocks_of(module: nn.Module) -> Iterator[nn.Module]:
 def recomputed(block: nn.Module, forward: Callable[..., Tensor], *args: Any, **options: Any) -> Tensor:
     if not (block.training and torch.is_grad_enabled()):
         return forward(*args, **options)
+    if torch.compiler.is_compiling():  # a compiler moves running statistics once, whatever it computes again
+        compiled: Tensor = checkpoint(forward, *args, use_reentrant=False, **options)
+        return compiled
     contexts = lambda: (contextlib.nullcontext(), still_statistics(block))  # noqa: E731
     result: Tensor = checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **options)
     return result

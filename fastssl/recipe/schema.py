@@ -254,7 +254,10 @@ class Train(Section):
     )
     compile: bool | Literal["reduce-overhead", "max-autotune"] = Field(
         False,
-        description="torch.compile for the network; its modes reduce-overhead and max-autotune replay CUDA graphs too.",
+        description="torch.compile for network and loss; modes reduce-overhead and max-autotune replay CUDA graphs.",
+    )
+    gradient_compression: Literal["none", "bf16"] = Field(
+        "none", description="What ranks send of their gradients: all bits, or bfloat16, half the bytes of float32."
     )
     gradient_checkpointing: bool = Field(
         False, description="Keep only each block's input and run it again in the backward pass: less memory, more work."

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
@@ -89,11 +90,16 @@ def like(norm: _BatchNorm) -> SumBatchNorm:
     return new.train(norm.training)
 
 
-def data_parallel(network: nn.Module, device: torch.device) -> nn.Module:
+def data_parallel(network: nn.Module, device: torch.device, *, compression: str = "none") -> nn.Module:
     """The network with gradients averaged over ranks during backward; itself in a single process.
 
     A loss that sums over ranks has W times its share of the gradient on each rank, so the mean is the gradient of the
     global batch. Every rank starts from rank 0's weights.
+
+    Args:
+        network: its parameters' gradients are averaged.
+        device: of the network.
+        compression: "bf16" rounds gradients to bfloat16 on their way between ranks, "none" sends them as they are.
     """
     if ranks.world() == 1:
         return network
@@ -101,7 +107,10 @@ def data_parallel(network: nn.Module, device: torch.device) -> nn.Module:
     sync_buffers = "forward_sync_buffers" if is_new else "broadcast_buffers"
     device_ids = [device] if device.type == "cuda" else None
     each_step: dict[str, Any] = {sync_buffers: False}  # synchronized statistics are already equal
-    return DistributedDataParallel(network, device_ids=device_ids, gradient_as_bucket_view=True, **each_step)
+    parallel = DistributedDataParallel(network, device_ids=device_ids, gradient_as_bucket_view=True, **each_step)
+    if compression == "bf16":
+        parallel.register_comm_hook(None, bf16_compress_hook)
+    return parallel
 
 
 def without_sync(network: Any) -> contextlib.AbstractContextManager[None]:

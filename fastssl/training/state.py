@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -164,8 +165,9 @@ def assemble(
             recipe,
             network,
             device=device,
-            called=build.model.compiled(recipe, data_parallel(network, device)),
-            loss=build.losses.loss(recipe) if loss is None else terms_of(loss),
+            loss=None if loss is None else terms_of(loss),
+            parallel=partial(data_parallel, device=device, compression=recipe.train.gradient_compression),
+            may_compile=True,
         ),
         learning_rate=build.optim.learning_rate(recipe, steps_per_epoch=len(loader)),
         prober=Prober(

@@ -4,7 +4,7 @@ V views, B images, D embedding dimensions.
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,12 @@ from fastssl.build.optim import set_learning_rate
 from fastssl.losses.loss import Terms
 from fastssl.recipe.schema import Recipe
 from fastssl.training.distributed import without_sync
+from fastssl.training.objective import Objective, Views, objective
 from fastssl.training.view_parallel import intra_op_threads
 
-Views = Sequence[Tensor]
+
+def itself(network: nn.Module) -> nn.Module:
+    return network
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Step:
     Benchmarks call its parts one by one: `parts`, then `forward` and `backward` of each, then `update`.
 
     Attributes:
-        network: a Pretrainer, or its compiled or data-parallel form.
+        network: a Pretrainer, or its data-parallel form.
         loss: embeddings (V, B, D) to terms; "loss" carries the gradient.
         optimizer: of the network's parameters.
         autocast: dtype of matrix products, or None for float32.
@@ -39,6 +42,7 @@ class Step:
             costs a wait for the device and a copy of the statistics at every step.
         replays_graphs: the network replays CUDA graphs; what it gave in the step before is overwritten from here on.
         threads: per operator of the calling thread while it takes a step; None leaves them as they are.
+        compiled: network and loss as one compiled module, called in place of both; None where nothing is compiled.
     """
 
     network: Callable[..., Any]
@@ -51,6 +55,7 @@ class Step:
     skip_nonfinite: bool = False
     replays_graphs: bool = False
     threads: int | None = None
+    compiled: Callable[[Views], Terms] | None = None
 
     def __call__(self, views: Views, lr: float) -> Terms:
         """One step.
@@ -70,10 +75,11 @@ class Step:
         """One step, on the threads that are set."""
         set_learning_rate(self.optimizer, lr)
         before = self.statistics() if self.skip_nonfinite else []
+        called = self.network if self.compiled is None else self.compiled  # a compiled module has no truth value
         total: Terms = {}
         parts = self.parts(views)
         for i, part in enumerate(parts):
-            with contextlib.nullcontext() if i == len(parts) - 1 else without_sync(self.network):
+            with contextlib.nullcontext() if i == len(parts) - 1 else without_sync(called):
                 terms = self.forward(part)
                 self.backward(terms)
             for name, term in terms.items():
@@ -97,15 +103,14 @@ class Step:
 
     def forward(self, part: Views) -> Terms:
         """The loss's terms of these views."""
-        kind, dtype = part[0].device.type, self.autocast or torch.bfloat16
-        with torch.autocast(kind, dtype=dtype, enabled=self.autocast is not None):
-            _, z_VBD = self.network(part)
-        return self.loss(z_VBD)
+        if self.compiled is not None:
+            return self.compiled(part)
+        return objective(self.network, self.loss, part, autocast=self.autocast)
 
     def backward(self, terms: Terms) -> None:
         """Adds the part's share to the gradients."""
-        objective = terms["loss"] / self.accumulate_steps
-        (self.scaler.scale(objective) if self.scaler else objective).backward()  # type: ignore[no-untyped-call]
+        share = terms["loss"] / self.accumulate_steps
+        (self.scaler.scale(share) if self.scaler else share).backward()  # type: ignore[no-untyped-call]
 
     def update(self) -> tuple[Tensor, bool]:
         """The gradient's Euclidean norm before clipping, on the device, and whether the step was left out."""
@@ -140,8 +145,9 @@ def step_of(
     network: nn.Module,
     *,
     device: torch.device,
-    called: nn.Module | None = None,
     loss: Callable[[Tensor], Terms] | None = None,
+    parallel: Callable[[nn.Module], nn.Module] = itself,
+    may_compile: bool = False,
 ) -> Step:
     """The recipe's step.
 
@@ -149,17 +155,27 @@ def step_of(
         recipe: decides everything.
         network: holds the weights.
         device: of the network.
-        called: the network as it is called, compiled or data-parallel; itself when absent.
         loss: in place of the recipe's.
+        parallel: makes the module that is called data-parallel.
+        may_compile: compile network and loss together where the recipe says so; else nothing is compiled.
     """
+    of_embeddings, autocast = build.losses.loss(recipe) if loss is None else loss, build.hardware.autocast(recipe)
+    compiled, called = None, network
+    if may_compile and recipe.train.compile:
+        both = Objective(network, of_embeddings, autocast=autocast)
+        around = parallel(both)  # inside the compiler, which then lets gradients travel before the backward has ended
+        compiled = build.model.compiled(recipe, around, fullgraph=loss is None and around is both)
+    else:
+        called = parallel(network)
     return Step(
-        network=network if called is None else called,  # a compiled module has no truth value
-        loss=build.losses.loss(recipe) if loss is None else loss,
+        network=called,
+        loss=of_embeddings,
         optimizer=build.optim.optimizer(recipe, network, device=device),
-        autocast=build.hardware.autocast(recipe),
+        autocast=autocast,
         scaler=torch.amp.GradScaler(device.type) if recipe.train.precision == "fp16" else None,
         accumulate_steps=recipe.optim.accumulate_steps,
         clip_norm=recipe.optim.clip_norm,
         skip_nonfinite=recipe.train.on_nonfinite == "skip",
         replays_graphs=build.model.replays_graphs(recipe),
+        compiled=compiled,
     )

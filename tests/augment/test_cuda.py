@@ -24,7 +24,7 @@ from reference_augment import (
     unnormalized,
 )
 from test_cpu import MIXED
-from test_torch_ops import FLAT_JITTER, NOTHING, SINGLE, SIZES
+from test_torch_ops import FLAT_JITTER, NOTHING, SINGLE
 from torch import Tensor
 
 from fastssl.augment.augment import sizes_of
@@ -41,6 +41,9 @@ DEVICE = "cuda" if NATIVE else "cpu"
 SMOOTH = replace(EVERYTHING, solarize_p=0, posterize_p=0)
 STILL = replace(SMOOTH, rotate_p=0)  # a rotation is never done in one pass
 CASES = SINGLE | {"linear hue": replace(FLAT_JITTER, hue=0.5, hue_mode="linear")}
+# what a tile does otherwise than a whole view
+TILED = ("bicubic crop", "wide pad", "quarter turns", "rotation", "contrast", "linear hue", "wide blur", "everything")
+SIZES = [(32, 32, 32), (7, 33, 20), (16, 1, 1), (1, 13, 8)]  # side, height, width
 CLOSE = 0.05 / 255
 BFLOAT16 = (0.7 if NATIVE else 1.1) / 255  # the interpreter cuts bits off, the hardware rounds
 
@@ -129,7 +132,7 @@ def tiled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @launches
-@pytest.mark.parametrize(("seed", "epoch"), [(0, 4), (-5, torch.tensor(7)), (2**63 + 11, 2**40)])
+@pytest.mark.parametrize(("seed", "epoch"), [(-5, torch.tensor(7)), (2**63 + 11, 2**40)])
 def test_parameters_are_the_same_numbers(seed: int, epoch: int | Tensor):
     index_B = torch.tensor([0, 1, 2, 12345, 2**31, 2**62], device=DEVICE)
     sizes_B2 = torch.tensor([[32, 32], [1, 9], [375, 500], [33, 64], [64, 33], [7, 300]], device=DEVICE)
@@ -142,7 +145,7 @@ def test_parameters_are_the_same_numbers(seed: int, epoch: int | Tensor):
 @launches
 def test_views_are_those_of_their_parameters():
     """Drawn and cut by one call, or cut from parameters that are handed over."""
-    batch = batch_of(pictures(5, 21, 34).to(DEVICE))
+    batch = batch_of(pictures(3, 21, 34).to(DEVICE))
     augment = augmentation((replace(EVERYTHING, side_px=12, hue_mode="linear"),) * 2, "cuda", seed=-7)
     (views_VBCHW,) = augment(batch, 3)
     images, output = Images(batch.images, sizes_of(batch), None), Output(augment.mean_C, augment.std_C, augment.dtype)
@@ -154,40 +157,40 @@ def test_views_are_those_of_their_parameters():
 @pytest.mark.parametrize(("side", "height", "width"), SIZES)
 def test_operations_equal_torch(side: int, height: int, width: int):
     rows = {name: replace(view, side_px=side) for name, view in CASES.items() if view.rotate_p == 0}
-    assert not far(differences(rows, pictures(2, height, width)), CLOSE)
+    assert not far(differences(rows, pictures(1, height, width)), CLOSE)
 
 
 @launches
 def test_operations_over_tiles_equal_torch(tiled: None):
     """The rows that rotate send the others, too, through every pass."""
-    rows = {name: replace(view, side_px=21) for name, view in CASES.items()}
-    assert not far(differences(rows, pictures(2, 40, 17)[:1]), CLOSE)
+    rows = {name: replace(CASES[name], side_px=18) for name in TILED}
+    assert not far(differences(rows, pictures(1, 30, 17)), CLOSE)
 
 
 @launches
-@pytest.mark.parametrize("channels", [1, 2, 4, 5])
+@pytest.mark.parametrize("channels", [1, 4])
 def test_other_channel_counts(channels: int):
     rows = {"still": replace(STILL, side_px=12), "bicubic": replace(STILL, side_px=12, interpolation="bicubic")}
-    assert not far(differences(rows, pictures(4, 17, 14, channels)), CLOSE)
+    assert not far(differences(rows, pictures(2, 17, 14, channels)), CLOSE)
 
 
 @launches
 @pytest.mark.parametrize(("channels", "view"), [(1, SMOOTH), (4, STILL)])
 def test_other_channel_counts_over_tiles(channels: int, view: View, tiled: None):
-    assert not far(differences({"view": replace(view, side_px=18)}, pictures(3, 17, 14, channels)), CLOSE)
+    assert not far(differences({"view": replace(view, side_px=18)}, pictures(2, 17, 14, channels)), CLOSE)
 
 
 @launches
 def test_without_contrast_the_first_pass_colors(tiled: None):
     view = replace(STILL, side_px=18, contrast=0.0)
     assert not backend._plan((view,), 3, torch.uint8, exact=True).waits
-    assert not far(differences({"view": view}, pictures(3, 17, 14)), CLOSE)
+    assert not far(differences({"view": view}, pictures(2, 17, 14)), CLOSE)
 
 
 @launches
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, CLOSE), (torch.bfloat16, BFLOAT16)])
 def test_uint16(dtype: torch.dtype, tolerance: float):
-    images = pictures(6, 17, 14, dtype=torch.uint16)
+    images = pictures(2, 17, 14, dtype=torch.uint16)
     assert not far(differences({"still": replace(STILL, side_px=12)}, images, dtype), tolerance)
 
 
@@ -196,7 +199,7 @@ def test_uint16(dtype: torch.dtype, tolerance: float):
 def test_half_precision_is_within_a_level(dtype: torch.dtype, tolerance: float, tiled: None):
     rows = {"still": STILL, "bicubic": replace(STILL, interpolation="bicubic"), "rotated": SMOOTH}
     rows = {name: replace(view, side_px=20) for name, view in rows.items()}
-    assert not far(differences(rows, pictures(3, 37, 50), dtype), tolerance)
+    assert not far(differences(rows, pictures(1, 37, 50), dtype), tolerance)
 
 
 @launches
@@ -212,15 +215,15 @@ def test_flat_images_stay_flat_in_half_precision():
 def test_presets(preset: str, tiled: None):
     specs = view_table(schema.Augment(preset=preset, side_px=20, views=2))
     rows = {str(v): View(**spec.model_dump()) for v, spec in enumerate(specs)}
-    assert not far(differences(rows, pictures(3, 27, 40)), CLOSE)
+    assert not far(differences(rows, pictures(1, 27, 40)), CLOSE)
 
 
 @launches
 @pytest.mark.parametrize("flat", [False, True])
 def test_padded_and_flat_images(flat: bool, tiled: None):
-    whole = [pictures(1, 10 + b, 30 - 2 * b)[0] for b in range(6)]
+    whole = [pictures(1, 10 + b, 30 - 2 * b)[0] for b in range(3)]
     sizes_B2 = torch.tensor([image.shape[:2] for image in whole])
-    padded = torch.full((6, 20, 32, 3), 255, dtype=torch.uint8)
+    padded = torch.full((3, 20, 32, 3), 255, dtype=torch.uint8)
     for b, image in enumerate(whole):
         padded[b, : image.shape[0], : image.shape[1]] = image
     offsets_B = torch.tensor([0, *(image.numel() for image in whole[:-1])]).cumsum(0)
@@ -245,10 +248,10 @@ def test_the_engine_normalizes_and_lays_channels_last():
 
 @launches
 def test_bits_do_not_depend_on_the_cut(tiled: None):
-    images, index_B = pictures(5, 21, 34).to(DEVICE), torch.arange(5, device=DEVICE)
+    images, index_B = pictures(3, 21, 34).to(DEVICE), torch.arange(3, device=DEVICE)
     augment = augmentation((replace(EVERYTHING, side_px=20),) * 2, "cuda", dtype=torch.bfloat16)
     (whole,) = augment(batch_of(images), 5)
-    parts = [augment(batch_of(images[i:j], index_B[i:j]), 5)[0] for i, j in ((0, 1), (1, 5))]
+    parts = [augment(batch_of(images[i:j], index_B[i:j]), 5)[0] for i, j in ((0, 1), (1, 3))]
     assert torch.equal(torch.cat(parts, dim=1), whole)
 
 

@@ -1,4 +1,4 @@
-"""The CUDA kernels compiled for real, for GPUs that are not here, with every minor version of Triton that torch allows.
+"""The CUDA kernels compiled for real, for GPUs that are not here, by the oldest Triton that torch allows and this one.
 
 Triton's interpreter takes what a compiler refuses, and one version what another refuses. `tools/cuda_kernels.py`
 compiles exactly what a launch would; each version runs it in a process of its own.
@@ -21,7 +21,7 @@ from fastssl.augment.cuda.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fastssl-tests"
-VERSIONS = ("3.6.0", "3.7.1", "3.8.0")  # of torch 2.10 and 2.11, 2.12 and 2.13, 2.14
+VERSIONS = dict.fromkeys(("3.6.0", triton.__version__))  # torch 2.10's, and that of the torch that is installed
 
 pytestmark = [
     pytest.mark.slow,
@@ -43,6 +43,7 @@ def installed_beside(version: str) -> Path | None:
             "install",
             "-q",
             "--no-deps",
+            "--no-compile",
             "--target",
             str(part),
             f"triton=={version}",
@@ -78,33 +79,39 @@ def test_kernels_keep_within_their_resources(compiled: dict[str, Any]):
     for one in compiled["kernels"]:
         assert one["local"] <= 60, one
         assert one["shared_bytes"] <= 48 << 10, one  # what a program gets without asking
-        assert one["lanes_along_rows"], one
+        assert one["lanes_in_a_row"] >= 8, one  # of 8 lanes each takes several pixels
         assert one["mma"] or one["kernel"] not in ("crop", "blur"), one
 
 
 def test_a_batch_is_few_launches(compiled: dict[str, Any]):
     assert compiled["launches"]["32"] == ["params", "crop"]
-    assert set(compiled["launches"]["224"]) == {"params", "crop", "color", "blur"}  # of torch none
-    assert len(compiled["launches"]["224"]) <= 12
+    groups = 2  # whose scratch fits the cache
+    assert compiled["launches"]["224"] == ["params", *["crop", "rotate", "color", "blur"] * groups]  # of torch none
 
 
-def test_other_batches_compile_nothing_more(compiled: dict[str, Any]):
+def test_a_second_call_and_odd_batches_and_groups_compile_nothing_more(compiled: dict[str, Any]):
     assert compiled["added"] == {"32": 0, "224": 0}
 
 
-KEYS = "from fastssl.augment.cuda import params, passes; print(passes.run_pass.cache_key + params._sample.cache_key)"
+KEYS = """
+import sys
+for folder in sys.argv[1:]:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "fastssl"]:
+        del sys.modules[name]
+    sys.path.insert(0, folder)
+    from fastssl.augment.cuda import params, passes
+    assert passes.__file__.startswith(folder)
+    print(passes.run_pass.cache_key + params._sample.cache_key)
+"""
 
 
-def keys_with(tmp_path: Path, file: str, text: str, other: str) -> str:
-    """The keys of compiled kernels on disk, in a copy of the package where `other` stands for `text`."""
-    shutil.copytree(ROOT / "fastssl", tmp_path / "fastssl", ignore=shutil.ignore_patterns("__pycache__"))
-    path = tmp_path / "fastssl" / "augment" / file
+def changed_copy(folder: Path, file: str, text: str, other: str) -> Path:
+    """The folder with a copy of the package where `other` stands for `text`."""
+    shutil.copytree(ROOT / "fastssl", folder / "fastssl", ignore=shutil.ignore_patterns("__pycache__"))
+    path = folder / "fastssl" / "augment" / file
     assert path.read_text().count(text) == 1
     path.write_text(path.read_text().replace(text, other))
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", KEYS], env=environment, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+    return folder
 
 
 def test_a_kernel_on_disk_is_not_taken_for_another(tmp_path: Path):
@@ -116,8 +123,10 @@ def test_a_kernel_on_disk_is_not_taken_for_another(tmp_path: Path):
         "weights": ("cuda/plan.py", "BILINEAR = 0\n    BICUBIC = 1", "BILINEAR = 1\n    BICUBIC = 0"),
         "passes": ("cuda/plan.py", "ROTATE = 1\n    COLOR = 2", "ROTATE = 2\n    COLOR = 1"),
     }
-    keys = {name: keys_with(tmp_path / name, *change) for name, change in changes.items()}
-    assert len(set(keys.values())) == len(keys)
+    folders = [str(changed_copy(tmp_path / name, *change)) for name, change in changes.items()]
+    keys = subprocess.run([sys.executable, "-c", KEYS, *folders], capture_output=True, text=True, cwd=tmp_path)
+    assert keys.returncode == 0, keys.stderr[-2000:]
+    assert len(set(keys.stdout.split())) == len(changes)
 
 
 def test_kernels_read_fields_of_the_plan_alone():

@@ -58,6 +58,19 @@ def trained(loss: Any, accumulate_steps: int) -> tuple[list[float], dict[str, to
     return found, {name: tensor.clone() for name, tensor in network.state_dict().items()}
 
 
+def gradients() -> dict[str, torch.Tensor]:
+    """Of 10,000 weights, each rank's own and their mean over ranks, sent as they are and rounded."""
+    own = torch.randn(10_000, generator=torch.Generator().manual_seed(ranks.rank()))
+    found = {"own": own}
+    for compression in ("none", "bf16"):
+        network = torch.nn.Linear(10_000, 1, bias=False)
+        called = distributed.data_parallel(network, torch.device("cpu"), compression=compression)
+        called(own).sum().backward()
+        assert network.weight.grad is not None
+        found[compression] = network.weight.grad[0]
+    return found
+
+
 def samples(recipe: dict[str, Any]) -> list[list[int]]:
     """Which images each step of two epochs trains on, over all ranks."""
     made = load(recipe)
@@ -74,29 +87,48 @@ def worker(rank: int, world: int, port: int, folder: str, recipe: dict[str, Any]
     found: dict[str, Any] = {
         name: trained(partial(loss, all_sum=ranks.all_sum), parts) for name, (loss, parts) in JOBS.items()
     }
-    torch.save({**found, "samples": samples(recipe)}, Path(folder) / f"{rank}.pt")
+    torch.save({**found, "samples": samples(recipe), "gradients": gradients()}, Path(folder) / f"{rank}.pt")
     ranks.stop()
 
 
-@pytest.mark.parametrize("world", [2, 4])
-def test_twenty_float64_steps_and_their_samples_are_one_processs(
-    world: int, tmp_path: Path, tiny_recipe: dict[str, Any]
-) -> None:
+@pytest.fixture(scope="module", params=[2, 4])
+def of_ranks(
+    request: pytest.FixtureRequest, tiny_data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, Any]]:
+    """What `worker` saved on each of 2 or 4 ranks."""
+    world, folder = request.param, tmp_path_factory.mktemp("workers")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     multiprocessing.set_forkserver_preload(["torch", "fastssl.build"])
-    mp.start_processes(worker, args=(world, port, str(tmp_path), tiny_recipe), nprocs=world, start_method="forkserver")
-    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(world)]
+    arguments = (world, port, str(folder), tiny(tiny_data))
+    mp.start_processes(worker, args=arguments, nprocs=world, start_method="forkserver")
+    return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
+
+
+def test_twenty_float64_steps_and_their_samples_are_one_processs(
+    of_ranks: list[dict[str, Any]], tiny_recipe: dict[str, Any]
+) -> None:
     for name, (loss, parts) in JOBS.items():
         # in parts, a rank's part is not the same images as one process's: there ranks are compared with each other
-        expected_losses, expected = trained(loss, parts) if parts == 1 else ranks[0][name]
+        expected_losses, expected = trained(loss, parts) if parts == 1 else of_ranks[0][name]
         assert expected_losses[0] != pytest.approx(expected_losses[-1], rel=1e-3)
-        for rank in ranks:
+        for rank in of_ranks:
             assert rank[name][0] == pytest.approx(expected_losses, rel=1e-10)
             for key, tensor in rank[name][1].items():
                 torch.testing.assert_close(tensor, expected[key], rtol=1e-10, atol=1e-10)
-    assert all(rank["samples"] == samples(tiny_recipe) for rank in ranks)
+    assert all(rank["samples"] == samples(tiny_recipe) for rank in of_ranks)
+
+
+def test_compressed_gradients_are_the_mean_but_for_bfloat16s_roundings(of_ranks: list[dict[str, Any]]) -> None:
+    """One of each rank's and one of each sum: 2^-8 of what is rounded, which the ranks' sizes bound."""
+    found = [rank["gradients"] for rank in of_ranks]
+    mean, size = (torch.stack([x["own"] for x in found]).mean(0), torch.stack([x["own"].abs() for x in found]).mean(0))
+    for rank in found:
+        torch.testing.assert_close(rank["none"], mean)
+        assert torch.equal(rank["bf16"], found[0]["bf16"])
+        assert torch.equal(rank["bf16"], rank["bf16"].bfloat16().float())
+        assert ((rank["bf16"] - mean).abs() <= len(found) * 2**-8 * 1.02 * size).all()
 
 
 @pytest.fixture(scope="module")

@@ -1,19 +1,25 @@
 """What ranks add to a network and a loss: no break in the compiler's graph, and few round trips."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from fastssl import build
 from fastssl.build import ranks
 from fastssl.losses.barlow_twins import barlow_twins
 from fastssl.losses.vicreg import vicreg
 from fastssl.models.backbones import backbone
+from fastssl.recipe.load import load
 from fastssl.training.distributed import data_parallel, synchronize_batch_norm, without_sync
+from fastssl.training.step import step_of
 
 
 @pytest.fixture
@@ -49,6 +55,21 @@ def test_a_loss_over_ranks_takes_three_round_trips(form: str) -> None:
 
 
 @pytest.mark.usefixtures("_two_ranks")
+def test_network_and_loss_over_ranks_are_one_graph_inside_data_parallelism(
+    tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs = CompileCounterWithBackend("eager")
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=graphs))
+    device, recipe = torch.device("cpu"), load(tiny_recipe, ["train.compile=true"])
+    network = build.model.network(recipe, in_channels=3, device=device)
+    synchronize_batch_norm(network, device, compiled=True)
+    parallel = partial(data_parallel, device=device)
+    step = step_of(recipe, network, device=device, parallel=parallel, may_compile=True)
+    step.forward((torch.rand(2, 8, 3, 16, 16),))
+    assert graphs.frame_count == 1
+
+
+@pytest.mark.usefixtures("_two_ranks")
 def test_a_part_of_an_accumulated_step_is_not_synchronized_when_compiled() -> None:
     """The gradients' averaging lies around the network and inside the compiler, and is found there."""
     parallel = data_parallel(nn.Linear(2, 2), torch.device("cpu"))
@@ -56,3 +77,32 @@ def test_a_part_of_an_accumulated_step_is_not_synchronized_when_compiled() -> No
     with without_sync(compiled):
         assert not parallel.require_backward_grad_sync
     assert parallel.require_backward_grad_sync
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["loss.name=barlow_twins", "train.precision=bf16"],
+        ["loss.name=vicreg", "model.batch_norm=per_view"],
+    ],
+    ids=["barlow_twins", "vicreg"],
+)
+def test_network_and_loss_are_one_graph_and_give_the_bits_of_eager(
+    changes: list[str], tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs = CompileCounterWithBackend("eager")
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=graphs))
+    recipe = load(tiny_recipe, ["train.compile=true", *changes])
+    network = build.model.network(recipe, in_channels=3, device=torch.device("cpu"))
+    compiled = step_of(recipe, network, device=torch.device("cpu"), may_compile=True)
+    before, results = compiled.statistics(), []
+    for step in (compiled, replace(compiled, compiled=None)):
+        for buffer, value in before:
+            buffer.copy_(value)
+        terms = step.forward((torch.rand(2, 8, 3, 16, 16, generator=torch.Generator().manual_seed(0)),))
+        step.backward(terms)
+        gradients = [p.grad for p in network.parameters() if p.grad is not None]
+        results.append([*terms.values(), *gradients, *(value for _, value in step.statistics())])
+        step.optimizer.zero_grad(set_to_none=True)
+    assert graphs.frame_count == 1
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
