@@ -80,17 +80,18 @@ def test_a_part_of_an_accumulated_step_is_not_synchronized_when_compiled() -> No
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("backend", "changes"),
     [
-        ["loss.name=barlow_twins", "train.precision=bf16"],
-        ["loss.name=vicreg", "model.batch_norm=per_view"],
+        ("eager", ["loss.name=barlow_twins", "train.precision=bf16"]),
+        ("eager", ["loss.name=vicreg", "model.batch_norm=per_view"]),
+        ("aot_eager", ["loss.name=vicreg", "train.gradient_checkpointing=true"]),  # which plans what is computed again
     ],
-    ids=["barlow_twins", "vicreg"],
+    ids=["barlow_twins", "vicreg", "checkpointed"],
 )
 def test_network_and_loss_are_one_graph_and_give_the_bits_of_eager(
-    changes: list[str], tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    backend: str, changes: list[str], tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    graphs = CompileCounterWithBackend("eager")
+    graphs = CompileCounterWithBackend(backend)
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=graphs))
     recipe = load(tiny_recipe, ["train.compile=true", *changes])
     network = build.model.network(recipe, in_channels=3, device=torch.device("cpu"))
