@@ -57,6 +57,30 @@ def test_npz_by_usual_names(tmp_path, save, names):
                 open_source(tmp_path / "x.npz", split=split)
 
 
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        (np.array(["dog", " cat ", ""]), ["dog", "cat", None]),
+        (np.array([b"dog", b"cat", b"dog"]), ["dog", "cat", "dog"]),
+        (np.array([3.0, np.nan, 1.0]), ["3", None, "1"]),
+        (np.array([7, -1, 10**9]), ["7", None, "1000000000"]),
+        (np.array([True, False, True]), ["1", "0", "1"]),
+    ],
+    ids=["text", "bytes", "floats", "negative and large", "bools"],
+)
+def test_npz_labels_of_any_type(tmp_path, labels, names):
+    np.savez(tmp_path / "x.npz", images=IMAGES[:3], labels=labels)
+    found, read, _ = pixels(open_source(tmp_path / "x.npz"))
+    assert read == names
+    np.testing.assert_array_equal(found, IMAGES[:3])
+
+
+def test_npz_labels_that_are_none_are_named(tmp_path):
+    np.savez(tmp_path / "x.npz", images=IMAGES[:3], labels=np.array([1.0, 1.5, 2.0]))
+    with pytest.raises(UserError, match=r"x\.npz: 1 values of labels are no labels, first .*1\.5"):
+        open_source(tmp_path / "x.npz")
+
+
 def test_arrays_that_cannot_be_images(tmp_path):
     np.save(tmp_path / "float.npy", IMAGES / 255)
     np.save(tmp_path / "flat.npy", IMAGES.reshape(-1))

@@ -1,9 +1,11 @@
 """Features on disk: the same numbers as in memory, in the source's order, with names and labels, all or nothing."""
 
 import json
+import os
 import subprocess
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +97,31 @@ def test_an_unreadable_image_stops_without_a_trace_or_is_counted(tiny_run: Path,
     assert not (tmp_path / "out").exists()
     assert embed(tiny_run, photos, tmp_path / "f.npy", on_error="skip")["skipped"] == 1
     assert np.load(tmp_path / "f.npy").shape[0] == 12
+
+
+@pytest.mark.parametrize("kind", ["csv", "zip"])
+def test_names_in_latin_1_lose_no_features(tiny_run: Path, tmp_path: Path, kind: str) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    source, name = tmp_path / f"x.{kind}", b"caf\xe9.png"
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8))
+    if kind == "csv":
+        image.save(tmp_path / os.fsdecode(name), "PNG")
+        source.write_bytes(b"path,label\n" + name + b",p\xe2t\xe9\n")
+    else:
+        image.save(tmp_path / "cafe.png")
+        with zipfile.ZipFile(source, "w") as archive:
+            archive.write(tmp_path / "cafe.png", "cafe.png")
+        source.write_bytes(source.read_bytes().replace(b"cafe.png", name))
+    in_memory_1F = fastssl.load(tiny_run).embed(np.asarray(image)[None])
+    for out in ("f.npy", "f.parquet"):
+        assert embed(tiny_run, source, tmp_path / out)["count"] == 1
+    np.testing.assert_allclose(np.load(tmp_path / "f.npy"), in_memory_1F, rtol=1e-4, atol=1e-5)
+    columns = parquet.read_table(tmp_path / "f.parquet").to_pydict()
+    np.testing.assert_allclose(columns["features"], in_memory_1F, rtol=1e-4, atol=1e-5)
+    words = {"csv": ("caf\\udce9.png", "p\\udce2t\\udce9"), "zip": ("cafΘ.png", "")}[kind]  # zip's old names are cp437
+    assert (columns["id"], columns["class"]) == ([words[0]], [words[1]])
+    stored = (tmp_path / "f.csv").read_bytes()
+    assert (name if kind == "csv" else words[0].encode()) in stored
 
 
 @pytest.mark.parametrize(

@@ -220,6 +220,15 @@ def test_a_source_without_a_test_split_is_judged_on_val_and_says_so(run: Path, t
         judge(run, data=photo_splits(tmp_path / "one", "train"), on="test", probes=["knn"], **QUICK)
 
 
+def test_a_source_with_an_unreadable_image_is_refused_or_judged_without_it(run: Path, tmp_path: Path) -> None:
+    pets = photo_splits(tmp_path / "pets", "train", "test")
+    (pets / "test" / "cat" / "9.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"9\.png"):
+        judge(run, data=pets, on="test", probes=["knn"], **QUICK)
+    judged = judge(run, data=pets, on="test", probes=["knn"], on_error="skip", **QUICK)["judged"]
+    assert (judged["images"], judged["skipped"]) == (8, 1)
+
+
 def test_an_evaluation_ends_with_the_account_of_its_sources(run: Path, tmp_path: Path) -> None:
     pets = photo_splits(tmp_path / "pets", "train", "test")
     done = command("eval", str(run), "--data", str(pets), "--on", "test", "--probe", "knn", "--device", "cpu")

@@ -2,12 +2,12 @@
 
 import threading
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
+from fastssl.data.decode import reason
 from fastssl.data.sources.account import Account
 from fastssl.data.sources.base import (
     MAX_ITEM_BYTES,
@@ -98,15 +98,9 @@ def counting(account: Account) -> Callable[[str], bool]:
 def zip_source(path: Path, split: str, choices: Choices) -> Indexed:
     """A zip archive of a folder; members are inflated one at a time, never beyond the stated and allowed size."""
     account = Account()
-    try:
-        archive = zipfile.ZipFile(path)
-        wanted = counting(account)
-        members = [(m, _name_of(m)) for m in archive.infolist() if not m.is_dir()]
-        members = [(m, name) for m, name in members if leaves(name) or wanted(name)]
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise UserError(
-            f"{path} cannot be read as a zip archive: {str(error).rstrip('.')}.", "Fetch or make it again."
-        ) from error
+    archive, wanted = zipfile.ZipFile(path), counting(account)
+    members = [(m, _name_of(m)) for m in archive.infolist() if not m.is_dir()]
+    members = [(m, name) for m, name in members if leaves(name) or wanted(name)]
     sound = [(member, name) for member, name in members if not leaves(name)]
     names = [name for _, name in sound]
     chosen, classes, labels_N = choose_split(str(path), names, split, account=account, known=choices.classes)
@@ -139,5 +133,5 @@ def _inflate(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, lock:
     try:
         with lock, archive.open(member) as file:  # zipfile moves one shared file position
             return file.read(member.file_size)
-    except (zipfile.BadZipFile, OSError, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:
-        return ValueError(f"{name!r} cannot be read: {error}")
+    except Exception as error:  # caught here and not by the guard, which knows the member's position alone
+        return ValueError(f"{name!r} cannot be read: {reason(error)}")

@@ -6,13 +6,13 @@ Batches of rows are read one after the other; a column of images is `struct<byte
 import importlib
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from fastssl.data.sources.account import Account
 from fastssl.data.sources.base import MAX_ITEM_BYTES, SPLITS, Item, MissingSplitError, Stream
 from fastssl.data.sources.choices import Choices
+from fastssl.data.sources.guard import explained
 from fastssl.data.sources.labels import read_label
 from fastssl.errors import UserError, option
 
@@ -32,13 +32,13 @@ def parquet_source(paths: list[Path], split: str, choices: Choices, *, name: str
     Labels are integers (with Hugging Face's class names where the schema holds them) or names.
     """
     parquet = _pyarrow("pyarrow.parquet")
-    with _reading(paths[0]):
+    with explained(str(paths[0])):
         schema = parquet.read_schema(paths[0])
         count = sum(parquet.read_metadata(path).num_rows for path in paths)
 
     def batches(columns: list[str]) -> Iterator[tuple[Path, Any]]:
         for path in paths:
-            with _reading(path), parquet.ParquetFile(path) as file:
+            with explained(str(path)), parquet.ParquetFile(path) as file:
                 for batch in file.iter_batches(_ROWS, columns=columns):
                     yield path, batch
 
@@ -56,14 +56,14 @@ def arrow_source(folder: Path, split: str, choices: Choices) -> Stream:
         part = folder / wanted
     else:
         part = folder
-    with _reading(part):
+    with explained(str(part)):
         state = json.loads((part / "state.json").read_text())
         paths = [part / entry["filename"] for entry in state["_data_files"]]
         schema = arrow.ipc.open_stream(arrow.memory_map(str(paths[0]))).schema
 
     def batches(columns: list[str]) -> Iterator[tuple[Path, Any]]:
         for path in paths:
-            with _reading(path), arrow.memory_map(str(path)) as file:
+            with explained(str(path)), arrow.memory_map(str(path)) as file:
                 for batch in arrow.ipc.open_stream(file):
                     batch.validate(full=True)  # offsets of a damaged file would be read outside of its memory
                     for start in range(0, batch.num_rows, _ROWS):
@@ -169,15 +169,3 @@ def _pyarrow(module: str) -> Any:
             "Parquet and Arrow files need pyarrow, which is not installed.",
             "Install it with: pip install 'fastssl-vision[parquet]'.",
         ) from error
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """What pyarrow and json raise for damaged files, as a sentence."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:  # ArrowInvalid is a ValueError
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} cannot be read: {reason.rstrip('.')}.", "Fetch or make it again.") from error

@@ -75,18 +75,14 @@ def csv_source(path: Path, split: str, choices: Choices) -> Indexed:
 
 def _read(path: Path) -> list[list[str]]:
     """All rows that are not empty; the separator is the one that cuts the first line into most fields."""
-    fix = "Give a comma separated file of paths and labels."
-    try:
-        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            first = next((line for line in file if line.strip()), "")
-            counts = {sep: len(next(csv.reader([first], delimiter=sep), [])) for sep in _SEPARATORS}
-            separator = "\t" if path.suffix.lower() == ".tsv" else max(_SEPARATORS, key=lambda sep: counts[sep])
-            file.seek(0)
-            rows = [row for row in csv.reader(file, delimiter=separator) if any(cell.strip() for cell in row)]
-    except (OSError, csv.Error, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}.", fix) from error
+    with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        first = next((line for line in file if line.strip()), "")
+        counts = {sep: len(next(csv.reader([first], delimiter=sep), [])) for sep in _SEPARATORS}
+        separator = "\t" if path.suffix.lower() == ".tsv" else max(_SEPARATORS, key=lambda sep: counts[sep])
+        file.seek(0)
+        rows = [row for row in csv.reader(file, delimiter=separator) if any(cell.strip() for cell in row)]
     if not rows:
-        raise UserError(f"{path} names no images.", fix)
+        raise UserError(f"{path} names no images.", "Give a comma separated file of paths and labels.")
     return rows
 
 

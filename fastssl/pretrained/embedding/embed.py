@@ -58,7 +58,8 @@ def embed(
         weights: a run folder, exported weights, or what `load` gave.
         source: what `convert` reads.
         out: features.npy, float32 (N, F), with features.csv (id, label, class) next to it; or features.parquet with the
-            columns id, label, class and features. Either with a .json that says where they come from.
+            columns id, label, class and features, where bytes of a name that are no UTF-8 are `\\udcXX`. Either with a
+            .json that says where they come from.
         split: train, test, val or unlabeled.
         batch_size: images in one forward pass.
         device: "auto", "cpu", "cuda" or "mps".

@@ -129,7 +129,13 @@ def write_parquet(path: Path, features_NF: NDArray[np.float32], rows: Iterator[t
             part_BF = np.asarray(features_NF[first : first + ROW_GROUP])
             ids, labels, names = zip(*(next(rows) for _ in range(len(part_BF))), strict=True)
             values = pa.FixedSizeListArray.from_arrays(pa.array(part_BF.reshape(-1)), width)
-            writer.write_table(pa.table([ids, labels, names, values], schema=schema))
+            columns = [list(map(escaped, ids)), labels, list(map(escaped, names)), values]
+            writer.write_table(pa.table(columns, schema=schema))
+
+
+def escaped(name: str) -> str:
+    """For Parquet, whose text is UTF-8: a byte of a name that is not, such as latin-1's, as `\\udcXX`."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def pyarrow() -> Any:
