@@ -7,6 +7,7 @@ test. Formulas and protocol: arXiv 2312.10725 and the kNN of arXiv 1805.01978.
 N training images, M test images, F features, C classes, L learning rates, K neighbors.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ HELD_OUT_SHARE = 0.1
 # Relative to the mean eigenvalue of the features' second moments, so they suit any scale of features.
 RIDGE_STRENGTHS = tuple(10.0**p for p in range(-6, 3))
 CHUNK_ROWS = 256
+LARGEST_EXPONENT = 40  # of two: the sum of 2^40 such squares is still a float32
 Progress = Callable[[str, int, int], None]  # what, done, total
 
 
@@ -108,15 +110,17 @@ def knn_predict(
     train_NF: Tensor, train_labels_N: Tensor, test_MF: Tensor, *, ks: Sequence[int], temperature: float
 ) -> dict[int, Tensor]:
     """Each k's predicted classes (M,), by cosine of features centered on the training mean."""
-    mean_F = train_NF.float().mean(0)
-    train_FN = nnf.normalize(train_NF.float() - mean_F, dim=1).T
-    test_MF = nnf.normalize(test_MF.float() - mean_F, dim=1)
+    train_NF, test_MF = in_range(train_NF, test_MF)
+    mean_F = train_NF.mean(0)
+    train_FN = nnf.normalize(train_NF - mean_F, dim=1).T
+    test_MF = nnf.normalize(test_MF - mean_F, dim=1)
     most = min(max(ks), len(train_NF))
     label_C, class_N = torch.unique(train_labels_N, return_inverse=True)
     predicted: dict[int, list[Tensor]] = {k: [] for k in ks}
     for chunk_BF in torch.split(test_MF, CHUNK_ROWS):
         cosine_BK, nearest_BK = (chunk_BF @ train_FN).topk(most, dim=1)
-        weight_BK, class_BK = (cosine_BK / temperature).exp(), class_N[nearest_BK]
+        # Relative to the nearest: exp(1 / 0.011) is more than float32 holds.
+        weight_BK, class_BK = ((cosine_BK - cosine_BK[:, :1]) / temperature).exp(), class_N[nearest_BK]
         for k in ks:
             votes_BC = weight_BK.new_zeros(len(chunk_BF), len(label_C))
             votes_BC.scatter_add_(1, class_BK[:, :k], weight_BK[:, :k])
@@ -151,7 +155,7 @@ def ridge_predict(
     """Predicted classes (M,) and the strength chosen: in float64."""
     device = train_NF.device
     work = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
-    x_NF, x_MF = train_NF.to(work).float(), test_MF.to(work).float()
+    x_NF, x_MF = in_range(train_NF.to(work), test_MF.to(work))
     label_C, y_N = torch.unique(train_labels_N.to(work), return_inverse=True)
     fit, held = hold_out(y_N, HELD_OUT_SHARE, seed=seed)
     mean_F = x_NF.double().mean(0)
@@ -164,6 +168,14 @@ def ridge_predict(
     best = strengths[int(np.argmax([top1_pct(guess_B, y_N[held]) for guess_B in scores]))]
     weight_FC = _solve(fit_FF + held_FF, fit_FC + held_FC, best)
     return label_C[_predicted(x_MF, weight_FC, mean_F, mean_C)].to(device), best
+
+
+def in_range(train_NF: Tensor, test_MF: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in float32; where squares could leave its range, divided by the power of two next to train's largest."""
+    exponent = math.frexp(float(train_NF.abs().max()))[1]
+    if abs(exponent) < LARGEST_EXPONENT:
+        return train_NF.float(), test_MF.float()
+    return (train_NF.double() * 2.0**-exponent).float(), (test_MF.double() * 2.0**-exponent).float()
 
 
 def _predicted(x_BF: Tensor, weight_FC: Tensor, mean_F: Tensor, mean_C: Tensor) -> Tensor:

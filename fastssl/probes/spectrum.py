@@ -1,7 +1,8 @@
 """What the features look like from inside: their eigenspectrum and figures drawn from it, in float64.
 
 Features are centered first. The power-law exponent is a weighted log-log fit over ranks 4 to 50 (weight
-1 / rank, so that each octave counts alike); RankMe is arXiv 2210.02885's, of the centered features.
+1 / rank, so that each octave counts alike); RankMe is arXiv 2210.02885's formula, of the centered features and, as
+there, of the features as they are.
 
 N images, F features, V views.
 """
@@ -41,6 +42,12 @@ class Features:
     def values_F(self) -> Tensor:
         """Eigenvalues, float64, largest first, none negative."""
         return _descending(self.covariance_FF)
+
+    @cached_property
+    def moments_FF(self) -> Tensor:
+        """Second moments, not centered, float64."""
+        mean_F = self.features_NF.to(self.covariance_FF.device).double().mean(0)
+        return self.covariance_FF + mean_F.outer(mean_F)
 
     @cached_property
     def live_F(self) -> Tensor:
@@ -122,6 +129,10 @@ def alpha_fit(features: Features, *, part: int) -> float | None:
 
 def rank_of(features: Features) -> float:
     return rankme(features.values_F)
+
+
+def uncentered_rank_of(features: Features) -> float:
+    return rankme(_descending(features.moments_FF))
 
 
 def participation_of(features: Features) -> float:

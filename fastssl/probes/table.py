@@ -32,6 +32,7 @@ class Probe:
             `Features`, to one number, None where it is not defined.
         digits: after the decimal point, for people.
         meaning: one sentence for the report, where the label does not say it.
+        while_training: measured at every evaluation of a run, not by `fastssl eval` alone.
     """
 
     key: str
@@ -40,6 +41,7 @@ class Probe:
     function: Callable[..., Any]
     digits: int = 1
     meaning: str = ""
+    while_training: bool = True
 
     @property
     def name(self) -> str:
@@ -58,7 +60,21 @@ ACCURACIES = (
 )
 # Of images without labels. RankMe comes first: it is what unlabeled runs are compared by.
 FIGURES = (
-    Probe("rankme", "RankMe", True, spectrum.rank_of, meaning="About how many directions are in use; 1 is a collapse."),
+    Probe(
+        "rankme",
+        "RankMe (centered)",
+        True,
+        spectrum.rank_of,
+        meaning="About how many directions the features vary in; 1 is a collapse. Centered, unlike in its paper.",
+    ),
+    Probe(
+        "rankme_uncentered",
+        "RankMe (uncentered)",
+        None,
+        spectrum.uncentered_rank_of,
+        meaning="As in its paper: the mean of the features counts as a direction, and is often the strongest.",
+        while_training=False,
+    ),
     Probe(
         "participation_ratio",
         "participation ratio",
@@ -107,15 +123,17 @@ def accuracies(labeled: Labeled, *, names: Sequence[str] | None = None) -> dict[
     return metrics
 
 
-def figures(features_NF: Tensor, *, views_VNF: Tensor | None = None) -> dict[str, float]:
+def figures(features_NF: Tensor, *, views_VNF: Tensor | None = None, while_training: bool = False) -> dict[str, float]:
     """Every figure that needs no label; those that are not defined for these features are left out.
 
     Args:
         features_NF: any float dtype.
         views_VNF: features of V >= 2 views of the same images, for the invariance residual.
+        while_training: leave out what `fastssl eval` alone reports.
     """
     features = Features(features_NF, views_VNF)
-    values = {probe.key: probe.function(features) for probe in FIGURES}
+    rows = [probe for probe in FIGURES if probe.while_training or not while_training]
+    values = {probe.key: probe.function(features) for probe in rows}
     return {key: value for key, value in values.items() if value is not None}
 
 

@@ -237,7 +237,7 @@ def spectrum_figure(run: LabeledRun, embedded: Embedded, what: str) -> Figure:
     rank = spectrum.rankme(values_F) if len(values_F) else 0.0
     caption = (
         f"Covariance of the features of {len(embedded.tiles):,} {what}, {embedded.features_NF.shape[1]} dimensions; "
-        f"RankMe {rank:.0f}." + (f" Power law of exponent {fit[0]:.2f}, R² {fit[1]:.3f}." if fit else "")
+        f"RankMe (centered) {rank:.0f}." + (f" Power law of exponent {fit[0]:.2f}, R² {fit[1]:.3f}." if fit else "")
     )
     return plot(f"{run.slug}-spectrum", "Eigenspectrum", caption, draw)
 

@@ -117,7 +117,7 @@ class Prober:
         if self.pretraining is not None and self.varied is not None:
             features_NF, _ = self.pretraining.features(embed)
             views_NVF, _ = self.varied.features(lambda batch: self.embed_views(backbone, batch))
-            metrics |= table.figures(features_NF, views_VNF=views_NVF.movedim(1, 0))
+            metrics |= table.figures(features_NF, views_VNF=views_NVF.movedim(1, 0), while_training=True)
         return metrics
 
     def at_the_end(

@@ -311,14 +311,14 @@ def test_the_end_of_a_run_tells_its_accuracies_with_and_without_a_test_set() -> 
     held_out |= {"rankme": 7.25, "invariance_residual": 0.25, "dims": 32.0, "spectrum_images": 200.0}
     assert evaluation_text(held_out) == (
         "epoch 2: kNN (k = 5) 61.0 %, kNN (k = 8) 60.0 %, ridge 62.0 % (n = 50); "
-        "RankMe 7.2, invariance residual 0.250 (32 dimensions, n = 200); 2 s of training"
+        "RankMe (centered) 7.2, invariance residual 0.250 (32 dimensions, n = 200); 2 s of training"
     )
     best = {"step": 1, "epoch": 1.0, "knn5_pct": 63.0}
     told = [
         " ".join(line.split()) for line in summary_text({**summary, "validation": held_out, "best": best}).splitlines()
     ]
     assert "loss 3.5 (invariance 1.5, redundancy 20)" in told
-    assert "RankMe 7.2, invariance residual 0.250 (32 dimensions, n = 200)" in told
+    assert "RankMe (centered) 7.2, invariance residual 0.250 (32 dimensions, n = 200)" in told
     assert any(re.fullmatch(r"kNN \(k = 5\) on held-out images \(n = 50\) 61.0 ± 1\d\.\d %", line) for line in told)
     assert "best kNN (k = 5), epoch 1 63.0 %" in told
     tested = {**summary, "validation": held_out, "test_knn5_pct": 50.0, "raw_pixel_knn5_pct": 30.0, "best": best}

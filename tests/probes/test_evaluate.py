@@ -61,6 +61,23 @@ def test_more_neighbors_than_images_means_all():
     assert found["knn30_pct"] == found["knn200_pct"]
 
 
+def test_a_low_temperature_does_not_overflow_and_ends_in_the_nearest():
+    cold = knn_predict(*TRAIN, TEST[0], ks=(20,), temperature=1e-4)[20]
+    assert torch.equal(cold, knn_predict(*TRAIN, TEST[0], ks=(1,), temperature=0.07)[1])
+    train, test = blobs(60, seed=1), blobs(25, seed=2)
+    doubles = [x.double().tolist() for x in (train[0], test[0])]
+    slow = reference.knn(doubles[0], train[1].tolist(), doubles[1], 20, 0.009)  # exp(1 / 0.009) is 1e48
+    assert knn_predict(*train, test[0], ks=(20,), temperature=0.009)[20].tolist() == slow
+
+
+@pytest.mark.parametrize("exponent", [-400, -100, 100, 120, 500])
+@pytest.mark.parametrize("name", ["knn", "ridge"])
+def test_features_of_any_size_are_judged_alike(name, exponent):
+    kind = torch.float32 if abs(exponent) < 126 else torch.float64
+    scaled = [(x.to(kind) * 2.0**exponent, y) for x, y in (TRAIN, TEST)]
+    assert PROBES[name](*scaled[0], *scaled[1]) == PROBES[name](*TRAIN, *TEST)
+
+
 def test_ridge_equals_scikit_learn():
     (x, y), (x_test, y_test) = TRAIN, TEST
     centered = (x - x.mean(0)).double()

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastssl.probes import spectrum
 from fastssl.probes.spectrum import collapse_warnings, eigenspectrum
-from fastssl.probes.table import FIGURES, figures
+from fastssl.probes.table import FIGURES, figures, figures_text
 
 
 def features(values: Tensor, *, rows: int = 300, offset: float = 4.0) -> Tensor:
@@ -67,6 +67,19 @@ def test_rankme_and_participation_are_their_formulas():
     assert found["rankme"] == pytest.approx(np.exp(-(share * np.log(share)).sum()))
     assert found["participation_ratio"] == pytest.approx(values.sum() ** 2 / (values**2).sum())
     assert found["dims"] == 4
+
+
+def test_rankme_is_of_centered_features_and_of_the_features_as_they_are():
+    x = features(torch.tensor([5.0, 3.0, 1.0, 0.2]))
+    found = figures(x)
+    for key, rows in (("rankme", x - x.mean(0)), ("rankme_uncentered", x)):
+        share = np.linalg.svd(rows.numpy(), compute_uv=False)
+        share /= share.sum()
+        assert found[key] == pytest.approx(np.exp(-(share * np.log(share)).sum()))
+    assert found["rankme"] > 1.2 * found["rankme_uncentered"]  # the mean of 4 is the strongest direction
+    assert "RankMe (centered) " in figures_text(found)
+    assert ", RankMe (uncentered) " in figures_text(found)
+    assert set(figures(x)) - set(figures(x, while_training=True)) == {"rankme_uncentered"}
 
 
 def test_residuals_are_their_formulas():
