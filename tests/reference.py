@@ -6,6 +6,10 @@ z_VBD is a float64 tensor of V views, B images, D dimensions; results are 0-dim 
 import torch
 from torch import Tensor
 
+from fastssl.losses.sigreg import directions
+
+SEED = 3  # of a loss that draws directions
+
 
 def standardize_per_view(z_VBD: Tensor) -> list[list[Tensor]]:
     """[v][i] -> column of B values with mean 0 and biased variance 1 (eps 1e-5 under the root)."""
@@ -90,12 +94,50 @@ def vicreg(z_VBD: Tensor, invariance: float, variance: float, covariance: float)
     return invariance * near + variance * hinge + covariance * off
 
 
+def vicreg_authors(z_VBD: Tensor, invariance: float, variance: float, covariance: float) -> Tensor:
+    """The two-view loss of each view and the mean of the others, averaged over views."""
+    V = len(z_VBD)
+    pairs = (torch.stack([z_VBD[v], sum(z_VBD[w] for w in range(V) if w != v) / (V - 1)]) for v in range(V))
+    return sum(vicreg(pair, invariance, variance, covariance) for pair in pairs) / V
+
+
+def sigreg(z_VBD: Tensor, weight: float, directions_DS: Tensor) -> Tensor:
+    """Image by image to the mean of the views; every view and direction to a Gaussian, by complex numbers, -3 to 3."""
+    V, B, D = z_VBD.shape
+    means = [sum(z_VBD[v][b] for v in range(V)) / V for b in range(B)]
+    near = sum(((z_VBD[v][b] - means[b]) ** 2).sum() for v in range(V) for b in range(B)) / (V * B * D)
+    t = torch.linspace(-3, 3, 33, dtype=z_VBD.dtype)
+    gauss = torch.exp(-(t**2) / 2)
+    far = torch.zeros((), dtype=z_VBD.dtype)
+    for v in range(V):
+        for a in directions_DS.T:
+            apart = sum(torch.exp(1j * t * (z_VBD[v][b] @ a)) for b in range(B)) / B - gauss
+            integral = torch.trapezoid((apart.real**2 + apart.imag**2) * gauss, t)
+            far = far + B * integral / (V * directions_DS.shape[1])
+    return (1 - weight) * near + weight * far
+
+
+def barlow_authors_code(z_VBD: Tensor, weight: float) -> Tensor:
+    """As arXiv 2312.10725's code has it: unit length, one unbiased deviation of all views, no epsilon; view by view."""
+    V, B, _ = z_VBD.shape
+    z_VBD = torch.nn.functional.normalize(z_VBD, dim=-1)
+    flat = z_VBD.flatten(0, 1)
+    z_VBD = (z_VBD - flat.mean(0)) / flat.std(0)
+    mean = sum(z_VBD) / V
+    on_diagonal = sum(((torch.diagonal(z.T @ mean) / B - 1) ** 2).sum() for z in z_VBD) / V
+    c = sum(z.T @ mean for z in z_VBD) / (V * B)
+    return on_diagonal + weight * (c - c.diagonal().diag()).pow(2).sum()
+
+
 LOSSES = {  # every row of fastssl's table of losses, as (z_VBD, its weights) to the loss
     "barlow_twins": lambda z_VBD, *, redundancy_weight: barlow_leave_one_out(
         standardize_per_view(z_VBD), redundancy_weight
     ),
     "vicreg": lambda z_VBD, *, invariance_weight, variance_weight, covariance_weight: vicreg(
         z_VBD, invariance_weight, variance_weight, covariance_weight
+    ),
+    "sigreg": lambda z_VBD, *, sigreg_weight: sigreg(
+        z_VBD, sigreg_weight, directions(z_VBD.shape[2], 256, seed=SEED, like=z_VBD)
     ),
 }
 

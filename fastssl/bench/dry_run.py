@@ -30,7 +30,8 @@ def describe(recipe: Recipe) -> dict[str, Any]:
     channels = build.data.manifest_of(recipe.data.path).channels if recipe.data.path.exists() else 3
     network = build.model.network(recipe, in_channels=channels, device=device)
     images = images_of(recipe)
-    steps = images // recipe.data.batch_size if images else None
+    whole, rest = divmod(images or 0, recipe.data.batch_size)
+    steps = whole + (rest > 0 and not recipe.data.drop_last) if images else None
     seconds = seconds_per_image(recipe, network, channels, device)
     total_s = seconds * recipe.data.batch_size * steps * recipe.train.epochs if steps else None
     features_dim = pretrainer.features_dim(network.backbone, side_px=rows[0].side_px, in_channels=channels)

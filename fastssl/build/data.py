@@ -50,11 +50,30 @@ class Sets:
 
 
 def check_batch(recipe: Recipe, images: int) -> None:
+    """Refuses fewer images than a batch, and a last batch that cannot be shared out.
+
+    Raises:
+        UserError: naming the field.
+    """
     if images < recipe.data.batch_size:
         raise UserError(
             f"data.batch_size {recipe.data.batch_size} is larger than the {max(0, images)} images to train on.",
             f"Set data.batch_size to {max(2, images)} or lower, or add images.",
         )
+    parts = ranks.world() * recipe.optim.accumulate_steps
+    rest = images % recipe.data.batch_size
+    # One image has no batch statistics; parts of unequal size would not weigh alike.
+    if not recipe.data.drop_last and rest and (rest % parts or rest < 2 * parts):
+        raise UserError(
+            f"data.drop_last is false, but the last batch of {rest} of {images} images does not divide into {parts} "
+            "parts (ranks times optim.accumulate_steps) of 2 or more.",
+            "Set data.drop_last to true, or another data.batch_size.",
+        )
+
+
+def images_per_epoch(recipe: Recipe, loader: Loader, images: int) -> int:
+    """How many of the images to train on come in one epoch."""
+    return len(loader) * recipe.data.batch_size if recipe.data.drop_last else images
 
 
 def ensure_data(
@@ -205,7 +224,7 @@ def loader(recipe: Recipe, path: Path, indices: Tensor, *, device: torch.device)
         batch_size=recipe.data.batch_size,
         order=partial(shuffled_order, recipe.seed, len(indices)),
         indices=indices,
-        drop_last=True,
+        drop_last=recipe.data.drop_last,
         rank=ranks.rank(),
         world=ranks.world(),
     )
@@ -229,6 +248,7 @@ def stream(recipe: Recipe, folder: Path, *, device: torch.device) -> Loader:
         batch_size=data.batch_size,
         order=partial(draws.permutation, recipe.seed),
         seed=recipe.seed,
+        drop_last=data.drop_last,
         rank=ranks.rank(),
         world=ranks.world(),
         threads=data.workers or None,

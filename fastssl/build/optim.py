@@ -14,7 +14,7 @@ from fastssl.recipe.schema import Optimizer, Recipe, Schedule
 
 def optimizer(recipe: Recipe, module: nn.Module, *, device: torch.device) -> torch.optim.Optimizer:
     spec = recipe.optim
-    groups = parameter_groups([module], weight_decay=spec.weight_decay)
+    groups = parameter_groups([module], weight_decay=spec.weight_decay, vectors=spec.decay_vectors)
     return make_optimizer(
         spec.name,
         groups,
@@ -66,15 +66,17 @@ def learning_rate_at(
     return base * (final_fraction + (1 - final_fraction) * decay)
 
 
-def parameter_groups(modules: Iterable[nn.Module], *, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: matrices and kernels with weight decay, vectors (norms and biases) without.
+def parameter_groups(
+    modules: Iterable[nn.Module], *, weight_decay: float, vectors: bool = False
+) -> list[dict[str, Any]]:
+    """Two groups: matrices and kernels with weight decay, vectors (norms and biases) without, unless `vectors`.
 
     The parameter's rank decides, not its name: names miss the norms inside `downsample`.
     """
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": weight_decay if vectors else 0.0},
     ]
     return [group for group in groups if group["params"]]
 

@@ -12,6 +12,7 @@ from fastssl.augment.policy import View
 from fastssl.build.hardware import autocast
 from fastssl.data.batch import Batch
 from fastssl.data.manifest import Manifest
+from fastssl.errors import UserError
 from fastssl.models.hub import ONE_SIDE_ONLY
 from fastssl.recipe import progressive
 from fastssl.recipe.presets import view_table
@@ -23,7 +24,7 @@ def table(recipe: Recipe) -> tuple[View, ...]:
 
 
 def augment(recipe: Recipe, manifest: Manifest, *, device: torch.device) -> Augment:
-    """The recipe's view table, normalized by the data's own mean and standard deviation."""
+    """The recipe's view table, normalized by the data's own mean and standard deviation, or the recipe's."""
     return make_augment(recipe, table(recipe), manifest, device=device)
 
 
@@ -53,10 +54,11 @@ def clean_view(recipe: Recipe, manifest: Manifest, *, device: torch.device) -> A
 
 def make_augment(recipe: Recipe, rows: tuple[View, ...], manifest: Manifest, *, device: torch.device) -> Augment:
     """Those rows by the recipe's backend; where `auto` is cuda and does not run here, by torch."""
+    mean_C, std_C = normalization(recipe, manifest)
     plain = Augment(
         views=rows,
-        mean_C=manifest.mean,
-        std_C=tuple(max(s, 1e-3) for s in manifest.std),
+        mean_C=mean_C,
+        std_C=std_C,
         seed=recipe.seed,
         dtype=autocast(recipe) or torch.float32,
         backend=backend_of("torch"),
@@ -65,6 +67,22 @@ def make_augment(recipe: Recipe, rows: tuple[View, ...], manifest: Manifest, *, 
     if recipe.augment.backend == "auto" and name == "cuda" and cuda_failure(plain, device):
         return plain
     return replace(plain, backend=backend_of(name))
+
+
+def normalization(recipe: Recipe, manifest: Manifest) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation by channel, in [0, 1].
+
+    Raises:
+        UserError: when the recipe has them for another number of channels.
+    """
+    given = {"mean": recipe.augment.mean, "std": recipe.augment.std}
+    for name, values_C in given.items():
+        if values_C is not None and len(values_C) != manifest.channels:
+            raise UserError(
+                f"augment.{name} has {len(values_C)} values, but the images have {manifest.channels} channels.",
+                f"Give augment.{name} {manifest.channels}, or leave it out.",
+            )
+    return given["mean"] or manifest.mean, given["std"] or tuple(max(s, 1e-3) for s in manifest.std)
 
 
 def backend_name(recipe: Recipe, device: torch.device) -> BackendName:

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fastssl.losses.loss import RISK_FACTOR, Loss, Terms, Weight
+from fastssl.losses.loss import RISK_FACTOR, Form, Loss, Terms, Weight
 from fastssl.losses.statistics import (
     AllSum,
     center,
@@ -27,7 +27,6 @@ from fastssl.losses.statistics import (
     total,
 )
 
-Form = Literal["leave_one_out", "authors"]
 # The geometric mean of lambda * D over the authors' best weights for D = 64 ... 8192; tests/losses/test_losses.py
 # repeats the fit.
 C = 3.34

@@ -8,6 +8,7 @@ from torch import Tensor
 
 Terms = dict[str, Tensor]
 Weight = Literal["auto"] | float  # "auto" is the loss's own rule for D and V
+Form = Literal["leave_one_out", "authors"]  # over several views: ours, or that of arXiv 2312.10725's code
 
 RISK_FACTOR = 10.0  # weights this many times off the rule's risk collapse
 
@@ -24,6 +25,7 @@ class Loss:
         terms: names of the others, in the order in which they are shown.
         weights: (dim, views, settings of its section) to its weights as numbers: "auto" resolved.
         collapse_risk: of the same, one sentence when the weights are far from the rule's, else None.
+        is_seeded: the function draws at random and takes a `seed`, which is another at every step.
     """
 
     name: str
@@ -32,3 +34,4 @@ class Loss:
     terms: tuple[str, ...]
     weights: Callable[..., dict[str, float]]
     collapse_risk: Callable[..., str | None]
+    is_seeded: bool = False

@@ -4,10 +4,12 @@ Every view is compared with the mean of the others: time and memory grow linearl
 formula of the paper exactly. V views, B images on this rank, N images over all ranks, D dimensions.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from fastssl.losses.loss import RISK_FACTOR, Loss, Terms, Weight
+from fastssl.losses.loss import RISK_FACTOR, Form, Loss, Terms, Weight
 from fastssl.losses.statistics import (
     AllSum,
     center,
@@ -36,6 +38,7 @@ def vicreg(
     invariance_weight: Weight = "auto",
     variance_weight: Weight = "auto",
     covariance_weight: Weight = "auto",
+    form: Form = "leave_one_out",
     all_sum: AllSum = identity,
 ) -> Terms:
     """Keep views together, every dimension's spread at one or more, and dimensions uncorrelated.
@@ -44,10 +47,15 @@ def vicreg(
     mean over views of the hinge; covariance twice the mean over views, which is the paper's sum for V = 2
     and keeps one set of weights good for every V.
 
+    authors: variance and covariance are of each view and of the mean of its others alike, so that each view and that
+    mean are a pair of the two-view formula. The same for V = 2; otherwise the mean of others, which spreads less than
+    a view, is pushed apart too.
+
     Args:
         z_VBD: embeddings (V, B, D), any float dtype, V >= 2. Terms are float32 whatever autocast says (float64 stays).
         invariance_weight, variance_weight: >= 0 (25 in the paper); "auto" is `invariance_rule`.
         covariance_weight: >= 0; "auto" is 1, as in the paper.
+        form: what variance and covariance are of.
         all_sum: autograd-aware sum over ranks, `ranks.all_sum` under data parallelism.
 
     Returns:
@@ -79,11 +87,13 @@ def vicreg(
         near = distance / (V * count * D)
         # About the mean over all ranks: each rank's own would hide how far the ranks are apart.
         centered = center(views, sum_V1D / count)
+        if form == "authors":
+            centered += mean_of_others(centered)
         spread_VD = (all_sum(sum_of_squares(centered)) / free + VARIANCE_EPS).sqrt()
         hinge = torch.relu(1 - spread_VD).mean()
         # The same list twice, by which the smaller product is formed once instead of twice.
         (energy,) = off_diagonal_energy(centered, centered, count=free, all_sum=all_sum)
-        decorrelation = 2 * energy / (V * D)
+        decorrelation = 2 * energy / (len(spread_VD) * D)
         loss = (
             weight["invariance_weight"] * near
             + weight["variance_weight"] * hinge
@@ -112,6 +122,7 @@ def weights(
     invariance_weight: Weight = "auto",
     variance_weight: Weight = "auto",
     covariance_weight: Weight = "auto",
+    **others: object,
 ) -> dict[str, float]:
     """The weights as numbers."""
     # One rule for both, as the authors' table gives invariance and variance one weight.
@@ -123,7 +134,7 @@ def weights(
     }
 
 
-def collapse_risk(dim: int, views: int, **settings: Weight) -> str | None:
+def collapse_risk(dim: int, views: int, **settings: Any) -> str | None:
     """One sentence when invariance or variance weighs under a tenth of the rule's against covariance, else None."""
     rule, resolved = invariance_rule(dim), weights(dim, views, **settings)
     for name in ("invariance_weight", "variance_weight"):

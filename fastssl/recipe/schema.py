@@ -64,6 +64,7 @@ class Data(Section):
     val_count: Annotated[int, Field(ge=0)] = Field(0, description="Labeled images held out of training for evaluation.")
     fraction: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Share of the pretraining images to use.")
     batch_size: Annotated[int, Field(ge=2)] = Field(256, description="Images (not views) of one step over all ranks.")
+    drop_last: bool = Field(True, description="Leave out an epoch's last batch where it is not full.")
     loader: Literal["auto", "resident", "ffcv", "dali"] = "auto"
     memory: Literal["device", "host", "mmap"] = Field("device", description="Where the resident loader keeps pixels.")
     layout: Literal["flat", "padded"] = Field(
@@ -146,6 +147,12 @@ class Augment(Section):
     rows: tuple[dict[str, Any], ...] | None = Field(
         None, description="One entry a view, each changing fields of the preset's row."
     )
+    mean: tuple[Probability, ...] | None = Field(
+        None, description="What normalization subtracts from each channel, 0 to 1; the data's own mean when absent."
+    )
+    std: tuple[Positive, ...] | None = Field(
+        None, description="What normalization divides each channel by; the data's own standard deviation when absent."
+    )
     progressive: Progressive | None = Field(None, description="Start with smaller views, which cost less.")
     backend: Literal["auto", "torch", "cpu", "cuda"] = "auto"
 
@@ -179,6 +186,7 @@ class Model(Section):
 
 
 Weight = Literal["auto"] | NonNegative
+Form = Literal["leave_one_out", "authors"]
 
 
 class BarlowTwins(Section):
@@ -186,7 +194,7 @@ class BarlowTwins(Section):
 
     name: Literal["barlow_twins"] = "barlow_twins"
     redundancy_weight: Weight = Field("auto", description="Weight of the off-diagonal terms; auto scales it as c / D.")
-    form: Literal["leave_one_out", "authors"] = Field(
+    form: Form = Field(
         "leave_one_out", description="What each view is compared with: the mean of the others, or of all."
     )
     standardize: Literal["per_view", "joint"] = Field(
@@ -202,6 +210,21 @@ class VicReg(Section):
     invariance_weight: Weight = Field("auto", description="Of the distance between views; auto grows with D.")
     variance_weight: Weight = Field("auto", description="Of the hinge on each dimension's spread; auto grows with D.")
     covariance_weight: Weight = Field("auto", description="Of the squared covariances; auto is 1.")
+    form: Form = Field(
+        "leave_one_out", description="Variance and covariance of the views, or also of each view's mean of the others."
+    )
+
+
+class SigReg(Section):
+    """LeJEPA's sketched isotropic Gaussian regularization over any number of views (Balestriero and LeCun 2025)."""
+
+    name: Literal["sigreg"] = "sigreg"
+    sigreg_weight: Literal["auto"] | Probability = Field(
+        "auto", description="Of the distance to a Gaussian, and 1 less it of the distance between views; auto is 0.02."
+    )
+    slices: Annotated[int, Field(ge=1, le=1 << 16)] = Field(
+        256, description="Random directions in which embeddings are compared with a Gaussian; others at every step."
+    )
 
 
 def loss_name(value: Any) -> Any:
@@ -217,6 +240,7 @@ class Optim(Section):
     name: Optimizer = "adamw"
     lr: Positive = 1e-3
     weight_decay: NonNegative = 1e-6
+    decay_vectors: bool = Field(False, description="Weight decay on norms and biases too, not on matrices alone.")
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     trust: Positive = 1e-3
@@ -322,7 +346,9 @@ class Recipe(Section):
     augment: Augment = Augment()
     model: Model = Model()
     loss: Annotated[
-        Annotated[BarlowTwins, Tag("barlow_twins")] | Annotated[VicReg, Tag("vicreg")],  # one section per loss
+        Annotated[BarlowTwins, Tag("barlow_twins")]
+        | Annotated[VicReg, Tag("vicreg")]
+        | Annotated[SigReg, Tag("sigreg")],  # one section per loss
         Discriminator(loss_name),
     ] = BarlowTwins()
     optim: Optim = Optim()

@@ -170,7 +170,7 @@ def loop(run: Run, interrupts: Interrupts) -> None:
             epoch, start = divmod(run.step, len(run.loader))
             compiling = new_side(run, epoch, sides_seen) and bool(run.recipe.train.compile)
             for views in views_of_epoch(run, epoch, start):
-                terms = run.train_step(views, run.learning_rate(run.step))
+                terms = run.train_step(views, run.learning_rate(run.step), number=run.step)
                 run.step += 1
                 skipped_in_a_row = watch(run, terms, skipped_in_a_row)
                 if run.average and not skipped_in_a_row:
@@ -319,7 +319,7 @@ def stop_asked(run: Run, interrupts: Interrupts) -> str | None:
 def log_step(run: Run, terms: Terms) -> None:
     """One line of metrics; the only place where a step's numbers come to the host."""
     stop_if_bad(run)
-    images = run.step * run.recipe.data.batch_size
+    images = run.images
     train_s = max(run.clock.train_s, 1e-9)
     side_px = largest_side_px(run, (run.step - 1) // len(run.loader))
     run.record(
@@ -347,7 +347,7 @@ def evaluate_now(run: Run) -> bool:
     if not metrics:
         return False
     epoch = round(run.step / len(run.loader), 6)
-    spent = {"train_s": round(run.clock.train_s, 3), "images": run.step * run.recipe.data.batch_size}
+    spent = {"train_s": round(run.clock.train_s, 3), "images": run.images}
     run.record({"event": "evaluation", "step": run.step, "epoch": epoch, **metrics, **spent})
     for kind, message in table.remarks(metrics, done=run.step / run.total_steps).items():
         run.warn_once(kind, message)
@@ -370,7 +370,7 @@ def finish(run: Run) -> dict[str, Any]:
         metrics = run.prober.at_the_end(run.evaluated.backbone, recipe.data.test_path, progress=run.tell_progress)
         if recipe.evaluate.baselines and metrics:
             metrics |= run.prober.baselines(run.manifest.channels, recipe.data.test_path)
-    images = run.step * recipe.data.batch_size
+    images = run.images
     summary = {
         "name": recipe.name,
         "run_dir": str(run.run_dir),

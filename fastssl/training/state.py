@@ -50,7 +50,8 @@ class Run:
     Attributes:
         augment_of: gives an epoch's view table.
         network: holds the weights.
-        train_step: views and learning rate to terms.
+        train_step: views, learning rate and number of the step to terms.
+        images_per_epoch: images that come in one epoch.
         average: of the network's weights, where the recipe asks for it.
         step: how many have been taken.
         parallel: what the threads of a CPU share, "views" or "operators"; empty until that is chosen.
@@ -69,6 +70,7 @@ class Run:
     observe: Observer
     records: Records
     saver: Saver
+    images_per_epoch: int
     average: Average | None = None
     bad: FirstBadStep = field(default_factory=FirstBadStep)
     step: int = 0
@@ -96,6 +98,12 @@ class Run:
     @property
     def total_steps(self) -> int:
         return self.recipe.train.epochs * len(self.loader)
+
+    @property
+    def images(self) -> int:
+        """How many images, not views, the steps up to now took."""
+        epochs, steps = divmod(self.step, len(self.loader))
+        return epochs * self.images_per_epoch + steps * self.recipe.data.batch_size
 
     def warn(self, message: str) -> None:
         self.observe({"event": "warning", "message": message})
@@ -180,6 +188,7 @@ def assemble(
             pretraining=loader,
         ),
         manifest=manifest,
+        images_per_epoch=build.data.images_per_epoch(recipe, loader, len(sets.train)),
         average=None if recipe.optim.ema is None else Average(network, decay=recipe.optim.ema),
         observe=observe,
         records=Records(folder / "metrics.jsonl" if main else None, on_warning),

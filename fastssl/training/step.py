@@ -26,7 +26,7 @@ def itself(network: nn.Module) -> nn.Module:
 
 @dataclass(frozen=True)
 class Step:
-    """Forward, loss, backward and update, built once for a run: `terms = step(views, lr)`.
+    """Forward, loss, backward and update, built once for a run: `terms = step(views, lr, number=n)`.
 
     Benchmarks call its parts one by one: `parts`, then `forward` and `backward` of each, then `update`.
 
@@ -36,6 +36,7 @@ class Step:
         optimizer: of the network's parameters.
         autocast: dtype of matrix products, or None for float32.
         scaler: of fp16's gradients.
+        seeds: the number of a step to the `seed` that the loss takes, None where it takes none.
         accumulate_steps: parts the batch is cut into; loss and batch statistics are each part's own.
         clip_norm: largest norm of the whole gradient.
         skip_nonfinite: leave weights, moments and batch statistics as they were when the gradient is not finite;
@@ -46,32 +47,34 @@ class Step:
     """
 
     network: Callable[..., Any]
-    loss: Callable[[Tensor], Terms]
+    loss: Callable[..., Terms]
     optimizer: torch.optim.Optimizer
     autocast: torch.dtype | None = None
     scaler: "torch.amp.GradScaler | None" = None
+    seeds: Callable[[int], int] | None = None
     accumulate_steps: int = 1
     clip_norm: float | None = None
     skip_nonfinite: bool = False
     replays_graphs: bool = False
     threads: int | None = None
-    compiled: Callable[[Views], Terms] | None = None
+    compiled: Callable[[Views, Tensor | None], Terms] | None = None
 
-    def __call__(self, views: Views, lr: float) -> Terms:
+    def __call__(self, views: Views, lr: float, *, number: int = 0) -> Terms:
         """One step.
 
         Args:
             views: one (V_g, B, C, H, W) tensor per side length.
             lr: learning rate of this step.
+            number: of this step, from 0; what a loss draws at random follows from it.
 
         Returns:
             The loss's terms and "gradient_norm" (before clipping), detached, on the device, averaged over the parts;
             with `skip_nonfinite` also "skipped", 0 or 1.
         """
         with intra_op_threads(self.threads or torch.get_num_threads()):
-            return self.take(views, lr)
+            return self.take(views, lr, number)
 
-    def take(self, views: Views, lr: float) -> Terms:
+    def take(self, views: Views, lr: float, number: int) -> Terms:
         """One step, on the threads that are set."""
         set_learning_rate(self.optimizer, lr)
         before = self.statistics() if self.skip_nonfinite else []
@@ -80,7 +83,7 @@ class Step:
         parts = self.parts(views)
         for i, part in enumerate(parts):
             with contextlib.nullcontext() if i == len(parts) - 1 else without_sync(called):
-                terms = self.forward(part)
+                terms = self.forward(part, number=number)
                 self.backward(terms)
             for name, term in terms.items():
                 total[name] = total.get(name, 0) + term.detach() / self.accumulate_steps
@@ -101,11 +104,14 @@ class Step:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         return list(zip(*(cut(group, self.accumulate_steps) for group in views), strict=True))
 
-    def forward(self, part: Views) -> Terms:
+    def forward(self, part: Views, *, number: int = 0) -> Terms:
         """The loss's terms of these views."""
+        seed = None
+        if self.seeds:  # filled on the device: a number copied from the host would be waited for
+            seed = torch.full((), self.seeds(number), dtype=torch.int64, device=part[0].device)
         if self.compiled is not None:
-            return self.compiled(part)
-        return objective(self.network, self.loss, part, autocast=self.autocast)
+            return self.compiled(part, seed)
+        return objective(self.network, self.loss, part, autocast=self.autocast, seed=seed)
 
     def backward(self, terms: Terms) -> None:
         """Adds the part's share to the gradients."""
@@ -145,7 +151,7 @@ def step_of(
     network: nn.Module,
     *,
     device: torch.device,
-    loss: Callable[[Tensor], Terms] | None = None,
+    loss: Callable[..., Terms] | None = None,
     parallel: Callable[[nn.Module], nn.Module] = itself,
     may_compile: bool = False,
 ) -> Step:
@@ -172,6 +178,7 @@ def step_of(
         loss=of_embeddings,
         optimizer=build.optim.optimizer(recipe, network, device=device),
         autocast=autocast,
+        seeds=build.losses.seeds(recipe) if loss is None else None,
         scaler=torch.amp.GradScaler(device.type) if recipe.train.precision == "fp16" else None,
         accumulate_steps=recipe.optim.accumulate_steps,
         clip_norm=recipe.optim.clip_norm,

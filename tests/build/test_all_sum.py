@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from fastssl.build import ranks
-from fastssl.losses import barlow_twins, vicreg
+from fastssl.losses import barlow_twins, sigreg, vicreg
 from fastssl.losses.statistics import identity
 
 V, B, F, D = 3, 11, 6, 5  # 11 images do not divide over 2 or 4 ranks
@@ -28,7 +28,11 @@ LOSSES = {
     )
     for form in ("leave_one_out", "authors")
     for standardize in ("per_view", "joint")
-} | {"vicreg": partial(vicreg, invariance_weight=25.0, variance_weight=25.0, covariance_weight=1.0)}
+} | {
+    "vicreg": partial(vicreg, invariance_weight=25.0, variance_weight=25.0, covariance_weight=1.0),
+    "vicreg-authors": partial(vicreg, invariance_weight=25.0, form="authors"),
+    "sigreg": partial(sigreg, seed=5, sigreg_weight=0.5, slices=16),
+}
 
 
 def images() -> Tensor:

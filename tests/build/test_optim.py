@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastssl.build.optim import learning_rate_at, make_optimizer, parameter_groups, set_learning_rate
+from fastssl.build.optim import learning_rate_at, make_optimizer, optimizer, parameter_groups, set_learning_rate
 from fastssl.models.backbones import backbone
 from fastssl.models.pretrainer import Pretrainer
+from fastssl.recipe.load import load
 from fastssl.recipe.schema import Optimizer, Schedule
 from fastssl.training.step import Step
 
@@ -52,6 +53,14 @@ def test_norms_and_biases_are_not_decayed_even_in_downsample() -> None:
     assert not any("downsample.1" in names[id(p)] for p in decayed["params"])
     assert free["weight_decay"] == 0.0
     assert len(decayed["params"]) + len(free["params"]) == len(names)
+
+
+def test_norms_and_biases_are_decayed_where_the_recipe_says_so() -> None:
+    recipe = load({"data": {"path": "x"}, "train": {"epochs": 1}, "optim": {"weight_decay": 0.1}})
+    layer, device = nn.Linear(2, 2), torch.device("cpu")
+    for changes, expected in (((), [0.1, 0.0]), (("optim.decay_vectors=true",), [0.1, 0.1])):
+        groups = optimizer(load(recipe, changes), layer, device=device).param_groups
+        assert [(g["params"][0].ndim, g["weight_decay"]) for g in groups] == list(zip([2, 1], expected, strict=True))
 
 
 def test_frozen_parameters_are_left_out() -> None:

@@ -9,6 +9,7 @@ from fastssl.augment.backend import backend_of
 from fastssl.bench import doctor
 from fastssl.build import views
 from fastssl.build.data import manifest_of
+from fastssl.errors import UserError
 from fastssl.recipe.load import load
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="the CUDA backend works here")
@@ -25,6 +26,19 @@ def test_fused_backends_take_resident_images_in_place(tiny_recipe: dict[str, Any
     for name in ("torch", "cpu", "cuda"):
         recipe = load(tiny_recipe, [f"augment.backend={name}"])
         assert views.reads_in_place(recipe, torch.device("cpu")) == (name != "torch")
+
+
+def test_the_recipes_normalization_takes_the_place_of_the_datas(tiny_recipe: dict[str, Any]):
+    recipe, device = load(tiny_recipe), torch.device("cpu")
+    manifest = manifest_of(recipe.data.path)
+    own = views.augment(recipe, manifest, device=device)
+    assert (own.mean_C, own.std_C) == (manifest.mean, manifest.std)
+    given = load(recipe, ["augment.mean=[0.1, 0.2, 0.3]", "augment.std=[0.5, 0.6, 0.7]"])
+    for cut in (views.augment, views.clean_view):
+        augment = cut(given, manifest, device=device)
+        assert (augment.mean_C, augment.std_C) == ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+    with pytest.raises(UserError, match=r"augment\.std has 1 values, but the images have 3 channels"):
+        views.augment(load(recipe, ["augment.std=[0.5]"]), manifest, device=device)
 
 
 @NO_GPU

@@ -24,6 +24,7 @@ CASES: dict[str, dict[str, Any]] = {
         "augment": {"views": 4},
     },
     "vicreg": {"loss": {"name": "vicreg"}, "augment": {"views": 3}, "optim": {"name": "lars", "lr": 0.1}},
+    "sigreg": {"loss": {"name": "sigreg"}, "augment": {"views": 3}},
     "barlow_twins bf16 accumulated": {
         "train": {"precision": "bf16"},
         "optim": {"accumulate_steps": 2, "name": "sgd"},

@@ -1,6 +1,6 @@
 """What ranks add to a network and a loss: no break in the compiler's graph, and few round trips."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,8 +14,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from fastssl import build
 from fastssl.build import ranks
-from fastssl.losses.barlow_twins import barlow_twins
-from fastssl.losses.vicreg import vicreg
+from fastssl.losses import barlow_twins, sigreg, vicreg
+from fastssl.losses.loss import Terms
 from fastssl.models.backbones import backbone
 from fastssl.recipe.load import load
 from fastssl.training.distributed import data_parallel, synchronize_batch_norm, without_sync
@@ -41,17 +41,25 @@ def test_synchronized_batch_norm_stays_in_one_graph() -> None:
 
 
 @pytest.mark.usefixtures("_two_ranks")
-@pytest.mark.parametrize("form", ["leave_one_out", "authors", "vicreg"])
-def test_a_loss_over_ranks_takes_three_round_trips(form: str) -> None:
+@pytest.mark.parametrize(
+    ("loss", "trips_of_a_step"),
+    [
+        (partial(barlow_twins, form="leave_one_out"), 3),
+        (partial(barlow_twins, form="authors"), 3),
+        (vicreg, 3),
+        (partial(sigreg, seed=0), 1),
+    ],
+    ids=["leave_one_out", "authors", "vicreg", "sigreg"],
+)
+def test_a_loss_over_ranks_takes_few_round_trips(loss: Callable[..., Terms], trips_of_a_step: int) -> None:
     trips: list[int] = []
 
     def counted(x: Tensor) -> Tensor:
         trips.append(x.numel())
         return ranks.all_sum(x)
 
-    loss = vicreg if form == "vicreg" else partial(barlow_twins, form=form)  # type: ignore[arg-type]
     loss(torch.randn(4, 8, 16), all_sum=counted)
-    assert len(trips) == 3
+    assert len(trips) == trips_of_a_step
 
 
 @pytest.mark.usefixtures("_two_ranks")
@@ -84,9 +92,10 @@ def test_a_part_of_an_accumulated_step_is_not_synchronized_when_compiled() -> No
     [
         ("eager", ["loss.name=barlow_twins", "train.precision=bf16"]),
         ("eager", ["loss.name=vicreg", "model.batch_norm=per_view"]),
+        ("eager", ["loss={name: sigreg}"]),
         ("aot_eager", ["loss.name=vicreg", "train.gradient_checkpointing=true"]),  # which plans what is computed again
     ],
-    ids=["barlow_twins", "vicreg", "checkpointed"],
+    ids=["barlow_twins", "vicreg", "sigreg", "checkpointed"],
 )
 def test_network_and_loss_are_one_graph_and_give_the_bits_of_eager(
     backend: str, changes: list[str], tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch

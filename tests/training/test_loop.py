@@ -102,7 +102,8 @@ def test_multicrop_resumes_bit_for_bit(one_thread: None, tiny_data: tuple[Path, 
         if record["event"] == "step" and record["step"] == 7:
             raise Pulled
 
-    recipe = tiny(tiny_data, augment={"preset": "multicrop", "views": 4, "small_side_px": 8}, train={"epochs": 2})
+    views = {"preset": "multicrop", "views": 4, "small_side_px": 8}
+    recipe = tiny(tiny_data, augment=views, loss={"name": "sigreg"}, train={"epochs": 2})  # draws directions too
     summary = fastssl.train(recipe, run_dir=tmp_path / "whole")
     assert summary["views"] == 4 * 10 * 32  # small ones count as views too
     with pytest.raises(Pulled):
@@ -110,6 +111,19 @@ def test_multicrop_resumes_bit_for_bit(one_thread: None, tiny_data: tuple[Path, 
     fastssl.train(recipe, run_dir=tmp_path / "parts", resume=True)
     assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
     assert same_weights(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_the_last_short_batch_is_trained_on_where_the_recipe_keeps_it(
+    tiny_data: tuple[Path, Path], tmp_path: Path
+) -> None:
+    data = {"drop_last": False, "batch_size": 48, "val_count": 0}
+    recipe = smallest((tiny_data[0], None), data=data, evaluate={"every_epochs": 0}, train={"epochs": 1})
+    summary = fastssl.train(recipe, run_dir=tmp_path / "run")
+    assert (summary["steps"], summary["images"], summary["views"]) == (5, 200, 400)
+    assert [r["images"] for r in metrics(tmp_path / "run") if r["event"] == "step"] == [48, 96, 144, 192, 200]
+    data |= {"batch_size": 199}
+    with pytest.raises(UserError, match="the last batch of 1 of 200 images does not divide"):
+        fastssl.train(smallest((tiny_data[0], None), data=data), run_dir=tmp_path / "other")
 
 
 @pytest.mark.parametrize("stop_after", [1, 7, 10, 19])

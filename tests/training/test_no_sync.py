@@ -21,6 +21,7 @@ WAITING |= {"unique_consecutive", "unique_dim", "repeat_interleave", "bincount",
 SETTINGS: dict[str, list[str]] = {
     "barlow_twins": [],
     "vicreg": ["loss.name=vicreg"],
+    "sigreg": ["loss={name: sigreg}"],
     "four views": ["augment.views=4"],
     "every operation": [
         "augment.preset=imagenet_asymmetric",
