@@ -51,6 +51,10 @@ def ours_vicreg(z_VBD: Tensor) -> Tensor:
     return vicreg(z_VBD)["loss"]
 
 
+def ours_sigreg(z_VBD: Tensor) -> Tensor:
+    return losses.sigreg(z_VBD, seed=0)["loss"]
+
+
 def all_pairs(z_VBD: Tensor) -> Tensor:
     """The two-view loss averaged over every pair of views, each view standardized once."""
     z_VBD = (z_VBD - z_VBD.mean(1, keepdim=True)) / (z_VBD.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
@@ -81,6 +85,7 @@ def cases(dims: list[int], views: list[int]) -> list[tuple[str, Loss, int, int]]
     found: list[tuple[str, Loss, int, int]] = []
     for D, V in itertools.product(dims, views):
         found += [("fastssl barlow_twins", ours, V, D), ("fastssl vicreg", ours_vicreg, V, D)]
+        found.append(("fastssl sigreg", ours_sigreg, V, D))
         if D <= 1024 or V <= 2:
             found.append(("barlow_twins as over ranks", ours_over_ranks, V, D))
             found.append(("all pairs", all_pairs, V, D))
@@ -144,7 +149,7 @@ def main() -> None:
         wall, busy = zip(*kept, strict=True)
         rows += [row(name, work, "ms", wall), row(name, work, "cpu_ms", busy), row(name, work, "peak_mb", [peak])]
         print(f"{name:34} V={V:<3} D={D:<5} {rows[-3]['median']:9.2f} ms {peak:9.1f} MB", flush=True)
-    for name, D, metric in itertools.product(("fastssl barlow_twins", "fastssl vicreg"), args.dims, METRICS):
+    for name, D, metric in itertools.product([f"fastssl {name}" for name in losses.__all__], args.dims, METRICS):
         cost = {
             r["work"]["views"]: r["median"]
             for r in rows

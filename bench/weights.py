@@ -30,7 +30,11 @@ from fastssl.recipe.load import load  # noqa: E402
 from fastssl.recipe.schema import Recipe  # noqa: E402
 
 # The weights that the search moves together; the others stay as the recipe has them.
-SEARCHED = {"barlow_twins": ("redundancy_weight",), "vicreg": ("invariance_weight", "variance_weight")}
+SEARCHED = {
+    "barlow_twins": ("redundancy_weight",),
+    "vicreg": ("invariance_weight", "variance_weight"),
+    "sigreg": ("sigreg_weight",),
+}
 Found = dict[tuple[int, float], list[float]]  # (D, weight) -> held-out accuracy of each seed in percent
 
 
