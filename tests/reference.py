@@ -111,7 +111,7 @@ def sigreg(z_VBD: Tensor, weight: float, directions_DS: Tensor) -> Tensor:
     far = torch.zeros((), dtype=z_VBD.dtype)
     for v in range(V):
         for a in directions_DS.T:
-            apart = sum(torch.exp(1j * t * (z_VBD[v][b] @ a)) for b in range(B)) / B - gauss
+            apart = torch.exp(1j * t * (z_VBD[v] @ a)[:, None]).mean(0) - gauss
             integral = torch.trapezoid((apart.real**2 + apart.imag**2) * gauss, t)
             far = far + B * integral / (V * directions_DS.shape[1])
     return (1 - weight) * near + weight * far

@@ -75,7 +75,8 @@ def directions(dim: int, slices: int, *, seed: int, like: Tensor) -> Tensor:
     generator = torch.Generator(like.device).manual_seed(seed)
     # In float32 whatever the embeddings are: another dtype would draw other numbers.
     random_DS = torch.randn(dim, slices, generator=generator, device=like.device).to(like.dtype)
-    return random_DS / random_DS.norm(dim=0)
+    unit_DS: Tensor = random_DS / random_DS.norm(dim=0)
+    return unit_DS
 
 
 def characteristic(x_BS: Tensor, knots_K: Tensor) -> Tensor:
