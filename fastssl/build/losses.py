@@ -28,7 +28,7 @@ def seeds(recipe: Recipe) -> Callable[[int], int] | None:
 
 
 def seed_of_step(seed: int, step: int) -> int:
-    """A number of 32 bits: torch's generator on the CPU takes no more."""
+    """A number of 32 bits."""
     return int.from_bytes(hashlib.blake2b(f"{seed} {step}".encode(), digest_size=4).digest())
 
 

@@ -5,6 +5,8 @@ directions, by characteristic functions (Epps and Pulley 1983): no matrix of D x
 B and D. V views, B images on this rank, N images over all ranks, D dimensions, S slices, K knots.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -19,7 +21,7 @@ LAMBDA = 0.02  # the authors' example of several views on small images
 def sigreg(
     z_VBD: Tensor,
     *,
-    seed: int,
+    seed: int | Tensor,
     sigreg_weight: Weight = "auto",
     slices: int = 256,
     all_sum: AllSum = identity,
@@ -32,7 +34,8 @@ def sigreg(
 
     Args:
         z_VBD: embeddings (V, B, D), any float dtype, V >= 2. Terms are float32 whatever autocast says (float64 stays).
-        seed: of the directions, 0 to 2^32 - 1: another at every step, and the same one on all ranks.
+        seed: of the directions, 0 to 2^32 - 1: another at every step, and the same one on all ranks. An int64 scalar on
+            the device where the loss is compiled: one graph then serves all steps.
         sigreg_weight: lambda in [0, 1], invariance having 1 - lambda; "auto" is 0.02.
         slices: S, how many directions, >= 1.
         all_sum: autograd-aware sum over ranks, `ranks.all_sum` under data parallelism.
@@ -68,15 +71,28 @@ def sigreg(
     return {"loss": loss, "invariance": invariance.detach(), "sigreg": statistic.detach()}
 
 
-@torch.compiler.disable  # a generator has no place in a graph
 @torch.no_grad()
-def directions(dim: int, slices: int, *, seed: int, like: Tensor) -> Tensor:
-    """Unit vectors (D, S), uniform on the sphere; a pure function of the numbers and the kind of device."""
-    generator = torch.Generator(like.device).manual_seed(seed)
-    # In float32 whatever the embeddings are: another dtype would draw other numbers.
-    random_DS = torch.randn(dim, slices, generator=generator, device=like.device).to(like.dtype)
-    unit_DS: Tensor = random_DS / random_DS.norm(dim=0)
+def directions(dim: int, slices: int, *, seed: int | Tensor, like: Tensor) -> Tensor:
+    """Unit vectors (D, S), uniform on the sphere, of the dtype and on the device of `like`: a pure function."""
+    # By a hash and not by a generator, which no compiled graph can hold; in float32 whatever the embeddings are.
+    count = torch.arange(dim * slices, device=like.device)
+    radius, angle = (uniform(2 * count + i, seed) for i in (0, 1))
+    normal_DS = ((-2 * radius.log()).sqrt() * (2 * math.pi * angle).cos()).view(dim, slices).to(like.dtype)
+    unit_DS: Tensor = normal_DS / normal_DS.norm(dim=0)
     return unit_DS
+
+
+def uniform(count: Tensor, seed: int | Tensor) -> Tensor:
+    """Float32 in (0, 1], a hash of each number below 2^32 and the seed."""
+    bits = mixed(mixed(count) ^ seed)
+    return (bits.float() + 0.5) * 2.0**-32
+
+
+def mixed(bits: Tensor) -> Tensor:
+    """A permutation of the numbers of 32 bits (C. Wellons' search for integer hashes), without overflow in int64."""
+    bits = ((bits ^ (bits >> 16)) * 0x21F0AAAD) & 0xFFFFFFFF
+    bits = ((bits ^ (bits >> 15)) * 0x735A2D97) & 0xFFFFFFFF
+    return bits ^ (bits >> 15)
 
 
 def characteristic(x_BS: Tensor, knots_K: Tensor) -> Tensor:
