@@ -1,5 +1,6 @@
 """What a person sees when work ends early: a mistake with its fix, or a run that a signal stopped."""
 
+import shlex
 from pathlib import Path
 
 _python = True
@@ -23,7 +24,7 @@ def option(name: str, value: object = None, *, flag: str | None = None) -> str:
         shown = str(value) if isinstance(value, Path) else value
         return name if value is None else f"{name}={shown!r}"
     flag = f"--{(flag or name).replace('_', '-')}"
-    return flag if value is None or value is True else f"{flag} {value}"
+    return flag if value is None or value is True else f"{flag} {shlex.quote(str(value))}"
 
 
 class UserError(Exception):

@@ -56,7 +56,7 @@ def describe(recipe: Recipe) -> dict[str, Any]:
         "projector_pct": round(100 * min(1.0, projector_s / seconds), 1),
         "estimated_train_s": round(total_s, 4) if total_s else None,
     }
-    return record | {"text": dump(recipe) + "\n" + text_of(record, recipe)}
+    return record | {"text": f"{text_of(record, recipe)}\n\n{dump(recipe).rstrip()}"}
 
 
 def images_of(recipe: Recipe) -> int | None:

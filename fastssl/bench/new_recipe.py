@@ -5,7 +5,9 @@ Choice made: the settings are those of the shipped recipe nearest in device and 
 a measured step and the minutes asked for; where it is not, they are the shipped recipe's.
 """
 
+import shlex
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,7 +80,8 @@ def facts_of(path: Path) -> Facts:
         UserError: when it is not one, has no manifest, or holds fewer than 2 images.
     """
     if path.suffix != ".beton" or path.is_dir():
-        raise UserError(f"{path} is not a .beton file.", f"Make one first: fastssl convert {path} data/images.beton.")
+        make_it = f"fastssl convert {shlex.quote(str(path))} data/images.beton"
+        raise UserError(f"{path} is not a .beton file.", f"Make one first with `{make_it}`.")
     beton, manifest = Beton(path), build.data.manifest_of(path)
     labels_N, sides_N = np.asarray(beton.labels), np.asarray(beton.sizes).min(axis=1)
     if len(labels_N) < 2:
@@ -94,16 +97,25 @@ def facts_of(path: Path) -> Facts:
     )
 
 
-def new_recipe(data: str | Path, *, device: Device | None = None, minutes: float | None = None) -> str:
+def new_recipe(
+    data: str | Path,
+    *,
+    device: Device | None = None,
+    minutes: float | None = None,
+    backbone: str | None = None,
+    out: str | Path = "THIS.yaml",
+) -> str:
     """The text of a commented recipe that validates and trains on `data`.
 
     Args:
         data: a .beton file with its manifest.
         device: "cpu" or "cuda"; what this machine has when None.
         minutes: of training, > 0, to choose epochs by; None is 10 on a CPU and 60 on a GPU.
+        backbone: such as "resnet18", "torchvision/NAME" or "timm/NAME"; the shipped recipe's when None.
+        out: where the text will lie, for the commands in its comments.
 
     Raises:
-        UserError: when the file cannot be read or trained on.
+        UserError: when the file cannot be read or trained on, or the backbone is unknown or takes no such views.
     """
     facts = facts_of(Path(data))
     here: Device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -112,20 +124,51 @@ def new_recipe(data: str | Path, *, device: Device | None = None, minutes: float
     if not minutes > 0:
         raise UserError(f"minutes is {minutes:g}.", "Set it above 0.")
     template = next(t for t in TEMPLATES[device] if facts.side_px <= t.largest_px)
-    base = load(template.recipe)
-    text = written(facts, template, base, device=device, epochs=base.train.epochs, why="as there")
+    base = with_backbone(load(template.recipe), facts, template, device=device, backbone=backbone)
+    write = partial(written, facts, template, base, device=device, own_backbone=backbone is not None, out=Path(out))
+    text = write(epochs=base.train.epochs, why="as there")
     if device == "cuda" and here != "cuda":
         why = "as there: no GPU here to measure on; fastssl train --dry-run on the GPU estimates the minutes"
-        return written(facts, template, base, device=device, epochs=base.train.epochs, why=why)
+        return write(epochs=base.train.epochs, why=why)
     images_s = dry_run.images_per_second(load(yaml.safe_load(text)), facts.channels)
     per_epoch_s = (facts.count - val_count(facts)) / images_s
     epochs = max(1, min(MAX_EPOCHS, round(minutes * 60 / per_epoch_s)))
     why = f"about {epochs * per_epoch_s / 60:.2g} min of steps here (measured; {minutes:g} asked for), probes apart"
-    return written(facts, template, base, device=device, epochs=epochs, why=why)
+    return write(epochs=epochs, why=why)
+
+
+def with_backbone(base: Recipe, facts: Facts, template: Template, *, device: Device, backbone: str | None) -> Recipe:
+    """The shipped recipe with a stem for these views, and the backbone asked for with the first stem that it takes.
+
+    Raises:
+        UserError: when the backbone is unknown, or takes no such views.
+    """
+    view_px = view_side_px(facts, template)
+    usual = "patch4" if device == "cpu" and view_px > 32 else base.model.stem
+    if backbone is None:
+        return load(base, [f"model.stem={usual}"])
+    sides = [f"augment.side_px={view_px}", f"evaluate.side_px={clean_side_px(facts, template)}", "device=cpu"]
+    for stem in (usual, "auto"):
+        changes = [f"model.backbone={backbone}", "model.width=1", f"model.stem={stem}"]
+        tried = load(base, [*changes, *sides])
+        build.model.check_model(tried)
+        try:
+            build.model.network(tried, in_channels=facts.channels, device=torch.device("cpu"))
+        except (UserError, AssertionError, RuntimeError, ValueError):  # whatever a library says of sides and patches
+            continue
+        return load(base, changes)
+    raise UserError(
+        f"{backbone} takes no views of {view_px} px.", f"Choose another {option('backbone')}, or convert larger images."
+    )
 
 
 def write_new(
-    data: str | Path, out: str | Path, *, device: Device | None = None, minutes: float | None = None
+    data: str | Path,
+    out: str | Path,
+    *,
+    device: Device | None = None,
+    minutes: float | None = None,
+    backbone: str | None = None,
 ) -> dict[str, Any]:
     """Writes the recipe, and next to it the schema that its first line names; returns what was chosen.
 
@@ -139,7 +182,7 @@ def write_new(
         raise UserError(f"{out} is there already.", f"Choose another {option('out')}, or remove it.")
     if not out.parent.is_dir():
         raise UserError(f"{out.parent} is not a folder.", f"Make it, or choose another {option('out')}.")
-    text = new_recipe(data, device=device, minutes=minutes)
+    text = new_recipe(data, device=device, minutes=minutes, backbone=backbone, out=out)
     recipe = load({**yaml.safe_load(text), "name": out.stem})
     atomic_json(out.parent / FILE_NAME, json_schema())
     atomic_write(out, text)
@@ -147,7 +190,7 @@ def write_new(
         "recipe": str(out),
         "schema": str(out.parent / FILE_NAME),
         "backbone": recipe.model.backbone,
-        "hub": resnet.in_hubs(recipe.model.backbone) and recipe.model.width == 1,
+        "hub": "/" in recipe.model.backbone or (resnet.in_hubs(recipe.model.backbone) and recipe.model.width == 1),
         "epochs": recipe.train.epochs,
         "batch_size": recipe.data.batch_size,
         "val_count": recipe.data.val_count,
@@ -173,6 +216,11 @@ def view_side_px(facts: Facts, template: Template) -> int:
     return max(4, side - side % 4)
 
 
+def clean_side_px(facts: Facts, template: Template) -> int:
+    """Of evaluation: a crop shows things larger than the whole image does, so views at 3/4 of the side seen there."""
+    return min(facts.side_px, round(view_side_px(facts, template) / template.view_share))
+
+
 def changes_of_views(facts: Facts, base: Recipe) -> dict[str, Any]:
     changed = dict(base.augment.all)
     if facts.channels != 3:
@@ -181,23 +229,32 @@ def changes_of_views(facts: Facts, base: Recipe) -> dict[str, Any]:
     return changed
 
 
-def written(facts: Facts, template: Template, base: Recipe, *, device: Device, epochs: int, why: str) -> str:
+def written(
+    facts: Facts,
+    template: Template,
+    base: Recipe,
+    *,
+    device: Device,
+    epochs: int,
+    why: str,
+    own_backbone: bool,
+    out: Path,
+) -> str:
     """The recipe's text. Each value is either the shipped recipe's or explained in a comment."""
     held_out, batch = val_count(facts), batch_size(facts, base.data.batch_size)
-    view_px = view_side_px(facts, template)
-    # a crop shows things larger than the whole image does: views at 3/4 of the side that evaluation sees
-    clean_px = min(facts.side_px, round(view_px / template.view_share))
-    stem = "patch4" if device == "cpu" and view_px > 32 else base.model.stem
+    view_px, clean_px = view_side_px(facts, template), clean_side_px(facts, template)
     labels = f"{facts.labeled:,} of {facts.classes} classes" if facts.labeled else "none"
     sizes = f"{facts.side_px} px" if facts.one_size else f"of different sizes, half of them {facts.side_px} px or more"
     channels = "1 channel" if facts.channels == 1 else f"{facts.channels} channels"
     optim, loss = base.optim, base.loss
+    command, asked = f"fastssl train {shlex.quote(str(out))}", "  # as asked for" if own_backbone else ""
     compiled = f"\n  compile: {str(base.train.compile).lower()}" if base.train.compile else ""
     return f"""\
 # yaml-language-server: $schema={FILE_NAME}
 # Images: {facts.count:,}, {sizes}, {channels}; labels: {labels}.
 # Source: the settings of the shipped {template.recipe}, but for what a comment explains; not measured on these images.
-# See it first: fastssl train THIS --dry-run. Then: fastssl train THIS
+# See it: {command} --dry-run
+# Train: {command}
 device: {device}
 data:
   path: {quoted(str(facts.path))}
@@ -210,8 +267,8 @@ augment:
   side_px: {view_px}  # {why_view(facts, template)}
   all: {flow(changes_of_views(facts, base))}  # {why_all(facts)}
 model:
-  backbone: {base.model.backbone}
-  stem: {stem}  # the first convolution; a larger patch is faster and coarser
+  backbone: {base.model.backbone}{asked}
+  stem: {base.model.stem}  # the first convolution; a larger patch is faster and coarser
   projector: {flow(list(base.model.projector))}  # the last width is D
 loss:
   name: {loss.name}  # {build.losses.LOSSES[loss.name].label}

@@ -3,6 +3,7 @@
 The half of `build` that deals with data; everything here is also there.
 """
 
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -116,6 +117,16 @@ def ensure_data(
         )
         converted.append(path)
     return converted
+
+
+def ensure_data_once(recipe: Recipe, *, progress: Callable[[str, int, int | None], None] | None = None) -> None:
+    """As `ensure_data` on every rank: rank 0 first, then the first rank of any machine that still lacks the files."""
+    if ranks.is_main():
+        ensure_data(recipe, progress=progress)
+    ranks.barrier()
+    if ranks.local_rank() == 0 and not ranks.is_main():
+        ensure_data(recipe)
+    ranks.barrier()
 
 
 def sets(recipe: Recipe, labels_N: Tensor, probe_labels_N: Tensor) -> Sets:
@@ -363,9 +374,8 @@ def manifest_of(path: Path) -> Manifest:
     Raises:
         UserError: when it is absent or damaged.
     """
-    fix = (
-        f"Make it with `fastssl convert {path} OTHER.beton`, which reads any .beton, and set data.path to OTHER.beton."
-    )
+    make_it = f"fastssl convert {shlex.quote(str(path))} OTHER.beton"
+    fix = f"Make it with `{make_it}`, which reads any .beton, and set data.path to OTHER.beton."
     try:
         return read_manifest(path)
     except FileNotFoundError:

@@ -3,7 +3,7 @@
 
 Standard output carries results (with --json exactly one record, on the last line); progress and messages go to
 standard error. Exit codes: 0 done, 2 an error that the user can fix, 75 stopped by a signal after saving,
-130 and 143 stopped by Ctrl-C and SIGTERM with nothing to save.
+130 and 143 stopped by Ctrl-C and SIGTERM with nothing to save; two lines say what remains.
 """
 
 import os
@@ -69,7 +69,7 @@ def main() -> None:
     warnings.showwarning = show_warning
     at_command_line()
     try:
-        app(standalone_mode=True)
+        app(standalone_mode=True)  # and a signal into what remains, see `stopped`
     except UserError as error:
         if os.environ.get("FASTSSL_TRACEBACK") == "1":
             raise
@@ -81,6 +81,3 @@ def main() -> None:
         print(f"Error: {error.filename or 'a file'}: {error.strerror or error}.", file=sys.stderr)
         print("Check the path, its permissions and the space left; FASTSSL_TRACEBACK=1 shows where.", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("Stopped.", file=sys.stderr)
-        sys.exit(130)

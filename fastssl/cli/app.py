@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from fastssl import __version__
+from fastssl.cli.stopped import explained
 
 WORKFLOW = (
     *("doctor", "recipes", "recipe", "convert", "preview", "train"),
@@ -20,6 +21,10 @@ class InOrderOfUse(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         return sorted(super().list_commands(ctx), key=WORKFLOW.index)
+
+    def invoke(self, ctx: Any) -> Any:
+        with explained():  # here: typer ends without a word
+            return super().invoke(ctx)
 
 
 app = typer.Typer(

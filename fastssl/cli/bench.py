@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from fastssl.cli.app import JsonOption, SetOption, app, print_result
+from fastssl.cli.stopped import same_command
 from fastssl.errors import Interrupted
 
 OptionalRecipe = Annotated[str, typer.Argument(metavar="[RECIPE]", help="A YAML file, or a shipped recipe's name.")]
@@ -115,7 +116,7 @@ def tta(
                 keep=lambda record: save(out, record) if out else None,
             )
     except Interrupted as stop:
-        print(f"{stop}\nThe same command continues from there.", file=sys.stderr)
+        print(f"Stopped by {stop.name} after saving.\nContinue: {same_command()}", file=sys.stderr)
         sys.exit(guards.EXIT_CODE)
     finish(result, tta_text(result), out, as_json)
 

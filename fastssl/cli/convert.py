@@ -1,6 +1,6 @@
 """`fastssl convert`: convert images into one file that loads at memory speed."""
 
-import shlex
+import itertools
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -22,6 +22,7 @@ from fastssl.cli.app import (
     app,
     print_result,
 )
+from fastssl.cli.stopped import command
 
 FileFormat = Literal["beton", "webdataset"]
 Mode = Literal["raw", "jpg", "smart"]
@@ -128,5 +129,12 @@ def convert(
         print(line, file=sys.stderr)
     lines = account_lines(manifest, source if out is None or check else str(out))
     if not check and format == "beton":
-        lines.append(f"Next: fastssl recipe new {shlex.quote(str(out))}")
+        lines.append(f"Next: {command('recipe', 'new', out, '--out', free_name(Path(str(out)).stem))}")
     print_result(manifest.to_json(), "\n".join(lines), as_json)
+
+
+def free_name(stem: str) -> Path:
+    """Of a recipe in this folder that is not there yet."""
+    marks = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+    names = (Path(f"{stem}{mark}.yaml") for mark in marks)
+    return next(path for path in names if not path.exists())

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from fastssl.cli.app import DeviceOption, JsonOption, OnErrorOption, app, print_result
+from fastssl.cli.app import DeviceOption, DownloadOption, JsonOption, OnErrorOption, app, print_result
 
 On = Literal["val", "test", "pretraining"]
 
@@ -28,6 +28,7 @@ def evaluate(
     checkpoint: Annotated[str, typer.Option(metavar="best|last|PATH", help="Which checkpoint of a run.")] = "last",
     page: Annotated[bool, typer.Option(help="Without labels, also draw neighbors and a map, in RUN/images/.")] = True,
     on_error: OnErrorOption = "fail",
+    download: DownloadOption = True,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -55,6 +56,7 @@ def evaluate(
             device=device,
             checkpoint=checkpoint,
             on_error=on_error,
+            download=download,
             progress=progress,
             **options,
         )

@@ -21,11 +21,15 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write a backbone for use elsewhere, with its preprocessing, accuracy, recipe and data digest."""
+    from fastssl.data.manifest import manifest_path
     from fastssl.pretrained.export.export import export as run
+    from fastssl.pretrained.export.use import use_lines
 
     record = run(source, out, to=to, weights=weights)
     changes = [f"Changes to the library's model: {record['changes']}."] if "changes" in record else []
     step = f", checkpoint of step {record['step']:,}" if record["step"] is not None else ""
     step += ", averaged weights (optim.ema)" if record["weights"] == "ema" else ""
-    lines = [f"{out}: {record['backbone']}, {record['features_dim']} features{step}", *changes, *record["loading"]]
+    lines = [f"{out}: {record['backbone']}, {record['features_dim']} features{step}", *changes]
+    card = out / "README.md" if to == "huggingface" else manifest_path(out)
+    lines += [f"How to prepare an image: {card}", "In Python:", *use_lines(record, out)]
     print_result(record, "\n".join(lines), as_json)

@@ -1,12 +1,12 @@
 """`fastssl recipe`: a recipe with every default, a new one for given images, the schema that editors read."""
 
-import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from fastssl.cli.app import JsonOption, SetOption, app, print_result
+from fastssl.cli.stopped import command
 
 recipe = typer.Typer(no_args_is_help=True, help="Show a recipe in full, write a new one, or print the recipes' schema.")
 app.add_typer(recipe, name="recipe")
@@ -38,20 +38,24 @@ def new(
     minutes: Annotated[
         float | None, typer.Option(help="Of training, to choose epochs by; 10 on a CPU, 60 on a GPU when absent.")
     ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Such as resnet18, torchvision/NAME or timm/NAME; chosen for speed when absent.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write a commented recipe for a data file and a device, and the schema that editors check it by."""
     from fastssl.bench.new_recipe import write_new
 
-    record = write_new(data, out, device=device, minutes=minutes)
+    record = write_new(data, out, device=device, minutes=minutes, backbone=backbone)
     epochs = "1 epoch" if record["epochs"] == 1 else f"{record['epochs']} epochs"
     hub = [] if record["hub"] else [f"Not for torchvision or timm: {record['backbone']} is fastssl's own network."]
     lines = [
         f"{out}: {record['backbone']}, {epochs}.",
         f"{record['schema']}: the schema that editors check recipes by.",
         *hub,
-        *(["To export there, set model.backbone to resnet18 in it, which is slower."] if hub else []),
-        f"See it: fastssl train {shlex.quote(str(out))} --dry-run",
+        *(["For those, set model.backbone to resnet18, or give --backbone resnet18; it is slower."] if hub else []),
+        f"See it: {command('train', out, '--dry-run')}",
+        f"Train: {command('train', out)}",
     ]
     print_result(record, "\n".join(lines), as_json)
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from fastssl.cli.app import JsonOption, RecipeArgument, SetOption, app, print_result
+from fastssl.cli.stopped import same_command
 from fastssl.errors import Interrupted
 
 
@@ -51,7 +52,7 @@ def sweep(
                 convert_progress=converting,
             )
     except Interrupted as stop:
-        print(f"Stopped by {stop.name} after saving. Give the same command to continue.", file=sys.stderr)
+        print(f"Stopped by {stop.name} after saving.\nContinue: {same_command()}", file=sys.stderr)
         sys.exit(guards.EXIT_CODE)
     failed = [cell for cell in result["cells"] if cell["error"]]
     for cell in failed:

@@ -86,18 +86,22 @@ def settings_table(settings: Sequence[Mapping[str, Any]]) -> str:
 
 def doctor_text(record: dict[str, Any]) -> str:
     """Tables of what `doctor.examine` found."""
-    checks = Table("", "", "works", "found", Column("how to fix it", overflow="fold"), box=None, pad_edge=False)
+    checks = Table("", "", "works", "found", box=None, pad_edge=False)
     for check in record["checks"]:
         works = Text("yes", "green") if check["works"] else Text("no", "red")
-        checks.add_row(check["kind"], check["name"], works, check["detail"], check["fix"])
-    tables = [checks]
+        checks.add_row(check["kind"], check["name"], works, check["detail"])
+    tables = []
     if record["stages"]:
         stages = Table("stage", "what was timed", Column("img/s", justify="right"), "", box=None, pad_edge=False)
         for stage in record["stages"]:
             remark = "slowest" if stage["name"] == record["slowest"] else "when opened" if stage["once"] else ""
             stages.add_row(stage["name"], stage["work"], f"{stage['images_per_s']:,.0f}", remark)
         tables.append(stages)
+    fixes = [f"{check['name']}: {check['fix']}" for check in record["checks"] if check["fix"]]
     with (out := Console(highlight=False, markup=False)).capture() as text:
+        out.print(checks, "")
+        if fixes:  # lines that are pasted are never broken
+            out.print("\n  ".join(["How to fix it", *fixes]), "", soft_wrap=True)
         for table in tables:
             out.print(table, "")
         if record["note"]:

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastssl.cli.app import JsonOption, RecipeOrImagesArgument, SetOption, app, print_result
+from fastssl.cli.stopped import command, same_command
 from fastssl.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
     from fastssl.bench.own_images import Plan
+    from fastssl.recipe.schema import Model
 
 
 @app.command()
@@ -68,12 +70,35 @@ def train(
             writers.summary(summary)
     except Interrupted as stop:
         if ranks.is_main():
-            print(stop, file=sys.stderr)
+            print(stop if ranks.world() > 1 else stop_text(stop), file=sys.stderr)
         ranks.stop()
         sys.exit(guards.EXIT_CODE)
     if ranks.is_main():
-        print_result(summary, summary_text(summary), as_json)
+        print_result(summary, f"{summary_text(summary)}\n{next_text(summary, resolved.model)}", as_json)
     ranks.stop()
+
+
+def stop_text(stop: Interrupted) -> str:
+    """What was kept, and the command that continues."""
+    return f"Stopped by {stop.name} after saving.\nContinue: {same_command('--resume')}"
+
+
+def next_text(summary: dict[str, Any], model: "Model") -> str:
+    """What one does with a trained network, as commands; the export is one that needs no fastssl."""
+    from fastssl.models.resnet import in_hubs
+
+    run, library = summary["run_dir"], model.backbone.rpartition("/")[0]
+    if in_hubs(model.backbone) and model.width == 1:
+        library = "torchvision"
+    to, suffix = (library, ".safetensors") if library else ("torch-export", ".pt2")
+    weights = f"{Path(run).name}{suffix}"
+    return "\n".join(
+        [
+            f"Judge it: {command('eval', run)}",
+            f"Look at it: {command('report', run)}",
+            f"Take it along: {command('export', run, '--to', to, '--out', weights)}",
+        ]
+    )
 
 
 def images_plan(recipe: str) -> "Plan | None":
@@ -94,7 +119,8 @@ def made_recipe(plan: "Plan") -> Path:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
             f"{plan.source} holds images, and several ranks were started.",
-            f"Convert first: fastssl convert {plan.source} {plan.data}, then fastssl recipe new.",
+            f"Convert first: `{command('convert', plan.source, plan.data)}`, then "
+            f"`{command('recipe', 'new', plan.data, '--out', plan.recipe)}`.",
         )
     console.print(plan.text())
     with conversion_progress() as converting:

@@ -190,10 +190,10 @@ def sentence(place: tuple[Any, ...], error: Any) -> str:
             return f"{field} is now called {RENAMED[field]}"
         case "extra_forbidden" if len(parts) == 1:
             near = nearest_keys(field)
-            return f"{field} is unknown" + (f", did you mean {' or '.join(near)}?" if near else "")
+            return f"{field} is unknown" + (f" (did you mean {' or '.join(near)}?)" if near else "")
         case "extra_forbidden":
             near = difflib.get_close_matches(parts[-1], known_keys(parts[:-1]), n=1, cutoff=0.5)
-            return f"{field} is unknown" + (f", did you mean {near[0]}?" if near else "")
+            return f"{field} is unknown" + (f" (did you mean {near[0]}?)" if near else "")
         case "union_tag_invalid":
             return f"{field}.name is unknown: choose {' or '.join(loss_sections())}"
         case "missing":

@@ -8,7 +8,7 @@ N images embedded, F features, K neighbors.
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,7 @@ class Embedded:
 def section(run: LabeledRun, *, images: int, checkpoint: str | Path = "last") -> Section:
     """All picture figures of one run; what cannot be drawn is said."""
     section = Section(f"Images: {run.label}")
+    run = replace(run, recipe=build.run_data.located(run.recipe, run.folder))
     manifest = manifest_of_run(run)
     if manifest is None:
         section.skipped.append(f"{run.label}: data.json is missing or damaged, so no images can be drawn.")
@@ -115,16 +116,14 @@ def probe_file(recipe: Recipe) -> tuple[Path, str]:
     return recipe.data.path, "training images"
 
 
-def require_data(path: Path, digest: str | None) -> Manifest:
-    """The manifest of a data file that is there and, where a digest is known, unchanged.
+def require_data(recipe: Recipe, run_dir: Path, path: Path, *, digest: str | None = None) -> Manifest:
+    """The manifest of a run's data file that is there and, where a digest is known, unchanged.
 
     Raises:
         UserError: otherwise.
     """
     if not path.exists():
-        raise UserError(
-            f"{path} is not here.", "Run from the folder that the recipe's paths start from, or put the file back."
-        )
+        raise build.run_data.moved(recipe, "path", run_dir)
     manifest = build.data.manifest_of(path)
     if digest is not None and manifest.digest != digest:
         raise UserError(f"{path} is no longer the file this run was trained on.", "Put the earlier file back.")
@@ -144,7 +143,7 @@ def first_batches(recipe: Recipe, path: Path, count: int) -> Any:
 def views_figure(run: LabeledRun) -> Figure:
     """The first epoch's views of a few training images, as the network gets them but for normalization."""
     recipe = in_memory(run.recipe)
-    manifest = require_data(recipe.data.path, run.manifest.get("digest"))
+    manifest = require_data(recipe, run.folder, recipe.data.path, digest=run.manifest.get("digest"))
     batch = next(first_batches(recipe, recipe.data.path, SHOWN_IMAGES))
     device = torch.device("cpu")
     clean = plain(build.views.clean_view(recipe, manifest, device=device))
@@ -178,7 +177,7 @@ def embed(net: Pretrained, path: Path, count: int) -> Embedded:
     Raises:
         UserError: when the file is absent or has other channels than the network.
     """
-    manifest = require_data(path, None)
+    manifest = require_data(net.recipe, net.run_dir or Path(), path)
     if manifest.channels != len(net.clean.mean_C):
         raise UserError(f"{path} has {manifest.channels} channels.", "Put the run's own data file back.")
     shown = plain(net.clean)

@@ -24,6 +24,7 @@ OnWarning = Callable[[str], None]
 FAILURE = "failure.json"
 DUPLICATES = "duplicates.json"  # what `fastssl duplicates` keeps of a run
 LOCK = ".lock"
+DATA_FILES = ("path", "probe_path", "test_path")  # of a recipe's `data`
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # of file systems that cannot lock
 START_WAIT_S = 2.0  # `is_locked` of another process holds a lock for an instant
 
@@ -49,8 +50,7 @@ def check_run_dir(folder: Path, recipe: Recipe, *, resume: bool) -> None:
 
 
 def same_recipe(before: Recipe, now: Recipe, what: str) -> None:
-    a, b = (recipe.model_dump(mode="json", exclude={"log": True, "train": {"threads"}}) for recipe in (before, now))
-    changed = different_keys(a, b)
+    changed = different_keys(comparable(before), comparable(now))
     if changed == ["train.epochs"]:
         check_extension(before, now, what)
     elif changed:
@@ -58,6 +58,12 @@ def same_recipe(before: Recipe, now: Recipe, what: str) -> None:
             f"{what} was started with another recipe; {', '.join(changed)} differ.",
             f"Resume with the recipe.yaml inside the run's folder, or choose another {option('run_dir')}.",
         )
+
+
+def comparable(recipe: Recipe) -> dict[str, Any]:
+    """What may not change: of data files whether there is one, since they may move and their digests tell them."""
+    tree = recipe.model_dump(mode="json", exclude={"log": True, "train": {"threads"}})
+    return tree | {"data": tree["data"] | {field: tree["data"][field] is not None for field in DATA_FILES}}
 
 
 def check_extension(before: Recipe, now: Recipe, what: str) -> None:

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import platform
+import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -21,7 +22,7 @@ def environment() -> dict[str, Any]:
         "hardware": hardware(),
         "versions": versions(),
         "commit": commit(),
-        "command": " ".join([program, *sys.argv[1:]]),
+        "command": shlex.join([program, *sys.argv[1:]]),
     }
 
 

@@ -75,13 +75,14 @@ def train(
         UserError: for everything a person can fix.
         Interrupted: after a signal, when the checkpoint is written.
     """
-    recipe = with_own(load(recipe), backbone, policy)
-    folder = Path(run_dir) if run_dir is not None else Path("runs") / recipe.name
-    build.preflight.check(recipe)
-    check_run_dir(folder, recipe, resume=resume)
+    given = with_own(load(recipe), backbone, policy)
+    folder = Path(run_dir) if run_dir is not None else Path("runs") / given.name
+    build.preflight.check(given)
+    check_run_dir(folder, given, resume=resume)
+    recipe = build.run_data.resumed(given, folder) if resume else given
     ranks.start(build.hardware.device(recipe).type, timeout_s=GROUP_TIMEOUT_S)
     with shown(progress, observe, convert_progress) as (observing, converting):
-        convert_once(recipe, converting)
+        build.data.ensure_data_once(recipe, progress=converting)
         with torch_settings(recipe), threads(recipe) as threads_taken:
             run = assemble(recipe, folder, observing, backbone=backbone, loss=loss)
             if ranks.is_main():
@@ -93,7 +94,7 @@ def train(
                     if resume:
                         restore(run)
                     with record_failure(folder if ranks.is_main() else None):
-                        begin(run, threads_taken)
+                        begin(run, given, threads_taken)
                         loop(run, interrupts)
                         return finish(run)
                 finally:
@@ -101,22 +102,13 @@ def train(
                     parallel.close(run.train_step)
 
 
-def convert_once(recipe: Recipe, progress: ConversionProgress | None) -> None:
-    """Makes absent data files: rank 0 first, then the first rank of any machine that still lacks them."""
-    if ranks.is_main():
-        build.data.ensure_data(recipe, progress=progress)
-    ranks.barrier()
-    if ranks.local_rank() == 0 and not ranks.is_main():
-        build.data.ensure_data(recipe)
-    ranks.barrier()
-
-
-def begin(run: Run, threads_taken: str) -> None:
-    """Writes the resolved recipe and the environment, and tells the observer what is about to happen."""
+def begin(run: Run, given: Recipe, threads_taken: str) -> None:
+    """Writes the recipe as given, with every default, and the environment, and reports what is about to happen."""
     account, reason = run.network.weights_account, choose_parallel(run)
     if ranks.is_main():
         weights = account.to_json() if account else None
-        write_beginnings(run.run_dir, run.recipe, run.manifest.to_json(), weights=weights)
+        data = run.manifest.to_json() | {"files": build.run_data.places(given, run.recipe)}
+        write_beginnings(run.run_dir, given, data, weights=weights)
         if run.step < run.total_steps:  # of an end that is no more: begun again, or given more epochs
             (run.run_dir / "summary.json").unlink(missing_ok=True)
     run.observe(
@@ -134,6 +126,8 @@ def begin(run: Run, threads_taken: str) -> None:
             "evaluated": run.prober.val is not None,
         }
     )
+    if run.recipe.data.path != given.data.path:
+        run.observe({"event": "note", "message": f"{given.data.path} is {run.recipe.data.path}, as the run began."})
     if account and run.step == 0:
         run.observe({"event": "note", "message": account.sentence()})
     if run.average:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fastssl.build import ranks
+from fastssl.build.run_data import changed
 from fastssl.errors import UserError, option
 from fastssl.recipe.load import load
 from fastssl.runs import checkpoint
@@ -91,10 +92,7 @@ def refuse_if_damaged(run: Run) -> None:
 
 def check_state(run: Run, state: dict[str, Any]) -> None:
     if state["data_digest"] != run.digest:
-        raise UserError(
-            f"{run.recipe.data.path} has changed: its digest was {state['data_digest']} and is {run.digest}.",
-            f"Put the earlier file back, or start a new run with another {option('run_dir')}.",
-        )
+        raise changed(run.recipe.data.path, state["data_digest"], run.digest)
     same_recipe(load(state["recipe"]), run.recipe, f"The checkpoint of step {state['step']} in {run.run_dir}")
 
 

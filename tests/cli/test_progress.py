@@ -1,23 +1,17 @@
 """What a person sees while training: in a terminal of 80 x 24 and in a pipe, as real processes."""
 
-import fcntl
 import json
-import os
-import pty
 import re
-import struct
 import subprocess
 import sys
-import termios
 from pathlib import Path
 from typing import Any
 
 import pytest
+from terminal import ANSI, COLUMNS, in_terminal
 
 from fastssl.training import progress
 
-COLUMNS, ROWS = 80, 24
-ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 STEP = {"event": "step", "loss": 123.456789, "load_pct": 1.0, "views_pct": 2.0, "views_per_s": 98765.4}
 START = {"event": "start", "total_steps": 39100, "batch_size": 512, "views": 4, "device": "cpu", "step": 0}
 START |= {"loader": "resident: it fits", "evaluated": False}
@@ -26,26 +20,6 @@ START |= {"loader": "resident: it fits", "evaluated": False}
 def command(folder: Path, recipe: dict[str, Any]) -> list[str]:
     (folder / "tiny.yaml").write_text(json.dumps(recipe))
     return [sys.executable, "-m", "fastssl", "train", "tiny.yaml"]
-
-
-def in_terminal(words: list[str], folder: Path) -> str:
-    """What the process wrote to a terminal of 80 x 24."""
-    main, child = pty.openpty()
-    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
-    environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")} | {"TERM": "xterm-256color"}
-    process = subprocess.Popen(
-        words, cwd=folder, stdin=child, stdout=child, stderr=child, env=environment, start_new_session=True
-    )
-    os.close(child)
-    shown = b""
-    try:
-        while data := os.read(main, 1 << 16):
-            shown += data
-    except OSError:  # Linux's way to say that the other end is closed
-        pass
-    os.close(main)
-    assert process.wait(timeout=60) == 0, shown.decode()
-    return shown.decode()
 
 
 def test_a_terminal_of_80_columns_shows_steps_and_time_left_in_one_line(

@@ -80,7 +80,7 @@ def test_small_views_keep_their_side_until_it_is_above_the_largest():
         (["augment.progressive={from_px: 16}", "augment.all={crop: pad}"], "crop pad would cut them smaller"),
         (["augment.progressive={from_px: 16}", "train.epochs=1"], "no effect on a single epoch"),
         (["augment.progressive={from_px: 16, until: 0}"], "augment.progressive.until is 0"),
-        (["augment.progressive={form_px: 16}"], "form_px is unknown, did you mean from_px?"),
+        (["augment.progressive={form_px: 16}"], "form_px is unknown (did you mean from_px?"),
         (["augment.progressive={from_px: 40}", "optim.warmup_epochs=9"], "2 problems"),
     ],
 )

@@ -33,12 +33,12 @@ def test_every_problem_is_told_at_once() -> None:
     with pytest.raises(UserError) as error:
         load(tree)
     for part in (
-        "data.bacth_size is unknown, did you mean batch_size?",
+        "data.bacth_size is unknown (did you mean batch_size?",
         "augment.views is 1",
         "model.projector.0 is 0",
-        "loss.redundancy_weigth is unknown, did you mean redundancy_weight?",
+        "loss.redundancy_weigth is unknown (did you mean redundancy_weight?",
         "train.epochs is 'two'",
-        "optimizer is unknown, did you mean optim?",
+        "optimizer is unknown (did you mean optim?",
         "6 problems",
     ):
         assert part in error.value.what

@@ -52,7 +52,7 @@ def test_values_that_look_alike_have_folders_of_their_own(tiny_recipe: dict[str,
 
 
 def test_a_grid_of_a_wrong_key_or_two_seeds_is_refused_at_once(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"optim\.lrr is unknown, did you mean lr"):
+    with pytest.raises(UserError, match=r"optim\.lrr is unknown \(did you mean lr"):
         sweep.sweep(tiny_recipe, {"optim.lrr": [1, 2]}, out=tmp_path / "out")
     with pytest.raises(UserError, match="seed"):
         sweep.sweep(tiny_recipe, {"seed": [1, 2]}, seeds=2, out=tmp_path / "out")

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastssl.data.sources.base import Indexed, Item, MissingSplitError
-from fastssl.errors import UserError
+from fastssl.errors import UserError, option
 
 DEFAULT_ROOT = Path("~/.cache/fastssl")
 _STL10_SIDE_PX = 96
@@ -84,5 +84,6 @@ def _fetching(name: str, kind: type, root: Path, download: bool) -> Iterator[Non
             raise UserError(what, by_hand + ".") from error
         raise UserError(
             f"{name} is not in {root}, or not all of it.",
-            f"Allow the download, or: {by_hand[0].lower()}{by_hand[1:]}.",
+            f"Allow it with {option('download', True)}, in a recipe with data.download, or: "
+            f"{by_hand[0].lower()}{by_hand[1:]}.",
         ) from error

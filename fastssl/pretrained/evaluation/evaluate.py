@@ -6,6 +6,7 @@ nothing about another seed of the training.
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
@@ -48,6 +49,7 @@ def evaluate(
     device: str = "auto",
     checkpoint: str | Path = "last",
     on_error: OnError = "fail",
+    download: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Evaluates one of a run's checkpoints, or a weights file.
@@ -66,6 +68,7 @@ def evaluate(
         device: "auto", "cpu", "cuda" or "mps".
         checkpoint: of a run: "last", "best" or a checkpoint's folder.
         on_error: "fail" after listing the images of a source that cannot be read, or "skip" them.
+        download: allowed to fetch cifar10, cifar100 or stl10 as `data` or `test` when absent.
         progress: called with (file name, images done, images in all) while features are extracted.
 
     Returns:
@@ -77,6 +80,7 @@ def evaluate(
     """
     check_options(probes, views, layers, few_label_pct, on)
     net = load(run, device=device, recipe=recipe, checkpoint=checkpoint)
+    net = replace(net, recipe=build.run_data.located(net.recipe, net.run_dir))
     if "projector" in layers and net.projector is None:
         raise UserError(
             "These weights hold the backbone alone.", f"Leave {option('layers')} at backbone, or give the run."
@@ -87,7 +91,7 @@ def evaluate(
         part = pretraining_part(net)
         figures = figures_by_layer(net, part, layers=layers, folder=folder, progress=progress)
         return remembered(net, record_of(net, run, on=on, judged=part, figures=figures))
-    train, judged = splits(net, data=data, test=test, on=on, folder=folder, on_error=on_error)
+    train, judged = splits(net, data=data, test=test, on=on, folder=folder, on_error=on_error, download=download)
     frozen = [probe for probe in probes if probe != FINETUNE]
     learned, tested = (
         features(net, part, views=views, layers=layers, folder=folder, progress=progress) for part in (train, judged)

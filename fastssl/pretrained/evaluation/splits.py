@@ -3,7 +3,10 @@
 N images of a part.
 """
 
+import shlex
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -58,6 +61,7 @@ def splits(
     on: On,
     folder: Path | None,
     on_error: OnError = "fail",
+    download: bool = False,
 ) -> tuple[Part, Part]:
     """Images to learn from and to be judged on.
 
@@ -67,6 +71,7 @@ def splits(
         on: "val" judges on held-out labeled images of the first, "test" on the second.
         folder: where sources are converted to.
         on_error: "fail" or "skip" at images of a source that cannot be read.
+        download: may a known data set that is absent be fetched?
 
     Raises:
         UserError: when a file is absent or unlabeled, or its classes or channels do not fit.
@@ -76,14 +81,14 @@ def splits(
             f"{option('test')} names a test set, but the evaluation is on val.",
             f"Add {option('on', 'test')}, or leave out {option('test')}.",
         )
-    name = data if data is not None else net.recipe.data.probe_path or net.recipe.data.path
-    own = data is None  # the recipe's own files may have any name
-    labeled = labeled_part(existing(Path(name))) if own else part_of(name, "train", folder, on_error)
+    read = partial(part_of, folder=folder, on_error=on_error, download=download)
+    own = "probe_path" if net.recipe.data.probe_path else "path"
+    labeled = read(data, "train") if data is not None else labeled_part(own_file(net, own))
     tested = None
     if on == "test":
         tested_on = test_name(net, data, test)
-        own = tested_on == net.recipe.data.test_path
-        tested = labeled_part(existing(Path(tested_on))) if own else test_part(tested_on, folder, on_error)
+        is_own = tested_on == net.recipe.data.test_path
+        tested = labeled_part(own_file(net, "test_path")) if is_own else test_part(tested_on, read)
     elif data is None and net.recipe.data.val_count:
         fit, held = build.data.labeled_parts(net.recipe, build.data.labels_of(labeled.path))
         labeled, tested = (labeled.pick(torch.searchsorted(labeled.rows_N, rows)) for rows in (fit, held))
@@ -108,30 +113,32 @@ def test_name(net: Pretrained, data: str | Path | None, test: str | Path | None)
     )
 
 
-def test_part(name: str | Path, folder: Path | None, on_error: OnError) -> Part:
+def test_part(name: str | Path, read: Callable[[str | Path, str], Part]) -> Part:
     """The test split of a source; its val split, with a remark, where it has no test."""
     try:
-        return part_of(name, "test", folder, on_error)
+        return read(name, "test")
     except MissingSplitError as error:
         if "val" not in error.splits:
             raise
     remark = f"{name} has no test split; its val split was judged instead"
-    return replace(part_of(name, "val", folder, on_error), remark=remark)
+    return replace(read(name, "val"), remark=remark)
 
 
-def part_of(name: str | Path, split: str, folder: Path | None, on_error: OnError) -> Part:
+def part_of(name: str | Path, split: str, *, folder: Path | None, on_error: OnError, download: bool) -> Part:
     """The labeled images of a .beton, or of one split of a source."""
-    part = labeled_part(file_of(name, split, folder, on_error))
+    part = labeled_part(file_of(name, split, folder, on_error, download=download))
     return part if Path(name).suffix == ".beton" else replace(part, source=str(name), split=split)
 
 
-def file_of(name: str | Path, split: str, folder: Path | None, on_error: OnError = "fail") -> Path:
+def file_of(
+    name: str | Path, split: str, folder: Path | None, on_error: OnError = "fail", *, download: bool = False
+) -> Path:
     """The .beton itself, or one converted from a source: a known set once, a folder or archive each time."""
     path = Path(name)
     if path.suffix == ".beton":
         return existing(path)
     if folder is None:
-        fix = f"Convert it first: fastssl convert {name} DATA.beton --split {split}."
+        fix = f"Convert it first with `fastssl convert {shlex.quote(str(name))} DATA.beton --split {split}`."
         raise UserError(f"{name} is not a .beton file, and weights outside of a run have no folder to convert to.", fix)
     out = folder / f"{path.stem}-{split}.beton"
     if str(name) in NAMES and manifest_path(out).exists():
@@ -140,8 +147,16 @@ def file_of(name: str | Path, split: str, folder: Path | None, on_error: OnError
         known = ", ".join(NAMES)
         raise UserError(f"{name} does not exist.", f"Give a .beton, a folder, an archive, or one of {known}.")
     folder.mkdir(parents=True, exist_ok=True)
-    convert.convert(str(name), out, split=split, on_error=on_error)
+    convert.convert(str(name), out, split=split, on_error=on_error, download=download)
     return out
+
+
+def own_file(net: Pretrained, field: str) -> Path:
+    """One of the data files that the recipe names, which may have any suffix."""
+    path: Path = getattr(net.recipe.data, field)
+    if net.run_dir and not path.exists():
+        raise build.run_data.moved(net.recipe, field, net.run_dir)
+    return existing(path)
 
 
 def existing(path: Path) -> Path:

@@ -14,7 +14,7 @@ from fastssl import build
 from fastssl.errors import UserError, option
 from fastssl.models import pretrainer
 from fastssl.pretrained.evaluation.features import Progress, features, project
-from fastssl.pretrained.evaluation.splits import Part
+from fastssl.pretrained.evaluation.splits import Part, own_file
 from fastssl.pretrained.load import Pretrained
 from fastssl.probes import table
 from fastssl.training.online_probes import INVARIANCE_IMAGES, INVARIANCE_VIEWS, SPECTRUM_IMAGES, views_of
@@ -27,12 +27,12 @@ def pretraining_part(net: Pretrained) -> Part:
         UserError: when the file is absent, or is a folder of shards.
     """
     data = net.recipe.data
-    if not data.path.is_file():
-        what = "is a folder of shards" if data.path.is_dir() else "does not exist"
+    if data.path.is_dir():
         raise UserError(
-            f"{data.path} {what}, so the pretraining images cannot be picked from it.",
-            f"Run from the folder that the recipe's paths start from, or name labeled images with {option('data')}.",
+            f"{data.path} is a folder of shards, so the pretraining images cannot be picked from it.",
+            f"Name labeled images with {option('data')}.",
         )
+    own_file(net, "path")
     labels_N = build.data.labels_of(data.path)
     probe_labels_N = build.data.labels_of(data.probe_path) if data.probe_path else labels_N
     rows = build.data.some_of(build.data.sets(net.recipe, labels_N, probe_labels_N).train, SPECTRUM_IMAGES)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastssl.errors import UserError
+from fastssl.pretrained.export.use import literal
 from fastssl.pretrained.export.weights import compare, examples, plain
 from fastssl.pretrained.load import METADATA_KEY, Pretrained
 
@@ -18,7 +19,7 @@ def write_program(net: Pretrained, path: Path, record: dict[str, Any]) -> dict[s
     """A program of normalized images (N, C, S, S), any N, to features (N, F)."""
     ours, images = plain(net.backbone), examples(net)
     program = torch.export.export(ours, (images,), dynamic_shapes=({0: torch.export.Dim("N")},))
-    lines = ["import torch", f'model = torch.export.load("{record["file"]}").module()']
+    lines = ["import torch", f"model = torch.export.load({literal(record['file'])}).module()"]
     record = record | {"loading": lines}
     with open(path, "wb") as file:
         torch.export.save(program, file, extra_files={f"{METADATA_KEY}.json": json.dumps(record)})
@@ -57,7 +58,7 @@ def write_onnx(net: Pretrained, path: Path, record: dict[str, Any]) -> dict[str,
         )
     assert program is not None
     graph = program.model_proto
-    lines = ["import onnxruntime", f'session = onnxruntime.InferenceSession("{record["file"]}")']
+    lines = ["import onnxruntime", f"session = onnxruntime.InferenceSession({literal(record['file'])})"]
     record = record | {"loading": [*lines, '(features,) = session.run(None, {"images": images})']}
     onnx.helper.set_model_props(graph, {METADATA_KEY: json.dumps(record)})
     onnx.save(graph, path)

@@ -11,7 +11,8 @@ import yaml
 
 from fastssl.errors import UserError
 from fastssl.models import hub
-from fastssl.pretrained.export.weights import hub_model_of, plain, save, tensors_of
+from fastssl.pretrained.export.use import literal
+from fastssl.pretrained.export.weights import hub_model_of, own_lines, plain, save, tensors_of
 from fastssl.pretrained.load import EXPORTED, Pretrained
 
 RESAMPLE = {"bilinear": 2, "bicubic": 3}  # Pillow's numbers
@@ -44,8 +45,9 @@ def timm_model(net: Pretrained) -> hub.HubModel | None:
 
 def loading(record: dict[str, Any], hub_model: hub.HubModel | None) -> list[str]:
     if hub_model is None:
-        return ["import fastssl", f'backbone = fastssl.load("{record["file"]}").backbone']
-    return ["import timm", f'model = timm.create_model("local-dir:{record["file"]}", pretrained=True)']
+        return own_lines(record)
+    place = literal(f"local-dir:{record['file']}")
+    return ["import timm", f"model = timm.create_model({place}, pretrained=True)"]
 
 
 def config(record: dict[str, Any], hub_model: hub.HubModel | None) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fastssl import build
 from fastssl.errors import UserError
 from fastssl.models import backbones, hub, resnet
+from fastssl.pretrained.export.use import literal
 from fastssl.pretrained.load import METADATA_KEY, Pretrained
 
 TOLERANCE = 1e-4
@@ -59,9 +60,13 @@ def save(path: Path, tensors: dict[str, Tensor], record: dict[str, Any], *, suff
 
 def write_own(net: Pretrained, path: Path, record: dict[str, Any]) -> dict[str, Any]:
     """The backbone under its own names; `fastssl.load` reads it back."""
-    record = record | {"loading": ["import fastssl", f'backbone = fastssl.load("{record["file"]}").backbone']}
+    record = record | {"loading": own_lines(record)}
     save(path, tensors_of(plain(net.backbone)), record, suffix=".safetensors")
     return record
+
+
+def own_lines(record: dict[str, Any]) -> list[str]:
+    return ["import fastssl", f'backbone = fastssl.load({literal(record["file"])}, device="cpu").backbone']
 
 
 def write_hub(net: Pretrained, path: Path, record: dict[str, Any], *, library: str, suffix: str) -> dict[str, Any]:
@@ -82,8 +87,9 @@ def write_hub(net: Pretrained, path: Path, record: dict[str, Any], *, library: s
 
 def loading_lines(name: str, suffix: str) -> list[str]:
     if suffix == ".pth":
-        return ["import torch", f'model.load_state_dict(torch.load("{name}", weights_only=True), strict=True)']
-    return ["from safetensors.torch import load_file", f'model.load_state_dict(load_file("{name}"), strict=True)']
+        return ["import torch", f"model.load_state_dict(torch.load({literal(name)}, weights_only=True), strict=True)"]
+    load = f"load_file({literal(name)})"
+    return ["from safetensors.torch import load_file", f"model.load_state_dict({load}, strict=True)"]
 
 
 def changes(hub_model: hub.HubModel) -> str:

@@ -1,0 +1,61 @@
+"""What Ctrl-C and SIGTERM leave of a verb's work, and the command that continues it.
+
+A training run catches both itself, and saves.
+"""
+
+import contextlib
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
+
+EXIT_CODE = 128 + signal.SIGINT
+TERMINATED = 128 + signal.SIGTERM
+NOTHING = "Nothing was written."
+# By verb; others write nothing before their end.
+REMAINS = {
+    "bench": "No result was written; runs that `bench tta` has finished or saved remain.",
+    "eval": "No result was written; features of images that were all extracted remain in the run's folder.",
+    "report": "A page that was there before remains.",
+    "sweep": "Finished cells remain, and data files that were converted.",
+    "train": "No step was taken; data files that were converted remain.",
+}
+RESUMED = "The images converted so far remain, in a hidden file next to the output."
+NOT_RESUMED = f"{NOTHING} With --resume a conversion keeps what it has done."
+
+
+def command(*words: object) -> str:
+    """A line for a shell, its words quoted where they have to be."""
+    return shlex.join(["fastssl", *map(str, words)])
+
+
+def same_command(*more: str) -> str:
+    """What was typed, with the options that it lacks."""
+    given = sys.argv[1:]
+    return command(*given, *(word for word in more if word not in given))
+
+
+def remains(verb: str | None) -> str:
+    """One line on what is on disk."""
+    if verb == "convert":
+        return RESUMED if "--resume" in sys.argv else NOT_RESUMED
+    return REMAINS.get(verb or "", NOTHING)
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Two lines when a signal ends the block, and the exit code that shells give such an end."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say("SIGINT")
+        sys.exit(EXIT_CODE)
+    except SystemExit as stop:
+        if stop.code == TERMINATED:
+            say("SIGTERM")
+        raise
+
+
+def say(name: str) -> None:
+    verb = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
+    print(f"Stopped by {name}. {remains(verb)}\nAgain: {same_command()}", file=sys.stderr)
