@@ -252,7 +252,7 @@ def written(
     return f"""\
 # yaml-language-server: $schema={FILE_NAME}
 # Images: {facts.count:,}, {sizes}, {channels}; labels: {labels}.
-# Source: the settings of the shipped {template.recipe}, but for what a comment explains; not measured on these images.
+# Source: the shipped {template.recipe}, but for what a comment explains; not measured on these images.
 # See it: {command} --dry-run
 # Train: {command}
 device: {device}

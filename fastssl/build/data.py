@@ -336,13 +336,13 @@ def loader_choice(recipe: Recipe, path: Path, device: torch.device) -> tuple[str
     if path.is_dir() and (wanted not in ("auto", "dali") or not installed("nvidia.dali")):
         raise UserError(
             f"{path} is a folder, and only the dali loader streams a folder of shards.",
-            "Run pip install 'fastssl-vision[dali]' and set data.loader to dali, or convert the folder to a .beton.",
+            "Run `pip install 'fastssl-vision[dali]'` and set data.loader to dali, or convert the folder to a .beton.",
         )
     packages = {"ffcv": "ffcv", "dali": "nvidia.dali"}
     if wanted in packages and not installed(packages[wanted]):
         raise UserError(
             f"data.loader is {wanted}, but it is not installed.",
-            f"Run pip install 'fastssl-vision[{wanted}]', or set data.loader to auto.",
+            f"Run `pip install 'fastssl-vision[{wanted}]'`, or set data.loader to auto.",
         )
     if path.is_dir():
         return "dali", "a folder of shards is streamed by DALI's own reader"

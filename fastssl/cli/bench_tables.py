@@ -1,6 +1,7 @@
 """Records as rich tables for a terminal."""
 
 import io
+import shutil
 from typing import Any
 
 from rich.console import Console
@@ -10,10 +11,11 @@ Row = dict[str, Any]
 
 
 def rendered(*parts: Any) -> str:
-    """Tables and lines as text, colored only where the terminal is asked to."""
-    console = Console(file=io.StringIO(), width=110, highlight=False, markup=False)
+    """Tables as wide as the terminal allows, and lines, which are never broken: one may be pasted."""
+    width = min(110, shutil.get_terminal_size((110, 24)).columns)
+    console = Console(file=io.StringIO(), width=width, highlight=False, markup=False)
     for part in parts:
-        console.print(part)
+        console.print(part, soft_wrap=isinstance(part, str))
     return console.file.getvalue().rstrip()  # type: ignore[attr-defined, no-any-return]
 
 

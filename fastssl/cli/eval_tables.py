@@ -1,6 +1,7 @@
 """An evaluation's record as a table for people."""
 
 import io
+import shutil
 from typing import Any
 
 from rich.console import Console
@@ -10,7 +11,7 @@ from fastssl.cli.account import many, source_lines, warning_lines
 from fastssl.probes.table import figures_text
 
 
-def table(record: dict[str, Any], *, width: int = 100) -> str:
+def table(record: dict[str, Any]) -> str:
     """The rows, the spectrum's figures, and what they were measured on."""
     lines = Table("probe", "layer", "views", "labels", "top-1 %", "95 % interval", box=None, pad_edge=False)
     for row in record["rows"]:
@@ -23,6 +24,7 @@ def table(record: dict[str, Any], *, width: int = 100) -> str:
             f"{row['low_pct']:.2f} to {row['high_pct']:.2f}",
         )
     out = io.StringIO()
+    width = min(100, shutil.get_terminal_size((100, 24)).columns)
     console = Console(file=out, width=width, highlight=False, markup=False)
     if record["rows"]:
         console.print(lines)

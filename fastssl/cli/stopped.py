@@ -15,7 +15,7 @@ NOTHING = "Nothing was written."
 # By verb; others write nothing before their end.
 REMAINS = {
     "bench": "No result was written; runs that `bench tta` has finished or saved remain.",
-    "eval": "No result was written; features of images that were all extracted remain in the run's folder.",
+    "eval": "No result was written; features already extracted are kept in the run's folder.",
     "report": "A page that was there before remains.",
     "sweep": "Finished cells remain, and data files that were converted.",
     "train": "No step was taken; data files that were converted remain.",

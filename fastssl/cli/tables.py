@@ -105,5 +105,5 @@ def doctor_text(record: dict[str, Any]) -> str:
         for table in tables:
             out.print(table, "")
         if record["note"]:
-            out.print(record["note"])
+            out.print(record["note"], soft_wrap=True)
     return text.get().rstrip()

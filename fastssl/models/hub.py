@@ -121,7 +121,7 @@ def listed(library: str) -> list[str]:
 
 def require_timm() -> None:
     if importlib.util.find_spec("timm") is None:
-        raise UserError("timm is not installed.", "Install it with: pip install 'fastssl-vision[timm]'.")
+        raise UserError("timm is not installed.", "Install it with `pip install 'fastssl-vision[timm]'`.")
 
 
 def create(library: str, name: str, arguments: dict[str, Any]) -> nn.Module:

@@ -100,7 +100,7 @@ def require_matplotlib() -> None:
         import_matplotlib()
     except ImportError as error:
         raise UserError(
-            "Reports need matplotlib, which is not installed.", "Run pip install 'fastssl-vision[report]'."
+            "Reports need matplotlib, which is not installed.", "Run `pip install 'fastssl-vision[report]'`."
         ) from error
 
 

@@ -27,7 +27,7 @@ main()
 """
 VERBS = {
     "convert": (["convert", "shapes", "my out.beton"], "Nothing was written. With --resume"),
-    "eval": (["eval", "runs/a"], "features of images that were all extracted remain"),
+    "eval": (["eval", "runs/a"], "features already extracted are kept"),
     "embed": (["embed", "runs/a", "my photos"], "Nothing was written"),
     "export": (["export", "runs/a", "--to", "onnx", "--out", "a.onnx"], "Nothing was written"),
     "bench": (["bench", "step"], "No result was written"),

@@ -31,7 +31,7 @@ try:
 except ImportError as error:
     raise UserError(
         f"DALI cannot be imported: {str(error).rstrip('.')}.",
-        "Install it with: pip install 'fastssl-vision[dali]' (for CUDA 12: dali-cuda12).",
+        "Install it with `pip install 'fastssl-vision[dali]'` (for CUDA 12: dali-cuda12).",
     ) from error
 
 

@@ -167,5 +167,5 @@ def _pyarrow(module: str) -> Any:
     except ImportError as error:
         raise UserError(
             "Parquet and Arrow files need pyarrow, which is not installed.",
-            "Install it with: pip install 'fastssl-vision[parquet]'.",
+            "Install it with `pip install 'fastssl-vision[parquet]'`.",
         ) from error

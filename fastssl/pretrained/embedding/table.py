@@ -144,5 +144,5 @@ def pyarrow() -> Any:
     except ImportError as error:
         raise UserError(
             "Writing .parquet needs pyarrow, which is not installed.",
-            "Install it with: pip install 'fastssl-vision[parquet]', or write .npy.",
+            "Install it with `pip install 'fastssl-vision[parquet]'`, or write .npy.",
         ) from error

@@ -35,7 +35,7 @@ def require_onnx() -> None:
     if missing:
         raise UserError(
             f"Exporting to ONNX needs what is not installed: {', '.join(missing)}.",
-            "Install it with: pip install 'fastssl-vision[onnx]'.",
+            "Install it with `pip install 'fastssl-vision[onnx]'`.",
         )
 
 
