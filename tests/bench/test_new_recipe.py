@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 import fastssl
+from fastssl import build
 from fastssl.bench import dry_run, new_recipe
 from fastssl.errors import UserError
 from fastssl.recipe.json_schema import json_schema
@@ -44,7 +46,7 @@ def test_a_new_recipe_fits_its_data(
 ) -> None:
     path = beton(tmp_path, count, side_px, channels=channels, classes=classes)
     text = new_recipe.new_recipe(path, device=device)
-    assert all(len(line) < 200 for line in text.splitlines())
+    assert all(len(line) < 120 for line in text.splitlines() if "path:" not in line)
     recipe = load(yaml.safe_load(text))
     assert recipe.device == device
     assert recipe.data.path == path
@@ -68,6 +70,28 @@ def test_epochs_follow_from_the_minutes(tmp_path: Path) -> None:
         assert recipe.optim.warmup_epochs <= epochs / 5
     with pytest.raises(UserError, match="minutes"):
         new_recipe.new_recipe(path, minutes=0)
+
+
+@pytest.mark.usefixtures("rate")
+@pytest.mark.parametrize(
+    ("backbone", "stem"),
+    [("resnet18", "patch2"), ("torchvision/vit_b_16", "auto"), ("timm/vit_tiny_patch16_224", "patch2")],
+)
+def test_a_backbone_of_ones_choice_gets_a_stem_that_it_takes(
+    tmp_path: Path, backbone: str, stem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if backbone.startswith("timm"):
+        pytest.importorskip("timm")
+    monkeypatch.chdir(tmp_path)
+    beton(tmp_path, 20, 43)
+    record = new_recipe.write_new("images.beton", "my own.yaml", device="cpu", backbone=backbone)
+    assert record["hub"]
+    recipe = load("my own.yaml")
+    assert (recipe.model.backbone, recipe.model.stem) == (backbone, stem)
+    assert build.model.network(recipe, in_channels=3, device=torch.device("meta"))
+    assert "# Train: fastssl train 'my own.yaml'" in Path("my own.yaml").read_text().splitlines()
+    with pytest.raises(UserError, match="resnet19"):
+        new_recipe.new_recipe("images.beton", backbone="resnet19")
 
 
 def test_what_is_no_data_file_is_told_how_to_become_one(tmp_path: Path) -> None:

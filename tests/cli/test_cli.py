@@ -290,15 +290,20 @@ def test_the_version_and_the_verbs_in_order_of_use(fastssl_command: Command) -> 
     assert shown.index(" doctor ") < shown.index(" convert ") < shown.index(" train ") < shown.index(" export ")
 
 
-def test_a_text_in_brackets_is_shown_and_not_taken_for_a_style(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_pasted_is_neither_broken_nor_taken_for_a_style(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastssl.cli.bench_tables import rendered
     from fastssl.cli.tables import doctor_text
     from fastssl.training.progress import console as stderr
 
     fix = "pip install 'fastssl-vision[parquet]'"
     stderr.print(f"Warning: {fix}", soft_wrap=True)
     assert fix in capsys.readouterr().err
+    monkeypatch.setenv("COLUMNS", "30")
     checks = [{"kind": "format", "name": "Parquet", "works": False, "detail": "absent", "fix": fix}]
-    assert "[parquet]" in doctor_text({"checks": checks, "stages": [], "note": None})
+    assert fix in doctor_text({"checks": checks, "stages": [], "note": fix})
+    assert fix in rendered(f"Left out: kornia is not installed: {fix}")
 
 
 def test_the_end_of_a_run_tells_its_accuracies_with_and_without_a_test_set() -> None:

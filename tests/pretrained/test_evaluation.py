@@ -176,6 +176,20 @@ def test_transfer_to_another_set_of_another_size(run: Path, tmp_path: Path) -> N
     assert (held["on"], held["train"]["images"] + held["judged"]["images"]) == ("val", 120)
 
 
+def test_a_known_set_is_fetched_only_where_that_is_allowed(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UserError, match=r"cifar10 is not in .*\n.*download=True.* cifar-10-python\.tar\.gz"):
+        judge(run, data="cifar10", on="test", **QUICK)
+    with pytest.raises(UserError, match="cifar10 cannot be downloaded"):
+        judge(run, data="cifar10", on="test", download=True, **QUICK)
+    two_lines(command("eval", str(run), "--data", "cifar10", "--no-download"), "cifar-10-python.tar.gz")
+
+
 def test_a_folder_of_images_is_converted_into_the_run(run: Path, tmp_path: Path) -> None:
     from PIL import Image
 

@@ -44,7 +44,8 @@ with warnings.catch_warnings():
     except ImportError as error:
         raise UserError(
             f"FFCV cannot be imported: {str(error).rstrip('.')}.",
-            "Run `apt-get install libopencv-dev libturbojpeg0-dev pkg-config`, then `pip install 'fastssl-vision[ffcv]'`.",
+            "Run `apt-get install libopencv-dev libturbojpeg0-dev pkg-config`, "
+            "then `pip install 'fastssl-vision[ffcv]'`.",
         ) from error
 torch.set_num_threads(_threads[0])  # importing FFCV leaves torch and numba with one thread each
 set_num_threads(_threads[1])
