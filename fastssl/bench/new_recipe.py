@@ -153,7 +153,8 @@ def with_backbone(base: Recipe, facts: Facts, template: Template, *, device: Dev
         tried = load(base, [*changes, *sides])
         build.model.check_model(tried)
         try:
-            build.model.network(tried, in_channels=facts.channels, device=torch.device("cpu"))
+            with torch.device("meta"):
+                build.model.network(tried, in_channels=facts.channels, device=torch.device("meta"))
         except (UserError, AssertionError, RuntimeError, ValueError):  # whatever a library says of sides and patches
             continue
         return load(base, changes)

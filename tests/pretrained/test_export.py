@@ -15,6 +15,7 @@ from fastssl import build
 from fastssl.data.manifest import Manifest
 from fastssl.errors import UserError
 from fastssl.pretrained.export.export import export
+from fastssl.pretrained.export.use import use_lines
 from fastssl.pretrained.load import Pretrained
 from fastssl.recipe.load import load
 
@@ -102,7 +103,8 @@ def test_the_printed_lines_load_what_was_exported_and_give_our_features(
     if to == "onnx":
         pytest.importorskip("onnxruntime")
     net = network(**model)
-    record = export(net, tmp_path / f"exported{suffix}", to=to)
+    path = tmp_path / f"my exported{suffix}"
+    record = export(net, path, to=to)
     images = torch.randn(5, net.manifest.channels, 32, 32)
     names: dict[str, Any] = {"images": images.numpy()}
     monkeypatch.chdir(tmp_path)
@@ -115,6 +117,10 @@ def test_the_printed_lines_load_what_was_exported_and_give_our_features(
     ours = net.backbone(images).detach()
     assert ours.std() > 0.01 * ours.abs().mean()
     torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
+    monkeypatch.chdir(tmp_path.parent)
+    printed: dict[str, Any] = {}
+    exec("\n".join(use_lines(record, Path(tmp_path.name) / path.name)), printed)
+    assert tuple(printed["features"].shape) == (1, ours.shape[1])
 
 
 def test_every_export_carries_preprocessing_license_recipe_accuracy_and_digest(tiny_run: Path, tmp_path: Path) -> None:
