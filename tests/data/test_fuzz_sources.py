@@ -29,7 +29,9 @@ def test_mutated_files_of_every_source_raise_only_user_errors(tmp_path, capfd):
     ("name", "data"),
     [
         ("field.csv", b"path,label\n" + b"a" * 200_000),
+        ("breaks.csv", "p\x85ath,la\x1cbel\u2028\na,b\n".encode()),
         ("token.npy", b"\x93NUMPY\x01\x00\x10\x00{'descr': (((((\n"),
+        ("escape.npy", b"\x93NUMPY\x01\x00\x10\x00{'\\d': '\\q'    }\n"),
         ("broken.npz", b"PK\3\4 not a zip"),
         ("broken.zip", b"PK\5\6" + b"\xff" * 18),
         ("broken.parquet", b"PAR1" + b"\xff" * 20 + b"PAR1"),

@@ -220,12 +220,12 @@ def test_errors_about_names_with_newlines_keep_to_two_lines(tmp_path):
     assert len(str(caught.value).splitlines()) == 2
 
 
-def test_a_hundred_thousand_tiny_files_in_an_archive(tmp_path, monkeypatch):
+def test_twenty_thousand_tiny_files_in_an_archive(tmp_path, monkeypatch):
     """All but one are broken; nothing is kept of those but their number and a bounded list."""
     monkeypatch.setattr("fastssl.data.convert.tally.MAX_LISTED", 100)
     header = bytearray(512)
     with open(tmp_path / "x.tar", "wb") as file:
-        for i in range(100_000):
+        for i in range(20_000):
             name = b"train/%d/%d.png" % (i % 7, i)
             header = (
                 name.ljust(100, b"\0") + b"0000644\x00" + 2 * b"0000000\x00" + b"%011o\0" % (3 if i else len(png(1)))
@@ -235,7 +235,7 @@ def test_a_hundred_thousand_tiny_files_in_an_archive(tmp_path, monkeypatch):
             file.write((png(1) if i == 0 else b"bad").ljust(512, b"\0"))
         file.write(bytes(1024))
     manifest = convert(tmp_path / "x.tar", tmp_path / "out.beton", on_error="skip")
-    assert (manifest.count, manifest.skipped_count, len(manifest.skipped)) == (1, 99_999, 100)
+    assert (manifest.count, manifest.skipped_count, len(manifest.skipped)) == (1, 19_999, 100)
 
 
 def test_a_folder_of_many_tiny_files(tmp_path):

@@ -22,6 +22,7 @@ def guarded(open_source: Callable[..., Source]) -> Callable[..., Source]:
     def opened(spec: Any, **options: Any) -> Source:
         with explained(str(spec)), warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=SyntaxWarning)  # of the parser that numpy gives headers to
+            warnings.filterwarnings("ignore", "invalid ", category=DeprecationWarning)  # the same before Python 3.12
             warnings.filterwarnings("ignore", message="Reading `.npy` or `.npz` file required additional header")
             source = open_source(spec, **options)
         if isinstance(source, Indexed):
@@ -36,13 +37,22 @@ def explained(name: str) -> Iterator[None]:
     """Every exception of a reader as a UserError that names the file."""
     try:
         yield
-    except (UserError, Interrupted):
+    except UserError as error:
+        raise in_two_lines(error) from error.__cause__
+    except Interrupted:
         raise
     except Exception as error:  # zipfile, csv, numpy, pyarrow and json raise nearly everything on hostile bytes
         raise UserError(
             f"{name} cannot be read: {reason(error)}.",
             "Check that it is whole and what its name says.",
         ) from error
+
+
+def in_two_lines(error: UserError) -> UserError:
+    """The same error without the line breaks of what a hostile file names its columns and splits."""
+    error.what, error.fix = (" ".join(text.splitlines()) for text in (error.what, error.fix))
+    error.args = (f"{error.what}\n{error.fix}",)
+    return error
 
 
 def _read(source: Indexed, index: int) -> Item:
