@@ -78,7 +78,9 @@ def network(
     projector = pretrainer.projector(
         dims[0], widths=model.projector, norm=model.projector_norm, bias=model.projector_bias
     )
-    both = pretrainer.Pretrainer(backbone, projector, per_view=model.batch_norm == "per_view")
+    both = pretrainer.Pretrainer(
+        backbone, projector, per_view=model.batch_norm == "per_view", image_groups=model.batch_norm_groups
+    )
     both.weights_account = account
     layout = torch.channels_last if recipe.train.channels_last else torch.contiguous_format
     return both.to(device).to(memory_format=layout)

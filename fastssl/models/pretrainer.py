@@ -108,6 +108,7 @@ class Pretrainer(nn.Module):
         backbone: images (N, C, H, W) to features (N, F).
         projector: features (N, F) to embeddings (N, D).
         per_view: batch statistics of each view by itself, as in Barlow Twins' own code, or of all views together.
+        image_groups: parts of each view's images with statistics of their own; 1 without `per_view`.
 
     Attributes:
         weights_account: what of a file of weights went into the backbone; None where it begins newly drawn.
@@ -115,17 +116,26 @@ class Pretrainer(nn.Module):
 
     weights_account: Match | None = None
 
-    def __init__(self, backbone: nn.Module, projector: nn.Module, *, per_view: bool = False) -> None:
+    def __init__(
+        self, backbone: nn.Module, projector: nn.Module, *, per_view: bool = False, image_groups: int = 1
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.projector = projector
         self.per_view = per_view
+        self.image_groups = image_groups
 
     def forward(self, groups: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         if not self.per_view:
             return self.embed_together(groups)
-        views = [self.embed_together([view_1BCHW]) for group in groups for view_1BCHW in group.split(1)]  # type: ignore[no-untyped-call]
-        return torch.cat([h_BF for h_BF, _ in views]), torch.cat([z_1BD for _, z_1BD in views])
+        outputs = [self.embed_together([part_1BCHW]) for part_1BCHW in self.units(groups)]
+        views = sum(len(views_VBCHW) for views_VBCHW in groups)
+        return torch.cat([h_BF for h_BF, _ in outputs]), joined([z_1BD for _, z_1BD in outputs], views=views)
+
+    def units(self, groups: Sequence[Tensor]) -> list[Tensor]:
+        """What has batch statistics of its own, (1, B / image_groups, C, H, W) each: view after view."""
+        views = [view_1BCHW for group in groups for view_1BCHW in group.split(1)]  # type: ignore[no-untyped-call]
+        return [part for view_1BCHW in views for part in view_1BCHW.tensor_split(self.image_groups, dim=1)]
 
     def embed_together(self, groups: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """With batch statistics over all these views."""
@@ -133,6 +143,12 @@ class Pretrainer(nn.Module):
         z_ND = self.projector(h_NF)
         views = sum(len(views_VBCHW) for views_VBCHW in groups)
         return h_NF, z_ND.view(views, -1, z_ND.shape[-1])
+
+
+def joined(embeddings: Sequence[Tensor], *, views: int) -> Tensor:
+    """Embeddings (V, B, D) of units that follow each other view after view."""
+    z_1ND = torch.cat(list(embeddings), dim=1)
+    return z_1ND.view(views, -1, z_1ND.shape[-1])
 
 
 @torch.inference_mode()

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from fastssl.errors import UserError
 from fastssl.recipe import progressive
 from fastssl.recipe.presets import ViewTableError, view_table
-from fastssl.recipe.schema import Progressive, Recipe, ViewSpec, loss_sections
+from fastssl.recipe.schema import Model, Progressive, Recipe, ViewSpec, loss_sections
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 16
@@ -168,6 +168,7 @@ def disagreements(recipe: Recipe) -> list[str]:
             f"data.batch_size {data.batch_size} does not divide into optim.accumulate_steps {optim.accumulate_steps} "
             "parts of 2 or more images"
         )
+    problems += group_problems(recipe.model, images=part)
     if optim.warmup_epochs > recipe.train.epochs:
         problems.append(
             f"optim.warmup_epochs {optim.warmup_epochs:g} is longer than train.epochs {recipe.train.epochs}"
@@ -178,6 +179,16 @@ def disagreements(recipe: Recipe) -> list[str]:
             f"does not go with optim.accumulate_steps {optim.accumulate_steps}; set train.compile to true"
         )
     return problems
+
+
+def group_problems(model: Model, *, images: int) -> list[str]:
+    """What hinders groups of images with batch statistics of their own."""
+    groups = model.batch_norm_groups
+    if groups > 1 and model.batch_norm == "joint":
+        return [f"model.batch_norm_groups {groups} needs model.batch_norm per_view"]
+    if 2 * groups > images:
+        return [f"model.batch_norm_groups {groups} leaves fewer than 2 of {images} images to a group"]
+    return []
 
 
 def sentence(place: tuple[Any, ...], error: Any) -> str:

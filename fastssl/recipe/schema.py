@@ -176,6 +176,11 @@ class Model(Section):
     batch_norm: Literal["joint", "per_view"] = Field(
         "joint", description="Batch statistics over all views together, or of each view by itself."
     )
+    batch_norm_groups: Count = Field(
+        1,
+        description="Parts of each view's images with batch statistics of their own, where batch_norm is per_view: "
+        "more pieces for a CPU with more cores than views.",
+    )
     projector: tuple[Count, ...] = Field(
         (256, 256), description="Widths of the projector's linear layers; the last is D. Empty is the identity."
     )

@@ -92,6 +92,7 @@ def fastest_s(step: Step, views: tuple[Tensor, ...]) -> float:
 
 def random_views(recipe: Recipe, channels: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """As the view table has them, of a few images."""
-    generator, batch = torch.Generator().manual_seed(0), min(recipe.data.batch_size, TRIAL_IMAGES)
+    generator, few = torch.Generator().manual_seed(0), max(TRIAL_IMAGES, 2 * recipe.model.batch_norm_groups)
+    batch = min(recipe.data.batch_size, few)
     shapes = [(1, batch, row.side_px, row.side_px, channels) for row in view_table(recipe.augment)]
     return tuple(torch.randn(x, generator=generator).to(dtype).permute(0, 1, 4, 2, 3) for x in shapes)

@@ -27,14 +27,14 @@ Embedded = tuple[Tensor, Tensor]
 class ViewParallel(nn.Module):
     """A Pretrainer called like itself, whose views are forwarded and differentiated side by side.
 
-    Each view has its own batch statistics, and running averages follow one view after another. `loss.backward()` adds
-    to the parameters' gradients as ever.
+    Each view, or group of its images, has its own batch statistics, and running averages follow one after another.
+    `loss.backward()` adds to the parameters' gradients as ever.
     """
 
     def __init__(self, network: Pretrainer, *, workers: int) -> None:
         super().__init__()
         self.network, self.workers = network, workers
-        self.replicas: list[Pretrainer] = []  # one per view, around the same parameters
+        self.replicas: list[Pretrainer] = []  # one per unit of statistics, around the same parameters
         self.token = torch.zeros((), requires_grad=True)  # so that autograd asks for the gradients
         threads = torch.get_num_threads()
         self.pool = ThreadPoolExecutor(workers, "fastssl-view", initializer=torch.set_num_threads, initargs=(1,))
@@ -43,22 +43,24 @@ class ViewParallel(nn.Module):
 
     def forward(self, groups: Sequence[Tensor]) -> Embedded:
         """Features (N, F), detached, and embeddings (V, B, D)."""
-        views = [view_BCHW for views_VBCHW in groups for view_BCHW in views_VBCHW]
-        while len(self.replicas) < len(views):
+        units = self.network.units(groups)
+        while len(self.replicas) < len(units):
             self.replicas.append(replica_of(self.network))
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
-        outputs = list(self.pool.map(partial(embed_view, dtype=dtype), self.replicas, views))
-        follow_statistics(self.network, self.replicas[: len(views)])
-        z_VBD = _Join.apply(self.token, self, [z_1BD for _, z_1BD in outputs])  # type: ignore[no-untyped-call]
-        return torch.cat([h_BF.detach() for h_BF, _ in outputs]), z_VBD
+        outputs = list(self.pool.map(partial(embed_unit, dtype=dtype), self.replicas, units))
+        follow_statistics(self.network, self.replicas[: len(units)])
+        z_1ND = _Join.apply(self.token, self, [z_1BD for _, z_1BD in outputs])  # type: ignore[no-untyped-call]
+        views = sum(len(views_VBCHW) for views_VBCHW in groups)
+        return torch.cat([h_BF.detach() for h_BF, _ in outputs]), z_1ND.view(views, -1, z_1ND.shape[-1])
 
-    def differentiate(self, embeddings: Sequence[Tensor], dz_VBD: Tensor) -> None:
-        """Adds every view's gradient, in the order of the views."""
+    def differentiate(self, embeddings: Sequence[Tensor], dz_1ND: Tensor) -> None:
+        """Adds every unit's gradient, in the order of the views."""
         parameters = [p for p in self.network.parameters() if p.requires_grad]
         call = partial(gradients, parameters=parameters)
-        by_view = list(self.pool.map(call, embeddings, dz_VBD.split(1)))  # type: ignore[no-untyped-call]
-        for p, *of_views in zip(parameters, *by_view, strict=True):
-            present = [g for g in of_views if g is not None]
+        sizes = [z_1BD.shape[1] for z_1BD in embeddings]
+        by_unit = list(self.pool.map(call, embeddings, dz_1ND.split(sizes, dim=1)))  # type: ignore[no-untyped-call]
+        for p, *of_units in zip(parameters, *by_unit, strict=True):
+            present = [g for g in of_units if g is not None]
             if present:
                 total = torch.zeros_like(p) if p.grad is None else p.grad  # lies in memory as the parameter does
                 for g in present:
@@ -71,16 +73,16 @@ class ViewParallel(nn.Module):
 
 
 class _Join(torch.autograd.Function):
-    """Embeddings of all views, cut off from the views' graphs; its backward has the workers go through those."""
+    """Embeddings of all units, cut off from the units' graphs; its backward has the workers go through those."""
 
     @staticmethod
     def forward(ctx: Any, token: Tensor, owner: ViewParallel, embeddings: list[Tensor]) -> Tensor:
         ctx.owner, ctx.embeddings = owner, embeddings
-        return torch.cat([z_1BD.detach() for z_1BD in embeddings])
+        return torch.cat([z_1BD.detach() for z_1BD in embeddings], dim=1)
 
     @staticmethod
-    def backward(ctx: Any, dz_VBD: Tensor) -> tuple[None, None, None]:  # type: ignore[override]
-        ctx.owner.differentiate(ctx.embeddings, dz_VBD)
+    def backward(ctx: Any, dz_1ND: Tensor) -> tuple[None, None, None]:  # type: ignore[override]
+        ctx.owner.differentiate(ctx.embeddings, dz_1ND)
         return None, None, None
 
 
@@ -97,10 +99,10 @@ def replica_of(network: Pretrainer) -> Pretrainer:
     return replica
 
 
-def embed_view(replica: Pretrainer, view_BCHW: Tensor, *, dtype: torch.dtype | None) -> Embedded:
+def embed_unit(replica: Pretrainer, images_1BCHW: Tensor, *, dtype: torch.dtype | None) -> Embedded:
     # no cache of casts: it is one for all threads, and the first to leave would empty it
     with torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None, cache_enabled=False):
-        return replica.embed_together([view_BCHW[None]])
+        return replica.embed_together([images_1BCHW])
 
 
 def gradients(z_1BD: Tensor, dz_1BD: Tensor, *, parameters: list[nn.Parameter]) -> tuple[Tensor | None, ...]:
@@ -109,7 +111,7 @@ def gradients(z_1BD: Tensor, dz_1BD: Tensor, *, parameters: list[nn.Parameter]) 
 
 @torch.no_grad()
 def follow_statistics(network: Pretrainer, replicas: Sequence[Pretrainer]) -> None:
-    """Moves the network's running averages by the views' batch statistics, one view after another."""
+    """Moves the network's running averages by the units' batch statistics, one after another."""
     for own, *others in zip(network.modules(), *(replica.modules() for replica in replicas), strict=True):
         if not isinstance(own, _BatchNorm) or not own.training or own.running_mean is None:
             continue

@@ -16,13 +16,14 @@ from fastssl.runs import checkpoint
 from fastssl.training.parallel import close, view_parallel
 
 PER_VIEW = ["model.batch_norm=per_view", "augment.views=3"]
+GROUPS = {"batch_norm": "per_view", "batch_norm_groups": 2}
 
 
-def recipe(data: tuple[Path, Path], **train: Any) -> dict[str, Any]:
+def recipe(data: tuple[Path, Path], *, model: dict[str, Any] | None = None, **train: Any) -> dict[str, Any]:
     return tiny(
         (data[0], None),
         data={"val_count": 0},  # an evaluation's operators on several threads are slow beside other programs
-        model={"batch_norm": "per_view"},
+        model=model or {"batch_norm": "per_view"},
         augment={"views": 3},
         train={"precision": "bf16", "parallel": "views"} | train,
     )
@@ -72,12 +73,38 @@ def test_a_resume_on_another_number_of_cores_is_exact(
     assert equal(tmp_path, one_worker)
 
 
-@pytest.mark.parametrize("accumulate_steps", [1, 2])
-def test_gradients_and_statistics_are_those_of_the_network_itself(
-    tiny_recipe: dict[str, Any], accumulate_steps: int
-) -> None:
+def test_groups_of_images_give_more_workers_something_to_do(tiny_data: tuple[Path, Path], tmp_path: Path) -> None:
+    for workers in (1, 4):
+        fastssl.train(recipe(tiny_data, model=GROUPS, epochs=1, threads=workers), run_dir=tmp_path / str(workers))
+    assert losses(tmp_path / "4") == losses(tmp_path / "1")
+    assert equal(tmp_path / "4", tmp_path / "1")
+
+
+def test_a_group_has_statistics_of_its_own(tiny_recipe: dict[str, Any]) -> None:
     with one_torch_thread():
-        made = parts(load(tiny_recipe, [*PER_VIEW, f"optim.accumulate_steps={accumulate_steps}"]))
+        network = parts(load(tiny_recipe, [*PER_VIEW, "model.batch_norm_groups=2"])).plain
+        views = torch.randn(2, 8, 3, 16, 16)
+        _, z_VBD = network((views,))
+        _, first_VBD = network.embed_together((views[:1, :4],))
+        _, last_VBD = network.embed_together((views[1:, 4:],))
+    torch.testing.assert_close(z_VBD[:1, :4], first_VBD)
+    torch.testing.assert_close(z_VBD[1:, 4:], last_VBD)
+
+
+def test_groups_that_cannot_be_are_refused(tiny_recipe: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"model\.batch_norm_groups 2 needs model\.batch_norm per_view"):
+        load(tiny_recipe, ["model.batch_norm_groups=2"])
+    with pytest.raises(UserError, match=r"model\.batch_norm_groups 9 leaves fewer than 2 of 16 images"):
+        load(tiny_recipe, ["model.batch_norm=per_view", "model.batch_norm_groups=9", "data.batch_size=16"])
+
+
+@pytest.mark.parametrize(("accumulate_steps", "groups"), [(1, 1), (2, 1), (1, 2)])
+def test_gradients_and_statistics_are_those_of_the_network_itself(
+    tiny_recipe: dict[str, Any], accumulate_steps: int, groups: int
+) -> None:
+    settings = [f"optim.accumulate_steps={accumulate_steps}", f"model.batch_norm_groups={groups}"]
+    with one_torch_thread():
+        made = parts(load(tiny_recipe, [*PER_VIEW, *settings]))
         batch, epoch = next(made.batches())
         views, before = made.views(batch, epoch), made.train_step.statistics()
         found = []
