@@ -6,13 +6,27 @@ gradient of exactly 1 / W of the true one. Every function here is the obvious no
 W ranks, N rows on this rank.
 """
 
+import contextlib
 import os
+import time
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed._functional_collectives import all_reduce, wait_tensor
+
+MEET_S, POLL_S = 600.0, 0.05
+
+
+class _Meeting:
+    """Where ranks wait for each other, and how often they have."""
+
+    store: dist.Store | None = None
+    count = 0
+
+
+_meeting = _Meeting()
 
 
 def start(device_type: str, *, timeout_s: float = 1800.0) -> None:
@@ -29,10 +43,11 @@ def start(device_type: str, *, timeout_s: float = 1800.0) -> None:
     backend = "nccl" if device_type == "cuda" else "gloo"
     timeout = timedelta(seconds=timeout_s)
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        dist.init_process_group(backend, store=agent_store(), rank=rank, world_size=world, timeout=timeout)
+        store, rank, world = agent_store(), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     else:
-        dist.init_process_group(backend, timeout=timeout)
+        store, rank, world = next(iter(dist.rendezvous("env://", timeout=timeout)))
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
+    _meeting.store, _meeting.count = dist.PrefixStore("fastssl", store), 0
 
 
 def agent_store() -> dist.Store:
@@ -45,9 +60,28 @@ def agent_store() -> dist.Store:
     return dist.PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", agent)
 
 
+def meet(limit_s: float = MEET_S) -> None:
+    """Wait until every rank is here, by the store alone: a collective ends at different times on different ranks.
+
+    A rank that closes its connections at once can cut off the last bytes of a slower one, which then aborts. Ranks
+    that never come, or a store that is gone with its process, end the wait.
+    """
+    if world() == 1 or _meeting.store is None:
+        return
+    _meeting.count += 1
+    deadline = time.monotonic() + limit_s
+    with contextlib.suppress(RuntimeError):
+        here = _meeting.store.add("here", 1)
+        while here < _meeting.count * world() and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+            here = _meeting.store.add("here", 0)
+
+
 def stop() -> None:
-    """Leave the group, if joined."""
+    """Leave the group, if joined, once every rank is about to."""
     if dist.is_initialized():
+        meet()
+        _meeting.store = None
         dist.destroy_process_group()
 
 

@@ -1,6 +1,7 @@
 """`fastssl train`: pretrain a backbone as a recipe says."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -69,6 +70,8 @@ def train(
             summary = run(resolved, run_dir=folder, resume=resume, observe=observe, convert_progress=converting)
             writers.summary(summary)
     except Interrupted as stop:
+        # torchrun sends SIGTERM to all ranks once one has ended; an exception while Python shuts down would abort
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if ranks.is_main():
             print(stop if ranks.world() > 1 else stop_text(stop), file=sys.stderr)
         ranks.stop()

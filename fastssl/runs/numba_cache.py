@@ -1,6 +1,7 @@
-"""A cache for numba's compiled kernels where neither the installation nor the home folder can be written to.
+"""numba's cache of compiled kernels: one for machines where nothing can be written, and one process at a time in it.
 
-numba refuses to import such a function at all ("no locator available"), so its cache is chosen before that.
+Where neither the installation nor the home folder can be written to, numba refuses to import such a function at all
+("no locator available"), so its cache is chosen before that.
 """
 
 import atexit
@@ -8,7 +9,11 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
+
+Kernel = TypeVar("Kernel")
 
 
 def provide(package: Path) -> Path | None:
@@ -29,6 +34,32 @@ def provide(package: Path) -> Path | None:
     if "numba" in sys.modules:  # it has read the environment already
         sys.modules["numba"].config.CACHE_DIR = folder
     return Path(folder)
+
+
+def locked(kernel: Kernel) -> Kernel:
+    """A function of `numba.njit(cache=True)` whose cache file is read and written by one process at a time.
+
+    numba gives a new kernel the first free file name and writes the index before the kernel. Without a lock two
+    processes that compile for different types take the same name, and one then runs the other's kernel.
+    """
+    file = kernel._cache._cache_file  # type: ignore[attr-defined]
+    file.load, file.save = alone(file, file.load), alone(file, file.save)
+    return kernel
+
+
+def alone(file: Any, call: Callable[..., Any]) -> Callable[..., Any]:
+    """The call under a lock next to numba's index."""
+    from filelock import FileLock  # here, because every command imports this module
+
+    path = f"{file._index_path}.lock"
+
+    def locked_call(*arguments: Any) -> Any:
+        if not os.access(os.path.dirname(path), os.W_OK):  # a cache that no process writes needs no lock
+            return call(*arguments)
+        with FileLock(path):
+            return call(*arguments)
+
+    return locked_call
 
 
 def is_writable(folder: Path) -> bool:

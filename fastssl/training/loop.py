@@ -202,6 +202,7 @@ def do_what_is_due(run: Run, interrupts: Interrupts, *, terms: Terms | None) -> 
         save(run)
     if signal:
         must_be_whole(run.saver, run.step)
+        ranks.meet()  # a rank that ends has torchrun stop the others: first the checkpoint is whole
         raise Interrupted(signal, run.run_dir)
 
 

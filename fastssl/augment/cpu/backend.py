@@ -30,6 +30,7 @@ from fastssl.augment.cpu.policy import child, draw_slots, rows_of, sample_view_p
 from fastssl.augment.cpu.resample import BLOCK, resample
 from fastssl.augment.draws import DrawKey
 from fastssl.augment.policy import SLOTS, Column, Parameters, View, blur_radius_px
+from fastssl.runs import numba_cache
 
 Array = npt.NDArray[Any]
 # a record over the packed floats, so that kernels name a column instead of numbering it
@@ -202,6 +203,7 @@ def _aligned(*shape: int) -> Array:
 
 
 # no fastmath: how a box rounds decides which pixels it holds
+@numba_cache.locked
 @njit(cache=True, nogil=True, parallel=True, error_model="numpy")
 def _sample(
     stamp: Array,
@@ -223,6 +225,7 @@ def _sample(
             sample_view_params((low_VS[v], span_VS[v], draws_S), rows_V[v], size_B2[b], out_BV[b, v])
 
 
+@numba_cache.locked
 @njit(cache=True, nogil=True, parallel=True, fastmath=True, error_model="numpy")
 def _render(
     stamp: Array,

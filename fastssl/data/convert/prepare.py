@@ -19,6 +19,7 @@ from fastssl.data.formats.decoded import MAX_PIXELS, Decoded
 from fastssl.data.limits import MAX_SIDE_PX
 from fastssl.data.resize import resize, shrink
 from fastssl.data.sources.base import Item
+from fastssl.runs import numba_cache
 
 FULL_BYTES = 64 << 20  # of pixels in one run, whatever the guess that chose its items
 _PIECE_BYTES, _LARGE_BYTES = 1 << 20, 1 << 16
@@ -226,6 +227,7 @@ def scale_range(image_HWC: np.ndarray, shape: Shape) -> np.ndarray:
     raise ValueError(f"pixels of {image_HWC.dtype} are neither uint8 nor uint16")
 
 
+@numba_cache.locked
 @numba.njit(cache=True, nogil=True)
 def _add_moments(values: np.ndarray, sums_2C: np.ndarray) -> None:
     """Add the sum and the sum of squares of each channel, exactly; channels are innermost in `values`."""

@@ -32,6 +32,7 @@ from fastssl.data.loaders.plan import Plan, PlanOptions
 from fastssl.data.loaders.threads import EXIT_S, WATCHDOG_S, ended_at_exit, hang
 from fastssl.data.loaders.transfer import to_device
 from fastssl.errors import UserError
+from fastssl.runs import numba_cache
 from fastssl.runs.machine import cores
 
 _threads = torch.get_num_threads(), get_num_threads()
@@ -191,6 +192,7 @@ class _Epoch(EpochIterator):  # type: ignore[misc]
                 self.output_queue.get(timeout=0.02)
 
 
+@numba_cache.locked
 @njit(parallel=True, nogil=True, cache=True)  # type: ignore[misc]
 def _decode(index_B, file, modes_N, offsets_N, lengths_N, sizes_N2, pixels_BL, failed_B):  # type: ignore[no-untyped-def]
     """Raw images are copied, JPEGs decoded by FFCV; failed_B marks those it cannot decode."""
