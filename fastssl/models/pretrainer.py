@@ -6,13 +6,17 @@ H W pixels, F features, V views, B images of a batch, D embedding dimensions.
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastssl.errors import UserError
+from fastssl.models import workers
 from fastssl.models.matching import Match
+
+EMBED_IMAGES = 64
 
 
 def projector(features_dim: int, *, widths: Sequence[int], norm: str = "batch", bias: str = "auto") -> nn.Module:
@@ -151,15 +155,27 @@ def joined(embeddings: Sequence[Tensor], *, views: int) -> Tensor:
     return z_1ND.view(views, -1, z_1ND.shape[-1])
 
 
-@torch.inference_mode()
 def embed(backbone: nn.Module, images_BCHW: Tensor, *, autocast: torch.dtype | None) -> Tensor:
     """Pooled features (B, F), float32, in evaluation mode; the module's mode is restored.
+
+    On the CPU threads share the images, 64 at a time: the bits do not depend on the number of threads.
 
     Args:
         images_BCHW: normalized images on the module's device.
         autocast: dtype of matrix products, or None for float32.
     """
-    kind = images_BCHW.device.type
-    with evaluating(backbone), torch.autocast(kind, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
-        features_BF: Tensor = backbone(images_BCHW).float()
-    return features_BF
+    call = partial(features, autocast=autocast)
+    with evaluating(backbone):
+        if images_BCHW.device.type != "cpu":
+            return call(backbone, images_BCHW)
+        return workers.side_by_side(backbone, call, images_BCHW.split(EMBED_IMAGES))  # type: ignore[no-untyped-call]
+
+
+@torch.inference_mode()
+def features(backbone: nn.Module, images_BCHW: Tensor, *, autocast: torch.dtype | None) -> Tensor:
+    """What a backbone in evaluation mode gives, (B, F), float32."""
+    kind, dtype = images_BCHW.device.type, autocast or torch.bfloat16
+    # no cache of casts: it is one for all threads, and the first to leave would empty it
+    with torch.autocast(kind, dtype=dtype, enabled=autocast is not None, cache_enabled=False):
+        h_BF: Tensor = backbone(images_BCHW).float()
+    return h_BF

@@ -197,7 +197,7 @@ def remarks(metrics: Mapping[str, float], *, done: float = 1.0) -> dict[str, str
     """What a person should know of an evaluation, by kind: one sentence or two each.
 
     Args:
-        metrics: of one evaluation.
+        metrics: of one evaluation; a stream's has accuracies alone.
         done: share of the training that is done, (0, 1].
     """
     capped = [(key, value) for key, value in metrics.items() if key.endswith("_used")]
@@ -206,7 +206,7 @@ def remarks(metrics: Mapping[str, float], *, done: float = 1.0) -> dict[str, str
         f"there are about {int(value)} labeled images of a class."
         for key, value in capped
     }
-    return notes | spectrum.collapse_warnings(metrics, done=done)
+    return notes | (spectrum.collapse_warnings(metrics, done=done) if "dims" in metrics else {})
 
 
 def judged_by(record: Mapping[str, Any]) -> str | None:

@@ -137,6 +137,7 @@ def begin(run: Run, given: Recipe, threads_taken: str) -> None:
         build.losses.collapse_risk(run.recipe),
         build.views.idle_color(run.recipe, run.manifest.channels),
         build.views.fallback(run.recipe, run.augment_of(0), device=run.device),
+        run.prober.not_measured,
     ):
         if warning:
             run.warn(warning)
@@ -186,8 +187,6 @@ def do_what_is_due(run: Run, interrupts: Interrupts, *, terms: Terms | None) -> 
     """After a step: its line of metrics, an evaluation, a checkpoint, the end.
 
     Args:
-        run: the run.
-        interrupts: signals caught.
         terms: the step's, None when it was left out.
 
     Raises:

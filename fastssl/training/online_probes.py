@@ -97,6 +97,13 @@ class Prober:
         one_file = recipe.data.probe_path is None
         self.pretraining, self.varied = self.pretraining_parts(sets.train, share if one_file else pretraining)
 
+    @property
+    def not_measured(self) -> str:
+        """What evaluations leave out, in one sentence; empty where they leave out nothing."""
+        if self.pretraining is not None:
+            return ""
+        return "No image of a stream can be picked: RankMe and the other figures without labels are not measured."
+
     def pretraining_parts(self, train: Tensor, share: build.data.Loader | None) -> tuple[Part | None, Part | None]:
         """Pretraining images for the figures without labels; a stream, from which none can be picked, has none."""
         path = self.recipe.data.path

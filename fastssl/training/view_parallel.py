@@ -9,9 +9,7 @@ V views, B images, F features, D embedding dimensions.
 
 import contextlib
 import copy
-import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -20,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastssl.models.pretrainer import Pretrainer
+from fastssl.models.workers import pool
 
 Embedded = tuple[Tensor, Tensor]
 
@@ -36,10 +35,7 @@ class ViewParallel(nn.Module):
         self.network, self.workers = network, workers
         self.replicas: list[Pretrainer] = []  # one per unit of statistics, around the same parameters
         self.token = torch.zeros((), requires_grad=True)  # so that autograd asks for the gradients
-        threads = torch.get_num_threads()
-        self.pool = ThreadPoolExecutor(workers, "fastssl-view", initializer=torch.set_num_threads, initargs=(1,))
-        list(self.pool.map(time.sleep, [0.01] * workers))
-        torch.set_num_threads(threads)  # a worker's setting is also that of threads still to come
+        self.pool = pool(workers, "fastssl-view")
 
     def forward(self, groups: Sequence[Tensor]) -> Embedded:
         """Features (N, F), detached, and embeddings (V, B, D)."""

@@ -189,15 +189,16 @@ def test_a_download_without_network_ends_in_two_lines(fastssl_command: Command, 
     assert not list((tmp_path / "work").iterdir())
 
 
-def test_a_full_disk_ends_in_two_lines(fastssl_command: Command, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("options", "named"), [("size=64k", "0.1 MB free"), ("size=8m,nr_inodes=1", "out.beton")])
+def test_a_full_disk_ends_in_two_lines(options: str, named: str, fastssl_command: Command, tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(small)], capture_output=True)
     if mounted.returncode:
         pytest.skip("a small file system cannot be mounted here")
     try:
         done = fastssl_command("convert", "shapes", str(small / "out.beton"), "--count", "500")
-        two_lines(done, "out.beton")
+        two_lines(done, named)
         assert not list(small.iterdir())
     finally:
         subprocess.run(["umount", str(small)], check=True)

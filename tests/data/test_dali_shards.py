@@ -30,7 +30,9 @@ COUNT, SIDE_PX = 50, 16
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Fifty shapes of 16 px as PNG, in several shards."""
     folder = tmp_path_factory.mktemp("stream") / "shards"
-    assert convert("shapes", folder, format="webdataset", count=COUNT, side_px=SIDE_PX, shard_mb=0.02)["shards"] > 3
+    manifest = convert("shapes", folder, format="webdataset", count=COUNT, side_px=SIDE_PX, shard_mb=0.02)
+    assert manifest.shards is not None
+    assert manifest.shards > 3
     return folder
 
 
@@ -162,6 +164,7 @@ def test_pretraining_from_shards_and_probing_with_a_beton(shards, tiny_data, tin
     assert summary["steps"] == COUNT // 16
     assert "test_ridge_pct" in summary
     assert started[0]["loader"].startswith("dali: a folder of shards")
+    assert any("No image of a stream can be picked" in record.get("message", "") for record in started)
 
 
 @pytest.mark.parametrize(

@@ -60,9 +60,9 @@ def embedding(folder: Path, version: int) -> None:
     from fastssl.data.sources import open_source
     from fastssl.pretrained.embedding.table import Table
 
-    with Table(folder / "table.npy") as table:
+    with Table(folder / "table.npy", open_source("shapes", count=4, side_px=8)) as table:
         table.add(np.full((4, 3), version, np.float32), list("abcd"), [version] * 4)
-        table.finish(open_source("shapes", count=4, side_px=8))
+        table.finish()
         table.place({"version": version})
 
 
