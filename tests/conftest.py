@@ -1,19 +1,11 @@
 """Shared: the repository, the real images when they are there, and a recipe small enough to train in a second."""
 
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny import tiny
-
-# numba's disk cache has no lock: two processes that compile the same function for different types at once can leave one
-# kernel under the other's name. Each worker of the tests has a cache of its own.
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault(
-        "NUMBA_CACHE_DIR", str(Path(tempfile.gettempdir()) / "fastssl-tests" / os.environ["PYTEST_XDIST_WORKER"])
-    )
 
 ROOT = Path(__file__).resolve().parent.parent
 CIFAR_ARCHIVE = ROOT.parent / "shared" / "data" / "cifar10_jpeg.tar.xz"

@@ -1,11 +1,10 @@
 """A mistake is named in the words of whoever made it: arguments in Python, options at the command line."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import command
 import pytest
 
 import fastssl
@@ -56,8 +55,6 @@ def test_the_command_line_names_options(
     words: list[str], option: str, finished_run: Path, tiny_data: tuple[Path, Path], tmp_path: Path
 ) -> None:
     words = [word.format(run=finished_run, data=tiny_data[0]) for word in words]
-    done = subprocess.run(
-        [sys.executable, "-m", "fastssl", *words], cwd=tmp_path, capture_output=True, text=True, timeout=600
-    )
+    done = command.fastssl(*words, cwd=tmp_path, timeout=600)
     assert done.returncode == 2, done.stderr
     assert option in done.stderr

@@ -1,12 +1,11 @@
 """`fastssl recipe`: new recipes fit data, device and minutes; shown ones are whole; the schema agrees with load."""
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import command
 import numpy as np
 import pytest
 import torch
@@ -105,8 +104,7 @@ def test_what_is_no_data_file_is_told_how_to_become_one(tmp_path: Path) -> None:
 
 
 def fastssl_recipe(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "fastssl", "recipe", *words]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200, env={**os.environ})
+    return command.fastssl("recipe", *words, cwd=folder)
 
 
 def test_the_command_writes_once_and_names_the_schema_beside_it(tmp_path: Path) -> None:

@@ -10,8 +10,10 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import command
 import pytest
 import yaml
 
@@ -36,17 +38,10 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def fastssl_command(tmp_path: Path) -> Command:
-    """Runs `python -m fastssl ...` in an empty folder."""
+    """Runs `fastssl ...` in an empty folder."""
     work = tmp_path / "work"
     work.mkdir()
-
-    def run(*words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "fastssl", *words]
-        return subprocess.run(
-            command, cwd=work, capture_output=True, text=True, timeout=300, env={**os.environ, **(env or {})}
-        )
-
-    return run
+    return partial(command.fastssl, cwd=work)
 
 
 def write_recipe(folder: Path, **sections: object) -> str:
@@ -207,8 +202,8 @@ def test_a_full_disk_ends_in_two_lines(options: str, named: str, fastssl_command
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGTERM")
 def test_a_conversion_that_is_terminated_leaves_nothing(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "fastssl", "convert", "shapes", str(out / "a.beton"), "--count", "2000000"]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    words = [sys.executable, "-m", "fastssl", "convert", "shapes", str(out / "a.beton"), "--count", "2000000"]
+    process = subprocess.Popen(words, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (out.exists() and any(out.iterdir())) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -274,10 +269,10 @@ def test_recipes_are_listed_with_their_headers(fastssl_command: Command) -> None
 
 
 def test_the_shell_completes_verbs_and_options() -> None:
-    command = str(Path(sys.executable).with_name("fastssl"))
+    installed = str(Path(sys.executable).with_name("fastssl"))
     for typed, wanted in (("fastssl tr", "train"), ("fastssl eval --pro", "--probe"), ("fastssl recipe sc", "schema")):
         given = {"COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1), "_FASTSSL_COMPLETE": "complete_bash"}
-        done = subprocess.run([command], capture_output=True, text=True, timeout=60, env={**os.environ, **given})
+        done = subprocess.run([installed], capture_output=True, text=True, timeout=60, env={**os.environ, **given})
         assert done.stdout.split() == [wanted]
 
 

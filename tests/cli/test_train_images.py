@@ -1,11 +1,9 @@
 """`fastssl train my_photos/`: says what it will do, converts, writes a recipe, trains; a second time it uses both."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import command
 import numpy as np
 import pytest
 from PIL import Image
@@ -22,19 +20,14 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-def fastssl(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "fastssl", *words]
-    return subprocess.run(command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=900)
-
-
 def test_images_in_place_of_a_recipe(photos: Path) -> None:
     changes = [word for change in SMALL for word in ("-s", change)]
-    planned = fastssl("train", str(photos), "--dry-run", cwd=photos.parent)
+    planned = command.fastssl("train", str(photos), "--dry-run", cwd=photos.parent)
     assert planned.returncode == 0, planned.stderr
     assert "1. convert it to data/my_photos.beton" in planned.stdout
     assert not (photos.parent / "data").exists()
 
-    done = fastssl("train", str(photos), *changes, "--json", cwd=photos.parent)
+    done = command.fastssl("train", str(photos), *changes, "--json", cwd=photos.parent)
     assert done.returncode == 0, done.stderr
     assert "2. write my_photos.yaml" in done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["run_dir"] == "runs/my_photos"
@@ -42,7 +35,7 @@ def test_images_in_place_of_a_recipe(photos: Path) -> None:
         str(path.relative_to(photos.parent)) for path in photos.parent.rglob("*")
     }
     written = (photos.parent / "my_photos.yaml").read_bytes()
-    again = fastssl("train", str(photos), *changes, "--resume", cwd=photos.parent)
+    again = command.fastssl("train", str(photos), *changes, "--resume", cwd=photos.parent)
     assert again.returncode == 0, again.stderr
     assert "use data/my_photos.beton, which is there already" in again.stderr
     assert (photos.parent / "my_photos.yaml").read_bytes() == written
@@ -51,7 +44,7 @@ def test_images_in_place_of_a_recipe(photos: Path) -> None:
 def test_a_folder_without_images_makes_nothing(tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text("no image")
-    done = fastssl("train", "notes", cwd=tmp_path)
+    done = command.fastssl("train", "notes", cwd=tmp_path)
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()[-2:]) == 2
     assert "Traceback" not in done.stderr
@@ -59,6 +52,6 @@ def test_a_folder_without_images_makes_nothing(tmp_path: Path) -> None:
 
 
 def test_ranks_are_sent_to_convert_first(photos: Path) -> None:
-    done = fastssl("train", str(photos), cwd=photos.parent, WORLD_SIZE="2")
+    done = command.fastssl("train", str(photos), cwd=photos.parent, env={"WORLD_SIZE": "2"})
     assert done.returncode == 2
     assert "fastssl convert" in done.stderr

@@ -2,13 +2,13 @@
 
 import json
 import os
-import subprocess
 import sys
 import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import command
 import numpy as np
 import pytest
 from PIL import Image
@@ -148,7 +148,7 @@ def test_parquet_without_pyarrow_says_what_to_install(
 
 def test_the_command_ends_with_one_record(tiny_run: Path, tmp_path: Path) -> None:
     words = ["embed", str(tiny_run), "shapes", "--count", "20", "--out", str(tmp_path / "f.npy"), "--json"]
-    done = subprocess.run([sys.executable, "-m", "fastssl", *words], capture_output=True, text=True, timeout=120)
+    done = command.fastssl(*words)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["count"] == 20
     assert np.load(tmp_path / "f.npy").shape[0] == 20
@@ -161,7 +161,7 @@ def test_what_was_noticed_of_images_is_counted_and_printed(tiny_run: Path, tmp_p
         pixels = rng.integers(0, 200, (16, 16, 3 if i == 0 else 4), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "in" / f"{i}.png")
     words = ["embed", str(tiny_run), str(tmp_path / "in"), "--out", str(tmp_path / "f.npy"), "--device", "cpu"]
-    done = subprocess.run([sys.executable, "-m", "fastssl", *words], capture_output=True, text=True, timeout=300)
+    done = command.fastssl(*words)
     assert done.returncode == 0, done.stderr
     (warned,) = json.loads((tmp_path / "f.npy.json").read_text())["warnings"]
     assert (warned["item_count"], warned["first"]) == (2, "1.png")

@@ -4,11 +4,10 @@ import contextlib
 import json
 import random
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import command
 import numpy as np
 import pytest
 import torch
@@ -245,7 +244,7 @@ def test_a_source_with_an_unreadable_image_is_refused_or_judged_without_it(run: 
 
 def test_an_evaluation_ends_with_the_account_of_its_sources(run: Path, tmp_path: Path) -> None:
     pets = photo_splits(tmp_path / "pets", "train", "test")
-    done = command("eval", str(run), "--data", str(pets), "--on", "test", "--probe", "knn", "--device", "cpu")
+    done = command.fastssl("eval", str(run), "--data", str(pets), "--on", "test", "--probe", "knn", "--device", "cpu")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     for split in ("train", "test"):
@@ -282,7 +281,7 @@ def test_fine_tuning_learns_and_leaves_the_network_alone(run: Path) -> None:
     net = fastssl.load(run, device="cpu")
     learn, held = splits(net, data=None, test=None, on="val", folder=None)
     before = digest_of(net.backbone.state_dict())
-    fitted = finetune(net, learn, learn, epochs=25, lr=3e-3)
+    fitted = finetune(net, learn, learn, epochs=15, lr=3e-3)
     chance = 100 / len(set(learn.labels_N.tolist()))
     assert fitted > 2 * chance
     assert digest_of(net.backbone.state_dict()) == before
@@ -402,18 +401,14 @@ def test_random_damage_to_a_run_gives_figures_or_an_explanation(run: Path) -> No
     assert explained > 20
 
 
-def command(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "fastssl", *words], capture_output=True, text=True, timeout=300)
-
-
 def test_the_command_prints_a_table_and_one_record(run: Path) -> None:
     words = ["eval", str(run), "--probe", "knn,ridge", "--device", "cpu"]
-    done = command(*words, "--json")
+    done = command.fastssl(*words, "--json")
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout.splitlines()[-1])
     assert [r["probe"] for r in record["rows"]] == ["knn20", "ridge"]
-    done = command(*words)
+    done = command.fastssl(*words)
     assert "95 % interval" in done.stdout
     assert f"{record['rows'][0]['pct']:.2f}" in done.stdout
-    two_lines(command("eval", "absent"), "absent is not a run")
-    two_lines(command("eval", str(run), "--views", "many"), "--views")
+    two_lines(command.fastssl("eval", "absent"), "absent is not a run")
+    two_lines(command.fastssl("eval", str(run), "--views", "many"), "--views")

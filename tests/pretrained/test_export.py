@@ -1,11 +1,10 @@
 """What is exported gives our features elsewhere: in torchvision, timm, ONNX, torch.export and from safetensors."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import command
 import pytest
 import torch
 from safetensors import safe_open
@@ -66,8 +65,7 @@ VIT = {"backbone": "timm/vit_tiny_patch16_224", "stem": "patch8"}
 CONVNEXT4 = {"backbone": "timm/convnext_atto", "channels": 4}
 CONVNEXT4_TV = {"backbone": "torchvision/convnext_tiny", "channels": 4}
 TRIPS = [
-    ("torchvision", ".pth", RESNET18),
-    ("torchvision", ".safetensors", RESNET50),
+    ("torchvision", ".safetensors", RESNET18),
     ("torchvision", ".pth", CIFAR18 | {"channels": 1}),
     ("torchvision", ".pth", CONVNEXT4_TV),
     ("timm", ".safetensors", RESNET18),
@@ -76,16 +74,12 @@ TRIPS = [
     ("timm", ".safetensors", VIT),
     ("timm", ".safetensors", CONVNEXT4),
     ("safetensors", ".safetensors", RESNET18),
-    ("safetensors", ".safetensors", RESNET50),
-    ("safetensors", ".safetensors", VIT),
     ("safetensors", ".safetensors", CONVNEXT4),
     ("torch-export", ".pt2", RESNET18),
     ("torch-export", ".pt2", VIT),
     ("onnx", ".onnx", RESNET18),
-    ("onnx", ".onnx", RESNET50),
     ("onnx", ".onnx", VIT),
     ("onnx", ".onnx", CONVNEXT4),
-    ("huggingface", "", RESNET18),
     ("huggingface", "", VIT),
     ("huggingface", "", CONVNEXT4),
     ("huggingface", "", CIFAR18),
@@ -179,6 +173,6 @@ def test_without_onnxruntime_the_extra_is_named(
 
 def test_the_command_prints_the_lines_that_load(tiny_run: Path, tmp_path: Path) -> None:
     words = ["export", str(tiny_run), "--to", "safetensors", "--out", str(tmp_path / "b.safetensors"), "--json"]
-    done = subprocess.run([sys.executable, "-m", "fastssl", *words], capture_output=True, text=True, timeout=200)
+    done = command.fastssl(*words)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["loading"][0] == "import fastssl"

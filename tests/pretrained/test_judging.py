@@ -3,10 +3,9 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import command
 import pytest
 from tiny import tiny
 
@@ -69,8 +68,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(run: Path) ->
     (newest / checkpoint.WEIGHTS).write_bytes(b"damage")
     with pytest.warns(DamagedWarning, match=r"step-00000010.*Step 5 is used"):
         assert fastssl.load(run).step == 5
-    words = [sys.executable, "-m", "fastssl", "eval", str(run), "--probe", "knn", "--device", "cpu"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=600)
+    done = command.fastssl("eval", str(run), "--probe", "knn", "--device", "cpu", timeout=600)
     assert done.returncode == 0, done.stderr
     warnings = [line for line in done.stderr.splitlines() if line.startswith("Warning: ")]
     assert len(warnings) == 1
@@ -97,8 +95,7 @@ def test_without_labels_there_is_no_best_checkpoint(unlabeled: Path) -> None:
 
 def test_the_command_prints_figures_and_draws_neighbors_without_labels(unlabeled: Path) -> None:
     pytest.importorskip("matplotlib")
-    words = [sys.executable, "-m", "fastssl", "eval", str(unlabeled), "--device", "cpu"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=600)
+    done = command.fastssl("eval", str(unlabeled), "--device", "cpu", timeout=600)
     assert done.returncode == 0, done.stderr
     assert re.search(r"RankMe \(centered\) \d.*RankMe \(uncentered\) \d", done.stdout)
     assert "n = 64" in done.stdout

@@ -1,13 +1,12 @@
 """Run directories are told as they are: state, progress, differences; damage is a clear error, never a crash."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import command
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -151,9 +150,7 @@ def test_any_damage_is_a_clear_error(copy: Path, name: str, place: float, action
 def test_the_command_lists_a_failed_run_and_why(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "wild.yaml").write_text(json.dumps(tiny_recipe | {"optim": {"lr": 1e30, "name": "sgd"}}))
 
-    def fastssl(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "fastssl", *words]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, env={**os.environ})
+    fastssl = partial(command.fastssl, cwd=tmp_path, timeout=600)
 
     assert fastssl("train", "wild.yaml").returncode == 2
     (row,) = json.loads(fastssl("runs", "--json").stdout.splitlines()[-1])["runs"]

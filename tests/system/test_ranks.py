@@ -28,7 +28,7 @@ from fastssl.training import distributed
 from fastssl.training.guards import EXIT_CODE
 from fastssl.training.step import Step
 
-STEPS, BATCH = 20, 8
+STEPS, BATCH = 10, 8
 BARLOW = partial(
     losses.barlow_twins, redundancy_weight=0.1, form="leave_one_out", standardize="per_view", l2_normalize=False
 )
@@ -40,7 +40,7 @@ JOBS = {
 
 
 def trained(loss: Any, accumulate_steps: int) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """Losses of 20 float64 steps on this rank's share of each batch, and the weights afterwards."""
+    """Losses of ten float64 steps on this rank's share of each batch, and the weights afterwards."""
     torch.manual_seed(3)
     backbone = backbones.backbone("resnet_tiny", stem="patch2", width=0.25, in_channels=3)
     network = pretrainer.Pretrainer(backbone, pretrainer.projector(backbone.features_dim, widths=[6, 6])).double()
@@ -106,7 +106,7 @@ def of_ranks(
     return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
 
 
-def test_twenty_float64_steps_and_their_samples_are_one_processs(
+def test_ten_float64_steps_and_their_samples_are_one_processs(
     of_ranks: list[dict[str, Any]], tiny_recipe: dict[str, Any]
 ) -> None:
     for name, (loss, parts) in JOBS.items():

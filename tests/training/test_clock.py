@@ -13,11 +13,11 @@ from fastssl.training import guards, saver
 from fastssl.training.loop import train
 from fastssl.training.step import Step
 
-STEP_S = 0.5
+STEP_S = 0.2
 
 
 class SlowDevice:
-    """Each step leaves half a second of work; whoever waits for the device first, waits for all of it."""
+    """Each step leaves a fifth of a second of work; whoever waits for the device first, waits for all of it."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.queued_s, self.waits = 0.0, 0

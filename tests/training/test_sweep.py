@@ -2,11 +2,10 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import command
 import pytest
 
 from fastssl.cli.tables import sweep_table
@@ -135,8 +134,8 @@ def test_another_recipes_cell_is_left_as_it_is(tiny_recipe: dict[str, Any], tmp_
 
 def test_the_command_tells_by_its_exit_code(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(json.dumps(tiny_recipe))
-    words = [sys.executable, "-m", "fastssl", "sweep", "tiny.yaml", "--grid", "data.batch_size=32,4096", "--json"]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=600, env={**os.environ})
+    words = ["sweep", "tiny.yaml", "--grid", "data.batch_size=32,4096", "--json"]
+    done = command.fastssl(*words, cwd=tmp_path, timeout=600)
     assert done.returncode == 2, done.stderr
     assert done.stdout, done.stderr
     made = json.loads(done.stdout.splitlines()[-1])
