@@ -7,6 +7,10 @@ from typing import Any
 import pytest
 from tiny import tiny
 
+# before torch is imported: where others use the cores too, such as pytest's other workers, an operator on several
+# threads waits for a core at each end
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).resolve().parent.parent
 CIFAR_ARCHIVE = ROOT.parent / "shared" / "data" / "cifar10_jpeg.tar.xz"
 
