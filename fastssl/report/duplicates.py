@@ -109,9 +109,9 @@ def tiles_figure(
     for i, image in enumerate(strips):
         sheet.paste(image, (0, i * (TILE_PX + GAP_PX)))
     body = f'<ul class="tiles {"pairs" if pairs else "singles"}">{items}</ul>'
-    return Figure(name, title, caption, body, {f"{name}.png": png(sheet)}, wide=pairs)
+    return Figure(name, title, caption, body, {f"{name}.png": png(sheet)}, columns=2 if pairs else 1)
 
 
 def table(heads: Sequence[str], rows: Sequence[Row]) -> Grid:
     cells = [[str(i), *(plain(cell, 200) for cell in row)] for i, row in enumerate(rows, start=1)]
-    return Grid(heads, cells, fold=len(cells) > FOLD)
+    return Grid(heads, cells, fold=len(cells) > FOLD, what=f"{heads[0]}s")

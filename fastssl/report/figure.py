@@ -41,7 +41,7 @@ class Figure:
         title, caption: plain text.
         body: HTML.
         files: name to bytes.
-        wide: takes two columns of the page.
+        columns: of the page's three that it takes; narrow figures next to a wide one are stacked.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Figure:
     caption: str
     body: str
     files: dict[str, bytes]
-    wide: bool = False
+    columns: int = 1
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,13 @@ class Grid:
         heads: of the columns.
         rows: as many texts each.
         fold: shown when the reader opens it.
+        what: its rows are, in the plural.
     """
 
     heads: Sequence[str]
     rows: Sequence[Sequence[str]]
     fold: bool = False
+    what: str = "rows"
 
     @property
     def numeric(self) -> list[bool]:
@@ -111,7 +113,6 @@ def plot(
     draw: Callable[[Any], None],
     *,
     size_in: tuple[float, float] = SIZE_IN,
-    wide: bool = False,
 ) -> Figure:
     """A chart drawn by `draw(axes)`.
 
@@ -120,7 +121,6 @@ def plot(
         title, caption: plain text.
         draw: fills one pair of matplotlib axes.
         size_in: width and height in inches of 72 px, scaled to the card.
-        wide: takes two columns of the page.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure as Canvas
@@ -133,7 +133,7 @@ def plot(
         buffer = io.StringIO()
         canvas.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = themed(buffer.getvalue(), name, title)
-    return Figure(name, title, caption, svg, {f"{name}.svg": standalone(svg).encode()}, wide)
+    return Figure(name, title, caption, svg, {f"{name}.svg": standalone(svg).encode()})
 
 
 def style(name: str) -> dict[str, Any]:

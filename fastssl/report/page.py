@@ -98,7 +98,9 @@ def run_tiles(run: LabeledRun) -> list[Tile]:
     if main["views_per_s"]:
         tiles.append(Tile("speed", f"{main['views_per_s']:,.0f}", "views/s"))
     if run.steps:
-        tiles.append(Tile("views forwarded", f"{run.steps[-1]['views'] / 1e6:.3g}", "million"))
+        views = run.steps[-1]["views"]
+        number, unit = (f"{views / 1e6:.3g}", "million") if views >= 1e6 else (f"{views:,.0f}", "")
+        tiles.append(Tile("views forwarded", number, unit))
     return tiles
 
 

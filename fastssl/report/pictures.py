@@ -307,7 +307,9 @@ def strips_figure(name: str, title: str, caption: str, names: Sequence[str], str
     for i, image in enumerate(strips):
         sheet.paste(image, (0, i * (image.height + GAP_PX)))
     body = f'<div class="strips{"" if any(names) else " bare"}">{rows}</div>'
-    return Figure(name, title, caption, body, {f"{name}.png": png(sheet)}, wide=strips[0].width > 6 * TILE_PX)
+    return Figure(
+        name, title, caption, body, {f"{name}.png": png(sheet)}, columns=2 if strips[0].width > 6 * TILE_PX else 1
+    )
 
 
 def map_figure(run: LabeledRun, embedded: Embedded, what: str) -> Figure:
@@ -337,7 +339,7 @@ def map_figure(run: LabeledRun, embedded: Embedded, what: str) -> Figure:
         "in each cell." + (" Frames are classes, which training never saw." if framed else "")
     )
     return Figure(
-        f"{run.slug}-map", "Map of embeddings", caption, body, {f"{run.slug}-map.png": png(canvas)}, wide=True
+        f"{run.slug}-map", "Map of embeddings", caption, body, {f"{run.slug}-map.png": png(canvas)}, columns=3
     )
 
 
