@@ -56,14 +56,14 @@ def live_report(
                 if first:
                     on_progress(f"{written['page']} is written again every {every_s:g} s until training ends.")
             sleep(every_s)
+        if content is None:
+            on_progress("No run is training, so the page is written once.")
+        last = with_sections(read_inputs(paths), pictures_of)  # the end was seen after metrics.jsonl had been read
+        return write(folder, page.html(*last), last[2])
     except BaseException:
         if content:
             write(folder, page.html(*content), content[2])
         raise
-    if content is None:
-        on_progress("No run is training, so the page is written once.")
-    content = with_sections(read_inputs(paths), pictures_of)  # the last lines came after the look that saw the end
-    return write(folder, page.html(*content), content[2])
 
 
 class PicturesOnce:
