@@ -31,6 +31,7 @@ STEPS_AN_EPOCH = 8  # at least, where the set allows it: cosine and warm-up need
 SMALLEST_BATCH = 16
 VAL_SHARE, MOST_VAL = 0.1, 5000
 FEW_LABELS = 2000
+CLEARLY_FASTER = 1.2
 
 
 @dataclass(frozen=True)
@@ -125,16 +126,23 @@ def new_recipe(
         raise UserError(f"minutes is {minutes:g}.", "Set it above 0.")
     template = next(t for t in TEMPLATES[device] if facts.side_px <= t.largest_px)
     base = with_backbone(load(template.recipe), facts, template, device=device, backbone=backbone)
-    write = partial(written, facts, template, base, device=device, own_backbone=backbone is not None, out=Path(out))
-    text = write(epochs=base.train.epochs, why="as there")
+    write = partial(written, facts, template, device=device, own_backbone=backbone is not None, out=Path(out))
+    text = write(base, epochs=base.train.epochs, why="as there")
     if device == "cuda" and here != "cuda":
         why = "as there: no GPU here to measure on; fastssl train --dry-run on the GPU estimates the minutes"
-        return write(epochs=base.train.epochs, why=why)
-    images_s = dry_run.images_per_second(load(yaml.safe_load(text)), facts.channels)
+        return write(base, epochs=base.train.epochs, why=why)
+    fp32_s, images_s = (
+        dry_run.images_per_second(load(yaml.safe_load(text), changes), facts.channels)
+        for changes in (["train.precision=fp32"], [])
+    )
+    fast = ""
+    if fp32_s > CLEARLY_FASTER * images_s:  # a CPU without instructions for bfloat16 emulates it
+        fast = f"  # measured here: {fp32_s / images_s:.1f} times as fast as {base.train.precision}"
+        base, images_s = load(base, ["train.precision=fp32"]), fp32_s
     per_epoch_s = (facts.count - val_count(facts)) / images_s
     epochs = max(1, min(MAX_EPOCHS, round(minutes * 60 / per_epoch_s)))
     why = f"about {epochs * per_epoch_s / 60:.2g} min of steps here (measured; {minutes:g} asked for), probes apart"
-    return write(epochs=epochs, why=why)
+    return write(base, epochs=epochs, why=why, why_precision=fast)
 
 
 def with_backbone(base: Recipe, facts: Facts, template: Template, *, device: Device, backbone: str | None) -> Recipe:
@@ -218,8 +226,11 @@ def view_side_px(facts: Facts, template: Template) -> int:
 
 
 def clean_side_px(facts: Facts, template: Template) -> int:
-    """Of evaluation: a crop shows things larger than the whole image does, so views at 3/4 of the side seen there."""
-    return min(facts.side_px, round(view_side_px(facts, template) / template.view_share))
+    """Of evaluation: a crop shows things larger than the whole image does, so views at 3/4 of the side seen there.
+
+    A multiple of 4, which patches divide, where there is room.
+    """
+    return min(facts.side_px, 4 * round(view_side_px(facts, template) / template.view_share / 4))
 
 
 def changes_of_views(facts: Facts, base: Recipe) -> dict[str, Any]:
@@ -240,6 +251,7 @@ def written(
     why: str,
     own_backbone: bool,
     out: Path,
+    why_precision: str = "",
 ) -> str:
     """The recipe's text. Each value is either the shipped recipe's or explained in a comment."""
     held_out, batch = val_count(facts), batch_size(facts, base.data.batch_size)
@@ -282,7 +294,7 @@ optim:
   warmup_epochs: {number(min(optim.warmup_epochs, epochs / 5))}
 train:
   epochs: {epochs}  # {why}
-  precision: {base.train.precision}{compiled}
+  precision: {base.train.precision}{why_precision}{compiled}
 evaluate:
   every_epochs: {max(1, epochs // 10)}
   side_px: {clean_px}  # of the whole image, as the probes and your own features see it

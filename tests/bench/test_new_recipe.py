@@ -82,7 +82,7 @@ def test_a_backbone_of_ones_choice_gets_a_stem_that_it_takes(
     if backbone.startswith("timm"):
         pytest.importorskip("timm")
     monkeypatch.chdir(tmp_path)
-    beton(tmp_path, 20, 43)
+    beton(tmp_path, 20, 44)
     record = new_recipe.write_new("images.beton", "my own.yaml", device="cpu", backbone=backbone)
     assert record["hub"]
     recipe = load("my own.yaml")
@@ -93,6 +93,16 @@ def test_a_backbone_of_ones_choice_gets_a_stem_that_it_takes(
         new_recipe.new_recipe("images.beton", backbone="resnet19")
     with pytest.raises(UserError, match=r"vit_b_16 takes no views of 32 px"):
         new_recipe.new_recipe("images.beton", device="cpu", backbone="torchvision/vit_b_16")
+
+
+def test_a_cpu_that_emulates_bfloat16_gets_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def rate_of(recipe: Any, channels: int) -> float:
+        return {"fp32": 4 * RATE, "bf16": RATE}[recipe.train.precision]
+
+    monkeypatch.setattr(dry_run, "images_per_second", rate_of)
+    text = new_recipe.new_recipe(beton(tmp_path, 100, 8, classes=2), device="cpu", minutes=3)
+    assert "  precision: fp32  # measured here: 4.0 times as fast as bf16" in text.splitlines()
+    assert load(yaml.safe_load(text)).train.epochs == 800  # minutes * 60 * 4 * RATE / 90 images
 
 
 def test_what_is_no_data_file_is_told_how_to_become_one(tmp_path: Path) -> None:
