@@ -42,7 +42,7 @@ SMOOTH = replace(EVERYTHING, solarize_p=0, posterize_p=0)
 STILL = replace(SMOOTH, rotate_p=0)  # a rotation is never done in one pass
 CASES = SINGLE | {"linear hue": replace(FLAT_JITTER, hue=0.5, hue_mode="linear")}
 # what a tile does otherwise than a whole view
-TILED = ("bicubic crop", "wide pad", "quarter turns", "rotation", "contrast", "linear hue", "wide blur", "everything")
+TILED = ("bicubic crop", "wide pad", "quarter turns", "rotation", "jitter", "linear hue", "wide blur", "everything")
 SIZES = [(32, 32, 32), (7, 33, 20), (16, 1, 1), (1, 13, 8)]  # side, height, width
 CLOSE = 0.05 / 255
 BFLOAT16 = (0.7 if NATIVE else 1.1) / 255  # the interpreter cuts bits off, the hardware rounds
