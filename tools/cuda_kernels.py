@@ -4,7 +4,7 @@ No GPU and no driver is needed: a stand-in for Triton's driver names the target,
 and the wheel's own cuobjdump and nvdisasm read the binaries. So what is compiled is what a launch would compile, types
 and alignments included. Another Triton is chosen by PYTHONPATH:
 
-    python tools/cuda_kernels.py --out bench/results/cuda_kernels.json      # 32 cases, some minutes of two cores
+    python tools/cuda_kernels.py --out bench/results/cuda_kernels.json      # 32 cases, minutes of one core
     python tools/cuda_kernels.py --cases few                                # what the tests look at, JSON on stdout
 """
 

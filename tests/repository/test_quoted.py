@@ -124,6 +124,34 @@ def test_the_share_of_loading_and_views_in_a_step_is_that_of_the_record():
     assert row_of("docs/measured.md", "against a fixed batch") == [f"{ratio:.2f}" for ratio in ratios]
 
 
+def test_the_table_of_the_kernels_is_that_of_the_record():
+    shown = ("registers", "local", "shared_bytes", "warps_per_sm", "instructions")
+    work = {"channels": 3, "dtype": "bf16", "pixel": "uint8", "layout": "padded", "interpolation": "bilinear"}
+    small, large = ({"side_px": side, "policy": policy} for side, policy in ((32, "blurring"), (224, "rotating")))
+    labels = {
+        "crop`, 32 px": small,
+        "params`": large,
+        "crop`, 224": large,
+        "rotate`": large,
+        "color`": large,
+        "blur`": large,
+    }
+    for label, case in labels.items():
+        cells = [cell.split(" → ")[-1] for cell in row_of("docs/benchmarks.md", f"`{label}")]
+        values = [median("cuda_kernels", m, label.split("`")[0], **case, **work, capability=90) for m in shown]
+        assert cells == [f"{value:,.0f}" for value in values], label
+
+
+def test_the_most_that_a_kernel_takes_is_that_of_the_records():
+    names = ("cuda_kernels", "cuda_kernels_triton36", "cuda_kernels_triton37")
+    rows = [row for name in names for row in record(name)["rows"]]
+    most = {metric: max(row["max"] for row in rows if row["metric"] == metric) for metric in ("local", "shared_bytes")}
+    text = page_text("docs/benchmarks.md")
+    assert f"at most {most['local']} local loads and stores and {most['shared_bytes']:,} bytes of shared memory" in text
+    lanes = min(row["min"] for row in rows if row["metric"] == "lanes_in_a_row")
+    assert f"at least {lanes} follow one another" in text
+
+
 def test_the_verdicts_quoted_are_those_of_the_record():
     text = page_text("docs/claims.md")
     rows = re.findall(r"^\| (\d)\. .* \| (holds in part|holds|does not hold)", text, re.MULTILINE)
