@@ -192,9 +192,9 @@ def test_absent_or_changed_data_is_said_and_skipped(finished_run: Path, tmp_path
     (folder / "recipe.yaml").write_text(recipe.replace("train.beton", "gone.beton").replace("test.beton", "gone.beton"))
     made = report([folder], tmp_path / "out")
     assert len(made["skipped"]) == 2
-    assert all("gone.beton is not here" in note for note in made["skipped"])
+    assert all("gone.beton does not exist" in note for note in made["skipped"])
     page = (tmp_path / "out" / "index.html").read_text()
-    assert "gone.beton is not here" in page
+    assert "gone.beton does not exist" in page
     assert 'id="curve-loss"' in page
     (folder / "recipe.yaml").write_text(recipe)
     manifest = json.loads((folder / "data.json").read_text())
