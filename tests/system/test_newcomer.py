@@ -91,7 +91,7 @@ def afternoon(tmp_path: Path) -> Path:
 
 
 def test_an_afternoon_in_a_terminal_with_every_printed_line_pasted_back(afternoon: Path) -> None:
-    shown = pasted("fastssl convert 'my photos' 'data/my photos.beton' --side-px 32", afternoon)
+    shown = pasted("fastssl convert 'my photos' 'data/my photos.beton' --side-px 16", afternoon)
     assert "data/my photos.beton: 600 images" in shown
     (new,) = commands(shown)
     shown = pasted(f"{new} --minutes 0.01", afternoon)
@@ -135,7 +135,7 @@ def test_an_afternoon_in_python(afternoon: Path, monkeypatch: pytest.MonkeyPatch
     from fastssl.report import report
 
     monkeypatch.chdir(afternoon)
-    manifest = fastssl.convert("my photos", "data/my photos.beton", side_px=32)
+    manifest = fastssl.convert("my photos", "data/my photos.beton", side_px=16)
     assert (manifest.count, manifest.unlabeled) == (600, 600)
     written = write_new("data/my photos.beton", "my photos.yaml", minutes=0.01)
     summary = fastssl.train(written["recipe"], progress=False)
