@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench" / "peers")]
 
 import torch  # noqa: E402
-from loops import LOOPS, NOTES, fits  # noqa: E402
+from loops import LOOPS, NOTES, job_of  # noqa: E402
 
 from fastssl import build  # noqa: E402
 from fastssl.bench.parts import work  # noqa: E402
@@ -189,11 +189,7 @@ def main(argv: list[str] | None = None) -> None:
         job = json.loads(arguments.one)
         print(json.dumps(rate(job.pop("name"), load(job.pop("recipe")), **job)))
         return
-    recipe = load(arguments.recipe, [*ENDLESS, *arguments.changes])
-    build.data.ensure_data(recipe, only_train=True)
-    odd = fits(build.views.table(recipe)[0])
-    if odd or len(build.views.table(recipe)) != 2:
-        sys.exit(f"The peers cannot do this recipe alike: {odd or 'they take two views'}.")
+    recipe = job_of(arguments.recipe, [*ENDLESS, *arguments.changes])
     rows = measure(recipe, arguments)
     if not rows:
         sys.exit("No loop has run.")

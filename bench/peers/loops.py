@@ -24,6 +24,7 @@ from fastssl import build  # noqa: E402
 from fastssl.augment.policy import View  # noqa: E402
 from fastssl.bench.parts import parts  # noqa: E402
 from fastssl.data.beton.reader import Beton  # noqa: E402
+from fastssl.recipe.load import load  # noqa: E402
 from fastssl.recipe.schema import Recipe  # noqa: E402
 
 Loop = tuple[nn.Module, Iterator[int]]
@@ -187,3 +188,14 @@ def fits(view: View) -> str:
         "a crop other than random_resized": view.crop != "random_resized",
     }
     return ", ".join(name for name, used in odd.items() if used)
+
+
+def job_of(recipe: str, changes: list[str]) -> Recipe:
+    """The recipe that every loop runs, its data made; ends the program where the peers cannot do it alike."""
+    job = load(recipe, changes)
+    build.data.ensure_data(job, only_train=True)
+    views = build.views.table(job)
+    odd = fits(views[0])
+    if odd or len(views) != 2:
+        sys.exit(f"The peers cannot do this recipe alike: {odd or 'they take two views'}.")
+    return job
