@@ -29,6 +29,7 @@ from fastssl.pretrained.preparation import prepare_pixels, read, shape_of
 from fastssl.recipe.load import load as load_recipe
 from fastssl.recipe.schema import Recipe
 from fastssl.runs import checkpoint as checkpoints
+from fastssl.training.threads import within_cores
 
 METADATA_KEY = "fastssl"  # of an exported .safetensors file's metadata: the record of the export, as JSON
 EXPORTED = "model.safetensors"  # in a folder for Hugging Face
@@ -74,6 +75,7 @@ class Pretrained:
             self.backbone, side_px=self.clean.views[0].side_px, in_channels=len(self.clean.mean_C)
         )
 
+    @within_cores()
     def embed(self, images: Images, *, batch_size: int = 512) -> npt.NDArray[np.float32]:
         """Features of images, in their order.
 

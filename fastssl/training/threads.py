@@ -43,6 +43,17 @@ def threads(recipe: Recipe) -> Iterator[str]:
         apply(*before)
 
 
+@contextlib.contextmanager
+def within_cores() -> Iterator[None]:
+    """While entered, torch and numba compute with no more threads than there are cores to use; a decorator too."""
+    before, count = (torch.get_num_threads(), numba.get_num_threads()), cores().count
+    apply(min(before[0], count), min(before[1], count))
+    try:
+        yield
+    finally:
+        apply(*before)
+
+
 def apply(for_torch: int, for_numba: int) -> None:
     torch.set_num_threads(for_torch)
     numba.set_num_threads(for_numba)

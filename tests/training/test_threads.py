@@ -44,6 +44,17 @@ def test_a_number_is_set_for_torch_and_numba_and_given_back() -> None:
     assert (torch.get_num_threads(), numba.get_num_threads()) == before
 
 
+def test_what_reads_a_run_keeps_within_the_quota_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "cores", lambda: Cores(2, 64, "the cgroup's quota"))
+    torch.set_num_threads(4)
+    try:
+        with threads.within_cores():
+            assert (torch.get_num_threads(), numba.get_num_threads() <= 2) == (2, True)
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(1)
+
+
 def test_the_start_record_says_it_and_a_resume_may_differ(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     seen: list[dict[str, Any]] = []
     short = tiny_recipe | {"train": {**tiny_recipe["train"], "epochs": 1, "threads": 1}}

@@ -32,10 +32,12 @@ from fastssl.pretrained.embedding.table import Table, pyarrow
 from fastssl.pretrained.load import Pretrained, load
 from fastssl.pretrained.preparation import shape_of
 from fastssl.runs.machine import cores
+from fastssl.training.threads import within_cores
 
 Progress = Callable[[int, int | None], None]
 
 
+@within_cores()
 def embed(
     weights: str | Path | Pretrained,
     source: str | Path,

@@ -25,6 +25,7 @@ from fastssl.probes import evaluate as measures
 from fastssl.probes import table
 from fastssl.recipe.schema import Recipe
 from fastssl.runs.environment import environment
+from fastssl.training.threads import within_cores
 
 FINETUNE = "finetune"
 PROBES = (*(probe.name for probe in table.ACCURACIES), FINETUNE)
@@ -32,6 +33,7 @@ LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 MAX_VIEWS = 256
 
 
+@within_cores()
 def evaluate(
     run: str | Path,
     *,
