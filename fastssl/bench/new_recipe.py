@@ -31,7 +31,6 @@ STEPS_AN_EPOCH = 8  # at least, where the set allows it: cosine and warm-up need
 SMALLEST_BATCH = 16
 VAL_SHARE, MOST_VAL = 0.1, 5000
 FEW_LABELS = 2000
-CLEARLY_FASTER = 1.2
 
 
 @dataclass(frozen=True)
@@ -131,18 +130,11 @@ def new_recipe(
     if device == "cuda" and here != "cuda":
         why = "as there: no GPU here to measure on; fastssl train --dry-run on the GPU estimates the minutes"
         return write(base, epochs=base.train.epochs, why=why)
-    fp32_s, images_s = (
-        dry_run.images_per_second(load(yaml.safe_load(text), changes), facts.channels)
-        for changes in (["train.precision=fp32"], [])
-    )
-    fast = ""
-    if fp32_s > CLEARLY_FASTER * images_s:  # a CPU without instructions for bfloat16 emulates it
-        fast = f"  # measured here: {fp32_s / images_s:.1f} times as fast as {base.train.precision}"
-        base, images_s = load(base, ["train.precision=fp32"]), fp32_s
+    images_s = dry_run.images_per_second(load(yaml.safe_load(text)), facts.channels)
     per_epoch_s = (facts.count - val_count(facts)) / images_s
     epochs = max(1, min(MAX_EPOCHS, round(minutes * 60 / per_epoch_s)))
     why = f"about {epochs * per_epoch_s / 60:.2g} min of steps here (measured; {minutes:g} asked for), probes apart"
-    return write(base, epochs=epochs, why=why, why_precision=fast)
+    return write(base, epochs=epochs, why=why)
 
 
 def with_backbone(base: Recipe, facts: Facts, template: Template, *, device: Device, backbone: str | None) -> Recipe:
@@ -251,7 +243,6 @@ def written(
     why: str,
     own_backbone: bool,
     out: Path,
-    why_precision: str = "",
 ) -> str:
     """The recipe's text. Each value is either the shipped recipe's or explained in a comment."""
     held_out, batch = val_count(facts), batch_size(facts, base.data.batch_size)
@@ -282,7 +273,7 @@ augment:
 model:
   backbone: {base.model.backbone}{asked}
   stem: {base.model.stem}  # the first convolution; a larger patch is faster and coarser
-  projector: {flow(list(base.model.projector))}  # the last width is D
+  projector: {flow(list(base.model.projector))}  # the last width is D{why_norm(base)}
 loss:
   name: {loss.name}  # {build.losses.LOSSES[loss.name].label}
 {weights_of(base)}
@@ -294,12 +285,19 @@ optim:
   warmup_epochs: {number(min(optim.warmup_epochs, epochs / 5))}
 train:
   epochs: {epochs}  # {why}
-  precision: {base.train.precision}{why_precision}{compiled}
+  precision: {base.train.precision}{compiled}
 evaluate:
   every_epochs: {max(1, epochs // 10)}
   side_px: {clean_px}  # of the whole image, as the probes and your own features see it
   knn_k: {"[20, 200]" if facts.labeled - held_out >= FEW_LABELS else "[5, 20]"}
 """
+
+
+def why_norm(base: Recipe) -> str:
+    """The line of batch norm, where it is not the default."""
+    if base.model.batch_norm == "joint":
+        return ""
+    return f"\n  batch_norm: {base.model.batch_norm}  # of each view by itself: threads share whole views"
 
 
 def weights_of(base: Recipe) -> str:

@@ -173,7 +173,7 @@ def network_stages(recipe: Recipe, groups: tuple[Tensor, ...], *, channels: int,
         step.update()
         return [middle - start, now(device) - middle]
 
-    name = f"{recipe.model.backbone} in {recipe.train.precision}"
+    name = f"{recipe.model.backbone} in {build.hardware.precision(recipe)}"
     works = [f"{name}, {recipe.loss.name}", f"the same, and {recipe.optim.name}"]
     return as_stages(["forward", "backward"], works, growing(run, groups[0].shape[1]))
 

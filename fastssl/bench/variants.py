@@ -103,7 +103,7 @@ def step(recipe: Recipe, *, seconds: float, only: list[str] | None = None, round
 def settings(recipe: Recipe, device: torch.device) -> dict[str, list[str]]:
     """Name to changes: the recipe fed a fixed batch and as trained, then each setting that matters turned over."""
     train = recipe.train
-    other = "fp32" if train.precision != "fp32" else "bf16"
+    other = "fp32" if build.hardware.precision(recipe) != "fp32" else "bf16"
     flipped = {"channels_last": not train.channels_last, "compile": not train.compile}
     changes = {
         f"{name}={str(value).lower()}": [f"train.{name}={str(value).lower()}"] for name, value in flipped.items()

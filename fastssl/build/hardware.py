@@ -1,10 +1,22 @@
 """The recipe's device and precision."""
 
+from typing import Literal
+
 import torch
+from llvmlite import binding  # type: ignore[import-untyped]
 
 from fastssl.build import ranks
 from fastssl.errors import UserError
 from fastssl.recipe.schema import Recipe
+
+Precision = Literal["bf16", "fp16", "fp32"]
+DTYPES: dict[Precision, torch.dtype | None] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
+# LLVM's names of instructions that multiply numbers of this type, on x86 and ARM
+CPU_FEATURES: dict[Precision, tuple[str, ...]] = {
+    "bf16": ("avx512bf16", "amx-bf16", "bf16"),
+    "fp16": ("avx512fp16", "amx-fp16", "fullfp16"),
+    "fp32": (),
+}
 
 
 def device(recipe: Recipe) -> torch.device:
@@ -25,8 +37,49 @@ def device(recipe: Recipe) -> torch.device:
     return torch.device(name, ranks.local_rank()) if name == "cuda" else torch.device(name)
 
 
+def precision(recipe: Recipe, on: torch.device | None = None) -> Precision:
+    """What matrix products are computed in: the recipe's, or what suits the device.
+
+    Args:
+        recipe: asks for one, or for auto.
+        on: the device; the recipe's when None.
+    """
+    if recipe.train.precision != "auto":
+        return recipe.train.precision
+    on = device(recipe) if on is None else on
+    if is_native("bf16", on):
+        return "bf16"
+    return "fp16" if on.type == "cuda" else "fp32"
+
+
+def is_native(name: Precision, on: torch.device) -> bool:
+    """Whether a device has instructions for products of this precision; without them it converts each operand."""
+    match on.type:
+        case "cuda":
+            return name != "bf16" or torch.cuda.is_bf16_supported(including_emulation=False)
+        case "cpu":
+            features = binding.get_host_cpu_features()
+            return any(features.get(feature, False) for feature in CPU_FEATURES[name]) or name == "fp32"
+        case _:
+            return name != "bf16"
+
+
 def autocast(recipe: Recipe) -> torch.dtype | None:
-    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}[recipe.train.precision]
+    """The dtype of a training's matrix products, None for float32."""
+    return DTYPES[precision(recipe)]
+
+
+def features_autocast(recipe: Recipe, on: torch.device) -> torch.dtype | None:
+    """The dtype of matrix products when features are computed: as in training where the device can, else float32."""
+    name = precision(recipe, on)
+    return DTYPES[name] if is_native(name, on) else None
+
+
+def emulation(recipe: Recipe, on: torch.device) -> str | None:
+    """One sentence when the precision asked for is emulated by this CPU, else None."""
+    if on.type != "cpu" or is_native(precision(recipe, on), on):
+        return None
+    return f"This CPU emulates {recipe.train.precision}, which is many times slower: set train.precision to auto."
 
 
 def wait(device: torch.device) -> None:

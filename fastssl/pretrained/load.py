@@ -75,6 +75,11 @@ class Pretrained:
             self.backbone, side_px=self.clean.views[0].side_px, in_channels=len(self.clean.mean_C)
         )
 
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """Dtype of matrix products when features are computed, None for float32."""
+        return build.hardware.features_autocast(self.recipe, self.device)
+
     @within_cores()
     def embed(self, images: Images, *, batch_size: int = 512) -> npt.NDArray[np.float32]:
         """Features of images, in their order.
@@ -114,9 +119,7 @@ class Pretrained:
             self.check(pixels)
             index_B = torch.arange(len(pixels), device=self.device)
             (views_VBCHW,) = self.clean(Batch(pixels.to(self.device), torch.full_like(index_B, -1), index_B), 0)
-            rows.append(
-                pretrainer.embed(self.backbone, views_VBCHW[0], autocast=build.hardware.autocast(self.recipe)).cpu()
-            )
+            rows.append(pretrainer.embed(self.backbone, views_VBCHW[0], autocast=self.autocast).cpu())
         return torch.cat(rows).numpy()
 
     def prepared(self, images: Images) -> npt.NDArray[Any] | Tensor | list[npt.NDArray[Any]]:

@@ -274,7 +274,11 @@ class Train(Section):
         description="Threads of a process on the CPU; auto is the cores it may use by affinity and by a container's "
         "quota, shared among the ranks of a machine.",
     )
-    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
+        "auto",
+        description="Of matrix products; auto is bf16 where the device has instructions for it, else fp16 on CUDA and "
+        "fp32 elsewhere. A CPU without them emulates bf16 hundreds of times slower than fp32.",
+    )
     channels_last: bool = True
     parallel: Literal["auto", "views", "operators"] = Field(
         "auto",

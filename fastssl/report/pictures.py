@@ -187,7 +187,7 @@ def embed(net: Pretrained, path: Path, count: int) -> Embedded:
         sizes_B2, offsets_B = (None if t is None else t.to(net.device) for t in (batch.sizes_B2, batch.offsets_B))
         images, labels_B, index_B = (t.to(net.device) for t in (batch.images, batch.labels_B, batch.index_B))
         (views_VBCHW,) = net.clean(Batch(images, labels_B, index_B, sizes_B2, offsets_B), 0)
-        h_BF = pretrainer.embed(net.backbone, views_VBCHW[0], autocast=build.hardware.autocast(net.recipe))
+        h_BF = pretrainer.embed(net.backbone, views_VBCHW[0], autocast=net.autocast)
         features_parts.append(h_BF.float().cpu())
         labels_parts.append(batch.labels_B.cpu())
     return Embedded(torch.cat(features_parts), torch.cat(labels_parts), tiles)

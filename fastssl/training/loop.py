@@ -29,6 +29,7 @@ from fastssl.training import guards, parallel
 from fastssl.training.distributed import agree
 from fastssl.training.guards import NAMES, Interrupts, torch_settings
 from fastssl.training.own_parts import OwnLoss, with_own
+from fastssl.training.precision import settle
 from fastssl.training.prefetch import prefetch_views
 from fastssl.training.progress import ConversionProgress, shown
 from fastssl.training.resume import restore, save
@@ -78,6 +79,7 @@ def train(
     given = with_own(load(recipe), backbone, policy)
     folder = Path(run_dir) if run_dir is not None else Path("runs") / given.name
     build.preflight.check(given)
+    given, precision = settle(given, folder)
     check_run_dir(folder, given, resume=resume)
     recipe = build.run_data.resumed(given, folder) if resume else given
     ranks.start(build.hardware.device(recipe).type, timeout_s=GROUP_TIMEOUT_S)
@@ -94,7 +96,7 @@ def train(
                     if resume:
                         restore(run)
                     with record_failure(folder if ranks.is_main() else None):
-                        begin(run, given, threads_taken)
+                        begin(run, given, {"threads": threads_taken, "precision": precision})
                         loop(run, interrupts)
                         return finish(run)
                 finally:
@@ -102,7 +104,7 @@ def train(
                     parallel.close(run.train_step)
 
 
-def begin(run: Run, given: Recipe, threads_taken: str) -> None:
+def begin(run: Run, given: Recipe, chosen: dict[str, str]) -> None:
     """Writes the recipe as given, with every default, and the environment, and reports what is about to happen."""
     account, reason = run.network.weights_account, choose_parallel(run)
     if ranks.is_main():
@@ -120,7 +122,7 @@ def begin(run: Run, given: Recipe, threads_taken: str) -> None:
             "views": run.views,
             "device": str(run.device),
             "ranks": ranks.world(),
-            "threads": threads_taken,
+            **chosen,
             "loader": ": ".join(build.data.loader_choice(run.recipe, run.recipe.data.path, run.device)),
             "parallel": f"{run.parallel}: {reason}",
             "evaluated": run.prober.val is not None,
@@ -138,6 +140,7 @@ def begin(run: Run, given: Recipe, threads_taken: str) -> None:
         build.views.idle_color(run.recipe, run.manifest.channels),
         build.views.fallback(run.recipe, run.augment_of(0), device=run.device),
         run.prober.not_measured,
+        build.hardware.emulation(run.recipe, run.device),
     ):
         if warning:
             run.warn(warning)
@@ -376,6 +379,7 @@ def finish(run: Run) -> dict[str, Any]:
         "compile_s": round(run.clock.compile_s, 1),
         "views_per_s": round(images * run.views / max(run.clock.train_s, 1e-9), 1),
         "parallel": run.parallel,
+        "precision": recipe.train.precision,
         "data_digest": run.digest,
         **({"skipped_steps": run.skipped_steps} if run.skipped_steps else {}),
         **metrics,

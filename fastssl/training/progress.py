@@ -152,8 +152,9 @@ class TrainingProgress:
             f" on {record['device']}{after}"
         )
         console.print(f"Loader {record['loader']}")
-        if "threads" in record:
-            console.print(record["threads"])
+        for name in ("threads", "precision"):
+            if name in record:
+                console.print(record[name])
         if not record["evaluated"]:
             console.print("No labeled images are held out (data.val_count), so no accuracy is measured while training.")
         self.draw("train", self.first_step, self.total, [])

@@ -179,7 +179,7 @@ def step_of(
         optimizer=build.optim.optimizer(recipe, network, device=device),
         autocast=autocast,
         seeds=build.losses.seeds(recipe) if loss is None else None,
-        scaler=torch.amp.GradScaler(device.type) if recipe.train.precision == "fp16" else None,
+        scaler=torch.amp.GradScaler(device.type) if build.hardware.precision(recipe) == "fp16" else None,
         accumulate_steps=recipe.optim.accumulate_steps,
         clip_norm=recipe.optim.clip_norm,
         skip_nonfinite=recipe.train.on_nonfinite == "skip",

@@ -86,7 +86,9 @@ def of_batch(net: Pretrained, batch: Batch, keys: Sequence[Key]) -> Iterator[tup
     total: dict[str, Tensor] = {}
     for view, augment in enumerate(view_by_view(net, most)):
         h_BF = pretrainer.embed(
-            net.backbone, views_of(augment, batch, view)[0][0], autocast=build.hardware.autocast(net.recipe)
+            net.backbone,
+            views_of(augment, batch, view)[0][0],
+            autocast=net.autocast,
         )
         for layer in layers:
             rows = h_BF if layer == "backbone" else project(net, h_BF)
@@ -131,7 +133,7 @@ def name_of(net: Pretrained, part: Part, key: Key) -> str:
         "augmented": [asdict(view) for view in large_rows(net)] if count > 1 else [],
         "seed": net.recipe.seed if count > 1 else 0,
         "normalized": [net.clean.mean_C, net.clean.std_C],
-        "precision": net.recipe.train.precision,
+        "precision": str(net.autocast),
     }
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
 

@@ -99,7 +99,7 @@ def training_view(net: Pretrained) -> View:
 
 def forward(model: nn.Module, view_BCHW: Tensor, net: Pretrained) -> Tensor:
     """Scores (B, C) float32; fp16 would need scaled gradients, so it runs in float32."""
-    mixed = build.hardware.autocast(net.recipe) is torch.bfloat16
+    mixed = net.autocast is torch.bfloat16
     with torch.autocast(view_BCHW.device.type, dtype=torch.bfloat16, enabled=mixed):
         scores_BC: Tensor = model(view_BCHW if mixed else view_BCHW.float())
     return scores_BC.float()

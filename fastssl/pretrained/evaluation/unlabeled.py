@@ -61,7 +61,7 @@ def views_by_layer(net: Pretrained, part: Part, layers: Sequence[str]) -> dict[s
     """Features (V, N, F) of the recipe's own views of some of the images."""
     few = part.pick(build.data.some_of(torch.arange(len(part.rows_N)), INVARIANCE_IMAGES))
     augment = replace(net.clean, views=build.views.table(net.recipe)[:INVARIANCE_VIEWS])
-    autocast = build.hardware.autocast(net.recipe)
+    autocast = net.autocast
     parts: dict[str, list[Tensor]] = {layer: [] for layer in layers}
     for batch in build.data.ordered_loader(net.recipe, few.path, few.rows_N, device=net.device).epoch(0):
         views = [view_BCHW for group in views_of(augment, batch) for view_BCHW in group]

@@ -1,0 +1,27 @@
+"""What a run computes its matrix products in, chosen once: a resume on another machine keeps it."""
+
+from pathlib import Path
+
+from fastssl import build
+from fastssl.recipe.load import load
+from fastssl.recipe.schema import Recipe
+
+
+def settle(recipe: Recipe, folder: Path) -> tuple[Recipe, str]:
+    """The recipe with a precision in place of auto, and one phrase that says which and why.
+
+    Args:
+        recipe: asks for one, or for auto.
+        folder: of the run; one that has begun keeps its precision.
+    """
+    if recipe.train.precision != "auto":
+        return recipe, f"{recipe.train.precision}: train.precision"
+    name, reason = build.hardware.precision(recipe), "as the run began"
+    written = folder / "recipe.yaml"
+    before = load(written).train.precision if written.exists() else "auto"
+    if before != "auto":
+        name = before
+    else:
+        has = "has" if name == "bf16" else "has no"
+        reason = f"{build.hardware.device(recipe).type} {has} instructions for bfloat16"
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": name})}), f"{name}: {reason}"
