@@ -8,12 +8,13 @@ from pathlib import Path
 import numba
 import pytest
 import torch
+from numba.core.registry import CPUDispatcher
 from reference_augment import EVERYTHING, augmentation, batch_of, knife_edges, pictures
 from test_torch_ops import FLAT_JITTER, SINGLE, SIZES, run
 
 from fastssl.augment.augment import Augment
 from fastssl.augment.backend import BackendName, Images, Output, backend_of
-from fastssl.augment.cpu import backend
+from fastssl.augment.cpu import backend, policy
 from fastssl.augment.draws import DrawKey
 from fastssl.augment.policy import View
 
@@ -40,6 +41,13 @@ def test_parameters_are_the_same_numbers(seed: int, epoch: int | torch.Tensor):
     key = DrawKey(seed, epoch, torch.cat((torch.arange(499), torch.tensor([10**12]))), first=3)
     same, expected = (backend_of(name).sample_params(MIXED, key, sizes_B2) for name in ("cpu", "torch"))
     assert torch.equal(same.packed_BVP, expected.packed_BVP)
+
+
+def test_functions_of_the_policy_round_alike_whoever_compiles_them():
+    """numba gives a function without `fastmath` that of its first caller, and then a multiply and an add are one."""
+    functions = [value for value in vars(policy).values() if isinstance(value, CPUDispatcher)]
+    assert functions
+    assert all(function.targetoptions["fastmath"] is False for function in functions)
 
 
 @pytest.mark.parametrize("name", CASES)

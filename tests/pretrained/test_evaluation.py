@@ -186,7 +186,7 @@ def test_a_known_set_is_fetched_only_where_that_is_allowed(
         judge(run, data="cifar10", on="test", **QUICK)
     with pytest.raises(UserError, match="cifar10 cannot be downloaded"):
         judge(run, data="cifar10", on="test", download=True, **QUICK)
-    two_lines(command("eval", str(run), "--data", "cifar10", "--no-download"), "cifar-10-python.tar.gz")
+    two_lines(command.fastssl("eval", str(run), "--data", "cifar10", "--no-download"), "cifar-10-python.tar.gz")
 
 
 def test_a_folder_of_images_is_converted_into_the_run(run: Path, tmp_path: Path) -> None:

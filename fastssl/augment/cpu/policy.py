@@ -23,8 +23,8 @@ RANDOM_RESIZED, RESIZE, CENTER, PAD = (CROPS.index(kind) for kind in ("random_re
 # numba takes uint64 with a Python integer to float64, so every constant of the hash is a uint64
 U_GOLDEN, U_FIRST, U_SECOND = np.uint64(GOLDEN), np.uint64(FIRST), np.uint64(SECOND)
 U_27, U_30, U_31, U_40, U_1 = (np.uint64(x) for x in (27, 30, 31, 40, 1))
-# without fastmath: the policy's rounding is part of its answer
-jit = njit(error_model="numpy", nogil=True)
+# The policy's rounding is part of its answer. Left out, fastmath would be that of whichever caller compiles it first.
+jit = njit(fastmath=False, error_model="numpy", nogil=True)
 
 
 @lru_cache(maxsize=64)
