@@ -174,6 +174,8 @@ def embed(backbone: nn.Module, images_BCHW: Tensor, *, autocast: torch.dtype | N
 @torch.inference_mode()
 def features(backbone: nn.Module, images_BCHW: Tensor, *, autocast: torch.dtype | None) -> Tensor:
     """What a backbone in evaluation mode gives, (B, F), float32."""
+    if autocast is None and images_BCHW.dtype in (torch.bfloat16, torch.float16):
+        images_BCHW = images_BCHW.float()  # views of a run in half precision, where that is emulated
     kind, dtype = images_BCHW.device.type, autocast or torch.bfloat16
     # no cache of casts: it is one for all threads, and the first to leave would empty it
     with torch.autocast(kind, dtype=dtype, enabled=autocast is not None, cache_enabled=False):

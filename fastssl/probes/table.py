@@ -187,7 +187,7 @@ def figures_text(record: Mapping[str, float], *, short: bool = False) -> str:
 
 def accuracy_text(pct: float, count: float | None) -> str:
     """An accuracy with half its 95 % interval over `count` images: 81.2 ± 1.5 %."""
-    if not count:
+    if not count or count < 1 or not 0 <= pct <= 100:  # nothing that was measured
         return f"{pct:.1f} %"
     low, high = evaluate.interval_pct(pct, int(count))
     return f"{pct:.1f} ± {(high - low) / 2:.1f} %"

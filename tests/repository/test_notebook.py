@@ -61,7 +61,7 @@ def test_its_cells_run_and_training_shows_its_progress(tmp_path: Path) -> None:
     assert any(line.startswith("step ") for line in lines), "progress is shown without being asked for"
     backbone = load(tmp_path / "backbone.safetensors", device="cpu")
     assert lines[-1].startswith(f"(300, {backbone.features_dim}) ")
-    assert lines[-2] == 'backbone = fastssl.load("backbone.safetensors").backbone'
+    assert lines[-2] == 'backbone = fastssl.load("backbone.safetensors", device="cpu").backbone'
 
 
 def test_every_cell_is_on_the_page(monkeypatch: Any) -> None:

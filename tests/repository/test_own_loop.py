@@ -1,6 +1,7 @@
 """The scripts of docs/own-loop.md run as they stand, each in a process of its own."""
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ EXAMPLES = ROOT / "docs" / "examples"
 
 def run(script: str, *arguments: object, cwd: Path) -> str:
     command = [sys.executable, "-W", "error::UserWarning:fastssl", str(EXAMPLES / script), *map(str, arguments)]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600)
+    found = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}  # peers lie apart
+    done = subprocess.run(command, cwd=cwd, env=found, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -28,8 +30,8 @@ def test_a_loop_runs(script: str, package: str, tiny_data: tuple[Path, Path], tm
 
 
 def test_fine_tuning_learns_the_labels(tiny_run: Path, tiny_data: tuple[Path, Path], tmp_path: Path) -> None:
-    last = run("finetune.py", tiny_run, tiny_data[0], 12, cwd=tmp_path).splitlines()[-1]
-    assert float(last.split("accuracy ")[1].removesuffix(" %")) > 25  # of ten classes
+    last = run("finetune.py", tiny_run, tiny_data[0], 70, cwd=tmp_path).splitlines()[-1]
+    assert float(last.split("accuracy ")[1].removesuffix(" %")) > 15  # of ten classes; 400 guesses end below 15 %
 
 
 def test_every_script_is_on_the_page() -> None:

@@ -23,9 +23,9 @@ class SlowDevice:
         self.queued_s, self.waits = 0.0, 0
         take, values, snapshot = Step.__call__, guards.FirstBadStep.values, saver.Saver.save
 
-        def step(this: Step, views: Any, lr: float) -> Terms:
+        def step(this: Step, views: Any, lr: float, **more: Any) -> Terms:
             self.queued_s += STEP_S
-            return take(this, views, lr)
+            return take(this, views, lr, **more)
 
         def look(this: guards.FirstBadStep) -> Any:
             self.wait()

