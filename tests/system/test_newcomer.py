@@ -5,13 +5,13 @@ And a whole afternoon with 600 photos: at a terminal of 80 columns with every pr
 
 import csv
 import json
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import command
 import numpy as np
 import pytest
 from PIL import Image
@@ -37,8 +37,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 def fastssl(folder: Path, *words: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "fastssl", *words, "--json"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, env={**os.environ})
+    done = command.fastssl(*words, "--json", cwd=folder)
     assert done.returncode == 0, (words, done.stderr)
     record: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return record
