@@ -100,7 +100,7 @@ def make_photographs(folder: Path, count: int) -> None:
 
 
 def sample_photographs() -> list[np.ndarray]:
-    """scikit-learn's; or their copies beside the images, where tools/pack_gpu_suite.py put them."""
+    """scikit-learn's; or their copies next to the images, where tools/pack_gpu_suite.py put them."""
     files = [PHOTOGRAPHS / name for name in ("china.jpg", "flower.jpg")]
     if all(file.exists() for file in files):
         return [np.asarray(Image.open(file)) for file in files]

@@ -1,4 +1,4 @@
-"""A machine that is shared: views per second of our loop, lightly's and a plain one, alone and beside busy processes.
+"""A machine that is shared: views per second of our loop, lightly's and a plain one, alone and next to busy processes.
 
 python bench/shared.py [RECIPE] [--busy 1 2 4] [--quota 1] [--rounds 3] [--seconds 20]
 
@@ -114,8 +114,8 @@ def in_a_process(name: str, recipe: Recipe, prefix: list[str], arguments: argpar
 
 def situations(arguments: argparse.Namespace) -> list[tuple[str, int, float | None]]:
     """Name, busy processes and quota in cores of each situation; alone comes first."""
-    beside = [(f"beside {count} busy", count, None) for count in arguments.busy]
-    return [("alone", 0, None), *beside, (f"quota of {arguments.quota:g} cores", 0, arguments.quota)]
+    busy = [(f"next to {count} busy", count, None) for count in arguments.busy]
+    return [("alone", 0, None), *busy, (f"quota of {arguments.quota:g} cores", 0, arguments.quota)]
 
 
 def measure(recipe: Recipe, arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -173,7 +173,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("recipe", nargs="?", default=str(ROOT / "bench" / "peers" / "small.yaml"))
     parser.add_argument("-s", dest="changes", action="append", default=[], metavar="SECTION.KEY=VALUE")
     parser.add_argument("--loops", nargs="+", default=NAMES, choices=NAMES)
-    parser.add_argument("--busy", type=int, nargs="+", default=[1, 2, 4], help="busy processes beside the loop")
+    parser.add_argument("--busy", type=int, nargs="+", default=[1, 2, 4], help="busy processes next to the loop")
     parser.add_argument("--quota", type=float, default=1.0, help="in cores")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=20.0, help="of one measurement")

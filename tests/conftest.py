@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def cifar_archive() -> Path:
     if not CIFAR_ARCHIVE.exists():
-        pytest.skip(f"the real images are absent: {CIFAR_ARCHIVE.name} is not in shared/data beside the repository")
+        pytest.skip(f"the real images are absent: {CIFAR_ARCHIVE.name} is not in shared/data next to the repository")
     return CIFAR_ARCHIVE
 
 

@@ -105,11 +105,11 @@ def hit(process: "subprocess.Popen[bytes]", run: Path, data: Path, dice: random.
     if process.poll() is not None:
         return None
     process.send_signal(number)
-    _, told = process.communicate(timeout=LIMIT_S)
+    _, printed = process.communicate(timeout=LIMIT_S)
     if process.returncode == 0:
         return None
     if process.returncode not in (-signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM, EXIT_CODE):
-        raise SystemExit(f"exit code {process.returncode} after {number.name}:\n{told.decode()[-3000:]}")
+        raise SystemExit(f"exit code {process.returncode} after {number.name}:\n{printed.decode()[-3000:]}")
     return f"{number.name}, {moment}"
 
 
@@ -126,9 +126,9 @@ def torture(kills: int, seed: int, folder: Path, say: Callable[[str], None]) -> 
     process = start(made, reference)
     wait_for(lambda: began(reference, 0), process)
     begun = time.monotonic()
-    _, told = process.communicate(timeout=LIMIT_S)
+    _, printed = process.communicate(timeout=LIMIT_S)
     if process.returncode:
-        raise SystemExit(f"The reference failed:\n{told.decode()[-3000:]}")
+        raise SystemExit(f"The reference failed:\n{printed.decode()[-3000:]}")
     span_s = time.monotonic() - begun
     counts: Counter[str] = Counter()
     finished, different = 0, list[str]()

@@ -1,6 +1,6 @@
 """Write tests/golden/ffcv.beton.xz with FFCV itself: what its reader and ours must agree on without FFCV installed.
 
-Run with FFCV 1.0.2 installed: python tools/write_golden_beton.py. Raw and JPEG images of many sizes, beside an integer
+Run with FFCV 1.0.2 installed: python tools/write_golden_beton.py. Raw and JPEG images of many sizes, next to an integer
 label, and a float, bytes, JSON and array field that a reader of images must step over.
 """
 

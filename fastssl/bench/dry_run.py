@@ -40,6 +40,7 @@ def describe(recipe: Recipe) -> dict[str, Any]:
     record = {
         "recipe": recipe.model_dump(mode="json"),
         "device": str(device),
+        "precision": build.hardware.precision(recipe),
         "images": images,
         "steps_per_epoch": steps,
         "steps": steps * recipe.train.epochs if steps else None,
@@ -120,6 +121,7 @@ def text_of(record: dict[str, Any], recipe: Recipe) -> str:
     estimate = record["estimated_train_s"]
     lines = {
         "device": record["device"],
+        "precision": record["precision"],
         "images": record["images"] if record["images"] else "known once the data is converted",
         "views": f"{record['views']} of {sorted(set(record['view_sides_px']), reverse=True)} px"
         + (f", at first of {record['largest_sides_px'][0]} px" if recipe.augment.progressive else ""),

@@ -79,7 +79,18 @@ def emulation(recipe: Recipe, on: torch.device) -> str | None:
     """One sentence when the precision asked for is emulated by this CPU, else None."""
     if on.type != "cpu" or is_native(precision(recipe, on), on):
         return None
-    return f"This CPU emulates {recipe.train.precision}, which is many times slower: set train.precision to auto."
+    return (
+        f"This CPU emulates {recipe.train.precision}, which is many times slower: "
+        "set train.precision to auto or fp32 in a new run."
+    )
+
+
+def replaced(recipe: Recipe, on: torch.device) -> str | None:
+    """One sentence when features are computed in float32 in place of the run's precision, else None."""
+    name = precision(recipe, on)
+    if is_native(name, on):
+        return None
+    return f"Features are computed in float32: this {on.type} has no instructions for {name}, in which the run trained."
 
 
 def wait(device: torch.device) -> None:

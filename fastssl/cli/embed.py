@@ -71,7 +71,8 @@ def embed(
         )
     skipped = f", {record['skipped']} skipped" if record["skipped"] else ""
     step = f", checkpoint of step {record['step']:,}" if record["step"] is not None else ""
-    for line in warning_lines(record["warnings"]):
+    replaced = [f"Warning: {record['replaced']}"] if record["replaced"] else []
+    for line in [*replaced, *warning_lines(record["warnings"])]:
         print(line, file=sys.stderr)
     text = f"{out}: {record['count']} images, {record['features_dim']} features each{skipped}{step}"
     print_result(record, "\n".join([text, *source_lines(record["account"])]), as_json)

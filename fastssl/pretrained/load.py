@@ -274,7 +274,7 @@ def check_fit(
 
 
 def digest_of(weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes, by which results are told apart."""
+    """SHA-256 over names, types, shapes and bytes, by which results are distinguished."""
     total = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -167,7 +167,7 @@ def collapse_warnings(figures: Mapping[str, float], *, done: float = 1.0) -> dic
 
     Args:
         figures: `table.figures` of a backbone's features.
-        done: share of the training that is done, (0, 1]; figures that need time to settle are not judged before
+        done: share of the training that is done, (0, 1]; figures that need time are not judged before
             SETTLED of it.
     """
     dims, dead, rank = figures["dims"], figures["dead_dims"], figures["rankme"]

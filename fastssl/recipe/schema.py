@@ -277,7 +277,7 @@ class Train(Section):
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
         "auto",
         description="Of matrix products; auto is bf16 where the device has instructions for it, else fp16 on CUDA and "
-        "fp32 elsewhere. A CPU without them emulates bf16 hundreds of times slower than fp32.",
+        "fp32 elsewhere. A CPU without them emulates bf16, many times slower than fp32.",
     )
     channels_last: bool = True
     parallel: Literal["auto", "views", "operators"] = Field(

@@ -54,10 +54,15 @@ def alone(file: Any, call: Callable[..., Any]) -> Callable[..., Any]:
     path = f"{file._index_path}.lock"
 
     def locked_call(*arguments: Any) -> Any:
-        if not os.access(os.path.dirname(path), os.W_OK):  # a cache that no process writes needs no lock
+        lock = FileLock(path)
+        try:
+            lock.acquire()
+        except (OSError, NotImplementedError):  # a cache that nobody can write, or a file system without locks
             return call(*arguments)
-        with FileLock(path):
+        try:
             return call(*arguments)
+        finally:
+            lock.release()
 
     return locked_call
 

@@ -25,11 +25,10 @@ from fastssl.recipe.presets import view_table
 from fastssl.recipe.schema import Recipe, ViewSpec
 from fastssl.runs.directory import check_run_dir, lock, record_failure, write_beginnings
 from fastssl.runs.files import atomic_json
-from fastssl.training import guards, parallel
+from fastssl.training import guards, parallel, precision
 from fastssl.training.distributed import agree
 from fastssl.training.guards import NAMES, Interrupts, torch_settings
 from fastssl.training.own_parts import OwnLoss, with_own
-from fastssl.training.precision import settle
 from fastssl.training.prefetch import prefetch_views
 from fastssl.training.progress import ConversionProgress, shown
 from fastssl.training.resume import restore, save
@@ -79,7 +78,7 @@ def train(
     given = with_own(load(recipe), backbone, policy)
     folder = Path(run_dir) if run_dir is not None else Path("runs") / given.name
     build.preflight.check(given)
-    given, precision = settle(given, folder)
+    given, precision_taken = precision.choose(given, folder)
     check_run_dir(folder, given, resume=resume)
     recipe = build.run_data.resumed(given, folder) if resume else given
     ranks.start(build.hardware.device(recipe).type, timeout_s=GROUP_TIMEOUT_S)
@@ -96,7 +95,7 @@ def train(
                     if resume:
                         restore(run)
                     with record_failure(folder if ranks.is_main() else None):
-                        begin(run, given, {"threads": threads_taken, "precision": precision})
+                        begin(run, given, {"threads": threads_taken, "precision": precision_taken})
                         loop(run, interrupts)
                         return finish(run)
                 finally:
@@ -213,7 +212,7 @@ def largest_side_px(run: Run, epoch: int) -> int:
 
 
 def new_side(run: Run, epoch: int, seen: set[int]) -> bool:
-    """Whether this process has not yet trained on views of this epoch's size; a change of size is noted."""
+    """Whether this process has not yet trained on views of this epoch's size; a change of size is recorded."""
     side_px = largest_side_px(run, epoch)
     if side_px in seen:
         return False

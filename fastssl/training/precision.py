@@ -7,7 +7,7 @@ from fastssl.recipe.load import load
 from fastssl.recipe.schema import Recipe
 
 
-def settle(recipe: Recipe, folder: Path) -> tuple[Recipe, str]:
+def choose(recipe: Recipe, folder: Path) -> tuple[Recipe, str]:
     """The recipe with a precision in place of auto, and one phrase that says which and why.
 
     Args:

@@ -51,7 +51,7 @@ def installed_beside(version: str) -> Path | None:
         done = subprocess.run(command, capture_output=True, text=True, timeout=900)
         if done.returncode != 0:
             shutil.rmtree(part, ignore_errors=True)
-            pytest.skip(f"Triton {version} cannot be installed beside: {done.stderr.strip().splitlines()[-1][:200]}")
+            pytest.skip(f"Triton {version} cannot be installed: {done.stderr.strip().splitlines()[-1][:200]}")
         part.rename(folder)
     return folder
 

@@ -96,9 +96,9 @@ def test_a_backbone_of_ones_choice_gets_a_stem_that_it_takes(
 
 
 def test_what_is_no_data_file_is_told_how_to_become_one(tmp_path: Path) -> None:
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as printed:
         new_recipe.new_recipe(tmp_path)
-    assert "fastssl convert" in told.value.fix
+    assert "fastssl convert" in printed.value.fix
     with pytest.raises(UserError):
         new_recipe.new_recipe(tmp_path / "absent.beton")
 

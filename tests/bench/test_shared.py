@@ -34,11 +34,11 @@ def test_a_quota_limits_the_command_and_is_named() -> None:
 
 
 def test_shares_are_of_the_same_rounds_alone() -> None:
-    values = {("alone", "fastssl"): [100.0, 200.0], ("beside 1 busy", "fastssl"): [50.0, 120.0]}
+    values = {("alone", "fastssl"): [100.0, 200.0], ("next to 1 busy", "fastssl"): [50.0, 120.0]}
     rows = shared.rows_of(values, {key: {"threads": 2} for key in values}, {"batch": 32})
     share = next(row for row in rows if row["metric"] == "share_of_alone_pct")
     assert share["values"] == [50.0, 60.0]
-    assert share["work"] == {"batch": 32, "situation": "beside 1 busy"}
+    assert share["work"] == {"batch": 32, "situation": "next to 1 busy"}
 
 
 def test_one_run_writes_the_record(
@@ -50,7 +50,7 @@ def test_one_run_writes_the_record(
     shared.main([*words, "--seconds", "0.05", "--out", str(tmp_path / "shared.json")])
     made = json.loads((tmp_path / "shared.json").read_text())
     rates = [(row["impl"], row["work"]["situation"]) for row in made["rows"] if row["metric"] == "views_per_s"]
-    situations = ["alone", "beside 1 busy", "quota of 1 cores"]
+    situations = ["alone", "next to 1 busy", "quota of 1 cores"]
     assert rates == [(shared.SHARED_VIEWS, where) for where in situations]
     assert all(row["median"] > 0 for row in made["rows"])
     assert "share_of_alone_pct" in capsys.readouterr().out

@@ -10,6 +10,8 @@ from tiny import tiny
 import fastssl
 from fastssl import build
 from fastssl.build import hardware
+from fastssl.pretrained.embedding.embed import embed
+from fastssl.pretrained.evaluation.evaluate import evaluate
 from fastssl.recipe.load import load
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -43,14 +45,29 @@ def test_features_are_never_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu_with(monkeypatch)
     assert hardware.features_autocast(recipe("bf16"), CPU) is None
     assert hardware.features_autocast(recipe("fp16"), CPU) is None
+    assert "computed in float32: this cpu has no instructions for bf16" in str(hardware.replaced(recipe("bf16"), CPU))
+    assert hardware.replaced(recipe("auto"), CPU) is None
     cpu_with(monkeypatch, "amx-bf16")
     assert hardware.features_autocast(recipe("bf16"), CPU) is torch.bfloat16
     assert hardware.features_autocast(recipe("fp32"), CPU) is None
 
 
+def test_eval_and_embed_say_what_replaces_a_runs_precision(
+    tiny_data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu_with(monkeypatch)
+    asked = tiny((tiny_data[0], None), data={"val_count": 0}, train={"precision": "bf16", "epochs": 1})
+    fastssl.train(asked | {"augment": {"side_px": 8}}, run_dir=tmp_path / "run")
+    judged = evaluate(tmp_path / "run", on="pretraining", device="cpu")
+    assert judged["precision"] == "float32"
+    assert any("no instructions for bf16" in warning for warning in judged["warnings"])
+    embedded = embed(tmp_path / "run", "shapes", tmp_path / "f.npy", count=4)
+    assert (embedded["precision"], "no instructions for bf16" in embedded["replaced"]) == ("float32", True)
+
+
 def test_what_is_emulated_on_request_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu_with(monkeypatch)
-    assert "set train.precision to auto" in str(hardware.emulation(recipe("bf16"), CPU))
+    assert "set train.precision to auto or fp32" in str(hardware.emulation(recipe("bf16"), CPU))
     assert hardware.emulation(recipe("auto"), CPU) is None
     assert hardware.emulation(recipe("fp32"), CPU) is None
 

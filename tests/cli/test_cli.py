@@ -315,14 +315,14 @@ def test_the_end_of_a_run_tells_its_accuracies_with_and_without_a_test_set() -> 
         "RankMe (centered) 7.2, invariance residual 0.250 (32 dimensions, n = 200); 2 s of training"
     )
     best = {"step": 1, "epoch": 1.0, "knn5_pct": 63.0}
-    told = [
+    printed = [
         " ".join(line.split()) for line in summary_text({**summary, "validation": held_out, "best": best}).splitlines()
     ]
-    assert "loss 3.5 (invariance 1.5, redundancy 20)" in told
-    assert "RankMe (centered) 7.2, invariance residual 0.250 (32 dimensions, n = 200)" in told
-    assert any(re.fullmatch(r"kNN \(k = 5\) on held-out images \(n = 50\) 61.0 ± 1\d\.\d %", line) for line in told)
-    assert "best kNN (k = 5), epoch 1 63.0 %" in told
+    assert "loss 3.5 (invariance 1.5, redundancy 20)" in printed
+    assert "RankMe (centered) 7.2, invariance residual 0.250 (32 dimensions, n = 200)" in printed
+    assert any(re.fullmatch(r"kNN \(k = 5\) on held-out images \(n = 50\) 61.0 ± 1\d\.\d %", line) for line in printed)
+    assert "best kNN (k = 5), epoch 1 63.0 %" in printed
     tested = {**summary, "validation": held_out, "test_knn5_pct": 50.0, "raw_pixel_knn5_pct": 30.0, "best": best}
-    told = [" ".join(line.split()) for line in summary_text(tested).splitlines()]
-    assert told[-3:-1] == ["kNN (k = 5) on test 50.0 %", "kNN (k = 5) of raw pixels 30.0 %"]
+    printed = [" ".join(line.split()) for line in summary_text(tested).splitlines()]
+    assert printed[-3:-1] == ["kNN (k = 5) on test 50.0 %", "kNN (k = 5) of raw pixels 30.0 %"]
     assert "held-out" not in summary_text({**summary, "validation": {}})

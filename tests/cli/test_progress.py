@@ -116,6 +116,6 @@ def test_plain_lines_come_every_half_minute_and_every_epoch(
         for step, seconds, epoch in ((10, 5.0, 0.1), (20, 31.0, 0.2), (30, 40.0, 0.3), (40, 45.0, 1.0)):
             now[0] = 1000.0 + seconds
             observe(STEP | {"step": step, "epoch": epoch})
-    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
-    assert [re.match(r"step (\d+) of 39,100, ", line)[1] for line in told] == ["20", "40"]  # type: ignore[index]
-    assert "12:12:23 left" in told[1]  # 45 s for 40 steps, 39060 to go
+    printed = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
+    assert [re.match(r"step (\d+) of 39,100, ", line)[1] for line in printed] == ["20", "40"]  # type: ignore[index]
+    assert "12:12:23 left" in printed[1]  # 45 s for 40 steps, 39060 to go

@@ -1,4 +1,4 @@
-"""Conversion: the pictures and labels that went in come out, once, in order, with true figures beside them."""
+"""Conversion: the pictures and labels that went in come out, once, in order, with true figures."""
 
 import json
 import os

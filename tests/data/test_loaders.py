@@ -325,9 +325,9 @@ def test_a_hang_becomes_an_error_and_every_stack_is_told(files, kind, monkeypatc
             next(batches)
     finally:
         release.set()
-    told = capfd.readouterr().err
-    assert told.count("most recent call first") >= 2
-    assert "in wait" in told  # where it hangs
+    printed = capfd.readouterr().err
+    assert printed.count("most recent call first") >= 2
+    assert "in wait" in printed  # where it hangs
 
 
 def test_a_dead_ffcv_thread_is_an_error(files, monkeypatch):

@@ -1,4 +1,4 @@
-"""Sources whose samples lie in arrays, columns, lists and shards: same pictures, same labels, splits told apart."""
+"""Sources whose samples lie in arrays, columns, lists and shards: same pictures, same labels, splits kept apart."""
 
 import io
 import json

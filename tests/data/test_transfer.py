@@ -16,10 +16,10 @@ CUDA = torch.device("cuda", 0)
 
 
 class Streams:
-    """`torch.cuda`'s streams as names; `told` has what each was told, in order."""
+    """`torch.cuda`'s streams as names; `calls` has what each was asked for, in order."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self.told: list[str] = []
+        self.calls: list[str] = []
         self.events = 0
         self.now = Stream("current", self)
         patch.setattr(torch.cuda, "Stream", lambda device: Stream("side", self))
@@ -38,10 +38,10 @@ class Stream:
         self.name, self.streams = name, streams
 
     def wait_stream(self, other: "Stream") -> None:
-        self.streams.told.append(f"{self.name} waits for all of {other.name}")
+        self.streams.calls.append(f"{self.name} waits for all of {other.name}")
 
     def wait_event(self, event: str) -> None:
-        self.streams.told.append(f"{self.name} waits for {event}")
+        self.streams.calls.append(f"{self.name} waits for {event}")
 
     def record_event(self) -> str:
         self.streams.events += 1
@@ -53,10 +53,10 @@ class View:
 
     def __init__(self, number: int, streams: Streams) -> None:
         self.number, self.streams = number, streams
-        streams.told.append(f"{streams.now.name} makes {number}")
+        streams.calls.append(f"{streams.now.name} makes {number}")
 
     def record_stream(self, stream: Stream) -> None:
-        self.streams.told.append(f"{self.number} is kept for {stream.name}")
+        self.streams.calls.append(f"{self.number} is kept for {stream.name}")
 
 
 def test_the_side_stream_waits_for_the_filling_store_and_the_step_for_its_own_views_alone(
@@ -71,7 +71,7 @@ def test_the_side_stream_waits_for_the_filling_store_and_the_step_for_its_own_vi
     steps = prefetch_views(batches, make_views, CUDA, backend=backend_of("torch"))
     (first,) = next(steps)
     assert first.number == 1  # type: ignore[comparison-overlap]
-    assert streams.told == [
+    assert streams.calls == [
         "side waits for all of current",  # which may still fill the resident store
         "side makes 1",
         "current waits for item 1",
@@ -79,7 +79,7 @@ def test_the_side_stream_waits_for_the_filling_store_and_the_step_for_its_own_vi
         "side makes 2",  # before the step of 1 is launched
     ]
     assert [views[0].number for views in steps] == [2, 3]  # type: ignore[attr-defined]
-    assert "current waits for all of side" not in streams.told
+    assert "current waits for all of side" not in streams.calls
 
 
 def test_copies_to_cuda_leave_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:

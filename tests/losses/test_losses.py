@@ -50,7 +50,7 @@ def embeddings(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -
 
 
 def seeded(row: Loss) -> dict[str, int]:
-    """What a row of the table takes beside embeddings and settings."""
+    """What a row of the table takes besides embeddings and settings."""
     return {"seed": reference.SEED} if row.is_seeded else {}
 
 
@@ -155,7 +155,7 @@ def test_mean_view_correlation_is_the_mean_of_all_pairs():
 
 @pytest.mark.parametrize("V", [2, 3, 8])
 def test_a_mean_with_the_view_itself_shrinks_invariance(V):
-    z = embeddings(V, 9, 4) * 1e6  # so that eps is nothing beside the variance
+    z = embeddings(V, 9, 4) * 1e6  # so that eps is nothing against the variance
     per_view = {"standardize": "per_view", "l2_normalize": False, "redundancy_weight": 0.0}
     with_self = barlow_twins(z, form="authors", **per_view)["invariance"]
     without = barlow_twins(z, form="leave_one_out", **per_view)["invariance"]

@@ -36,8 +36,8 @@ def check_words(error: UserError) -> None:
     assert error.fix.strip()
 
 
-def parse_text(text: str, beside: Path) -> dict[str, Any]:
-    path = beside.with_suffix(".dump.yaml")
+def parse_text(text: str, neighbor: Path) -> dict[str, Any]:
+    path = neighbor.with_suffix(".dump.yaml")
     path.write_text(text, encoding="utf-8")
     found: dict[str, Any] = parse(path)
     return found

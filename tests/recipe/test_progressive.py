@@ -133,8 +133,8 @@ def test_a_resume_across_a_change_of_side_repeats_every_bit(growing: Recipe, tmp
     steps = [one for one in records(tmp_path / "whole") if one["event"] == "step"]
     assert [one["side_px"] for one in steps] == [8] * 10 + [12] * 5 + [16] * 5
     assert (steps[-1]["images"], steps[-1]["views"]) == (20 * 32, 2 * 20 * 32)  # as many as at any side
-    told = [one["message"] for one in heard if one["event"] == "note"]
-    assert told == [f"Views of up to {side} px from epoch {epoch} on." for side, epoch in ((8, 0), (12, 2), (16, 3))]
+    printed = [one["message"] for one in heard if one["event"] == "note"]
+    assert printed == [f"Views of up to {side} px from epoch {epoch} on." for side, epoch in ((8, 0), (12, 2), (16, 3))]
 
     class Pulled(Exception):  # noqa: N818
         pass
@@ -160,5 +160,5 @@ def test_the_dry_run_says_where_views_start(growing: Recipe, tmp_path: Path):
     (tmp_path / "growing.json").write_text(growing.model_dump_json())
     done = CliRunner().invoke(app, ["train", str(tmp_path / "growing.json"), "--dry-run", "--json"])
     assert done.exit_code == 0, done.output
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert told["largest_sides_px"] == [8, 12, 16]
+    printed = json.loads(done.stdout.splitlines()[-1])
+    assert printed["largest_sides_px"] == [8, 12, 16]

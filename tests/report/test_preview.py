@@ -53,7 +53,7 @@ def test_no_caption_leaves_its_column() -> None:
     pixels = np.full((4, 4, 3), 255, np.uint8)
     label = "\n".join(["blur sigma max px 0.5", "random resized crop", "saturation x 1.38"])
     picture = np.asarray(sheet([[(pixels, label)] * 3])).min(axis=2)
-    for x in range(4):  # the gaps beside and between the columns stay white
+    for x in range(4):  # the gaps around and between the columns stay white
         gap = picture[:, x * (CELL_PX + GAP_PX) : x * (CELL_PX + GAP_PX) + GAP_PX]
         assert (gap == 255).all()
     assert (picture < 128).any()

@@ -21,7 +21,7 @@ from fastssl.runs.directory import FAILURE, Records, lock, record_failure
 @pytest.mark.parametrize(
     ("error", "note"),
     [
-        (UserError("It broke.", "Mend it."), {"what": "It broke.", "fix": "Mend it."}),
+        (UserError("It broke.", "Repair it."), {"what": "It broke.", "fix": "Repair it."}),
         (ValueError("odd"), {"what": "ValueError: odd", "fix": ""}),
         (Interrupted("SIGTERM", Path("run")), None),
         (KeyboardInterrupt(), None),

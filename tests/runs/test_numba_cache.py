@@ -11,6 +11,19 @@ from numba.core.caching import IndexDataCacheFile
 from fastssl.runs.numba_cache import locked
 
 
+@pytest.mark.parametrize("error", [OSError(38, "Function not implemented"), NotImplementedError("no flock")])
+def test_a_file_system_without_locks_stops_nothing(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    file = cache_of_a_process(tmp_path, is_locked=True)
+    file.save("uint8", "kernel")
+    assert file.load("uint8") == "kernel"
+
+
 def cache_of_a_process(folder: Path, *, is_locked: bool) -> Any:
     file = IndexDataCacheFile(str(folder), "kernel", "stamp")
     if is_locked:

@@ -1,4 +1,4 @@
-"""Run directories are told as they are: state, progress, differences; damage is a clear error, never a crash."""
+"""Run directories are listed as they are: state, progress, differences; damage is a clear error, never a crash."""
 
 import json
 import shutil

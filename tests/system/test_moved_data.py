@@ -64,7 +64,7 @@ def test_one_message_says_what_to_do_when_the_data_moved(project: Path) -> None:
     run = Path("runs/tiny")
     before = figures(run)
     shutil.move(project / "data", project / "moved")
-    told = set()
+    printed = set()
     for verb in (
         lambda: evaluate(run, device="cpu"),
         lambda: evaluate(run, on="pretraining", device="cpu"),
@@ -72,8 +72,8 @@ def test_one_message_says_what_to_do_when_the_data_moved(project: Path) -> None:
     ):
         with pytest.raises(UserError) as error:
             verb()
-        told.add((error.value.what, error.value.fix))
-    ((what, fix),) = told
+        printed.add((error.value.what, error.value.fix))
+    ((what, fix),) = printed
     assert what == f"data/train.beton does not exist; runs/tiny was trained with {project}/data/train.beton."
     skipped = report([run], "page")["skipped"]
     assert len(skipped) == 2

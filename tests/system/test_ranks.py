@@ -205,8 +205,8 @@ def test_a_run_of_four_ranks_stopped_by_a_signal_goes_on_with_two(recipe: Path, 
         if "--run-dir" in child.cmdline():
             child.send_signal(signal.SIGTERM)
             break  # one rank is signaled; all of them agree to stop
-    _, told = process.communicate(timeout=300)
-    assert f"exitcode  : {EXIT_CODE}" in told.decode(), told.decode()[-3000:]
+    _, printed = process.communicate(timeout=300)
+    assert f"exitcode  : {EXIT_CODE}" in printed.decode(), printed.decode()[-3000:]
     found = checkpoint.latest(run / "checkpoints", warn=pytest.fail)
     assert found is not None
     assert found[2]["ranks"] == 4

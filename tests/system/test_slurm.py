@@ -49,8 +49,8 @@ def test_a_signalled_job_saves_and_is_queued_again(
     while not (run / "metrics.jsonl").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGUSR1)
-    _, told = process.communicate(timeout=240)
-    assert process.returncode == 0, told[-3000:]
+    _, printed = process.communicate(timeout=240)
+    assert process.returncode == 0, printed[-3000:]
     assert "requeue 17" in Path(shims["SHIM_LOG"]).read_text()
     found = checkpoint.latest(run / "checkpoints", warn=pytest.fail)
     assert found is not None

@@ -75,11 +75,11 @@ def two_lines(done: Done) -> str:
 
 
 def test_a_loss_that_is_not_a_number_names_its_step_and_the_last_good_checkpoint(recipe: Path, tmp_path: Path) -> None:
-    told = two_lines(train(recipe, tmp_path / "run", "-s", "train.log_every_steps=100", fault="nan", step=8))
-    assert "not finite at step 8: loss nan" in told
-    assert "invariance" in told
-    assert "largest weight" in told
-    assert "step-00000006" in told
+    printed = two_lines(train(recipe, tmp_path / "run", "-s", "train.log_every_steps=100", fault="nan", step=8))
+    assert "not finite at step 8: loss nan" in printed
+    assert "invariance" in printed
+    assert "largest weight" in printed
+    assert "step-00000006" in printed
     assert whole(tmp_path / "run") == 6
 
 
@@ -102,11 +102,11 @@ def test_a_run_of_bad_steps_alone_ends(recipe: Path, tmp_path: Path) -> None:
 
 
 def test_no_memory_says_what_was_asked_for_and_what_halves_it(recipe: Path, tmp_path: Path) -> None:
-    told = two_lines(train(recipe, tmp_path / "run", fault="memory", step=5))
-    assert "Out of memory with data.batch_size 32 and 2 views of 16 px" in told
-    assert "268435456 bytes" in told
-    assert "optim.accumulate_steps to 2" in told
-    assert "data.batch_size to 16" in told
+    printed = two_lines(train(recipe, tmp_path / "run", fault="memory", step=5))
+    assert "Out of memory with data.batch_size 32 and 2 views of 16 px" in printed
+    assert "268435456 bytes" in printed
+    assert "optim.accumulate_steps to 2" in printed
+    assert "data.batch_size to 16" in printed
     assert whole(tmp_path / "run") == 4
 
 

@@ -1,4 +1,4 @@
-"""Views made beside the step: the same bits, in order, and made here once that is seen to be sooner."""
+"""Views made during the step: the same bits, in order, and made here once that is seen to be sooner."""
 
 import threading
 import time

@@ -14,7 +14,7 @@ from fastssl.training import loop, trackers
 
 
 class Fake:
-    """Remembers what it is given, and raises or hangs where it is told to."""
+    """Remembers what it is given, and raises or hangs where it is asked to."""
 
     def __init__(self, fails: str = "") -> None:
         self.fails, self.written, self.closed = fails, list[tuple[int, dict[str, float]]](), False

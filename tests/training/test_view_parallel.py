@@ -22,7 +22,7 @@ GROUPS = {"batch_norm": "per_view", "batch_norm_groups": 2}
 def recipe(data: tuple[Path, Path], *, model: dict[str, Any] | None = None, **train: Any) -> dict[str, Any]:
     return tiny(
         (data[0], None),
-        data={"val_count": 0},  # an evaluation's operators on several threads are slow beside other programs
+        data={"val_count": 0},  # an evaluation's operators on several threads are slow next to other programs
         model=model or {"batch_norm": "per_view"},
         augment={"views": 3},
         train={"precision": "bf16", "parallel": "views"} | train,

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fastssl import build
 from fastssl.data.batch import Batch
 from fastssl.data.convert.chunks import indexed_runs, stream_runs
 from fastssl.data.convert.output import unreadable
@@ -112,6 +113,8 @@ def embed(
             "recipe": pretrained.recipe.model_dump(mode="json"),
             "step": pretrained.step,
             "averaged": pretrained.weights == "ema",
+            "precision": str(pretrained.autocast or torch.float32).removeprefix("torch."),
+            "replaced": build.hardware.replaced(pretrained.recipe, pretrained.device),
             "trained_on": pretrained.manifest.digest,
         }
         table.place(record)
@@ -150,10 +153,6 @@ def features(
     index_B = torch.arange(len(images), device=device)
     pixels, size_B2 = torch.from_numpy(flat).to(device), torch.from_numpy(sizes_B2).to(device)
     (views_VBCHW,) = pretrained.clean(Batch(pixels, torch.full_like(index_B, -1), index_B, size_B2, offsets_B), 0)
-    h_BF = pretrainer.embed(
-        pretrained.backbone,
-        views_VBCHW[0],
-        autocast=pretrained.autocast,
-    )
+    h_BF = pretrainer.embed(pretrained.backbone, views_VBCHW[0], autocast=pretrained.autocast)
     rows: NDArray[np.float32] = h_BF.cpu().numpy()
     return rows

@@ -163,7 +163,11 @@ def record_of(
         "side_px": net.clean.views[0].side_px,
         "rows": list(rows),
         "spectrum": figures,
-        "warnings": [text for metrics in figures.values() for text in table.remarks(metrics).values()],
+        "precision": str(net.autocast or torch.float32).removeprefix("torch."),
+        "warnings": [
+            *filter(None, [build.hardware.replaced(net.recipe, net.device)]),
+            *(text for metrics in figures.values() for text in table.remarks(metrics).values()),
+        ],
         "environment": environment(),
     }
 
