@@ -2,8 +2,9 @@
 
 python bench/shared.py [RECIPE] [--busy 1 2 4] [--quota 1] [--rounds 3] [--seconds 20]
 
-Every measurement is a process of its own: its first WARMUP steps are not timed. The loops take turns within each
-situation, and every situation comes once a round. A busy process spins in Python and keeps one core. A quota is
+Every measurement is a process of its own: its first WARMUP steps are not timed, and the busy processes start when they
+are over. The loops take turns within each situation, and every situation comes once a round. A busy process spins in
+Python and keeps one core. A quota is
 systemd's or a cgroup's where this user may set one, else `taskset` to as many cores; the record says which. Ours runs
 as the recipe says and with views shared among threads (model.batch_norm: per_view). Writes bench/results/shared.json.
 """
@@ -15,6 +16,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,6 +42,8 @@ SHARED_VIEWS = "fastssl, views shared"
 CHANGES = {"fastssl": [], SHARED_VIEWS: ["model.batch_norm=per_view", "train.parallel=views"]}
 NAMES = [*CHANGES, *(name for name in LOOPS if name not in CHANGES)]
 BUSY = "while True: pass"
+SETTLE_S = 0.5  # until busy processes are up
+READY = "ready"
 ENDLESS = ["train.epochs=100000"]
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -50,6 +54,8 @@ def rate(name: str, recipe: Recipe, *, seconds: float, workers: int) -> dict[str
         _, steps = LOOPS[name.partition(",")[0]](recipe, workers)
         for _ in zip(range(WARMUP), steps, strict=False):
             pass
+        print(READY, flush=True)
+        sys.stdin.readline()
         start, images = time.perf_counter(), 0
         for count in steps:
             images += count
@@ -100,15 +106,28 @@ def quota(wanted: float | None) -> Iterator[tuple[list[str], str]]:
         folder.rmdir()
 
 
-def in_a_process(name: str, recipe: Recipe, prefix: list[str], arguments: argparse.Namespace) -> dict[str, Any] | None:
-    """`rate` in a fresh process; None, with a word why, where the loop is missing or fails."""
+def in_a_process(
+    name: str, recipe: Recipe, prefix: list[str], busy: int, arguments: argparse.Namespace
+) -> dict[str, Any] | None:
+    """`rate` in a fresh process, next to busy ones; None, with a word why, where the loop is missing or fails."""
     job = {"name": name, "recipe": recipe.model_dump(mode="json"), "seconds": arguments.seconds}
     command = [*prefix, sys.executable, __file__, "--one", json.dumps(job | {"workers": arguments.workers})]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        print(f"{name} is left out: {(done.stderr.strip().splitlines() or ['?'])[-1]}", file=sys.stderr)
-        return None
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, encoding="utf-8"
+        )
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.strip() == READY:
+                break
+        with busy_processes(busy):
+            time.sleep(SETTLE_S)
+            out, _ = process.communicate("\n")
+        errors.seek(0)
+        if process.returncode:
+            print(f"{name} is left out: {(errors.read().strip().splitlines() or ['?'])[-1]}", file=sys.stderr)
+            return None
+    found: dict[str, Any] = json.loads(out.splitlines()[-1])
     return found
 
 
@@ -126,11 +145,11 @@ def measure(recipe: Recipe, arguments: argparse.Namespace) -> list[dict[str, Any
     for _ in range(arguments.rounds):
         for situation, busy, wanted in situations(arguments):
             for name in arguments.loops:
-                with busy_processes(busy), quota(wanted) as (prefix, setter):
+                with quota(wanted) as (prefix, setter):
                     found = (
                         None
                         if name in missing
-                        else in_a_process(name, load(recipe, CHANGES.get(name, [])), prefix, arguments)
+                        else in_a_process(name, load(recipe, CHANGES.get(name, [])), prefix, busy, arguments)
                     )
                 if found is None:
                     missing.add(name)
