@@ -42,7 +42,7 @@ SHARED_VIEWS = "fastssl, views shared"
 CHANGES = {"fastssl": [], SHARED_VIEWS: ["model.batch_norm=per_view", "train.parallel=views"]}
 NAMES = [*CHANGES, *(name for name in LOOPS if name not in CHANGES)]
 BUSY = "while True: pass"
-SETTLE_S = 0.5  # until busy processes are up
+SETTLE_S = 1.0  # until busy processes are up, and then until what came before is over
 READY = "ready"
 ENDLESS = ["train.epochs=100000"]
 CGROUP = Path("/sys/fs/cgroup")
@@ -56,6 +56,9 @@ def rate(name: str, recipe: Recipe, *, seconds: float, workers: int) -> dict[str
             pass
         print(READY, flush=True)
         sys.stdin.readline()
+        start = time.perf_counter()
+        while time.perf_counter() - start < SETTLE_S:  # uses up what was loaded ahead meanwhile
+            next(steps)
         start, images = time.perf_counter(), 0
         for count in steps:
             images += count

@@ -22,6 +22,7 @@ from typing import Any
 
 FIRST_S = 300.0
 PRELOADED = (
+    "torch._dynamo",  # which the first optimizer of a process imports
     "fastssl.cli.app",
     "fastssl.bench.dry_run",
     "fastssl.bench.new_recipe",

@@ -51,6 +51,8 @@ def at_most(row: ViewSpec, side_px: int) -> ViewSpec:
 
 def sides_px(augment: Augment, epochs: int) -> list[int]:
     """Every largest side of a run, in their order."""
+    if augment.progressive is None:
+        return [full_side_px(augment)]
     return sorted({largest_side_px(augment, epoch, epochs) for epoch in range(epochs)})
 
 
