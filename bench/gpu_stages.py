@@ -16,7 +16,13 @@ INTERPRETED = {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREA
 CUDA_PEERS = ["fastssl-cuda", "fastssl-torch", "torchvision-v2-batch", "kornia", "kornia-compiled", "dali", "copy"]
 PHOTOGRAPHS = "data/photographs.beton"
 RESNET18 = ["-s", "model.backbone=resnet18"]
-TESTS = ["augment/test_cuda*.py", "training/test_no_sync.py", "training/test_loop.py", "data/test_loaders.py"]
+TESTS = [
+    "augment/test_cuda*.py",
+    "training/test_no_sync.py",
+    "training/test_step_graph.py",
+    "training/test_loop.py",
+    "data/test_loaders.py",
+]
 TESTS_DRY = ["augment/test_draws.py", "training/test_no_sync.py"]
 
 

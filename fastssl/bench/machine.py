@@ -27,8 +27,8 @@ from fastssl.training.online_probes import Prober
 MAX_STEP_S = 4.0
 EVALUATION_S = 20.0
 # Numbers of four bytes that an update reads and writes per parameter: weight, gradient and moments, then all but the
-# gradient back; LARS also reads weight and gradient for its norms.
-OPTIMIZER_TRAFFIC = {"adam": 7, "adamw": 7, "sgd": 5, "lars": 7}
+# gradient back; LARS also reads weight and gradient for its norms. Muon's products are not in it.
+OPTIMIZER_TRAFFIC = {"adam": 7, "adamw": 7, "sgd": 5, "lars": 7, "muon": 7}
 Say = Callable[[str], None]
 
 

@@ -9,6 +9,7 @@ from typing import Any, assert_never
 import torch
 from torch import Tensor, nn
 
+from fastssl.build.muon import Muon, subtract
 from fastssl.recipe.schema import Optimizer, Recipe, Schedule
 
 
@@ -23,6 +24,7 @@ def optimizer(recipe: Recipe, module: nn.Module, *, device: torch.device) -> tor
         betas=spec.betas,
         trust=spec.trust,
         rate_in_momentum=spec.rate_in_momentum,
+        capturable=recipe.train.cuda_graph and device.type == "cuda",
         device=device,
     )
 
@@ -91,29 +93,33 @@ def make_optimizer(
     trust: float,
     device: torch.device,
     rate_in_momentum: bool = True,
+    capturable: bool = False,
 ) -> torch.optim.Optimizer:
-    """Adam, AdamW, SGD (fused on CPU and CUDA, foreach elsewhere) or LARS.
+    """Adam, AdamW, SGD (fused on CPU and CUDA, foreach elsewhere), LARS or Muon.
 
     Args:
-        name: "adam" (weight decay inside the gradient), "adamw", "sgd" or "lars".
+        name: "adam" (weight decay inside the gradient), "adamw", "sgd", "lars" or "muon".
         groups: from `parameter_groups`.
         lr: starting rate; the loop overwrites it every step.
-        momentum: of sgd and lars, in [0, 1).
-        betas: of adam and adamw, each in [0, 1).
+        momentum: of sgd, lars and muon, in [0, 1).
+        betas: of adam, adamw and muon's vectors, each in [0, 1).
         trust: LARS trust coefficient (0.001 in You et al. 2017).
         device: where the parameters are.
         rate_in_momentum: of lars, see `Lars`.
+        capturable: a CUDA graph may hold the update.
     """
     kernels: dict[str, bool] = {"fused": True} if device.type in ("cpu", "cuda") else {"foreach": True}
     match name:
         case "adam":
-            return torch.optim.Adam(groups, lr=lr, betas=betas, **kernels)
+            return torch.optim.Adam(groups, lr=lr, betas=betas, capturable=capturable, **kernels)
         case "adamw":
-            return torch.optim.AdamW(groups, lr=lr, betas=betas, **kernels)
+            return torch.optim.AdamW(groups, lr=lr, betas=betas, capturable=capturable, **kernels)
         case "sgd":
             return torch.optim.SGD(groups, lr=lr, momentum=momentum, **kernels)
         case "lars":
             return Lars(groups, lr=lr, momentum=momentum, trust=trust, rate_in_momentum=rate_in_momentum)
+        case "muon":
+            return Muon(groups, lr=lr, momentum=momentum, betas=betas, capturable=capturable)
         case _:
             assert_never(name)
 
@@ -155,10 +161,13 @@ class Lars(torch.optim.Optimizer):
             if "velocity" not in self.state[p]:
                 self.state[p]["velocity"] = torch.zeros_like(p)
         velocities = [self.state[p]["velocity"] for p in parameters]
-        inside = group["rate_in_momentum"]
         torch._foreach_mul_(velocities, group["momentum"])
-        torch._foreach_add_(velocities, directions, alpha=group["lr"] if inside else 1.0)
-        torch._foreach_sub_(parameters, velocities, alpha=1.0 if inside else group["lr"])
+        if group["rate_in_momentum"]:
+            subtract(velocities, directions, -group["lr"])
+            torch._foreach_sub_(parameters, velocities)
+        else:
+            torch._foreach_add_(velocities, directions)
+            subtract(parameters, velocities, group["lr"])
 
     def adapted(self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
         """Directions times their local rates.
@@ -193,6 +202,7 @@ class Lars(torch.optim.Optimizer):
         return self.buffers[key]
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float | Tensor) -> None:
+    """For the next update; a tensor is read on the device."""
     for group in optimizer.param_groups:
         group["lr"] = lr

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from fastssl.errors import UserError
 from fastssl.recipe import progressive
 from fastssl.recipe.presets import ViewTableError, view_table
-from fastssl.recipe.schema import Model, Progressive, Recipe, ViewSpec, loss_sections
+from fastssl.recipe.schema import Model, Progressive, Recipe, Train, ViewSpec, loss_sections
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 16
@@ -178,7 +178,19 @@ def disagreements(recipe: Recipe) -> list[str]:
             f"train.compile {recipe.train.compile} replays graphs whose gradients the next part would overwrite, so it "
             f"does not go with optim.accumulate_steps {optim.accumulate_steps}; set train.compile to true"
         )
-    return problems
+    return problems + graph_problems(recipe.train)
+
+
+def graph_problems(train: Train) -> list[str]:
+    """What one graph of a whole step cannot hold."""
+    if not train.cuda_graph:
+        return []
+    obstacles = {
+        f"train.compile {train.compile} replays graphs of its own": isinstance(train.compile, str),
+        "train.on_nonfinite skip looks at every gradient on the host": train.on_nonfinite == "skip",
+        "train.precision fp16 looks at every gradient on the host": train.precision == "fp16",
+    }
+    return [f"{reason}, so it does not go with train.cuda_graph" for reason, is_so in obstacles.items() if is_so]
 
 
 def group_problems(model: Model, *, images: int) -> list[str]:

@@ -237,7 +237,7 @@ def loss_name(value: Any) -> Any:
     return value.get("name", "barlow_twins") if isinstance(value, dict) else getattr(value, "name", "barlow_twins")
 
 
-Optimizer = Literal["adam", "adamw", "sgd", "lars"]
+Optimizer = Literal["adam", "adamw", "sgd", "lars", "muon"]
 Schedule = Literal["cosine", "constant"]
 
 
@@ -288,6 +288,10 @@ class Train(Section):
     compile: bool | Literal["reduce-overhead", "max-autotune"] = Field(
         False,
         description="torch.compile for network and loss; modes reduce-overhead and max-autotune replay CUDA graphs.",
+    )
+    cuda_graph: bool = Field(
+        False,
+        description="CUDA: replay the whole step, optimizer included, as one graph; for steps of a few milliseconds.",
     )
     gradient_compression: Literal["none", "bf16"] = Field(
         "none", description="What ranks send of their gradients: all bits, or bfloat16, half the bytes of float32."

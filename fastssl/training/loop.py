@@ -25,7 +25,7 @@ from fastssl.recipe.presets import view_table
 from fastssl.recipe.schema import Recipe, ViewSpec
 from fastssl.runs.directory import check_run_dir, lock, record_failure, write_beginnings
 from fastssl.runs.files import atomic_json
-from fastssl.training import guards, parallel, precision
+from fastssl.training import guards, parallel, precision, step_graph
 from fastssl.training.distributed import agree
 from fastssl.training.guards import NAMES, Interrupts, torch_settings
 from fastssl.training.own_parts import OwnLoss, with_own
@@ -82,6 +82,7 @@ def train(
     check_run_dir(folder, given, resume=resume)
     recipe = build.run_data.resumed(given, folder) if resume else given
     ranks.start(build.hardware.device(recipe).type, timeout_s=GROUP_TIMEOUT_S)
+    step_graph.check(recipe)
     with shown(progress, observe, convert_progress) as (observing, converting):
         build.data.ensure_data_once(recipe, progress=converting)
         with torch_settings(recipe), threads(recipe) as threads_taken:
@@ -140,6 +141,7 @@ def begin(run: Run, given: Recipe, chosen: dict[str, str]) -> None:
         build.views.fallback(run.recipe, run.augment_of(0), device=run.device),
         run.prober.not_measured,
         build.hardware.emulation(run.recipe, run.device),
+        step_graph.not_used(run.recipe, run.device),
     ):
         if warning:
             run.warn(warning)

@@ -17,6 +17,7 @@ from fastssl.losses.loss import Terms
 from fastssl.recipe.schema import Recipe
 from fastssl.training.distributed import without_sync
 from fastssl.training.objective import Objective, Views, objective
+from fastssl.training.step_graph import StepGraphs
 from fastssl.training.view_parallel import intra_op_threads
 
 
@@ -44,6 +45,7 @@ class Step:
         replays_graphs: the network replays CUDA graphs; what it gave in the step before is overwritten from here on.
         threads: per operator of the calling thread while it takes a step; None leaves them as they are.
         compiled: network and loss as one compiled module, called in place of both; None where nothing is compiled.
+        graphs: replay the whole step as one CUDA graph; None where its operators are launched one by one.
     """
 
     network: Callable[..., Any]
@@ -58,6 +60,7 @@ class Step:
     replays_graphs: bool = False
     threads: int | None = None
     compiled: Callable[[Views, Tensor | None], Terms] | None = None
+    graphs: StepGraphs | None = None
 
     def __call__(self, views: Views, lr: float, *, number: int = 0) -> Terms:
         """One step.
@@ -71,11 +74,19 @@ class Step:
             The loss's terms and "gradient_norm" (before clipping), detached, on the device, averaged over the parts;
             with `skip_nonfinite` also "skipped", 0 or 1.
         """
+        seed = self.seed(number, views[0].device)
         with intra_op_threads(self.threads or torch.get_num_threads()):
-            return self.take(views, lr, number)
+            return self.graphs(self.take, views, lr, seed) if self.graphs else self.take(views, lr, seed)
 
-    def take(self, views: Views, lr: float, number: int) -> Terms:
-        """One step, on the threads that are set."""
+    def seed(self, number: int, device: torch.device) -> Tensor | None:
+        """What the loss draws from at a step, on the device; None where it draws nothing."""
+        if self.seeds is None:
+            return None
+        # filled on the device: a number copied from the host would be waited for
+        return torch.full((), self.seeds(number), dtype=torch.int64, device=device)
+
+    def take(self, views: Views, lr: float | Tensor, seed: Tensor | None) -> Terms:
+        """One step, on the threads that are set, with all that changes from step to step in its arguments."""
         set_learning_rate(self.optimizer, lr)
         before = self.statistics() if self.skip_nonfinite else []
         called = self.network if self.compiled is None else self.compiled  # a compiled module has no truth value
@@ -83,7 +94,7 @@ class Step:
         parts = self.parts(views)
         for i, part in enumerate(parts):
             with contextlib.nullcontext() if i == len(parts) - 1 else without_sync(called):
-                terms = self.forward(part, number=number)
+                terms = self.forward(part, seed)
                 self.backward(terms)
             for name, term in terms.items():
                 total[name] = total.get(name, 0) + term.detach() / self.accumulate_steps
@@ -104,11 +115,10 @@ class Step:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         return list(zip(*(cut(group, self.accumulate_steps) for group in views), strict=True))
 
-    def forward(self, part: Views, *, number: int = 0) -> Terms:
-        """The loss's terms of these views."""
-        seed = None
-        if self.seeds:  # filled on the device: a number copied from the host would be waited for
-            seed = torch.full((), self.seeds(number), dtype=torch.int64, device=part[0].device)
+    def forward(self, part: Views, seed: Tensor | None = None) -> Terms:
+        """The loss's terms of these views; without a seed, with that of step 0."""
+        if seed is None:
+            seed = self.seed(0, part[0].device)
         if self.compiled is not None:
             return self.compiled(part, seed)
         return objective(self.network, self.loss, part, autocast=self.autocast, seed=seed)
@@ -185,4 +195,5 @@ def step_of(
         skip_nonfinite=recipe.train.on_nonfinite == "skip",
         replays_graphs=build.model.replays_graphs(recipe),
         compiled=compiled,
+        graphs=StepGraphs() if recipe.train.cuda_graph and device.type == "cuda" else None,
     )

@@ -109,7 +109,9 @@ def capture_on_cuda(run: Run) -> tuple[Callable[[], None], Tensor]:
             values = run()
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"The step cannot be captured as a CUDA graph: {reason}", "Set train.cuda_graph to false.") from error
+        raise UserError(
+            f"The step cannot be captured as a CUDA graph: {reason}", "Set train.cuda_graph to false."
+        ) from error
     return graph.replay, values
 
 

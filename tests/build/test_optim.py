@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastssl.build.muon import orthogonal
 from fastssl.build.optim import learning_rate_at, make_optimizer, optimizer, parameter_groups, set_learning_rate
 from fastssl.models.backbones import backbone
 from fastssl.models.pretrainer import Pretrainer
@@ -156,3 +157,68 @@ def test_lars_at_zero_weight_takes_a_plain_step() -> None:
     w.grad = torch.ones(2, 2)
     lars.step()
     torch.testing.assert_close(w.detach(), torch.full((2, 2), -0.1))
+
+
+def muon_of(parameters: list[nn.Parameter], *, lr: float, momentum: float, decay: float) -> torch.optim.Optimizer:
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return make_optimizer(
+        "muon", groups, lr=lr, momentum=momentum, betas=(0.9, 0.99), trust=0.001, device=torch.device("cpu")
+    )
+
+
+@pytest.mark.parametrize("shape", [(7, 40), (40, 7), (16, 16), (1, 12), (5, 1)])
+def test_an_orthogonalized_matrix_keeps_its_singular_vectors(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, *shape)
+    left, _, right = torch.linalg.svd(x, full_matrices=False)
+    made = torch.linalg.svdvals(orthogonal(x))
+    assert 0.65 < float(made.min()) <= float(made.max()) < 1.25
+    diagonal = left.mT @ orthogonal(x) @ right.mT
+    torch.testing.assert_close(diagonal, torch.diag_embed(diagonal.diagonal(dim1=1, dim2=2)), atol=2e-3, rtol=0)
+    torch.testing.assert_close(orthogonal(1e-3 * x), orthogonal(x), atol=1e-3, rtol=0)  # whatever the length
+
+
+def test_muon_is_torchs_for_matrices_and_adamw_for_vectors() -> None:
+    """torch's iterates in bfloat16 and takes no kernels: a kernel here is the matrix of its filters there."""
+    torch.manual_seed(0)
+    w, b = nn.Parameter(torch.randn(12, 30)), nn.Parameter(torch.randn(12))
+    wide = nn.Parameter(torch.randn(12, 30))  # of one shape with w: both are one product
+    kernel = nn.Parameter(torch.randn(16, 4, 3, 3).to(memory_format=torch.channels_last))
+    ours = muon_of([w, b, wide, kernel], lr=0.0, momentum=0.9, decay=0.1)
+    their = [nn.Parameter(p.detach().clone().flatten(1)) for p in (w, wide, kernel)]
+    muon = torch.optim.Muon(their, lr=1.0, weight_decay=0.1, momentum=0.9, adjust_lr_fn="match_rms_adamw")
+    vector = nn.Parameter(b.detach().clone())
+    adamw = torch.optim.AdamW([vector], lr=1.0, betas=(0.9, 0.99), weight_decay=0.0)
+    moved = 0.0
+    for step in range(5):
+        before = w.detach().clone()
+        for p in (w, b, wide, kernel):
+            p.grad = torch.randn(p.shape)
+        for p, theirs in zip((w, wide, kernel), their, strict=True):
+            assert p.grad is not None
+            theirs.grad = p.grad.flatten(1)
+        assert b.grad is not None
+        vector.grad = b.grad.clone()
+        for optimizer_ in (ours, muon, adamw):
+            set_learning_rate(optimizer_, 0.01 / (1 + step))
+            optimizer_.step()
+        moved += float((w.detach() - before).norm())
+    torch.testing.assert_close(b.detach(), vector.detach())
+    for p, theirs in zip((w, wide, kernel), their, strict=True):
+        assert float((p.detach().flatten(1) - theirs.detach()).norm()) < 0.02 * moved
+
+
+def test_the_singular_values_of_muons_steps_do_not_depend_on_the_gradients() -> None:
+    """A gradient of one large and many small directions moves all of them alike."""
+    torch.manual_seed(0)
+    w = nn.Parameter(torch.zeros(8, 20))
+    optimizer_ = muon_of([w], lr=0.1, momentum=0.0, decay=0.0)
+    u, _, vh = torch.linalg.svd(torch.randn(8, 20), full_matrices=False)
+    w.grad = u @ torch.diag(torch.tensor([1.0] + [0.01] * 7)) @ vh
+    optimizer_.step()
+    moved = torch.linalg.svdvals(w.detach())
+    assert float(moved.max() / moved.min()) < 2.0
+    assert float(w.detach().square().mean().sqrt()) == pytest.approx(0.1 * 0.2 * 20**0.5 / 20**0.5, rel=0.35)
