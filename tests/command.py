@@ -37,19 +37,21 @@ PRELOADED = (
 
 
 def fastssl(
-    *words: str, cwd: Path | None = None, env: dict[str, str] | None = None, timeout: float = 300
+    *words: str, cwd: Path | None = None, env: dict[str, str] | None = None, before: str = "", timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:
     """`fastssl WORDS` with its output as text.
 
     Args:
         cwd: the command's folder; this process's when absent.
         env: variables besides this process's, which are read when they are needed.
+        before: Python that the command's process runs first, such as a fault.
         timeout: in seconds; then the command is killed.
 
     Raises:
         TimeoutExpired: after `timeout`.
     """
-    request = {"words": words, "cwd": str(cwd or os.getcwd()), "env": {**os.environ, **(env or {})}}
+    environment = {**os.environ, **(env or {})}
+    request = {"words": words, "cwd": str(cwd or os.getcwd()), "env": environment, "before": before}
     with socket.socket(socket.AF_UNIX) as line, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
         line.settimeout(FIRST_S)
         line.connect(server())
@@ -114,6 +116,7 @@ def child(request: dict[str, Any], files: list[int]) -> list[str]:
     for target, file in enumerate([os.open(os.devnull, os.O_RDONLY), *files]):
         os.dup2(file, target)
         os.close(file)
+    exec(request["before"], {})
     return list(request["words"])
 
 

@@ -18,7 +18,9 @@ SLOW = frozenset((ROOT / "tests" / "slow.txt").read_text(encoding="utf-8").split
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks as slow what slow.txt names: whole files, and tests with all their parameters."""
+    """Marks as slow what slow.txt names: whole files, and tests with all their parameters. Whole processes come first:
+    the longest tests at the end would leave all workers but one idle."""
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/system/"))
     for item in items:
         test = item.nodeid.partition("[")[0]
         if test in SLOW or test.partition("::")[0] in SLOW:

@@ -113,12 +113,11 @@ def orthogonal(x_Nnm: Tensor) -> Tensor:
     x_Nnm = x_Nnm.float()
     x_Nnm = x_Nnm / x_Nnm.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
     gram_Nnn = x_Nnm @ x_Nnm.mT
-    one_nn = a * torch.eye(gram_Nnn.shape[-1], device=x_Nnm.device)
-    product_Nnn = None
-    for i in range(ITERATIONS):
-        factor_Nnn = torch.baddbmm(one_nn + b * gram_Nnn, gram_Nnn, gram_Nnn, alpha=c)
-        product_Nnn = factor_Nnn if product_Nnn is None else factor_Nnn @ product_Nnn
+    product_Nnn = torch.eye(gram_Nnn.shape[-1], device=x_Nnm.device).expand_as(gram_Nnn)
+    for i in range(ITERATIONS):  # all of them are polynomials of the first, so they commute
+        change_Nnn = torch.baddbmm(gram_Nnn, gram_Nnn, gram_Nnn, beta=b, alpha=c)
+        product_Nnn = torch.baddbmm(product_Nnn, change_Nnn, product_Nnn, beta=a)
         if i < ITERATIONS - 1:
-            gram_Nnn = factor_Nnn @ gram_Nnn @ factor_Nnn
-    assert product_Nnn is not None
+            half_Nnn = torch.baddbmm(gram_Nnn, change_Nnn, gram_Nnn, beta=a)
+            gram_Nnn = torch.baddbmm(half_Nnn, half_Nnn, change_Nnn, beta=a)
     return product_Nnn @ x_Nnm

@@ -110,7 +110,7 @@ def capture_on_cuda(run: Run) -> tuple[Callable[[], None], Tensor]:
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"The step cannot be captured as a CUDA graph: {reason}", "Set train.cuda_graph to false."
+            f"The step cannot be captured as a CUDA graph ({reason}).", "Set train.cuda_graph to false."
         ) from error
     return graph.replay, values
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from test_sources import pack_tar, png, tree
 
-from fastssl.data.beton.reader import Beton
+from fastssl.data.beton.reader import Beton, BetonWriter
 from fastssl.data.convert.convert import convert
 from fastssl.data.convert.labels import read_classes
 from fastssl.data.sources import open_source
@@ -559,3 +559,16 @@ def test_classes_are_read_from_a_manifest_a_file_or_a_list(tmp_path):
     for wrong, said in (("a,b,a", "'a' twice"), (",", "no class"), (str(tmp_path / "absent.json"), "cannot be read")):
         with pytest.raises(UserError, match=said):
             read_classes(wrong)
+
+
+def test_a_signal_between_opening_the_output_and_writing_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(writer: BetonWriter) -> BetonWriter:
+        writer._file.close()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(BetonWriter, "__enter__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        convert("shapes", tmp_path / "out" / "a.beton", count=20, side_px=16)
+    assert not list(tmp_path.iterdir())

@@ -156,3 +156,19 @@ def test_the_verdicts_quoted_are_those_of_the_record():
     text = page_text("docs/claims.md")
     rows = re.findall(r"^\| (\d)\. .* \| (holds in part|holds|does not hold)", text, re.MULTILINE)
     assert rows == [(verdict["claim"][0], verdict["outcome"]) for verdict in record("claims")["verdicts"]]
+
+
+def test_the_table_of_a_shared_machine_is_that_of_the_record():
+    loops = ("fastssl, views shared", "fastssl", "lightly", "plain torchvision")
+    rates = [row for row in record("shared")["rows"] if row["metric"] == "views_per_s"]
+    for situation in {row["work"]["situation"] for row in rates}:
+        of = {row["impl"]: row for row in rates if row["work"]["situation"] == situation}
+        cells = [f"{row['median']:,.0f} ({row['min']:,.0f} to {row['max']:,.0f})" for row in map(of.get, loops)]
+        assert row_of("docs/benchmarks.md", situation) == cells
+    shares = [
+        f"{row['median']:.0f} % ({row['min']:.0f} to {row['max']:.0f})"
+        for row in record("shared")["rows"]
+        if row["metric"] == "share_of_alone_pct" and row["work"]["situation"] == "next to 1 busy"
+    ]
+    text = " ".join(page_text("docs/benchmarks.md").split())
+    assert [share for share in shares if share not in text] == []

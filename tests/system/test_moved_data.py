@@ -3,11 +3,10 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import command
 import pytest
 from tiny import tiny
 
@@ -35,10 +34,6 @@ def project(tiny_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def figures(run: Path) -> dict[str, Any]:
     record = evaluate(run, probes=["knn"], device="cpu")
     return {key: record[key] for key in ("rows", "spectrum", "on")}
-
-
-def command(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "fastssl", *words], capture_output=True, text=True, timeout=300)
 
 
 def test_from_another_folder_the_recorded_place_is_taken(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +74,7 @@ def test_one_message_says_what_to_do_when_the_data_moved(project: Path) -> None:
     assert len(skipped) == 2
     assert all(what in line and "data.path into runs/tiny/recipe.yaml" in line for line in skipped)
     for words in (["eval", "runs/tiny"], ["train", "tiny.yaml", "--resume"]):
-        done = command(*words)
+        done = command.fastssl(*words)
         assert (done.returncode, done.stderr.strip().splitlines()[-2:]) == (2, [f"Error: {what}", fix])
 
     recipe = (run / "recipe.yaml").read_text()  # what the message asks for

@@ -1,4 +1,4 @@
-"""`python faulty_run.py FAULT STEP train ...`: the command, as it is, in a process that has one fault at one step.
+"""`cause(FAULT, STEP)`: the process has one fault at one step.
 
 FAULT: nan (the loss), hang (the loss never returns), memory (the address space ends), sigterm-step, sigterm-evaluation
 and sigterm-checkpoint (the signal arrives in the middle of each).
@@ -7,7 +7,6 @@ and sigterm-checkpoint (the signal arrives in the middle of each).
 import os
 import resource
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,6 @@ from typing import Any
 import torch
 
 from fastssl import build
-from fastssl.cli import main
 from fastssl.probes import evaluate
 from fastssl.runs import files
 
@@ -56,9 +54,8 @@ def no_more_memory(terms: Any) -> Any:
     return terms
 
 
-if __name__ == "__main__":
-    name, step = sys.argv[1], int(sys.argv[2])
-    sys.argv = ["fastssl", *sys.argv[3:]]
+def cause(name: str, step: int) -> None:
+    """The fault comes at its step of whatever this process does next."""
     if name == "sigterm-evaluation":
         evaluate.knn = at_step(step, evaluate.knn, sigterm)
     elif name == "sigterm-checkpoint":
@@ -67,4 +64,3 @@ if __name__ == "__main__":
         faults = {"nan": not_a_number, "hang": hang_in_the_loss, "memory": no_more_memory, "sigterm-step": sigterm}
         honest = build.losses.loss
         build.losses.loss = lambda recipe: at_step(step, honest(recipe), faults[name])
-    main()

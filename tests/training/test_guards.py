@@ -3,13 +3,12 @@
 import contextlib
 import json
 import os
-import resource
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import command
 import pytest
 import torch
 import yaml
@@ -18,7 +17,7 @@ from tiny import tiny
 from fastssl.runs import checkpoint
 from fastssl.training.guards import EXIT_CODE, FirstBadStep, SlowSteps
 
-FAULTY = Path(__file__).with_name("faulty_run.py")
+HERE = Path(__file__).parent
 Done = subprocess.CompletedProcess[str]
 
 
@@ -31,16 +30,10 @@ def recipe(tiny_data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactor
     return path
 
 
-def run(*words: str, **options: Any) -> Done:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, *words], capture_output=True, text=True, timeout=300, env=environment, **options
-    )
-
-
-def train(recipe: Path, folder: Path, *words: str, fault: str = "", step: int = 0, **options: Any) -> Done:
-    start = [str(FAULTY), fault, str(step)] if fault else ["-m", "fastssl"]
-    return run(*start, "train", str(recipe), "--run-dir", str(folder), "--resume", *words, **options)
+def train(recipe: Path, folder: Path, *words: str, fault: str = "", step: int = 0, before: str = "") -> Done:
+    if fault:
+        before = f"import sys; sys.path.append({str(HERE)!r}); import faulty_run; faulty_run.cause({fault!r}, {step})"
+    return command.fastssl("train", str(recipe), "--run-dir", str(folder), "--resume", *words, before=before)
 
 
 def records(folder: Path, event: str = "step") -> list[dict[str, Any]]:
@@ -132,8 +125,7 @@ def test_a_signal_in_the_middle_of_any_phase_loses_nothing(
     assert losses(tmp_path / "run") == reference
 
 
-def small_files() -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+SMALL_FILES = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))"
 
 
 def test_a_disk_that_refuses_checkpoints_ends_nothing_before_the_end(
@@ -141,7 +133,7 @@ def test_a_disk_that_refuses_checkpoints_ends_nothing_before_the_end(
 ) -> None:
     folder = tmp_path / "run"
     assert train(recipe, folder, fault="sigterm-step", step=4).returncode == EXIT_CODE
-    done = train(recipe, folder, preexec_fn=small_files)
+    done = train(recipe, folder, before=SMALL_FILES)
     assert "Training continues and tries again" in done.stderr
     assert "The checkpoint of step 20 cannot be written: File too large" in two_lines(done)
     assert losses(folder) == reference

@@ -142,6 +142,30 @@ def test_without_cuda_it_is_said_to_have_no_effect(tiny_recipe: dict[str, Any], 
     assert [message for message in said if "train.cuda_graph has no effect on cpu" in message]
 
 
+class Launches(TorchDispatchMode):
+    """Counts what is dispatched, but for views of memory, which launch nothing."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_replayed_step_launches_a_graph_and_few_copies(tiny_recipe: dict[str, Any]) -> None:
+    """Views, rate and seed in, terms out; the operators themselves are the graph's."""
+    _, graphed = steps(tiny_recipe, ["loss={name: sigreg}"])
+    graphed = replace(graphed, graphs=StepGraphs(lambda run: (lambda: None, torch.zeros(4))))
+    for number in range(WARM_UP_STEPS + 1):
+        graphed(views(number), 2.0**-6, number=number)
+    with Launches() as launches:
+        graphed(views(9), 2.0**-6, number=9)
+    assert launches.count <= 6
+    with Launches() as eager:
+        replace(graphed, graphs=None)(views(9), 2.0**-6, number=9)
+    assert eager.count > 20 * launches.count
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", ["adamw", "lars", "muon", "sgd"])

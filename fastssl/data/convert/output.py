@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import glob
 import hashlib
 import itertools
 import json
@@ -83,6 +84,8 @@ def converted(
         yield HiddenOutput(temporary, out, _write(job, temporary, source, positions_N, journal), journal)
     finally:
         remove(temporary)
+        for left in out.parent.glob(f".{glob.escape(temporary.name)}.*"):  # of a signal between opening and writing
+            remove(left)
 
 
 def place(output: HiddenOutput) -> Manifest:
