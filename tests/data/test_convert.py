@@ -565,7 +565,8 @@ def test_a_signal_between_opening_the_output_and_writing_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(writer: BetonWriter) -> BetonWriter:
-        writer._file.close()
+        for file in (writer._file, writer._records, writer._table):
+            file.close()
         raise KeyboardInterrupt
 
     monkeypatch.setattr(BetonWriter, "__enter__", interrupted)
