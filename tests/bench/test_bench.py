@@ -239,6 +239,8 @@ def test_graphs_are_a_variant_where_there_is_cuda(tiny_recipe: dict[str, Any]):
     assert graphs not in variants.settings(recipe, torch.device("cpu"))
     assert variants.settings(recipe, torch.device("cuda"))[graphs] == ["train.compile=reduce-overhead"]
     assert load(recipe, ["train.compile=reduce-overhead"]).train.compile == "reduce-overhead"
+    (changes,) = (c for name, c in variants.settings(recipe, torch.device("cuda")).items() if "cuda_graph" in name)
+    assert load(recipe, changes).train.cuda_graph
 
 
 def test_a_setting_that_does_not_run_here_is_said(tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
