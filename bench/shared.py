@@ -4,9 +4,9 @@ python bench/shared.py [RECIPE] [--busy 1 2 4] [--quota 1] [--rounds 3] [--secon
 
 Every measurement is a process of its own: its first WARMUP steps are not timed, and the busy processes start when they
 are over. The loops take turns within each situation, and every situation comes once a round. A busy process spins in
-Python and keeps one core. A quota is
-systemd's or a cgroup's where this user may set one, else `taskset` to as many cores; the record says which. Ours runs
-as the recipe says and with views shared among threads (model.batch_norm: per_view). Writes bench/results/shared.json.
+Python and keeps one core. A quota is systemd's or a cgroup's where this user may set one, else `taskset` to as many
+cores; the record says which. Ours runs as the recipe says and with views shared among threads (model.batch_norm:
+per_view). Writes bench/results/shared.json.
 """
 
 import argparse

@@ -20,6 +20,14 @@ class Muon(torch.optim.Optimizer):
     `w = w - lr * (decay * w + 0.2 * sqrt(max(n, m)) * orthogonal(v))` with Nesterov's v of the gradients: every
     direction of w moves alike, whatever the gradient's singular values, and an element moves as far as with AdamW.
     Vectors take the steps of AdamW.
+
+    Args:
+        groups: parameters with their `weight_decay`.
+        lr: starting rate.
+        momentum: of matrices and kernels, in [0, 1).
+        betas: of vectors, each in [0, 1).
+        fused: AdamW in one kernel; torch then keeps the number of the step on the parameters' device, at a resume too.
+        capturable: a CUDA graph may hold the update.
     """
 
     def __init__(
@@ -29,10 +37,11 @@ class Muon(torch.optim.Optimizer):
         lr: float,
         momentum: float,
         betas: tuple[float, float],
+        fused: bool,
         capturable: bool = False,
     ) -> None:
         defaults = {"lr": lr, "momentum": momentum, "betas": betas, "weight_decay": 0.0}
-        super().__init__(groups, defaults | {"capturable": capturable})
+        super().__init__(groups, defaults | {"fused": fused, "capturable": capturable})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -63,10 +72,10 @@ class Muon(torch.optim.Optimizer):
     def step_vectors(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         if not parameters:
             return
-        (beta1, beta2), device = group["betas"], parameters[0].device
+        (beta1, beta2), on_device = group["betas"], group["fused"] or group["capturable"]
         for p in parameters:
             if "step" not in self.state[p]:
-                self.state[p]["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
+                self.state[p]["step"] = torch.zeros((), device=p.device if on_device else "cpu")
         adamw(
             parameters,
             [p.grad for p in parameters if p.grad is not None],
@@ -74,7 +83,7 @@ class Muon(torch.optim.Optimizer):
             self.states("exp_avg_sq", parameters),
             [],
             [self.state[p]["step"] for p in parameters],
-            fused=device.type in ("cpu", "cuda"),
+            fused=group["fused"],
             capturable=group["capturable"],
             amsgrad=False,
             beta1=beta1,

@@ -119,7 +119,7 @@ def make_optimizer(
         case "lars":
             return Lars(groups, lr=lr, momentum=momentum, trust=trust, rate_in_momentum=rate_in_momentum)
         case "muon":
-            return Muon(groups, lr=lr, momentum=momentum, betas=betas, capturable=capturable)
+            return Muon(groups, lr=lr, momentum=momentum, betas=betas, fused="fused" in kernels, capturable=capturable)
         case _:
             assert_never(name)
 

@@ -107,6 +107,8 @@ def capture_on_cuda(run: Run) -> tuple[Callable[[], None], Tensor]:
     try:
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # threads that load go on meanwhile
             values = run()
+    except torch.OutOfMemoryError:
+        raise  # explained by the loop
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(

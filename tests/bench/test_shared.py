@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -12,6 +13,8 @@ from tiny import tiny
 
 sys.path.append(str(Path(__file__).parents[2] / "bench"))
 import shared
+
+from fastssl.recipe.load import load
 
 
 def test_busy_processes_run_and_end() -> None:
@@ -39,6 +42,15 @@ def test_shares_are_of_the_same_rounds_alone() -> None:
     share = next(row for row in rows if row["metric"] == "share_of_alone_pct")
     assert share["values"] == [50.0, 60.0]
     assert share["work"] == {"batch": 32, "situation": "next to 1 busy"}
+
+
+def test_a_loop_that_fails_before_it_is_warm_is_said_and_left_out(
+    tiny_recipe: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = shared.parse(["--seconds", "0.1", "--workers", "1"])
+    recipe = load(tiny_recipe, [f"data.path={tmp_path / 'absent.beton'}"])
+    assert shared.in_a_process("fastssl", recipe, [], 1, arguments) is None
+    assert "fastssl is left out: " in capsys.readouterr().err
 
 
 def test_one_run_writes_the_record(

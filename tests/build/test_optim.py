@@ -9,12 +9,13 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastssl.build.muon import orthogonal
+from fastssl.build.muon import Muon, orthogonal
 from fastssl.build.optim import learning_rate_at, make_optimizer, optimizer, parameter_groups, set_learning_rate
 from fastssl.models.backbones import backbone
 from fastssl.models.pretrainer import Pretrainer
 from fastssl.recipe.load import load
 from fastssl.recipe.schema import Optimizer, Schedule
+from fastssl.runs import checkpoint
 from fastssl.training.step import Step
 
 
@@ -209,6 +210,39 @@ def test_muon_is_torchs_for_matrices_and_adamw_for_vectors() -> None:
     torch.testing.assert_close(b.detach(), vector.detach())
     for p, theirs in zip((w, wide, kernel), their, strict=True):
         assert float((p.detach().flatten(1) - theirs.detach()).norm()) < 0.02 * moved
+
+
+def test_muon_goes_on_from_a_checkpoint_where_its_parameters_are() -> None:
+    """torch moves the number of the step with the moments; a fused kernel takes it from no other device."""
+    torch.manual_seed(0)
+    layer, again = nn.Linear(3, 4), nn.Linear(3, 4)
+    first, second = (muon_of(list(x.parameters()), lr=0.1, momentum=0.9, decay=0.1) for x in (layer, again))
+    gradients = [[torch.randn(p.shape) for p in layer.parameters()] for _ in range(4)]
+
+    def step(chosen: torch.optim.Optimizer, number: int) -> None:
+        parameters = [p for group in chosen.param_groups for p in group["params"]]
+        for p, gradient in zip(parameters, gradients[number], strict=True):
+            p.grad = gradient.clone()
+        chosen.step()
+
+    for number in range(2):
+        step(first, number)
+    again.load_state_dict(layer.state_dict())
+    kept = {key: value.clone() for key, value in checkpoint.optimizer_snapshot(first).items()}
+    checkpoint.restore_optimizer(second, kept)
+    for number in (2, 3):
+        step(first, number)
+        step(second, number)
+    assert all(torch.equal(a, b) for a, b in zip(layer.parameters(), again.parameters(), strict=True))
+    elsewhere = Muon(
+        [{"params": list(nn.Linear(3, 4, device="meta").parameters())}],
+        lr=0.1,
+        momentum=0.9,
+        betas=(0.9, 0.99),
+        fused=True,
+    )
+    checkpoint.restore_optimizer(elsewhere, kept)
+    assert {value.device.type for state in elsewhere.state.values() for value in state.values()} == {"meta"}
 
 
 def test_the_singular_values_of_muons_steps_do_not_depend_on_the_gradients() -> None:
