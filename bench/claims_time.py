@@ -2,7 +2,8 @@
 
 Runs last hours, and others may use the machine meanwhile: their own seconds then say more about the neighbors than
 about the method. So each kind of step (views, batch, projector) is timed alone: views and step on real images, all
-kinds one after another in every round, and the fastest step counts. Loading is left out: from memory it is an index.
+kinds one after another in every round, and the fastest step counts. Threads share whole views where the recipe allows
+it, as in training. Loading is left out: from memory it is an index.
 """
 
 import json
@@ -17,7 +18,7 @@ from torch import Tensor
 from fastssl import build
 from fastssl.data.batch import Batch
 from fastssl.recipe.schema import Recipe
-from fastssl.training import guards
+from fastssl.training import guards, parallel
 from fastssl.training.step import step_of
 
 ROUNDS, STEPS = 4, 2
@@ -82,6 +83,8 @@ def loss_of_a_step(recipe: Recipe, images: Tensor, device: torch.device) -> Call
     manifest = build.data.manifest_of(recipe.data.path)
     network = build.model.network(recipe, in_channels=manifest.channels, device=device)
     step = step_of(recipe, network, device=device)
+    if not parallel.obstacle_to_views(recipe, device):
+        step = parallel.view_parallel(step, network, workers=torch.get_num_threads())
     augment = build.views.augment(recipe, manifest, device=device)
     index_B = torch.arange(min(recipe.data.batch_size, len(images)), device=device)
     batch = Batch(images[: len(index_B)], index_B, index_B)

@@ -37,21 +37,20 @@ def provide(package: Path) -> Path | None:
 
 
 def locked(kernel: Kernel) -> Kernel:
-    """A function of `numba.njit(cache=True)` whose cache file is read and written by one process at a time.
+    """A function of `numba.njit(cache=True)` that one process at a time compiles, or reads from its cache.
 
-    numba gives a new kernel the first free file name and writes the index before the kernel. Without a lock two
-    processes that compile for different types take the same name, and one then runs the other's kernel.
+    Those that come later wait and read what the first has compiled. And numba gives a new kernel the first free file
+    name and writes the index before the kernel: without a lock two processes that compile for different types take the
+    same name, and one then runs the other's kernel.
     """
-    file = kernel._cache._cache_file  # type: ignore[attr-defined]
-    file.load, file.save = alone(file, file.load), alone(file, file.save)
+    index = kernel._cache._cache_file._index_path  # type: ignore[attr-defined]
+    kernel.compile = alone(f"{index}.lock", kernel.compile)  # type: ignore[attr-defined]
     return kernel
 
 
-def alone(file: Any, call: Callable[..., Any]) -> Callable[..., Any]:
-    """The call under a lock next to numba's index."""
+def alone(path: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    """The call under a lock on that file."""
     from filelock import FileLock  # here, because every command imports this module
-
-    path = f"{file._index_path}.lock"
 
     def locked_call(*arguments: Any) -> Any:
         lock = FileLock(path)

@@ -1,0 +1,196 @@
+"""The record on a CPU: a recipe's accuracy and seconds over seeds, and what each change of it gains at equal views.
+
+python bench/record.py [RECIPE] --seeds 5                    the recipe itself, its seconds by the clock: run it alone
+python bench/record.py [RECIPE] --levers bench/levers.yaml   each change against the recipe, shortened
+
+Levers are compared on held-out images at equal views and equal seeds. Their views per second are those of the fastest
+step of each, timed apart (claims_time.py), so those runs may share the machine. Runs that are done are not run again,
+one that was stopped continues. Writes bench/results/record.json and leaves the parts that other calls measured in it.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
+
+from claims import as_command, at_least_one  # noqa: E402
+from claims_time import seconds_per_step  # noqa: E402
+
+import fastssl  # noqa: E402
+from fastssl.bench.crossing import first_crossing, median_or_none  # noqa: E402
+from fastssl.bench.record import record, row, save  # noqa: E402
+from fastssl.errors import UserError  # noqa: E402
+from fastssl.recipe.load import load  # noqa: E402
+from fastssl.recipe.schema import Recipe  # noqa: E402
+
+METRICS = ("knn20_pct", "ridge_pct")
+BASE = "the recipe"
+Levers = dict[str, list[str]]  # a lever's name to the changes of the recipe, as SECTION.KEY=VALUE
+Done = dict[str, Any]
+
+
+def levers_of(path: Path) -> tuple[list[str], Levers]:
+    """What shortens the recipe for all, and each lever's changes.
+
+    Raises:
+        UserError: when the file is not `short` and `levers`, or a lever bears the base's name.
+    """
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict) or set(content) != {"short", "levers"} or BASE in content["levers"]:
+        fix = f'Give the lists "short" and "levers", no lever named "{BASE}".'
+        raise UserError(f"{path} is not a table of levers.", fix)
+    return content["short"], content["levers"]
+
+
+def trained(recipe: Recipe, folder: Path) -> Done:
+    """The run's summary with its evaluations, trained first where it is not finished.
+
+    Raises:
+        UserError: when the folder holds a run of another recipe.
+    """
+    if (folder / "recipe.yaml").exists() and load(folder / "recipe.yaml") != recipe:
+        fix = "Choose another --out, or remove that folder."
+        raise UserError(f"{folder} holds a run of another recipe than this command's.", fix)
+    if not (folder / "summary.json").exists():
+        fastssl.train(recipe, run_dir=folder, resume=True)
+    done: Done = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return done | {"evaluations": [one for one in lines if one["event"] == "evaluation"]}
+
+
+def views_in_all(recipe: Recipe) -> float:
+    return recipe.train.epochs * recipe.augment.views * recipe.data.fraction
+
+
+def lever_recipes(base: Recipe, short: Sequence[str], levers: Levers) -> dict[str, Recipe]:
+    """Of each lever the shortened recipe with its changes, the recipe itself first.
+
+    Raises:
+        UserError: when one forwards more or fewer views than the others.
+    """
+    recipes = {name: load(base, [*short, *changes]) for name, changes in {BASE: [], **levers}.items()}
+    views = views_in_all(recipes[BASE])
+    unlike = [name for name, one in recipes.items() if abs(views_in_all(one) / views - 1) > 0.01]
+    if unlike:
+        fix = "Change train.epochs or data.fraction there, so that epochs x views x fraction is the same."
+        raise UserError(f"Not as many views as the recipe has: {', '.join(unlike)}.", fix)
+    return recipes
+
+
+def lever_runs(
+    recipes: Mapping[str, Recipe], seeds: Mapping[str, int], *, out: Path, deadline: float
+) -> dict[str, list[Done]]:
+    """The runs of each lever, those of the first seed first; the last ones are missing where time has run out."""
+    runs: dict[str, list[Done]] = {name: [] for name in recipes}
+    todo = [(seed, name) for seed in range(max(seeds.values())) for name in recipes if seed < seeds[name]]
+    left = 0
+    for seed, name in todo:
+        folder = out / f"{name.replace(' ', '-').replace('/', '-')}-s{seed}"
+        if time.monotonic() > deadline and not (folder / "summary.json").exists():
+            left += 1
+            continue
+        runs[name].append(trained(load(recipes[name], [f"seed={seed}"]), folder))
+        last = runs[name][-1]["evaluations"][-1]
+        print(f"{name}, seed {seed}: kNN {last['knn20_pct']:.2f} %, ridge {last['ridge_pct']:.2f} %", file=sys.stderr)
+    if left:
+        print(f"The budget is spent with {left} of {len(todo)} runs left; repeat the command.", file=sys.stderr)
+    return {name: done for name, done in runs.items() if done}
+
+
+def lever_rows(
+    recipes: Mapping[str, Recipe], runs: Mapping[str, Sequence[Done]], seconds: Mapping[str, float], levers: Levers
+) -> list[dict[str, Any]]:
+    """Accuracy on held-out images, points above the recipe at equal seeds, and views per second, of each lever."""
+    rows = []
+    for name, done in runs.items():
+        one = recipes[name]
+        work = {"lever": name, "changes": levers.get(name, []), "views": done[0]["views"]}
+        for metric in METRICS:
+            values, base = ([run["evaluations"][-1][metric] for run in some] for some in (done, runs[BASE]))
+            rows.append(row(name, work, f"val_{metric}", values))
+            gains = [a - b for a, b in zip(values, base, strict=False)]
+            rows.append(row(name, work, f"gain_{metric}", gains, mean=round(statistics.mean(gains), 2)))
+        if name in seconds:
+            per_step = one.data.batch_size * one.augment.views
+            rows.append(row(name, work, "views_per_s", [per_step / seconds[name]]))
+    return rows
+
+
+def record_rows(recipe: Recipe, runs: Sequence[Done], target_pct: float) -> list[dict[str, Any]]:
+    """Accuracy on test, seconds of training, and seconds to the target on held-out images."""
+    work = {"recipe": recipe.name, "views": runs[0]["views"]}
+    rows = [
+        row(BASE, work, f"test_{metric}", [run[f"test_{metric}"] for run in runs])
+        for metric in (*METRICS, "linear_pct")
+        if f"test_{metric}" in runs[0]
+    ]
+    rows += [row(BASE, work, key, [run[key] for run in runs]) for key in ("train_s", "views_per_s")]
+    found = [first_crossing(run["evaluations"], METRICS[0], target_pct, views=recipe.augment.views) for run in runs]
+    seconds = [at.train_s if at else None for at in found]
+    goal = work | {"target": METRICS[0], "pct": target_pct}
+    made = row(BASE, goal, "train_s", [value for value in seconds if value is not None])
+    return [*rows, made | {"median": median_or_none(seconds), "seeds": len(runs)}]
+
+
+def write(path: Path, recipe: Recipe, part: str, rows: list[dict[str, Any]], **more: Any) -> None:
+    """The record with this part in place of an earlier call's; each part has its recipe, machine and command."""
+    parts = json.loads(path.read_text(encoding="utf-8"))["parts"] if path.exists() else {}
+    made = record("record", rows, recipe.model_dump(mode="json"))
+    parts[part] = {key: made[key] for key in ("date", "hardware", "versions", "commit", "command", "recipe")}
+    parts[part] |= more | {"rows": rows}
+    save(path, made | {"parts": parts, "rows": [one for each in parts.values() for one in each["rows"]]})
+
+
+def text(rows: Sequence[dict[str, Any]]) -> str:
+    lines = []
+    for one in rows:
+        low, median, high = (f"{one[key]:.2f}" if one[key] is not None else "-" for key in ("min", "median", "max"))
+        lines.append(f"{one['impl']:32} {one['metric']:20} {median:>9} ({low} to {high}, n = {one['n']})")
+    return "\n".join(lines)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", nargs="?", default=str(ROOT / "recipes" / "cifar10_cpu.yaml"))
+    parser.add_argument("-s", dest="changes", action="append", default=[], metavar="SECTION.KEY=VALUE")
+    parser.add_argument("--seeds", type=at_least_one, default=1)
+    parser.add_argument("--target", type=float, default=60.0, help="kNN accuracy in percent on held-out images")
+    parser.add_argument("--levers", type=Path, help="table of changes; measures them in place of the recipe")
+    parser.add_argument("--only", nargs="+", default=[], metavar="LEVER", help="these levers get all seeds, others one")
+    parser.add_argument("--no-time", action="store_true", help="leave views per second out: the machine is not idle")
+    parser.add_argument("--budget-min", type=float, default=60.0, help="begin no lever's run after as many minutes")
+    parser.add_argument("--out", type=Path, default=Path("runs/record"))
+    parser.add_argument("--json", type=Path, default=ROOT / "bench/results/record.json")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parse(arguments)
+    recipe = load(args.recipe, args.changes)
+    if args.levers is None:
+        runs = [trained(load(recipe, [f"seed={seed}"]), args.out / f"seed{seed}") for seed in range(args.seeds)]
+        rows = record_rows(recipe, runs, args.target)
+        write(args.json, recipe, "record", rows, curves=[run["evaluations"] for run in runs])
+    else:
+        short, levers = levers_of(args.levers)
+        recipes = lever_recipes(recipe, short, levers)
+        seeds = {name: args.seeds if name in (BASE, *args.only) else 1 for name in recipes}
+        seconds = {} if args.no_time else seconds_per_step(recipes, args.out / "seconds_per_step.json")
+        deadline = time.monotonic() + 60 * args.budget_min
+        found = lever_runs(recipes, seeds, out=args.out / "levers", deadline=deadline)
+        rows = lever_rows(recipes, found, seconds, levers)
+        write(args.json, recipe, args.levers.stem, rows, short=short)
+    print(text(rows))
+
+
+if __name__ == "__main__":
+    as_command(main)

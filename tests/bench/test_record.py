@@ -1,0 +1,91 @@
+"""The record's script: a recipe over seeds, its levers at equal views, and a record that keeps both."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny import one_torch_thread
+
+sys.path.append(str(Path(__file__).parents[2] / "bench"))
+import record
+
+from fastssl.errors import UserError
+from fastssl.recipe.load import load
+
+LEVERS = {
+    "short": ["train.epochs=1"],
+    "levers": {"half the batch": ["data.batch_size=16"], "more decay": ["optim.weight_decay=0.1"]},
+}
+
+
+def run_of(seconds: float, *accuracies: float) -> dict[str, Any]:
+    curve = [
+        {"knn20_pct": value, "ridge_pct": value + 1, "train_s": seconds * (i + 1), "step": i, "epoch": i, "images": i}
+        for i, value in enumerate(accuracies)
+    ]
+    return {"views": 100, "train_s": seconds, "views_per_s": 1.0, "evaluations": curve} | {
+        f"test_{metric}": accuracies[-1] for metric in record.METRICS
+    }
+
+
+def test_gains_are_over_the_recipe_at_equal_seeds(tiny_recipe):
+    recipes = dict.fromkeys((record.BASE, "lever"), load(tiny_recipe))
+    runs = {record.BASE: [run_of(1, 50), run_of(1, 60)], "lever": [run_of(1, 53), run_of(1, 64)]}
+    rows = record.lever_rows(recipes, runs, {"lever": 0.5}, {"lever": ["a=b"]})
+    by_name = {(one["impl"], one["metric"]): one for one in rows}
+    assert by_name["lever", "gain_knn20_pct"]["values"] == [3, 4]
+    assert by_name["lever", "gain_knn20_pct"]["mean"] == 3.5
+    assert by_name["lever", "val_ridge_pct"]["values"] == [54, 65]
+    assert by_name["lever", "views_per_s"]["values"] == [
+        recipes["lever"].data.batch_size * recipes["lever"].augment.views / 0.5
+    ]
+    assert (record.BASE, "views_per_s") not in by_name  # not timed
+
+
+def test_a_run_that_never_arrives_makes_the_median_later_than_any(tiny_recipe):
+    runs = [run_of(10, 50, 61), run_of(10, 50, 55), run_of(10, 50, 52)]
+    reached = record.record_rows(load(tiny_recipe), runs, 60.0)[-1]
+    assert (reached["values"], reached["median"], reached["seeds"]) == ([20], None, 3)
+    assert record.record_rows(load(tiny_recipe), runs, 51.0)[-1]["values"] == [20, 20, 20]
+
+
+def test_levers_of_other_numbers_of_views_are_refused(tiny_recipe):
+    with pytest.raises(UserError, match=r"Not as many views as the recipe has: longer\."):
+        record.lever_recipes(load(tiny_recipe), [], {"longer": ["train.epochs=50"], "same": ["optim.lr=0.1"]})
+
+
+@pytest.mark.parametrize("text", ["- a", "short: []", "{short: [], levers: {the recipe: []}}"])
+def test_a_table_that_is_none_is_refused(text, tmp_path):
+    path = tmp_path / "levers.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match="is not a table of levers"):
+        record.levers_of(path)
+
+
+def test_the_shipped_levers_fit_the_recipe():
+    recipe = load(record.ROOT / "recipes" / "cifar10_cpu.yaml")
+    for path in (record.ROOT / "bench").glob("levers*.yaml"):
+        short, levers = record.levers_of(path)
+        assert len(record.lever_recipes(recipe, short, levers)) == len(levers) + 1
+
+
+def test_the_command_measures_once_and_keeps_every_part(tiny_recipe, tmp_path, capsys):
+    base, table, out = tmp_path / "base.yaml", tmp_path / "levers.yaml", tmp_path / "record.json"
+    base.write_text(yaml.safe_dump(tiny_recipe | {"evaluate": {"knn_k": [20], "linear_epochs": 0}}))
+    table.write_text(yaml.safe_dump(LEVERS))
+    words = [str(base), "--out", str(tmp_path / "runs"), "--json", str(out)]
+    with one_torch_thread():
+        record.main(words)
+        record.main([*words, "--levers", str(table)])
+        times = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("summary.json")}
+        record.main([*words, "--levers", str(table)])
+    assert len(times) == 4
+    assert times == {p: p.stat().st_mtime_ns for p in times}
+    made = json.loads(out.read_text())
+    assert set(made["parts"]) == {"record", "levers"}
+    assert {one["impl"] for one in made["rows"]} == {record.BASE, *LEVERS["levers"]}
+    assert len(made["parts"]["record"]["curves"][0]) == load(tiny_recipe).train.epochs
+    assert "half the batch" in capsys.readouterr().out
