@@ -11,7 +11,7 @@ demo: setup
 	.venv/bin/fastssl train recipes/quickstart.yaml --run-dir "runs/quickstart-$$(date +%Y%m%d-%H%M%S)"
 
 test: setup-test
-	.venv/bin/python -m pytest -n 4 --dist worksteal
+	.venv/bin/python -m pytest -n 6 --dist worksteal
 
 gpu-suite: $(if $(PACKED),,setup-test)
 	$(if $(PACKED),eval "$$(python3 tools/install_gpu_suite.py)" && python3,.venv/bin/python) bench/gpu_suite.py \

@@ -6,6 +6,7 @@ is imported (threads, caches, colors, a terminal's width) start Python themselve
 """
 
 import atexit
+import contextlib
 import functools
 import importlib
 import json
@@ -17,8 +18,9 @@ import subprocess
 import sys
 import tempfile
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 FIRST_S = 300.0
 PRELOADED = (
@@ -36,6 +38,65 @@ PRELOADED = (
 )
 
 
+class Command:
+    """A command that was started; what of `subprocess.Popen` the tests need. One at a time in a process of pytest."""
+
+    def __init__(self, words: Sequence[str], *, cwd: Path | None, env: dict[str, str], before: str) -> None:
+        self.args, self.opened = words, contextlib.ExitStack()
+        self.returncode: int | None = None
+        self.written = (b"", b"")
+        self.out, self.errors = (self.opened.enter_context(file()) for file in [tempfile.TemporaryFile] * 2)
+        self.line = self.opened.enter_context(socket.socket(socket.AF_UNIX))
+        self.line.settimeout(FIRST_S)
+        self.line.connect(server())
+        request = {"words": words, "cwd": str(cwd or os.getcwd()), "env": os.environ | env, "before": before}
+        files = [self.out.fileno(), self.errors.fileno()]
+        socket.send_fds(self.line, [json.dumps(request).encode() + b"\n"], files)
+        self.answers = self.opened.enter_context(self.line.makefile("r"))
+        self.pid = int(self.answers.readline())
+
+    def poll(self) -> int | None:
+        """The exit code; None while it runs."""
+        if self.returncode is None and select.select([self.line], [], [], 0)[0]:
+            self.wait(FIRST_S)
+        return self.returncode
+
+    def wait(self, timeout: float) -> None:
+        """Until it ends."""
+        if self.returncode is None:
+            self.line.settimeout(timeout)
+            self.returncode = int(self.answers.readline())
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def communicate(self, timeout: float) -> tuple[bytes, bytes]:
+        """All of its output, once it ends.
+
+        Raises:
+            TimeoutExpired: after `timeout` seconds; then the command is killed.
+        """
+        with self.opened:
+            try:
+                self.wait(timeout)
+            except TimeoutError:
+                self.send_signal(signal.SIGKILL)
+                raise subprocess.TimeoutExpired(list(self.args), timeout) from None
+            if not self.out.closed:
+                self.written = read(self.out), read(self.errors)
+        return self.written
+
+
+def read(file: IO[bytes]) -> bytes:
+    file.seek(0)
+    return file.read()
+
+
+def start(*words: str, cwd: Path | None = None, env: dict[str, str] | None = None, before: str = "") -> Command:
+    """`fastssl WORDS`, going on by itself; the arguments are those of `fastssl`."""
+    return Command(words, cwd=cwd, env=env or {}, before=before)
+
+
 def fastssl(
     *words: str, cwd: Path | None = None, env: dict[str, str] | None = None, before: str = "", timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:
@@ -50,23 +111,10 @@ def fastssl(
     Raises:
         TimeoutExpired: after `timeout`.
     """
-    environment = {**os.environ, **(env or {})}
-    request = {"words": words, "cwd": str(cwd or os.getcwd()), "env": environment, "before": before}
-    with socket.socket(socket.AF_UNIX) as line, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
-        line.settimeout(FIRST_S)
-        line.connect(server())
-        socket.send_fds(line, [json.dumps(request).encode() + b"\n"], [out.fileno(), errors.fileno()])
-        answers = line.makefile("r")
-        process = int(answers.readline())
-        line.settimeout(timeout)
-        try:
-            code = int(answers.readline())
-        except TimeoutError:
-            os.kill(process, signal.SIGKILL)
-            raise subprocess.TimeoutExpired(list(words), timeout) from None
-        out.seek(0)
-        errors.seek(0)
-        return subprocess.CompletedProcess(words, code, out.read().decode(), errors.read().decode())
+    command = start(*words, cwd=cwd, env=env, before=before)
+    out, errors = command.communicate(timeout)
+    assert command.returncode is not None
+    return subprocess.CompletedProcess(words, command.returncode, out.decode(), errors.decode())
 
 
 @functools.cache

@@ -19,7 +19,8 @@ from test_cli import VERBS
 ROOT = Path(__file__).resolve().parents[2]
 TINY = (
     "data.count=96", "data.test_count=32", "data.val_count=24", "data.side_px=16", "data.batch_size=24",
-    "augment.side_px=8", "model.width=0.25", "model.projector=[16]", "train.epochs=1", "evaluate.linear_epochs=2",
+    "augment.side_px=8", "augment.backend=torch", "model.width=0.25", "model.projector=[16]",
+    "train.epochs=1", "evaluate.linear_epochs=2",
 )  # fmt: skip
 
 EVERY_HELP = """
