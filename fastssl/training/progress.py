@@ -113,8 +113,9 @@ class TrainingProgress:
         self.progress = bar()
         self.tasks: dict[str, Any] = {}
         self.plain = PlainLines()
-        self.total = self.first_step = self.epoch = 0
-        self.began_s = time.monotonic()
+        self.total = self.epoch = 0
+        self.since = (time.monotonic(), 0)  # and the step then, from where the rate is taken
+        self.is_warm = False
 
     def __enter__(self) -> Self:
         self.progress.__enter__()
@@ -144,8 +145,8 @@ class TrainingProgress:
     def start(self, record: dict[str, Any]) -> None:
         for task in self.tasks.values():  # an earlier run of a sweep
             self.progress.remove_task(task)
-        self.tasks, self.total, self.first_step = {}, record["total_steps"], record["step"]
-        self.epoch, self.began_s = 0, time.monotonic()
+        self.tasks, self.total, self.epoch = {}, record["total_steps"], 0
+        self.since, self.is_warm = (time.monotonic(), record["step"]), False
         after = f", continuing after step {record['step']}" if record["step"] else ""
         console.print(
             f"{self.total} steps of {record['batch_size']} images and {record['views']} views"
@@ -157,12 +158,14 @@ class TrainingProgress:
                 console.print(record[name])
         if not record["evaluated"]:
             console.print("No labeled images are held out (data.val_count), so no accuracy is measured while training.")
-        self.draw("train", self.first_step, self.total, [])
+        self.draw("train", record["step"], self.total, [])
 
     def step(self, record: dict[str, Any]) -> None:
         step, parts = record["step"], step_parts(record)
-        elapsed_s = time.monotonic() - self.began_s
-        left_s = elapsed_s / max(1, step - self.first_step) * (self.total - step)
+        now_s, (since_s, since_step) = time.monotonic(), self.since
+        left_s = (now_s - since_s) / max(1, step - since_step) * (self.total - step)
+        if not self.is_warm:  # the first steps may have compiled kernels
+            self.since, self.is_warm = (now_s, step), True
         self.draw("train", step, self.total, parts, left_s=left_s)
         new_epoch = int(record["epoch"]) > self.epoch
         self.epoch = int(record["epoch"])

@@ -118,4 +118,5 @@ def test_plain_lines_come_every_half_minute_and_every_epoch(
             observe(STEP | {"step": step, "epoch": epoch})
     printed = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
     assert [re.match(r"step (\d+) of 39,100, ", line)[1] for line in printed] == ["20", "40"]  # type: ignore[index]
-    assert "12:12:23 left" in printed[1]  # 45 s for 40 steps, 39060 to go
+    # 39,060 to go at 40 s for 30 steps: the first ten may have compiled kernels
+    assert "14:28:00 left" in printed[1]
