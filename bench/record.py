@@ -10,6 +10,7 @@ one that was stopped continues. Writes bench/results/record.json and leaves the 
 
 import argparse
 import json
+import re
 import statistics
 import sys
 import time
@@ -87,23 +88,39 @@ def lever_recipes(base: Recipe, short: Sequence[str], levers: Levers) -> dict[st
 
 
 def lever_runs(
-    recipes: Mapping[str, Recipe], seeds: Mapping[str, int], *, out: Path, deadline: float
+    recipes: Mapping[str, Recipe], seeds: int, *, only: Sequence[str], out: Path, deadline: float
 ) -> dict[str, list[Done]]:
-    """The runs of each lever, those of the first seed first; the last ones are missing where time has run out."""
+    """The runs of each lever, those of the first seed first.
+
+    Args:
+        recipes: by lever.
+        seeds: of each lever.
+        only: train these and the recipe, and of the others report what is done; empty for all.
+        out: where the runs are.
+        deadline: on the monotonic clock; no run begins after it.
+    """
     runs: dict[str, list[Done]] = {name: [] for name in recipes}
-    todo = [(seed, name) for seed in range(max(seeds.values())) for name in recipes if seed < seeds[name]]
     left = 0
-    for seed, name in todo:
-        folder = out / f"{name.replace(' ', '-').replace('/', '-')}-s{seed}"
-        if time.monotonic() > deadline and not (folder / "summary.json").exists():
-            left += 1
-            continue
-        runs[name].append(trained(load(recipes[name], [f"seed={seed}"]), folder))
-        last = runs[name][-1]["evaluations"][-1]
-        print(f"{name}, seed {seed}: kNN {last['knn20_pct']:.2f} %, ridge {last['ridge_pct']:.2f} %", file=sys.stderr)
+    for seed in range(seeds):
+        for name, recipe in recipes.items():
+            folder = out / folder_of(name, seed)
+            if not (folder / "summary.json").exists():
+                if only and name not in (BASE, *only):
+                    continue
+                if time.monotonic() > deadline:
+                    left += 1
+                    continue
+            runs[name].append(trained(load(recipe, [f"seed={seed}"]), folder))
+            last = runs[name][-1]["evaluations"][-1]
+            found = f"kNN {last['knn20_pct']:.2f} %, ridge {last['ridge_pct']:.2f} %"
+            print(f"{name}, seed {seed}: {found}", file=sys.stderr)
     if left:
-        print(f"The budget is spent with {left} of {len(todo)} runs left; repeat the command.", file=sys.stderr)
+        print(f"The budget is spent with {left} runs left; repeat the command.", file=sys.stderr)
     return {name: done for name, done in runs.items() if done}
+
+
+def folder_of(lever: str, seed: int) -> str:
+    return f"{re.sub(r'[^a-z0-9.]+', '-', lever.lower())}-s{seed}"
 
 
 def lever_rows(
@@ -165,7 +182,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=at_least_one, default=1)
     parser.add_argument("--target", type=float, default=60.0, help="kNN accuracy in percent on held-out images")
     parser.add_argument("--levers", type=Path, help="table of changes; measures them in place of the recipe")
-    parser.add_argument("--only", nargs="+", default=[], metavar="LEVER", help="these levers get all seeds, others one")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="LEVER", help="train these, leave the others as they are"
+    )
     parser.add_argument("--no-time", action="store_true", help="leave views per second out: the machine is not idle")
     parser.add_argument("--budget-min", type=float, default=60.0, help="begin no lever's run after as many minutes")
     parser.add_argument("--out", type=Path, default=Path("runs/record"))
@@ -183,10 +202,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         short, levers = levers_of(args.levers)
         recipes = lever_recipes(recipe, short, levers)
-        seeds = {name: args.seeds if name in (BASE, *args.only) else 1 for name in recipes}
         seconds = {} if args.no_time else seconds_per_step(recipes, args.out / "seconds_per_step.json")
         deadline = time.monotonic() + 60 * args.budget_min
-        found = lever_runs(recipes, seeds, out=args.out / "levers", deadline=deadline)
+        place = args.out / args.levers.stem
+        found = lever_runs(recipes, args.seeds, only=args.only, out=place, deadline=deadline)
         rows = lever_rows(recipes, found, seconds, levers)
         write(args.json, recipe, args.levers.stem, rows, short=short)
     print(text(rows))

@@ -81,9 +81,13 @@ def test_the_command_measures_once_and_keeps_every_part(tiny_recipe, tmp_path, c
         record.main(words)
         record.main([*words, "--levers", str(table)])
         times = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("summary.json")}
-        record.main([*words, "--levers", str(table)])
+        record.main([*words, "--levers", str(table), "--seeds", "2", "--only", "more decay"])
     assert len(times) == 4
     assert times == {p: p.stat().st_mtime_ns for p in times}
+    assert {p.parent.name for p in (tmp_path / "runs").rglob("summary.json")} - {p.parent.name for p in times} == {
+        "the-recipe-s1",
+        "more-decay-s1",
+    }
     made = json.loads(out.read_text())
     assert set(made["parts"]) == {"record", "levers"}
     assert {one["impl"] for one in made["rows"]} == {record.BASE, *LEVERS["levers"]}
