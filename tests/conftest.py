@@ -1,6 +1,8 @@
 """Shared: the repository, the real images when they are there, and a recipe small enough to train in a second."""
 
+import itertools
 import os
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,36 @@ CIFAR_ARCHIVE = ROOT.parent / "shared" / "data" / "cifar10_jpeg.tar.xz"
 SLOW = frozenset((ROOT / "tests" / "slow.txt").read_text(encoding="utf-8").split())
 
 
+LONGEST = (ROOT / "tests" / "longest.txt").read_text(encoding="utf-8").split()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks as slow what slow.txt names: whole files, and tests with all their parameters. Whole processes come first:
-    the longest tests at the end would leave all workers but one idle."""
-    items.sort(key=lambda item: not item.nodeid.startswith("tests/system/"))
+    """Marks as slow what slow.txt names: whole files, and tests with all their parameters; and deals the files."""
     for item in items:
         test = item.nodeid.partition("[")[0]
         if test in SLOW or test.partition("::")[0] in SLOW:
             item.add_marker(pytest.mark.slow)
+    items[:] = dealt(items, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+
+
+def dealt(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
+    """The tests in the order in which pytest-xdist gives each worker one stretch.
+
+    Every stretch begins with its share of the files that take longest, in the order of longest.txt: at the end they
+    would leave all workers but one idle.
+    """
+    by_file = defaultdict[str, list[pytest.Item]](list)
+    for item in items:
+        by_file[item.nodeid.partition("::")[0]].append(item)
+    stretches: list[list[pytest.Item]] = [[] for _ in range(workers)]
+    for i, file in enumerate(file for file in LONGEST if file in by_file):
+        stretches[i % workers] += by_file.pop(file)
+    rest = list(itertools.chain.from_iterable(by_file.values()))
+    for number, stretch in enumerate(stretches, 1):
+        room = len(rest) if number == workers else max(0, len(items) // workers - len(stretch))
+        stretch += rest[:room]
+        del rest[:room]
+    return list(itertools.chain.from_iterable(stretches))
 
 
 @pytest.fixture(scope="session")

@@ -52,44 +52,41 @@ def test_a_pipe_gets_plain_lines_for_unlabeled_runs_too(tiny_recipe: dict[str, A
     assert re.search(r"^  RankMe .*participation ratio .*n = 200\)$", done.stdout, re.MULTILINE)
 
 
-def in_python(folder: Path, recipe: dict[str, Any], words: str = "") -> list[str]:
-    text = f"import fastssl\nfastssl.train('tiny.yaml'{words})\n"
+def in_python(folder: Path, recipe: dict[str, Any], *runs: str) -> list[str]:
+    """A script that trains once for each text, which ends the call's arguments."""
+    calls = [f"fastssl.train('tiny.yaml', run_dir='runs/{n}'{words})" for n, words in enumerate(runs, 1)]
+    text = "\n".join(["import fastssl", *calls, ""])
     (folder / "tiny.yaml").write_text(json.dumps(recipe))
     (folder / "own.py").write_text(text)
     return [sys.executable, "own.py"]
 
 
 def test_python_shows_a_bar_in_a_terminal(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
-    text = ANSI.sub("", in_terminal(in_python(tmp_path, tiny_recipe), tmp_path))
+    text = ANSI.sub("", in_terminal(in_python(tmp_path, tiny_recipe, ""), tmp_path))
     drawn = [line.strip() for line in re.split(r"[\r\n]+", text) if "━" in line]
     assert max(map(len, drawn)) <= COLUMNS
     assert any(re.search(r"10/10 +0:00 left +loss \S+ +\S+ views/s", line) for line in drawn)
 
 
-def test_python_is_silent_in_a_terminal_on_request(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
-    # something imported resets the terminal's colors when a process ends
-    assert not ANSI.sub("", in_terminal(in_python(tmp_path, tiny_recipe, ", progress=False"), tmp_path))
-    assert (tmp_path / "runs" / "tiny" / "summary.json").exists()
-
-
-def test_whoever_observes_shows_it_their_own_way(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
-    words = in_python(tmp_path, tiny_recipe, ", observe=lambda record: print(record['event'])")
-    lines = ANSI.sub("", in_terminal(words, tmp_path)).splitlines()
-    assert lines[0] == "start"
-    assert {"step", "evaluation"} <= set(lines) <= {"start", "step", "evaluation", "progress", "note", "warning"}
-
-
-@pytest.mark.parametrize("asked", [False, True])
-def test_python_writes_lines_to_a_pipe_only_on_request(
-    asked: bool, tiny_recipe: dict[str, Any], tmp_path: Path
+def test_python_is_silent_in_a_terminal_on_request_and_for_whoever_observes(
+    tiny_recipe: dict[str, Any], tmp_path: Path
 ) -> None:
-    words = in_python(tmp_path, tiny_recipe, ", progress=True" if asked else "")
+    words = in_python(tmp_path, tiny_recipe, ", progress=False", ", observe=lambda record: print(record['event'])")
+    lines = ANSI.sub("", in_terminal(words, tmp_path)).splitlines()
+    assert lines[0] == "start"  # of the second run
+    assert {"step", "evaluation"} <= set(lines) <= {"start", "step", "evaluation", "progress", "note", "warning"}
+    assert (tmp_path / "runs" / "2" / "summary.json").exists()
+
+
+def test_python_writes_lines_to_a_pipe_only_on_request(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    words = in_python(tmp_path, tiny_recipe, "", ", progress=True")
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert not done.stdout
+    assert done.stderr.startswith("10 steps of"), "the first run, which was not asked, writes nothing"
     steps = [line for line in done.stderr.splitlines() if line.startswith("step ")]
-    assert bool(done.stderr) == asked
-    assert not asked or re.match(r"step 10 of 10, 0:00 left, loss \S+", steps[-1])
+    assert re.match(r"step 10 of 10, 0:00 left, loss \S+", steps[-1])
+    assert (tmp_path / "runs" / "2" / "summary.json").exists()
 
 
 def test_what_does_not_fit_is_left_out_from_the_end() -> None:

@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 import reference
 import torch
-from sklearn.linear_model import Ridge
-from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from fastssl.errors import UserError
@@ -45,6 +43,8 @@ def test_knn_equals_the_loop(k):
 def test_knn_equals_scikit_learn_across_chunks(monkeypatch):
     monkeypatch.setattr(evaluate, "CHUNK_ROWS", 64)
     mean = TRAIN[0].mean(0)
+    from sklearn.neighbors import KNeighborsClassifier  # here: it takes long to import, in every process of pytest
+
     theirs = KNeighborsClassifier(
         20, metric="cosine", algorithm="brute", weights=lambda distance: np.exp((1 - distance) / 0.07)
     ).fit(TRAIN[0] - mean, TRAIN[1])
@@ -83,6 +83,8 @@ def test_ridge_equals_scikit_learn():
     centered = (x - x.mean(0)).double()
     strength = 0.3
     mean_eigenvalue = float(centered.square().sum() / x.shape[1])
+    from sklearn.linear_model import Ridge  # here: it takes long to import, in every process of pytest
+
     theirs = Ridge(alpha=strength * mean_eigenvalue).fit(x.double(), torch.eye(5)[y].double())
     expected = theirs.predict(x_test.double()).argmax(1)
     found = ridge(x, y, x_test, y_test, strengths=(strength,))
@@ -101,6 +103,8 @@ def test_ridge_chooses_what_the_held_out_part_prefers():
     for strength in evaluate.RIDGE_STRENGTHS:
         centered = (x - x.mean(0)).double()
         alpha = strength * float(centered[fit].square().sum() / x.shape[1])
+        from sklearn.linear_model import Ridge  # here: it takes long to import, in every process of pytest
+
         theirs = Ridge(alpha=alpha, fit_intercept=False).fit(centered[fit], (classes[y] - classes[y].mean(0))[fit])
         guess = theirs.predict(centered[held]) + classes[y].mean(0).numpy()
         scores[strength] = (guess.argmax(1) == y[held].numpy()).mean()

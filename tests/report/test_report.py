@@ -257,7 +257,7 @@ VALUES = st.sampled_from([None, True, "x", [], {}, -1, 0, 1e-300, 1e300, float("
     other=st.sampled_from(["bench", "rows", "hardware", "versions", "commit", "command", "date", "speed_ups"]),
     value=VALUES,
 )
-@settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_record_is_drawn_or_refused(tmp_path: Path, kind: str, key: str, other: str, value: Any) -> None:
     content = json.loads(json.dumps(TTA | {"rows": TTA["rows"][:2]}))
     place = {"row": content["rows"][0], "work": content["rows"][0]["work"], "speed_ups": content["speed_ups"][0]}
