@@ -1,6 +1,6 @@
 """`fastssl(...)`: the command line in a process of its own, without paying for `import torch` each time.
 
-A server, one for each process of pytest, imports the package once and forks a child for every command. The child has
+A server imports the package once and forks a child for every command of all of pytest's processes. The child has
 its own folder, environment and output, and ends as `python -m fastssl` does. Tests of what is decided while the package
 is imported (threads, caches, colors, a terminal's width) start Python themselves.
 """
@@ -17,12 +17,14 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
 FIRST_S = 300.0
+ADDRESS = "FASTSSL_TEST_COMMANDS"
 PRELOADED = (
     "torch._dynamo",  # which the first optimizer of a process imports
     "fastssl.cli.app",
@@ -39,7 +41,7 @@ PRELOADED = (
 
 
 class Command:
-    """A command that was started; what of `subprocess.Popen` the tests need. One at a time in a process of pytest."""
+    """A command that was started; what of `subprocess.Popen` the tests need."""
 
     def __init__(self, words: Sequence[str], *, cwd: Path | None, env: dict[str, str], before: str) -> None:
         self.args, self.opened = words, contextlib.ExitStack()
@@ -119,41 +121,56 @@ def fastssl(
 
 @functools.cache
 def server() -> str:
-    """The address of this process's server, which ends with it."""
-    folder = tempfile.mkdtemp(prefix="fastssl-command-")
-    address = f"{folder}/socket"
-    process = subprocess.Popen([sys.executable, __file__, address], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    """The address of the server, which all of pytest's workers share (`begin`), or else of this process's own."""
+    address = os.environ.get(ADDRESS) or begin()
+    deadline = time.monotonic() + FIRST_S
+    while not os.path.exists(address) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return address
+
+
+def begin() -> str:
+    """Starts a server, which ends with this process; the address at which it will be found once it has imported."""
+    address = os.path.join(tempfile.mkdtemp(prefix="fastssl-command-"), "socket")
+    process = subprocess.Popen([sys.executable, __file__, address], stdin=subprocess.PIPE)
     assert process.stdin is not None
-    assert process.stdout is not None
     atexit.register(process.wait)
     atexit.register(process.stdin.close)  # which ends it
-    assert process.stdout.readline() == b"ready\n"
-    process.stdout.close()
     return address
 
 
 def serve(address: str) -> list[str]:
-    """Answers requests for as long as standard input is open; a forked child returns, with its words."""
+    """Answers requests for as long as standard input is open, each in a process; a command returns, with its words."""
     for name in PRELOADED:
         importlib.import_module(name)
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(address)
+        listener.bind(f"{address}.new")
         listener.listen()
-        print("ready", flush=True)
+        os.rename(f"{address}.new", address)
         while listener in select.select([listener, sys.stdin], [], [])[0]:
             line, _ = listener.accept()
             with line:
-                request, files, _, _ = socket.recv_fds(line, 1 << 20, 2)
-                while not request.endswith(b"\n"):
-                    request += line.recv(1 << 20)
-                process = os.fork()
-                if not process:
-                    return child(json.loads(request), files)
-                for file in files:
-                    os.close(file)
-                line.sendall(b"%d\n" % process)
-                line.sendall(b"%d\n" % os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
+                if not os.fork():
+                    return answer(line)
+            with contextlib.suppress(ChildProcessError):  # none is left
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
     sys.exit()
+
+
+def answer(line: socket.socket) -> list[str]:
+    """Forks the command, which returns here, and tells its process and its exit code."""
+    request, files, _, _ = socket.recv_fds(line, 1 << 20, 2)
+    while not request.endswith(b"\n"):
+        request += line.recv(1 << 20)
+    process = os.fork()
+    if not process:
+        return child(json.loads(request), files)
+    for file in files:
+        os.close(file)
+    line.sendall(b"%d\n" % process)
+    line.sendall(b"%d\n" % os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
+    os._exit(0)
 
 
 def child(request: dict[str, Any], files: list[int]) -> list[str]:

@@ -6,6 +6,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import command
 import pytest
 from tiny import tiny
 
@@ -17,6 +18,12 @@ ROOT = Path(__file__).resolve().parent.parent
 CIFAR_ARCHIVE = ROOT.parent / "shared" / "data" / "cifar10_jpeg.tar.xz"
 
 SLOW = frozenset((ROOT / "tests" / "slow.txt").read_text(encoding="utf-8").split())
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before pytest-xdist starts its workers: one server of commands for all of them."""
+    if not hasattr(config, "workerinput") and getattr(config.option, "numprocesses", None):
+        os.environ[command.ADDRESS] = command.begin()
 
 
 LONGEST = (ROOT / "tests" / "longest.txt").read_text(encoding="utf-8").split()

@@ -7,7 +7,6 @@ import pytest
 import reference
 import torch
 from torch import Tensor
-from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastssl import build
@@ -397,6 +396,8 @@ def test_directions_are_unit_vectors_that_follow_from_the_seed():
 
 
 def test_one_graph_of_sigreg_serves_every_seed():
+    from torch._dynamo.testing import CompileCounterWithBackend  # here: it takes long to import
+
     graphs = CompileCounterWithBackend("eager")
     compiled = torch.compile(sigreg, backend=graphs, dynamic=False, fullgraph=True)
     z = embeddings(3, 8, 6, dtype=torch.float32)

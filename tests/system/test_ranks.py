@@ -17,6 +17,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 import yaml
+from command import fastssl, start
 from tiny import tiny
 
 from fastssl import build, losses
@@ -145,11 +146,20 @@ def recipe(tiny_data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactor
     return path
 
 
-def command(recipe: Path, run: Path, ranks: int, *torchrun: str) -> list[str]:
-    start = [sys.executable, "-m"]
-    if ranks > 1:
-        start += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), *torchrun, "-m"]
-    return [*start, "fastssl", "train", str(recipe), "--run-dir", str(run), "--resume", "--json"]
+def command(recipe: Path, run: Path, ranks: int, *options: str) -> list[str]:
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), *options, "-m"]
+    words = ["fastssl", "train", str(recipe), "--run-dir", str(run), "--resume", "--json"]
+    return [sys.executable, "-m", *torchrun, *words]
+
+
+def by_hand(world: int) -> list[dict[str, str]]:
+    """What torchrun would tell each of so many ranks of one machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    alike = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
+    alike["LOCAL_WORLD_SIZE"] = str(world)
+    return [alike | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
 
 
 def train(*words: str) -> dict[str, Any]:
@@ -176,7 +186,8 @@ def column(run: Path, name: str, event: str = "step") -> list[float]:
 def alone(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One process, never stopped: 4 steps an epoch, 20 in all."""
     run = tmp_path_factory.mktemp("alone") / "run"
-    train(*command(recipe, run, 1))
+    done = fastssl("train", str(recipe), "--run-dir", str(run), env=one_thread())
+    assert done.returncode == 0, done.stderr
     return run
 
 
@@ -235,10 +246,10 @@ def test_a_batch_that_does_not_divide_over_the_ranks_names_two_that_do(recipe: P
     tree["data"]["batch_size"] = 33
     odd = tmp_path / "odd.yaml"
     odd.write_text(yaml.safe_dump(tree))
-    done = subprocess.run(
-        command(odd, tmp_path / "run", 2), capture_output=True, text=True, timeout=300, env=one_thread()
-    )
-    assert done.returncode != 0
-    assert "does not divide over 2 ranks" in done.stderr
-    assert "Set data.batch_size to 32 or 34." in done.stderr
+    words = ("train", str(odd), "--run-dir", str(tmp_path / "run"))
+    for process in [start(*words, env=one_thread() | environment) for environment in by_hand(2)]:
+        printed = process.communicate(timeout=300)[1].decode()
+        assert process.returncode == 2
+        assert "does not divide over 2 ranks" in printed
+        assert "Set data.batch_size to 32 or 34." in printed
     assert not (tmp_path / "run" / "recipe.yaml").exists()

@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch._dynamo.testing import CompileCounterWithBackend
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from fastssl import build
@@ -66,6 +65,8 @@ def test_a_loss_over_ranks_takes_few_round_trips(loss: Callable[..., Terms], tri
 def test_network_and_loss_over_ranks_are_one_graph_inside_data_parallelism(
     tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from torch._dynamo.testing import CompileCounterWithBackend  # here: it takes long to import
+
     graphs = CompileCounterWithBackend("eager")
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=graphs))
     device, recipe = torch.device("cpu"), load(tiny_recipe, ["train.compile=true"])
@@ -100,6 +101,8 @@ def test_a_part_of_an_accumulated_step_is_not_synchronized_when_compiled() -> No
 def test_network_and_loss_are_one_graph_and_give_the_bits_of_eager(
     backend: str, changes: list[str], tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from torch._dynamo.testing import CompileCounterWithBackend  # here: it takes long to import
+
     graphs = CompileCounterWithBackend(backend)
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=graphs))
     recipe = load(tiny_recipe, ["train.compile=true", *changes])
