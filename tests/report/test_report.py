@@ -274,7 +274,7 @@ def test_any_record_is_drawn_or_refused(tmp_path: Path, kind: str, key: str, oth
     pick=st.integers(0, 10**6),
     value=VALUES,
 )
-@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_value_in_a_run_is_drawn_left_out_or_refused(
     finished_run: Path, tmp_path: Path, name: str, pick: int, value: Any
 ) -> None:
