@@ -52,7 +52,7 @@ def states(outcomes: list[gpu_suite.Outcome]) -> list[str]:
 
 
 # a script, two stages that share a file, and the command with runs of its own; all others cost two minutes of CPU
-DRY_STAGES = ("smoke", "step-resnet50-224", "tta")
+DRY_STAGES = ("smoke", "photographs", "step-resnet50-224", "tta")
 
 
 def test_the_dry_run_goes_through_its_stages(setting: Setting, capsys: pytest.CaptureFixture[str]):
