@@ -202,10 +202,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         short, levers = levers_of(args.levers)
         recipes = lever_recipes(recipe, short, levers)
-        seconds = {} if args.no_time else seconds_per_step(recipes, args.out / "seconds_per_step.json")
         deadline = time.monotonic() + 60 * args.budget_min
         place = args.out / args.levers.stem
         found = lever_runs(recipes, args.seeds, only=args.only, out=place, deadline=deadline)
+        timed = {} if args.no_time else {name: recipes[name] for name in found}
+        seconds = seconds_per_step(timed, args.out / f"{args.levers.stem}_seconds.json")
         rows = lever_rows(recipes, found, seconds, levers)
         write(args.json, recipe, args.levers.stem, rows, short=short)
     print(text(rows))
