@@ -32,6 +32,7 @@ from fastssl.errors import Interrupted, UserError  # noqa: E402
 from fastssl.recipe.load import load  # noqa: E402
 from fastssl.recipe.schema import Recipe  # noqa: E402
 from fastssl.training.guards import EXIT_CODE  # noqa: E402
+from fastssl.training.precision import holds_another  # noqa: E402
 
 PerStep = Literal["views", "images"]
 
@@ -121,7 +122,7 @@ def run_of(folder: Path, wanted: Recipe, metric: str, step_s: float) -> Run | No
     Raises:
         UserError: when the folder holds a run of another recipe.
     """
-    if (folder / "recipe.yaml").exists() and load(folder / "recipe.yaml") != wanted:
+    if holds_another(folder, wanted):
         fix = "Choose another --out, or remove that folder."
         raise UserError(f"{folder} holds a run of another recipe than this command's.", fix)
     summary = folder / "summary.json"

@@ -32,6 +32,7 @@ from fastssl.bench.record import record, row, save  # noqa: E402
 from fastssl.errors import UserError  # noqa: E402
 from fastssl.recipe.load import load  # noqa: E402
 from fastssl.recipe.schema import Recipe  # noqa: E402
+from fastssl.training.precision import holds_another  # noqa: E402
 
 METRICS = ("knn20_pct", "ridge_pct")
 BASE = "the recipe"
@@ -58,7 +59,7 @@ def trained(recipe: Recipe, folder: Path) -> Done:
     Raises:
         UserError: when the folder holds a run of another recipe.
     """
-    if (folder / "recipe.yaml").exists() and load(folder / "recipe.yaml") != recipe:
+    if holds_another(folder, recipe):
         fix = "Choose another --out, or remove that folder."
         raise UserError(f"{folder} holds a run of another recipe than this command's.", fix)
     if not (folder / "summary.json").exists():

@@ -40,6 +40,7 @@ from fastssl.recipe.presets import view_table  # noqa: E402
 from fastssl.recipe.schema import Recipe  # noqa: E402
 from fastssl.runs.files import atomic_json  # noqa: E402
 from fastssl.training.guards import EXIT_CODE  # noqa: E402
+from fastssl.training.precision import holds_another  # noqa: E402
 
 METRIC = "ridge_pct"
 ROUNDS = 3
@@ -111,7 +112,7 @@ def finished(folder: Path, recipe: Recipe, step_s: float) -> Done | None:
     Raises:
         UserError: when the folder holds a run of another recipe.
     """
-    if (folder / "recipe.yaml").exists() and load(folder / "recipe.yaml") != recipe:
+    if holds_another(folder, recipe):
         fix = "Choose another --out, or remove that folder."
         raise UserError(f"{folder} holds a run of another recipe than this command's.", fix)
     if not (folder / "summary.json").exists():

@@ -21,6 +21,7 @@ from fastssl.recipe.presets import view_table
 from fastssl.recipe.schema import Recipe
 from fastssl.runs.files import atomic_json
 from fastssl.training import loop
+from fastssl.training.precision import holds_another
 
 Observer = Callable[[dict[str, Any]], None]
 WARMUP_STEPS = 2
@@ -152,7 +153,7 @@ def finished(run_dir: Path, recipe: Recipe, targets: dict[str, float], *, stop_a
     """
     if not (run_dir / "recipe.yaml").exists():
         return False
-    if load(run_dir / "recipe.yaml") != recipe:
+    if holds_another(run_dir, recipe):
         raise UserError(
             f"{run_dir} holds a run of another recipe.", f"Choose another {option('run_dir')}, or remove that folder."
         )

@@ -25,3 +25,9 @@ def choose(recipe: Recipe, folder: Path) -> tuple[Recipe, str]:
         has = "has" if name == "bf16" else "has no"
         reason = f"{build.hardware.device(recipe).type} {has} instructions for bfloat16"
     return recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": name})}), f"{name}: {reason}"
+
+
+def holds_another(folder: Path, recipe: Recipe) -> bool:
+    """Whether a run of another recipe has begun in a folder; a precision of auto stands for that of the run."""
+    written = folder / "recipe.yaml"
+    return written.exists() and load(written) != choose(recipe, folder)[0]
