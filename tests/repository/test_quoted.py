@@ -172,3 +172,15 @@ def test_the_table_of_a_shared_machine_is_that_of_the_record():
     ]
     text = " ".join(page_text("docs/benchmarks.md").split())
     assert [share for share in shares if share not in text] == []
+
+
+def test_the_tables_of_the_record_are_those_of_its_record():
+    for part in (name for name in record("record")["parts"] if name != "record"):
+        rows = record("record")["parts"][part]["rows"]
+        of = {impl: {row["metric"]: row for row in rows if row["impl"] == impl} for impl in {r["impl"] for r in rows}}
+        rate = of["the recipe"]["views_per_s"]["median"]
+        for lever in set(of) - {"the recipe"}:
+            gains = [of[lever][f"gain_{metric}_pct"] for metric in ("knn20", "ridge")]
+            cells = [f"{gain['mean']:+.1f}" for gain in gains]
+            cells += [f"{of[lever]['views_per_s']['median'] / rate:.2f}", str(gains[0]["n"])]
+            assert f"| {lever} | {' | '.join(cells)} |" in page_text("docs/record.md")
