@@ -116,15 +116,38 @@ def step_seconds(base: Recipe, grid: Grid, out: Path, *, schedule: str, again: b
     return {cell: seconds[kind_of(recipe)] for cell, recipe in of_cell.items()}
 
 
-def run_of(folder: Path, wanted: Recipe, metric: str, step_s: float) -> Run | None:
-    """What a finished run directory says, or None when it is not finished.
-
+def refuse_another(folder: Path, wanted: Recipe) -> None:
+    """
     Raises:
         UserError: when the folder holds a run of another recipe.
     """
     if holds_another(folder, wanted):
         fix = "Choose another --out, or remove that folder."
         raise UserError(f"{folder} holds a run of another recipe than this command's.", fix)
+
+
+def refuse_unmeasured(recipe: Recipe, *, on_test: bool) -> None:
+    """
+    Raises:
+        UserError: when held-out images, k = 20 or, where it is wanted, a test set are missing.
+    """
+    fixes = {
+        "data.val_count=1000, say": recipe.data.val_count == 0,
+        "evaluate.knn_k=[20]": 20 not in recipe.evaluate.knn_k,
+        "data.test_path": on_test and recipe.data.test_path is None,
+    }
+    missing = [fix for fix, is_missing in fixes.items() if is_missing]
+    if missing:
+        raise UserError(f"{recipe.name} does not measure what is compared here.", f"Set {' and '.join(missing)}.")
+
+
+def run_of(folder: Path, wanted: Recipe, metric: str, step_s: float) -> Run | None:
+    """What a finished run directory says, or None when it is not finished.
+
+    Raises:
+        UserError: when the folder holds a run of another recipe.
+    """
+    refuse_another(folder, wanted)
     summary = folder / "summary.json"
     if not summary.exists():
         return None

@@ -2,8 +2,8 @@
 
 Runs last hours, and others may use the machine meanwhile: their own seconds then say more about the neighbors than
 about the method. So each kind of step (views, batch, projector) is timed alone: views and step on real images, all
-kinds one after another in every round, and the fastest step counts. Threads share whole views where the recipe allows
-it, as in training. Loading is left out: from memory it is an index.
+kinds one after another in every round, and the fastest step counts. Threads share whole views or operators, as
+training would choose. Loading is left out: from memory it is an index.
 """
 
 import json
@@ -83,7 +83,8 @@ def loss_of_a_step(recipe: Recipe, images: Tensor, device: torch.device) -> Call
     manifest = build.data.manifest_of(recipe.data.path)
     network = build.model.network(recipe, in_channels=manifest.channels, device=device)
     step = step_of(recipe, network, device=device)
-    if not parallel.obstacle_to_views(recipe, device):
+    chosen, _ = parallel.choose(recipe, step, network, in_channels=manifest.channels, device=device)
+    if chosen == parallel.VIEWS:
         step = parallel.view_parallel(step, network, workers=torch.get_num_threads())
     augment = build.views.augment(recipe, manifest, device=device)
     index_B = torch.arange(min(recipe.data.batch_size, len(images)), device=device)

@@ -19,20 +19,21 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
-from claims import as_command, at_least_one  # noqa: E402
+from claims import as_command, at_least_one, refuse_another, refuse_unmeasured  # noqa: E402
 from claims_time import seconds_per_step  # noqa: E402
 
 import fastssl  # noqa: E402
 from fastssl.bench.crossing import first_crossing, median_or_none  # noqa: E402
 from fastssl.bench.record import record, row, save  # noqa: E402
+from fastssl.bench.tta import evaluations_of  # noqa: E402
 from fastssl.errors import UserError  # noqa: E402
 from fastssl.recipe.load import load  # noqa: E402
 from fastssl.recipe.schema import Recipe  # noqa: E402
-from fastssl.training.precision import holds_another  # noqa: E402
 
 METRICS = ("knn20_pct", "ridge_pct")
 BASE = "the recipe"
@@ -40,17 +41,29 @@ Levers = dict[str, list[str]]  # a lever's name to the changes of the recipe, as
 Done = dict[str, Any]
 
 
+class Table(BaseModel, extra="forbid"):
+    """A file of levers."""
+
+    short: list[str]
+    levers: Levers
+
+
 def levers_of(path: Path) -> tuple[list[str], Levers]:
     """What shortens the recipe for all, and each lever's changes.
 
     Raises:
-        UserError: when the file is not `short` and `levers`, or a lever bears the base's name.
+        UserError: when the file cannot be read or is not such a table, or a lever bears the base's name.
     """
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict) or set(content) != {"short", "levers"} or BASE in content["levers"]:
-        fix = f'Give the lists "short" and "levers", no lever named "{BASE}".'
-        raise UserError(f"{path} is not a table of levers.", fix)
-    return content["short"], content["levers"]
+    fix = f'Give "short", a list of changes, and "levers", such a list of each name but "{BASE}".'
+    try:
+        table = Table.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.", "Choose another --levers.") from None
+    except (ValueError, yaml.YAMLError):
+        raise UserError(f"{path} is not a table of levers.", fix) from None
+    if BASE in table.levers:
+        raise UserError(f"{path} has a lever named {BASE}.", fix)
+    return table.short, table.levers
 
 
 def trained(recipe: Recipe, folder: Path) -> Done:
@@ -59,14 +72,12 @@ def trained(recipe: Recipe, folder: Path) -> Done:
     Raises:
         UserError: when the folder holds a run of another recipe.
     """
-    if holds_another(folder, recipe):
-        fix = "Choose another --out, or remove that folder."
-        raise UserError(f"{folder} holds a run of another recipe than this command's.", fix)
+    refuse_another(folder, recipe)
     if not (folder / "summary.json").exists():
         fastssl.train(recipe, run_dir=folder, resume=True)
     done: Done = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return done | {"evaluations": [one for one in lines if one["event"] == "evaluation"]}
+    commit = json.loads((folder / "environment.json").read_text(encoding="utf-8"))["commit"]
+    return done | {"evaluations": evaluations_of(folder), "commit": commit}
 
 
 def views_in_all(recipe: Recipe) -> float:
@@ -160,12 +171,18 @@ def record_rows(recipe: Recipe, runs: Sequence[Done], target_pct: float) -> list
 
 
 def write(path: Path, recipe: Recipe, part: str, rows: list[dict[str, Any]], **more: Any) -> None:
-    """The record with this part in place of an earlier call's; each part has its recipe, machine and command."""
-    parts = json.loads(path.read_text(encoding="utf-8"))["parts"] if path.exists() else {}
-    made = record("record", rows, recipe.model_dump(mode="json"))
-    parts[part] = {key: made[key] for key in ("date", "hardware", "versions", "commit", "command", "recipe")}
-    parts[part] |= more | {"rows": rows}
-    save(path, made | {"parts": parts, "rows": [one for each in parts.values() for one in each["rows"]]})
+    """The record with this part in place of an earlier call's; each part has its recipe, machine and command, and its
+    rows name it."""
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"parts": {}, "rows": []}
+    others = [one for one in before["rows"] if one["part"] != part]
+    made = record("record", others + [one | {"part": part} for one in rows], recipe.model_dump(mode="json"))
+    about = {key: made[key] for key in ("date", "hardware", "versions", "commit", "command", "recipe")}
+    save(path, made | {"parts": before["parts"] | {part: about | more}})
+
+
+def commits(runs: Sequence[Done]) -> dict[str, list[str]]:
+    """Those that the runs ran at, which may be older than the record."""
+    return {"commits": sorted({run["commit"] for run in runs})}
 
 
 def text(rows: Sequence[dict[str, Any]]) -> str:
@@ -196,12 +213,16 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse(arguments)
     recipe = load(args.recipe, args.changes)
+    refuse_unmeasured(recipe, on_test=args.levers is None)
     if args.levers is None:
         runs = [trained(load(recipe, [f"seed={seed}"]), args.out / f"seed{seed}") for seed in range(args.seeds)]
         rows = record_rows(recipe, runs, args.target)
-        write(args.json, recipe, "record", rows, curves=[run["evaluations"] for run in runs])
+        write(args.json, recipe, "record", rows, **commits(runs), curves=[run["evaluations"] for run in runs])
     else:
         short, levers = levers_of(args.levers)
+        unknown = sorted(set(args.only) - set(levers))
+        if unknown:
+            raise UserError(f"No lever is named {' or '.join(unknown)}.", f"Choose from: {', '.join(levers)}.")
         recipes = lever_recipes(recipe, short, levers)
         deadline = time.monotonic() + 60 * args.budget_min
         place = args.out / args.levers.stem
@@ -209,7 +230,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         timed = {} if args.no_time else {name: recipes[name] for name in found}
         seconds = seconds_per_step(timed, args.out / f"{args.levers.stem}_seconds.json")
         rows = lever_rows(recipes, found, seconds, levers)
-        write(args.json, recipe, args.levers.stem, rows, short=short)
+        every = [run for done in found.values() for run in done]
+        write(args.json, recipe, args.levers.stem, rows, **commits(every), short=short)
     print(text(rows))
 
 

@@ -12,11 +12,13 @@ continues, so the command may be stopped and repeated until done. Writes bench/r
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +29,28 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
-from claims import Grid, as_command, at_least_one, kind_of, recipe_of  # noqa: E402
+from claims import (  # noqa: E402
+    Grid,
+    as_command,
+    at_least_one,
+    kind_of,
+    recipe_of,
+    refuse_another,
+    refuse_unmeasured,
+)
 from claims_time import seconds_per_step  # noqa: E402
 from claims_verdicts import Cell  # noqa: E402
 
 from fastssl import build  # noqa: E402
 from fastssl.bench.crossing import Timed, speed_up  # noqa: E402
 from fastssl.bench.record import record, row, save  # noqa: E402
+from fastssl.bench.tta import evaluations_of  # noqa: E402
 from fastssl.errors import Interrupted, UserError  # noqa: E402
 from fastssl.recipe.load import load  # noqa: E402
 from fastssl.recipe.presets import view_table  # noqa: E402
 from fastssl.recipe.schema import Recipe  # noqa: E402
 from fastssl.runs.files import atomic_json  # noqa: E402
 from fastssl.training.guards import EXIT_CODE  # noqa: E402
-from fastssl.training.precision import holds_another  # noqa: E402
 
 METRIC = "ridge_pct"
 ROUNDS = 3
@@ -95,8 +105,10 @@ def train_apart(recipe: Recipe, folder: Path) -> None:
     path, peak = folder / "asked.yaml", folder / "peak.json"
     path.write_text(yaml.safe_dump(recipe.model_dump(mode="json")), encoding="utf-8")
     command = [sys.executable, "-m", "fastssl", "train", str(path), "--run-dir", str(folder), "--resume"]
-    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+    with passed_on(process.pid):
+        _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     before = json.loads(peak.read_text(encoding="utf-8"))["peak_bytes"] if peak.exists() else 0
     atomic_json(peak, {"peak_bytes": max(before, usage.ru_maxrss << 10)})
@@ -106,25 +118,33 @@ def train_apart(recipe: Recipe, folder: Path) -> None:
         raise UserError(f"The run in {folder} failed.", "Its own message stands above.")
 
 
+@contextmanager
+def passed_on(process: int) -> Iterator[None]:
+    """Within, what asks this process to stop asks that one instead, which saves first."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda caught, _: os.kill(process, caught)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
 def finished(folder: Path, recipe: Recipe, step_s: float) -> Done | None:
     """A finished run's curve and end, its seconds being steps times the fastest step; None when it is not finished.
 
     Raises:
         UserError: when the folder holds a run of another recipe.
     """
-    if holds_another(folder, recipe):
-        fix = "Choose another --out, or remove that folder."
-        raise UserError(f"{folder} holds a run of another recipe than this command's.", fix)
+    refuse_another(folder, recipe)
     if not (folder / "summary.json").exists():
         return None
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     views = len(view_table(recipe.augment))
     curve = [
         {"epoch": e["epoch"], "views": e["images"] * views, "train_s": e["step"] * step_s}
         | {key: e[key] for key in (METRIC, "knn20_pct")}
-        for e in lines
-        if e["event"] == "evaluation"
+        for e in evaluations_of(folder)
     ]
     ends = {key: summary[key] for key in (f"test_{METRIC}", "test_knn20_pct", "views", "steps")}
     environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
@@ -217,6 +237,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse(arguments)
     begun, base = time.monotonic(), load(args.recipe, args.changes)
+    refuse_unmeasured(base, on_test=True)
     recipes = recipes_of(base, cells_of(args.dims, args.dim), args.dim)
     kinds = {kind_of(recipe): recipe for recipe in recipes.values()}
     step_s = seconds_per_step(kinds, args.out / "seconds_per_step.json")
@@ -253,9 +274,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def known_shares(kinds: Mapping[str, Recipe], path: Path) -> dict[str, dict[str, float]]:
     """The seconds of each kind's parts, measured once."""
-    if not path.exists():
-        atomic_json(path, {name: shares(recipe) for name, recipe in kinds.items()})
-    parts: dict[str, dict[str, float]] = json.loads(path.read_text(encoding="utf-8"))
+    known: dict[str, dict[str, float]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    parts = known | {name: shares(recipe) for name, recipe in kinds.items() if name not in known}
+    atomic_json(path, parts)
     return parts
 
 

@@ -135,9 +135,9 @@ def few_cases() -> list[dict[str, Any]]:
     """A small set in which every pass, layout, precision, interpolation and hue mode occurs, for three GPUs."""
     return [
         case_of(32),
-        case_of(224, policy="rotating", capability=80),
-        case_of(64, policy="linear", pixel="uint16", layout="flat", interpolation="bicubic", capability=120),
-        case_of(32, policy="still", channels=4, layout="flat"),
+        case_of(224, policy="rotating"),
+        case_of(64, policy="linear", layout="flat", interpolation="bicubic", capability=120),
+        case_of(96, policy="rotating", channels=4, pixel="uint16", layout="flat", capability=80),
     ]
 
 

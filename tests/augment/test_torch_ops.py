@@ -145,7 +145,7 @@ def test_cutout_normalizes_to_zero():
 
 @pytest.mark.parametrize(("view", "backend"), [(EVERYTHING, "eager"), (replace(CIFAR, hue=0.1), "inductor")])
 def test_compiles_as_one_graph(view: View, backend: str):
-    augment = augmentation((replace(view, side_px=8),), "torch")
+    augment = augmentation((replace(view, side_px=8),) * 2, "torch")
     batch = batch_of(pictures(4, 9, 11))
     compiled = torch.compile(augment.__call__, fullgraph=True, dynamic=False, backend=backend)
     difference = (compiled(batch, torch.tensor(3))[0] - augment(batch, 3)[0]).abs()

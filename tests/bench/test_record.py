@@ -11,6 +11,7 @@ from tiny import one_torch_thread
 
 sys.path.append(str(Path(__file__).parents[2] / "bench"))
 import record
+from claims import refuse_unmeasured
 
 from fastssl.errors import UserError
 from fastssl.recipe.load import load
@@ -26,7 +27,7 @@ def run_of(seconds: float, *accuracies: float) -> dict[str, Any]:
         {"knn20_pct": value, "ridge_pct": value + 1, "train_s": seconds * (i + 1), "step": i, "epoch": i, "images": i}
         for i, value in enumerate(accuracies)
     ]
-    return {"views": 100, "train_s": seconds, "views_per_s": 1.0, "evaluations": curve} | {
+    return {"views": 100, "train_s": seconds, "views_per_s": 1.0, "commit": "a", "evaluations": curve} | {
         f"test_{metric}": accuracies[-1] for metric in record.METRICS
     }
 
@@ -57,12 +58,32 @@ def test_levers_of_other_numbers_of_views_are_refused(tiny_recipe):
         record.lever_recipes(load(tiny_recipe), [], {"longer": ["train.epochs=50"], "same": ["optim.lr=0.1"]})
 
 
-@pytest.mark.parametrize("text", ["- a", "short: []", "{short: [], levers: {the recipe: []}}"])
+@pytest.mark.parametrize(
+    "text", ["", "- a", "short: []", "{short: [], levers: [a]}", "{short: [], levers: {a: b}}", "{short: [", "\xe9"]
+)
 def test_a_table_that_is_none_is_refused(text, tmp_path):
     path = tmp_path / "levers.yaml"
-    path.write_text(text)
+    path.write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match="is not a table of levers"):
         record.levers_of(path)
+    with pytest.raises(UserError, match="cannot be read: No such file"):
+        record.levers_of(tmp_path / "absent.yaml")
+    path.write_text("{short: [], levers: {the recipe: []}}")
+    with pytest.raises(UserError, match="has a lever named the recipe"):
+        record.levers_of(path)
+
+
+def test_what_cannot_be_compared_is_refused_before_anything_runs(tiny_recipe, tmp_path):
+    base = load(tiny_recipe, ["data.val_count=0", "evaluate.knn_k=[5]", "data.test_path=null"])
+    with pytest.raises(UserError) as error:
+        refuse_unmeasured(base, on_test=True)
+    assert error.value.fix == "Set data.val_count=1000, say and evaluate.knn_k=[20] and data.test_path."
+    path, table = tmp_path / "base.yaml", tmp_path / "levers.yaml"
+    path.write_text(yaml.safe_dump(tiny_recipe | {"evaluate": {"knn_k": [20]}}))
+    table.write_text(yaml.safe_dump(LEVERS))
+    with pytest.raises(UserError, match=r"No lever is named less\."):
+        record.main([str(path), "--levers", str(table), "--only", "less", "--out", str(tmp_path / "runs")])
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_shipped_levers_fit_the_recipe():
@@ -91,5 +112,6 @@ def test_the_command_measures_once_and_keeps_every_part(tiny_recipe, tmp_path, c
     made = json.loads(out.read_text())
     assert set(made["parts"]) == {"record", "levers"}
     assert {one["impl"] for one in made["rows"]} == {record.BASE, *LEVERS["levers"]}
+    assert {one["part"] for one in made["rows"]} == {"record", "levers"}
     assert len(made["parts"]["record"]["curves"][0]) == load(tiny_recipe).train.epochs
     assert "half the batch" in capsys.readouterr().out

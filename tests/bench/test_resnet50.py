@@ -1,6 +1,8 @@
 """The pair on ResNet-50: cells of equal time, runs of their own processes, and what is said of them."""
 
 import json
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -81,6 +83,15 @@ def test_a_run_is_a_process_whose_memory_is_kept(tiny_recipe, tmp_path):
     assert done["train_s"] == done["steps"] / 2
     with pytest.raises(UserError, match="holds a run of another recipe"):
         resnet50.finished(tmp_path / "run", load(recipe, ["seed=7"]), 0.5)
+
+
+def test_what_asks_the_command_to_stop_asks_its_run():
+    before = signal.getsignal(signal.SIGTERM)
+    process = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    with resnet50.passed_on(process.pid):
+        signal.raise_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == -signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def trained_here(recipe: Recipe, folder: Path) -> None:

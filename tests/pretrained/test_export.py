@@ -75,6 +75,7 @@ TRIPS = [
     ("timm", ".safetensors", CONVNEXT4),
     ("safetensors", ".safetensors", RESNET18),
     ("safetensors", ".safetensors", CONVNEXT4),
+    ("torch-export", ".pt2", RESNET18),
     ("torch-export", ".pt2", VIT),
     ("onnx", ".onnx", RESNET18),
     ("onnx", ".onnx", VIT),

@@ -12,7 +12,7 @@ from fastssl.errors import UserError
 from fastssl.recipe.load import dump, load, parse, shipped
 from fastssl.recipe.schema import Recipe
 
-MUTATIONS, TREES = 1_500, 500
+MUTATIONS, TREES = 3_000, 1_000
 SCRAPS = [
     *(b"\0", b"\xff\xfe", b"&a [*a]", b"!!python/object/apply:os.system [true]", b"? ", b"- " * 40, b"{" * 200),
     *(b"1e999", b".nan", b"-.inf", b"0x" + b"f" * 400, b"9" * 5000, b"~", b"2026-01-01", b"<<: {}", b"'", b'"', b"|\n"),

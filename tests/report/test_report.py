@@ -257,7 +257,7 @@ VALUES = st.sampled_from([None, True, "x", [], {}, -1, 0, 1e-300, 1e300, float("
     other=st.sampled_from(["bench", "rows", "hardware", "versions", "commit", "command", "date", "speed_ups"]),
     value=VALUES,
 )
-@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_record_is_drawn_or_refused(tmp_path: Path, kind: str, key: str, other: str, value: Any) -> None:
     content = json.loads(json.dumps(TTA | {"rows": TTA["rows"][:2]}))
     place = {"row": content["rows"][0], "work": content["rows"][0]["work"], "speed_ups": content["speed_ups"][0]}
@@ -274,7 +274,7 @@ def test_any_record_is_drawn_or_refused(tmp_path: Path, kind: str, key: str, oth
     pick=st.integers(0, 10**6),
     value=VALUES,
 )
-@settings(max_examples=5, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_value_in_a_run_is_drawn_left_out_or_refused(
     finished_run: Path, tmp_path: Path, name: str, pick: int, value: Any
 ) -> None:

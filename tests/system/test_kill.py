@@ -15,13 +15,9 @@ def start(recipe: Path, run: Path) -> command.Command:
     return command.start("train", str(recipe), "--run-dir", str(run), "--resume", env={"OMP_NUM_THREADS": "1"})
 
 
-@pytest.fixture(autouse=True)
-def _forked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kill_test, "start", start)
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
-def test_three_kills_leave_no_difference(tmp_path: Path) -> None:
+def test_three_kills_leave_no_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kill_test, "start", start)
     seen: list[str] = []
     found = kill_test.torture(3, 5, tmp_path, seen.append)
     assert sum(found["kills"].values()) == 3

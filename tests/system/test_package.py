@@ -89,7 +89,13 @@ def test_every_verb_is_there_and_a_shipped_recipe_trains(installed: dict[str, st
         record: dict[str, Any] = json.loads(out.splitlines()[-1])
         return record
 
-    installed_at = run(*python, "-c", "import fastssl; print(fastssl.__file__)", cwd=tmp_path, env=installed)
+    installed_at = run(
+        *python,
+        "-c",
+        "import fastssl, fastssl.augment.cpu.backend; print(fastssl.__file__)",
+        cwd=tmp_path,
+        env=installed,
+    )
     assert Path(installed_at.strip()).is_relative_to(installed["PYTHONPATH"])
     assert run(*python, "-c", EVERY_HELP, *VERBS, cwd=tmp_path, env=installed).count("Usage:") == len(VERBS)
     assert set(fastssl("recipes")["recipes"]) == {path.name for path in (ROOT / "recipes").glob("*.yaml")}
