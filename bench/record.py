@@ -204,6 +204,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--only", nargs="+", default=[], metavar="LEVER", help="train these, leave the others as they are"
     )
     parser.add_argument("--no-time", action="store_true", help="leave views per second out: the machine is not idle")
+    parser.add_argument("--time-again", action="store_true", help="time steps once more and keep the faster")
     parser.add_argument("--budget-min", type=float, default=60.0, help="begin no lever's run after as many minutes")
     parser.add_argument("--out", type=Path, default=Path("runs/record"))
     parser.add_argument("--json", type=Path, default=ROOT / "bench/results/record.json")
@@ -228,7 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         place = args.out / args.levers.stem
         found = lever_runs(recipes, args.seeds, only=args.only, out=place, deadline=deadline)
         timed = {} if args.no_time else {name: recipes[name] for name in found}
-        seconds = seconds_per_step(timed, args.out / f"{args.levers.stem}_seconds.json")
+        seconds = seconds_per_step(timed, args.out / f"{args.levers.stem}_seconds.json", again=args.time_again)
         rows = lever_rows(recipes, found, seconds, levers)
         every = [run for done in found.values() for run in done]
         write(args.json, recipe, args.levers.stem, rows, **commits(every), short=short)
