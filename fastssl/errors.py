@@ -41,8 +41,16 @@ class UserError(Exception):
         self.fix = fix
 
 
-class DamagedWarning(UserWarning):
-    """A file is damaged and an earlier one is used; the command line prints it as one line."""
+class OwnWarning(UserWarning):
+    """This package's own; the command line prints it as one line."""
+
+
+class DamagedWarning(OwnWarning):
+    """A file is damaged and an earlier one is used."""
+
+
+class SlowWarning(OwnWarning):
+    """Something is done in a slower way, with the same result."""
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error

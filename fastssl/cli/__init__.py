@@ -29,7 +29,7 @@ from fastssl.cli import (
     train,
 )
 from fastssl.cli.app import app
-from fastssl.errors import DamagedWarning, UserError, at_command_line
+from fastssl.errors import OwnWarning, UserError, at_command_line
 
 # Importing a verb's module adds the verb.
 __all__ = [
@@ -53,7 +53,7 @@ __all__ = [
 
 def show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
     """Our own warnings as one line, others as Python shows them."""
-    if issubclass(category, DamagedWarning):
+    if issubclass(category, OwnWarning):
         print(f"Warning: {message}", file=sys.stderr)
     else:
         python_show(message, category, *place, **more)

@@ -9,6 +9,7 @@ import functools
 import itertools
 import os
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
@@ -16,6 +17,7 @@ from queue import SimpleQueue
 import torch
 from torch import Tensor, nn
 
+from fastssl.errors import SlowWarning
 from fastssl.runs.machine import cores
 
 START_S = 0.01
@@ -41,7 +43,7 @@ def side_by_side(module: nn.Module, call: Callable[[nn.Module, Tensor], Tensor],
 
     Args:
         module: in evaluation mode. Each thread calls a copy around the same tensors; one that cannot be copied is
-            called by this thread alone.
+            called by this thread alone, with a SlowWarning.
         call: draws nothing and changes nothing.
         parts: on the CPU; their sizes alone decide the bits.
     """
@@ -68,5 +70,7 @@ def copies(module: nn.Module, count: int) -> list[nn.Module]:
     tensors = {id(tensor): tensor for tensor in itertools.chain(module.parameters(), module.buffers())}
     try:
         return [module, *(copy.deepcopy(module, dict(tensors)) for _ in range(count - 1))]
-    except (TypeError, RuntimeError):
+    except (TypeError, RuntimeError) as error:
+        why = f"{type(module).__name__} cannot be copied ({error})"
+        warnings.warn(f"{why}: one thread embeds instead of {count}.", SlowWarning, stacklevel=3)
         return [module]
