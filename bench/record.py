@@ -1,11 +1,11 @@
 """The record on a CPU: a recipe's accuracy and seconds over seeds, and what each change of it gains at equal views.
 
-python bench/record.py [RECIPE] --seeds 5                    the recipe itself, its seconds by the clock: run it alone
+python bench/record.py [RECIPE] --seeds 5                    the recipe itself, timed by the clock: run it alone
 python bench/record.py [RECIPE] --levers bench/levers.yaml   each change against the recipe, shortened
 
-Levers are compared on held-out images at equal views and equal seeds. Their views per second are those of the fastest
-step of each, timed apart (claims_time.py), so those runs may share the machine. Runs that are done are not run again,
-one that was stopped continues. Writes bench/results/record.json and leaves the parts that other calls measured in it.
+Levers are compared on held-out images at equal views and equal seeds. Their views per second come from the fastest
+step of each, timed separately (claims_time.py), so the runs themselves may share the machine. Finished runs are not
+repeated, stopped ones continue. Writes bench/results/record.json and keeps the parts in it that other calls measured.
 """
 
 import argparse
@@ -49,10 +49,10 @@ class Table(BaseModel, extra="forbid"):
 
 
 def levers_of(path: Path) -> tuple[list[str], Levers]:
-    """What shortens the recipe for all, and each lever's changes.
+    """The changes that shorten every run, and each lever's own.
 
     Raises:
-        UserError: when the file cannot be read or is not such a table, or a lever bears the base's name.
+        UserError: when the file cannot be read or is not such a table, or a lever has the base's name.
     """
     fix = f'Give "short", a list of changes, and "levers", such a list of each name but "{BASE}".'
     try:
@@ -171,8 +171,7 @@ def record_rows(recipe: Recipe, runs: Sequence[Done], target_pct: float) -> list
 
 
 def write(path: Path, recipe: Recipe, part: str, rows: list[dict[str, Any]], **more: Any) -> None:
-    """The record with this part in place of an earlier call's; each part has its recipe, machine and command, and its
-    rows name it."""
+    """Writes the record with this part replaced; each part has its recipe, machine and command, and rows name it."""
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"parts": {}, "rows": []}
     others = [one for one in before["rows"] if one["part"] != part]
     made = record("record", others + [one | {"part": part} for one in rows], recipe.model_dump(mode="json"))
@@ -181,7 +180,7 @@ def write(path: Path, recipe: Recipe, part: str, rows: list[dict[str, Any]], **m
 
 
 def commits(runs: Sequence[Done]) -> dict[str, list[str]]:
-    """Those that the runs ran at, which may be older than the record."""
+    """The commits that made the runs, which may be older than the record."""
     return {"commits": sorted({run["commit"] for run in runs})}
 
 

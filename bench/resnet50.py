@@ -2,11 +2,12 @@
 
 python bench/resnet50.py [RECIPE] [--run-min 25] [--seeds 2] [--budget-min 60]
 
-Every cell trains for as many epochs as come next to --run-min, by the fastest of its steps, timed apart
-(claims_time.py): a busy machine delays a run but does not change its axis. The learning rate is constant, so that a
-point of a curve is what a run of that length reaches. Each run is a process of its own, whose peak of memory is its.
-The most telling cells come first, one seed after another; a run already done is not run again and one that was stopped
-continues, so the command may be stopped and repeated until done. Writes bench/results/resnet50.json after every run.
+Every cell trains for the number of whole epochs closest to --run-min minutes, counted in its fastest step, which
+are timed separately (claims_time.py): other programs delay a run but do not change its time axis. The learning rate is
+constant, so each point of a curve is what a run of that length reaches. Each run is a separate process, whose peak
+memory is recorded. The most telling cells come first, one seed after another. Finished runs are not repeated and
+stopped ones continue, so the command may be stopped and repeated until done. Writes bench/results/resnet50.json after
+every run.
 """
 
 import argparse
@@ -65,7 +66,7 @@ def cells_of(dims: Sequence[int], dim: int) -> list[Cell]:
 
 
 def recipes_of(base: Recipe, cells: Sequence[Cell], dim: int) -> dict[Cell, Recipe]:
-    """Each cell's recipe of one epoch; the fixed weight is the rule's for the most dimensions, which is the first's."""
+    """Each cell's recipe, for one epoch; the fixed weight is the rule's for the largest projector, the first cell's."""
     grid = Grid((cells[0].dim, dim), (2, 4, 8), (1.0, 0.25), dim)
     return {cell: load(recipe_of(base, cell, 0, grid, "constant"), ["train.epochs=1"]) for cell in cells}
 
@@ -76,7 +77,7 @@ def steps_of_an_epoch(recipe: Recipe) -> int:
 
 
 def timed_recipe(recipe: Recipe, seed: int, step_s: float, run_s: float, points: int) -> Recipe:
-    """The cell with this seed, as many epochs as come next to `run_s`, and `points` evaluations on the way."""
+    """The cell with this seed, the number of epochs closest to `run_s`, and `points` evaluations on the way."""
     per_epoch = steps_of_an_epoch(recipe)
     epochs = max(1, round(run_s / (per_epoch * step_s)))
     every = max(1, epochs * per_epoch // points)
@@ -95,7 +96,7 @@ def timed_recipe(recipe: Recipe, seed: int, step_s: float, run_s: float, points:
 
 
 def train_apart(recipe: Recipe, folder: Path) -> None:
-    """Trains or goes on in a process of its own, whose peak of memory is kept next to the run.
+    """Trains, or continues, in a separate process and saves its peak memory next to the run.
 
     Raises:
         Interrupted: when the process was asked to stop.
@@ -120,7 +121,7 @@ def train_apart(recipe: Recipe, folder: Path) -> None:
 
 @contextmanager
 def passed_on(process: int) -> Iterator[None]:
-    """Within, what asks this process to stop asks that one instead, which saves first."""
+    """Forwards signals that ask this process to stop to that one, which saves first."""
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, lambda caught, _: os.kill(process, caught)) for number in numbers]
     try:
@@ -131,7 +132,7 @@ def passed_on(process: int) -> Iterator[None]:
 
 
 def finished(folder: Path, recipe: Recipe, step_s: float) -> Done | None:
-    """A finished run's curve and end, its seconds being steps times the fastest step; None when it is not finished.
+    """A finished run's curve and results, with seconds as steps times the fastest step; None when it is not finished.
 
     Raises:
         UserError: when the folder holds a run of another recipe.
@@ -161,7 +162,7 @@ def finished(folder: Path, recipe: Recipe, step_s: float) -> Done | None:
 
 
 def shares(recipe: Recipe) -> dict[str, float]:
-    """Seconds of forward and backward of backbone, projector and loss, each on its own, the fastest of several."""
+    """Seconds of forward and backward of the backbone, the projector and the loss alone, the fastest of several."""
     device = build.hardware.device(recipe)
     channels = build.data.manifest_of(recipe.data.path).channels
     network: Any = build.model.network(recipe, in_channels=channels, device=device).train()
@@ -197,7 +198,7 @@ def reached(run: Done, target_pct: float) -> Timed:
 def report(
     recipes: Mapping[Cell, Recipe], runs: Mapping[Cell, Sequence[Done]], parts: Mapping[str, dict[str, float]]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The rows of every cell, and how much sooner it reaches what the first cell ends with."""
+    """The rows of every cell, and how much sooner it reaches the final accuracy of the first cell."""
     reference = next(iter(recipes))
     rows, speed_ups = [], []
     alike_s = min(run["curve"][-1]["train_s"] for done in runs.values() for run in done)
