@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench" / "peers")]
 
 import torch  # noqa: E402
-from loops import LOOPS, NOTES, job_of  # noqa: E402
+from loops import LOOPS, job_of, note_of  # noqa: E402
 
 from fastssl import build  # noqa: E402
 from fastssl.bench.parts import work  # noqa: E402
@@ -39,7 +39,7 @@ from fastssl.training.threads import threads  # noqa: E402
 
 WARMUP = 5
 SHARED_VIEWS = "fastssl, views shared"
-CHANGES = {"fastssl": [], SHARED_VIEWS: ["model.batch_norm=per_view", "train.parallel=views"]}
+CHANGES = {"fastssl": ["model.batch_norm=joint"], SHARED_VIEWS: ["model.batch_norm=per_view", "train.parallel=views"]}
 NAMES = [*CHANGES, *(name for name in LOOPS if name not in CHANGES)]
 BUSY = "while True: pass"
 SETTLE_S = 1.0  # until busy processes are up, and then until what came before is over
@@ -159,7 +159,8 @@ def measure(recipe: Recipe, arguments: argparse.Namespace) -> list[dict[str, Any
                     continue
                 print(f"{name}, {situation}: {found['views_per_s']:,.0f} views/s", file=sys.stderr)
                 values.setdefault((situation, name), []).append(found["views_per_s"])
-                more[situation, name] = {"threads": found["threads"]} | ({"quota_by": setter} if setter else {})
+                by = {"quota_by": setter} if setter else {}
+                more[situation, name] = note_of(name, recipe) | {"threads": found["threads"]} | by
     return rows_of(values, more, work(recipe, build.hardware.device(recipe)))
 
 
@@ -169,8 +170,7 @@ def rows_of(
     rows = []
     for (situation, name), rates in values.items():
         here = what | {"situation": situation}
-        note = {"note": NOTES[name]} if name in NOTES else {}
-        rows.append(row(name, here, "views_per_s", rates, **note, **more[situation, name]))
+        rows.append(row(name, here, "views_per_s", rates, **more[situation, name]))
         if situation != "alone":
             pairs = zip(rates, values["alone", name], strict=False)
             rows.append(row(name, here, "share_of_alone_pct", [100 * one / alone for one, alone in pairs]))

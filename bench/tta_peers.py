@@ -2,9 +2,10 @@
 
 python bench/tta_peers.py [RECIPE] --target 38 [--seeds 3] [--budget-s 200]
 
-Each run is a process of its own, peers in turn for every seed. The clock starts after the first WARMUP steps and stands
-still while accuracy is measured, with our kNN for all. A peer that is missing is said and left out. Last, our step with
-loading and augmentation against the same network fed a fixed batch. Writes bench/results/tta_peers.json.
+All loops share the recipe's optimizer; ours also runs with Muon. Each run is a separate process, the loops in turn for
+every seed. The clock starts after the first WARMUP steps and stops while accuracy is measured, with our kNN for all. A
+missing peer is reported and left out. At the end, our step with loading and augmentation is compared with the same
+network on a fixed batch. Writes bench/results/tta_peers.json.
 """
 
 import argparse
@@ -20,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench" / "peers")]
 
 import torch  # noqa: E402
-from loops import LOOPS, NOTES, job_of  # noqa: E402
+from loops import LOOPS, job_of, note_of  # noqa: E402
 
 from fastssl import build  # noqa: E402
 from fastssl.bench.crossing import Timed, median_or_none, speed_up  # noqa: E402
@@ -34,6 +35,9 @@ from fastssl.recipe.schema import Recipe  # noqa: E402
 from fastssl.training.online_probes import Prober  # noqa: E402
 
 WARMUP = 5
+MUON = "fastssl, Muon"
+CHANGES = {MUON: ["optim.name=muon", "optim.lr=0.05"]}  # ours with what the peers do not have
+NAMES = [*CHANGES, *LOOPS]
 LARGER = ["model.backbone=resnet18", "model.stem=cifar", "model.width=1", "data.batch_size=32"]
 
 
@@ -42,7 +46,7 @@ def follow(
 ) -> dict[str, Any]:
     """One run to the target, to the end of the recipe or of the budget: its curve and views per second between
     evaluations."""
-    backbone, steps = LOOPS[name](recipe, workers)
+    backbone, steps = LOOPS[name.partition(",")[0]](load(recipe, CHANGES.get(name, [])), workers)
     knn = knn_of(recipe)
     wait = torch.cuda.synchronize if torch.cuda.is_available() else (lambda: None)
     if sum(1 for _ in zip(range(WARMUP), steps, strict=False)) < WARMUP:
@@ -110,7 +114,7 @@ def runs_of(path: Path, recipe: Recipe) -> dict[str, list[dict[str, Any]]]:
 def rows_of(name: str, runs: list[dict[str, Any]], recipe: Recipe, target_pct: float) -> list[dict[str, Any]]:
     """Views per second of every stretch, and the time and views to the target over seeds."""
     what = work(recipe, build.hardware.device(recipe))
-    note = {"note": NOTES[name]} if name in NOTES else {}
+    note = note_of(name, recipe) or ({"note": " ".join(CHANGES[name])} if name in CHANGES else {})
     rows = [row(name, what, "views_per_s", [rate for one in runs for rate in one["views_per_s"]], **note)]
     arrived = [one["curve"][-1] if one["curve"][-1]["knn_pct"] >= target_pct else None for one in runs]
     goal = what | {"target": "knn_pct", "pct": target_pct}
@@ -139,15 +143,16 @@ def fixed_rows(recipe: Recipe, seconds: float) -> list[dict[str, Any]]:
 
 
 def report(runs: dict[str, list[dict[str, Any]]], recipe: Recipe, target_pct: float, fixed: list[Any]) -> Any:
-    """The record, with the speed-up of ours over every peer."""
+    """The record, with the speed-ups of ours over every peer."""
     rows = [one for name, done in runs.items() for one in rows_of(name, done, recipe, target_pct)] + fixed
-    ours = timed(runs.get("fastssl", []), target_pct)
+    ours = [name for name in runs if name.startswith("fastssl")]
     speed_ups = [
-        {"recipe": "fastssl", "against": name, "metric": "knn_pct", "target_pct": target_pct}
-        | speed_up(timed(done, target_pct), ours)
-        | {"views_per_s_ratio": ratio(rows, name)}
-        for name, done in runs.items()
-        if name != "fastssl" and ours
+        {"recipe": own, "against": name, "metric": "knn_pct", "target_pct": target_pct}
+        | speed_up(timed(runs[name], target_pct), timed(runs[own], target_pct))
+        | {"views_per_s_ratio": ratio(rows, own, name)}
+        for own in ours
+        for name in runs
+        if name not in ours
     ]
     return record(
         "tta_peers",
@@ -162,9 +167,9 @@ def report(runs: dict[str, list[dict[str, Any]]], recipe: Recipe, target_pct: fl
     )
 
 
-def ratio(rows: list[dict[str, Any]], peer: str) -> float:
+def ratio(rows: list[dict[str, Any]], own: str, peer: str) -> float:
     medians = {one["impl"]: one["median"] for one in rows if one["metric"] == "views_per_s"}
-    return float(medians["fastssl"] / medians[peer])
+    return float(medians[own] / medians[peer])
 
 
 def text(made: dict[str, Any]) -> str:
@@ -173,8 +178,9 @@ def text(made: dict[str, Any]) -> str:
         figures = ["-" if one[key] is None else f"{one[key]:,.2f}" for key in ("median", "min", "max")]
         lines.append([one["impl"], one["metric"], *figures, str(one["n"])])
     said = [
-        f"Against {one['against']}: {one['views_per_s_ratio']:.2f} times the views per second; time to the target"
-        f" {one['bound']} {one['ratio'] or float('nan'):.2f} times shorter (95 % {one['low']} to {one['high']})."
+        f"{one['recipe']} against {one['against']}: {one['views_per_s_ratio']:.2f} times the views per second; time to"
+        f" the target {one['bound']} {one['ratio'] or float('nan'):.2f} times shorter"
+        f" (95 % {one['low']} to {one['high']})."
         for one in made["speed_ups"]
     ]
     return rendered(table_of("The same job", ["loop", "metric", "median", "min", "max", "n"], lines), *said)
@@ -189,7 +195,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--every-steps", type=int, default=50, help="between measurements of the accuracy")
     parser.add_argument("--budget-s", type=float, default=200.0, help="of training, for each run")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--peers", nargs="+", default=list(LOOPS), choices=list(LOOPS))
+    parser.add_argument("--peers", nargs="+", default=NAMES, choices=NAMES)
     parser.add_argument(
         "--fixed-s", type=float, default=40.0, help="for each network against a fixed batch; 0 for none"
     )

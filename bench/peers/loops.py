@@ -172,10 +172,14 @@ def optimizer_of(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
 
 
 LOOPS: dict[str, Callable[[Recipe, int], Loop]] = {"fastssl": fastssl, "lightly": lightly, "plain torchvision": plain}
-NOTES = {
-    "lightly": "contiguous memory; batch norm sees one view at a time",
-    "plain torchvision": "contiguous memory; batch norm sees one view at a time",
-}
+
+
+def note_of(name: str, recipe: Recipe) -> dict[str, str]:
+    """What a peer does unlike ours, as the `note` of its rows; empty for ours."""
+    if name not in LOOPS or name == "fastssl":
+        return {}
+    apart = "" if recipe.model.batch_norm == "per_view" else "; batch norm sees one view at a time"
+    return {"note": f"contiguous memory{apart}"}
 
 
 def fits(view: View) -> str:

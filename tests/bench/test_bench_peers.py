@@ -105,9 +105,13 @@ def test_the_script_records_loops_speed_ups_and_the_fixed_batch(
     assert rows["plain torchvision", "train_s", small]["seeds"] == 2
     assert rows["fastssl, as trained", "time_against_fixed", small]["n"] == 25
     assert ("fastssl, as trained", "time_against_fixed", "resnet_tiny x0.5 patch2") in rows
-    assert [one["against"] for one in made["speed_ups"]] == ["plain torchvision"]
+    assert [(one["recipe"], one["against"]) for one in made["speed_ups"]] == [
+        ("fastssl, Muon", "plain torchvision"),
+        ("fastssl", "plain torchvision"),
+    ]
+    assert rows["fastssl, Muon", "views_per_s", small]["note"] == "optim.name=muon optim.lr=0.05"
     assert made["speed_ups"][0]["bound"] == "exact"
-    assert "Against plain torchvision" in capsys.readouterr().out
+    assert "fastssl against plain torchvision" in capsys.readouterr().out
 
 
 def test_a_cut_off_costs_one_run_and_resume_measures_the_rest(

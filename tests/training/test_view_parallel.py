@@ -7,13 +7,18 @@ from typing import Any
 import pytest
 import torch
 from tiny import one_torch_thread, tiny
+from torch import Tensor
 
 import fastssl
+from fastssl import build
 from fastssl.bench.parts import parts
 from fastssl.errors import UserError
 from fastssl.recipe.load import load
 from fastssl.runs import checkpoint
+from fastssl.training import parallel
 from fastssl.training.parallel import close, view_parallel
+from fastssl.training.step import Step, step_of
+from fastssl.training.view_parallel import ViewParallel
 
 PER_VIEW = ["model.batch_norm=per_view", "augment.views=3"]
 GROUPS = {"batch_norm": "per_view", "batch_norm_groups": 2}
@@ -140,6 +145,21 @@ def test_what_views_cannot_share_is_said(tiny_data: tuple[Path, Path], tmp_path:
     joint["train"]["parallel"] = "views"
     with pytest.raises(UserError, match=r"train\.parallel is views, but model\.batch_norm is joint"):
         fastssl.train(joint, run_dir=tmp_path / "views")
+
+
+@pytest.mark.parametrize(("operators_s", "chosen"), [(1.1, "views"), (0.9, "views"), (0.7, "operators")])
+def test_operators_are_chosen_only_where_they_are_clearly_faster(
+    operators_s: float, chosen: str, tiny_data: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def seconds(step: Step, views: tuple[Tensor, ...]) -> float:
+        return 1.0 if isinstance(step.network, ViewParallel) else operators_s
+
+    monkeypatch.setattr(parallel, "fastest_s", seconds)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    made, cpu = load(recipe(tiny_data, parallel="auto", epochs=1)), torch.device("cpu")
+    network = build.model.network(made, in_channels=3, device=cpu)
+    step = step_of(made, network, device=cpu, may_compile=False)
+    assert parallel.choose(made, step, network, in_channels=3, device=cpu)[0] == chosen
 
 
 def test_a_trial_is_written_into_the_run_and_leaves_no_trace(tiny_data: tuple[Path, Path], tmp_path: Path) -> None:
