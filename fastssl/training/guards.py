@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -163,15 +164,32 @@ class SlowSteps:
 class Watchdog:
     """Ends the process with a stack of every thread in the log when no step finishes for `limit_s` seconds.
 
-    Python itself may be stuck in a collective or a read, so a thread of the interpreter's own does it.
+    Python itself may be stuck in a collective or a read, so a thread of the interpreter's own does it. A pause by
+    SIGTSTP (Ctrl-Z, a suspended SLURM job) does not count; one by SIGSTOP cannot be told from a step that hangs.
     """
 
     def __init__(self, limit_s: float) -> None:
         self.limit_s = limit_s
+        self.paused_s = 0.0
+        self.before: Any = None
 
     def __enter__(self) -> "Watchdog":
+        in_main = threading.current_thread() is threading.main_thread()
+        if in_main and hasattr(signal, "SIGTSTP") and signal.getsignal(signal.SIGTSTP) is signal.SIG_DFL:
+            self.before = signal.signal(signal.SIGTSTP, self.pause)
         self.pat()
         return self
+
+    def pause(self, number: int, frame: FrameType | None) -> None:
+        faulthandler.cancel_dump_traceback_later()
+        start = time.perf_counter()
+        os.kill(os.getpid(), signal.SIGSTOP)  # returns when the process is continued
+        self.paused_s += time.perf_counter() - start
+        self.pat()
+
+    def clock(self) -> float:
+        """Seconds on the monotonic clock without the pauses."""
+        return time.perf_counter() - self.paused_s
 
     def pat(self) -> None:
         """Starts the time anew."""
@@ -181,6 +199,8 @@ class Watchdog:
 
     def __exit__(self, *exception: object) -> None:
         faulthandler.cancel_dump_traceback_later()
+        if self.before is not None:
+            signal.signal(signal.SIGTSTP, self.before)
 
 
 def keep_freed_memory() -> bool:

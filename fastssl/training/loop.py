@@ -5,7 +5,6 @@ and, when done, summary.json. Under torchrun every rank runs this same file; ran
 """
 
 import contextlib
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -164,7 +163,7 @@ def loop(run: Run, interrupts: Interrupts) -> None:
     compile_kernels(run)
     skipped_in_a_row, sides_seen = 0, set[int]()
     with guards.memory_explained(run.recipe), guards.Watchdog(run.recipe.train.step_timeout_s) as watchdog:
-        mark, counted = time.perf_counter(), run.step
+        mark, counted = watchdog.clock(), run.step
         while run.step < run.total_steps:
             epoch, start = divmod(run.step, len(run.loader))
             compiling = new_side(run, epoch, sides_seen) and bool(run.recipe.train.compile)
@@ -176,11 +175,11 @@ def loop(run: Run, interrupts: Interrupts) -> None:
                     run.average.update(run.network)
                 watchdog.pat()
                 if compiling or anything_due(run, interrupts):
-                    count_seconds(run, mark, steps=run.step - counted, compiling=compiling)
+                    count_seconds(run, watchdog, mark, steps=run.step - counted, compiling=compiling)
                     compiling = False
                     do_what_is_due(run, interrupts, terms=None if skipped_in_a_row else terms)
                     watchdog.pat()
-                    mark, counted = time.perf_counter(), run.step
+                    mark, counted = watchdog.clock(), run.step
 
 
 def anything_due(run: Run, interrupts: Interrupts) -> bool:
@@ -264,13 +263,13 @@ def stop_if_bad(run: Run) -> None:
         raise guards.not_finite(*bad, run.network, last_good=run.saver.last_good())
 
 
-def count_seconds(run: Run, mark: float, *, steps: int, compiling: bool) -> None:
-    """Adds the seconds since `mark`, once the device has done its work on these steps, to the clock.
+def count_seconds(run: Run, watchdog: guards.Watchdog, mark: float, *, steps: int, compiling: bool) -> None:
+    """Adds the seconds since `mark`, by the watchdog's clock, to the run's, once the device is done with these steps.
 
     The first step of a compiled network at a size of views is compilation's, which is reported.
     """
     build.hardware.wait(run.device)
-    seconds = time.perf_counter() - mark
+    seconds = watchdog.clock() - mark
     if compiling:
         run.clock.compile_s += seconds
         run.observe({"event": "note", "message": f"torch.compile took {seconds:.0f} s, not counted as training."})

@@ -3,8 +3,10 @@
 import contextlib
 import json
 import os
+import signal
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +112,42 @@ def test_a_step_that_hangs_ends_with_the_stack_of_every_thread(recipe: Path, tmp
     assert "hang_in_the_loss" in done.stderr
     assert done.stderr.count("Thread 0x") >= 2
     assert whole(tmp_path / "run") == 6
+
+
+def test_a_pause_is_neither_a_step_that_hangs_nor_training(recipe: Path, tmp_path: Path) -> None:
+    folder, limit_s, pause_s = tmp_path / "run", 5, 7
+    words = ["train.epochs=100000", f"train.step_timeout_s={limit_s}", "train.log_every_steps=1"]
+    words = [word for setting in [*words, "evaluate.every_epochs=0"] for word in ("-s", setting)]
+    process = command.start("train", str(recipe), "--run-dir", str(folder), *words)
+    try:
+        wait_for(lambda: (folder / "metrics.jsonl").exists() and len(records(folder)) > 20)
+        process.send_signal(signal.SIGTSTP)
+        wait_for(lambda: state(process.pid) == "T")
+        begun, before = time.monotonic(), len(records(folder))
+        time.sleep(pause_s)
+        process.send_signal(signal.SIGCONT)
+        wait_for(lambda: len(records(folder)) > before + 20)
+        lasted = time.monotonic() - begun
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+        process.communicate(60)
+    assert process.poll() == EXIT_CODE
+    at = [record["train_s"] for record in records(folder)]
+    assert at[before + 19] - at[before - 1] < lasted - pause_s + 1
+
+
+def wait_for(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 120
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 @pytest.mark.parametrize(
