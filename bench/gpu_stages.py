@@ -202,7 +202,13 @@ def peers(setting: Setting, out: Path) -> list[str]:
     if setting.dry:
         tiny = ["-s", "train.epochs=2", "--target", "1", "--seeds", "1", "--every-steps", "2", "--fixed-s", "0"]
         return [*script, *tiny, "--workers", "0", "--peers", "fastssl", "plain torchvision", "--out", str(out)]
-    network = ["model.backbone=resnet18", "model.stem=cifar", "model.width=1", "model.projector=[2048, 2048]"]
+    network = [
+        "model.batch_norm=joint",
+        "model.backbone=resnet18",
+        "model.stem=cifar",
+        "model.width=1",
+        "model.projector=[2048, 2048]",
+    ]
     network += ["augment.side_px=32", "augment.all={hue: 0.0}", "train.epochs=200", "train.precision=bf16"]
     network += ["loss.redundancy_weight=auto", "optim.lr=0.001"]
     chosen = [word for change in network for word in ("-s", change)]

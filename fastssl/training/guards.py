@@ -165,7 +165,7 @@ class Watchdog:
     """Ends the process with a stack of every thread in the log when no step finishes for `limit_s` seconds.
 
     Python itself may be stuck in a collective or a read, so a thread of the interpreter's own does it. A pause by
-    SIGTSTP (Ctrl-Z, a suspended SLURM job) does not count; one by SIGSTOP cannot be told from a step that hangs.
+    SIGTSTP (Ctrl-Z, a suspended SLURM job) does not count; one by SIGSTOP looks like a step that hangs.
     """
 
     def __init__(self, limit_s: float) -> None:

@@ -96,6 +96,14 @@ def row_of(page: str, label: str) -> list[str]:
     return [cell.strip() for cell in cells]
 
 
+def test_the_speed_ups_over_the_peers_are_those_of_the_record():
+    text = page_text("docs/measured.md")
+    for own in ("fastssl, Muon", "fastssl"):
+        of = {one["against"]: one for one in record("tta_peers")["speed_ups"] if one["recipe"] == own}
+        cells = [f"{of[peer]['ratio']:.1f} ({of[peer]['low']:.1f} to {of[peer]['high']:.1f})" for peer in PEERS]
+        assert f"| {own} | {' | '.join(cells)} |" in text
+
+
 def test_the_figure_of_the_readme_shows_the_medians_of_its_record():
     drawn = page_text("docs/figures/time-to-accuracy.svg")
     assert all(f"{median('tta_peers', 'train_s', impl):.4g} s" in drawn for impl in LOOPS)
