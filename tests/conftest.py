@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import signal
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from tiny import tiny
 # before torch is imported: where others use the cores too, such as pytest's other workers, an operator on several
 # threads waits for a core at each end
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# started in the background by a script, which ignores Ctrl-C: the processes of tests would inherit that
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 CIFAR_ARCHIVE = ROOT.parent / "shared" / "data" / "cifar10_jpeg.tar.xz"
