@@ -12,6 +12,7 @@ import importlib
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -131,7 +132,9 @@ def server() -> str:
 
 def begin() -> str:
     """Starts a server, which ends with this process; the address at which it will be found once it has imported."""
-    address = os.path.join(tempfile.mkdtemp(prefix="fastssl-command-"), "socket")
+    folder = tempfile.mkdtemp(prefix="fastssl-command-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    address = os.path.join(folder, "socket")
     process = subprocess.Popen([sys.executable, __file__, address], stdin=subprocess.PIPE)
     assert process.stdin is not None
     atexit.register(process.wait)

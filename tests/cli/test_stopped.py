@@ -67,7 +67,7 @@ def interrupted(words: list[str], folder: Path, ready: Callable[[], bool]) -> su
 
 def test_a_conversion_that_was_stopped_continues_with_the_line_that_it_printed(tmp_path: Path) -> None:
     out = tmp_path / "my out"
-    words = ["convert", "shapes", "my out/a.beton", "--count", "400000", "--side-px", "64"]
+    words = ["convert", "shapes", "my out/a.beton", "--count", "20000", "--side-px", "64"]
     done = interrupted(words, tmp_path, lambda: out.exists() and any(out.iterdir()))
     assert (done.returncode, out.exists()) == (130, False), done.stderr
 
@@ -78,7 +78,7 @@ def test_a_conversion_that_was_stopped_continues_with_the_line_that_it_printed(t
     assert os.listdir(out) == [journal.name]
     first, second = done.stderr.strip().splitlines()[-2:]
     assert "converted so far remain" in first
-    assert second == "Again: fastssl convert shapes 'my out/a.beton' --count 400000 --side-px 64 --resume"
+    assert second == "Again: fastssl convert shapes 'my out/a.beton' --count 20000 --side-px 64 --resume"
 
 
 def test_an_evaluation_that_was_stopped_keeps_features_and_no_result(finished_run: Path, tmp_path: Path) -> None:
