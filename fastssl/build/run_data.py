@@ -6,12 +6,13 @@ at the absolute path is taken only when it is the one that the run was trained o
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from fastssl.data.manifest import read_manifest
 from fastssl.errors import UserError, option
+from fastssl.recipe.load import load as load_recipe
 from fastssl.recipe.schema import Recipe
 from fastssl.runs.directory import DATA_FILES
 
@@ -58,6 +59,19 @@ def digest_of(path: Path) -> str | None:
 def is_same_file(path: Path, place: Place) -> bool:
     """Whether the file is there and, as far as digests tell, is the one that the run was trained on."""
     return path.exists() and place.get("digest") in (None, digest_of(path))
+
+
+def load(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """A validated recipe; one that lies in a run, with the paths at which the run's data files are now.
+
+    Args:
+        recipe: the path of a YAML file, or a shipped recipe's name.
+        overrides: texts of the form "section.key=value".
+
+    Raises:
+        UserError: naming every problem at once.
+    """
+    return located(load_recipe(recipe, overrides), Path(recipe).parent)
 
 
 def located(recipe: Recipe, run_dir: Path | None) -> Recipe:

@@ -140,9 +140,8 @@ def ready(recipe: str, changes: list[str] | None) -> Any:
     """The resolved recipe, its data converted."""
     from fastssl import build
     from fastssl.cli.progress import conversion_progress
-    from fastssl.recipe.load import load
 
-    resolved = load(recipe, changes or ())
+    resolved = build.run_data.load(recipe, changes or ())
     build.preflight.check(resolved)
     with conversion_progress() as progress:
         build.data.ensure_data(resolved, progress=progress, only_train=resolved.data.probe_path is None)

@@ -18,8 +18,8 @@ def doctor(
 ) -> None:
     """Report what works on this machine, why the rest does not, and which stage of a recipe is the slowest."""
     from fastssl.bench.doctor import examine
+    from fastssl.build.run_data import load
     from fastssl.cli.tables import doctor_text
-    from fastssl.recipe.load import load
 
     is_data = target is not None and (target.endswith(".beton") or Path(target).is_dir())
     result = examine(Path(target) if is_data and target else load(target, changes or ()) if target else None)

@@ -20,12 +20,11 @@ def preview(
     """Draw a recipe's views of real images, and every operation at four strengths."""
     from fastssl import build
     from fastssl.cli.progress import conversion_progress
-    from fastssl.recipe.load import load
     from fastssl.report.preview import check_out
     from fastssl.report.preview import preview as run
 
     check_out(out)
-    resolved = load(recipe, changes or ())
+    resolved = build.run_data.load(recipe, changes or ())
     with conversion_progress() as progress:
         build.data.ensure_data(resolved, progress=progress, only_train=True)
     written = [str(path) for path in run(resolved, out, images=images, epoch=epoch)]

@@ -55,6 +55,22 @@ def test_from_another_folder_the_recorded_place_is_taken(project: Path, monkeypa
     assert json.loads((run / "data.json").read_text())["files"]["path"] == place
 
 
+def test_verbs_that_take_the_recipe_of_a_run_find_its_data_from_any_folder(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / "elsewhere").mkdir()
+    monkeypatch.chdir(project / "elsewhere")
+    recipe = "../runs/tiny/recipe.yaml"
+    done = command.fastssl("preview", recipe, "--images", "1", "-s", "augment.backend=torch")
+    assert (done.returncode, done.stdout.split()[0]) == (0, "preview.png"), done.stderr
+    done = command.fastssl("doctor", recipe, "--json")
+    assert json.loads(done.stdout)["stages"], done.stderr
+    done = command.fastssl("bench", "loader", recipe, "--seconds", "0.1", "--json")
+    assert done.returncode == 0, done.stderr
+    done = command.fastssl("preview", recipe, "-s", "data.path=data/other.beton")
+    assert (done.returncode, "data/other.beton does not exist" in done.stderr) == (2, True), done.stderr
+
+
 def test_one_message_says_what_to_do_when_the_data_moved(project: Path) -> None:
     run = Path("runs/tiny")
     before = figures(run)
