@@ -1,11 +1,15 @@
 """The fused numba backend against the torch backend, which is held against torchvision; and its bits."""
 
+import os
+import signal
 import subprocess
 import sys
+import threading
+import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
-import numba
 import pytest
 import torch
 from numba.core.registry import CPUDispatcher
@@ -89,7 +93,8 @@ def test_padded_and_flat_images_give_the_bits_of_whole_ones():
             assert (views_VBCHW - alone).abs().max() <= tolerance
 
 
-def test_bits_do_not_depend_on_the_cut_the_order_or_the_threads():
+def test_bits_do_not_depend_on_the_cut_the_order_or_the_threads(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(backend, "WORTH_PX", 1)
     images, augment = pictures(37, 21, 34), two_views(EVERYTHING, "cpu")
     (whole,) = augment(batch_of(images), 5)
     parts = [augment(batch_of(images[i:j], torch.arange(i, j)), 5)[0] for i, j in ((0, 1), (1, 17), (17, 37))]
@@ -98,12 +103,70 @@ def test_bits_do_not_depend_on_the_cut_the_order_or_the_threads():
     assert torch.equal(augment(batch_of(images[order], order), 5)[0], whole[:, order])
     threads = torch.get_num_threads()
     try:
-        for count in (1, 2):
+        for count in (1, 2, 5):
             torch.set_num_threads(count)
             assert torch.equal(augment(batch_of(images), 5)[0], whole)
-            assert numba.get_num_threads() == min(count, numba.config.NUMBA_NUM_THREADS)
     finally:
         torch.set_num_threads(threads)
+
+
+THREADS = 1 + (os.cpu_count() or 1)  # the calling one and all helpers there may be
+
+
+def test_threads_share_the_images_each_once():
+    together, done = threading.Barrier(THREADS), list[int]()
+
+    def work(first: int, last: int) -> None:
+        if first < THREADS:  # the first ranges, of one image each, wait for each other
+            together.wait(60)
+        done.extend(range(first, last))
+
+    backend._divide(work, THREADS, THREADS)
+    assert sorted(done) == list(range(THREADS))
+    done.clear()
+    backend._divide(lambda first, last: done.extend(range(first, last)), 1000 * THREADS + 1, THREADS)
+    assert sorted(done) == list(range(1000 * THREADS + 1))
+
+
+def test_helpers_that_are_busy_elsewhere_are_not_waited_for():
+    free, done = threading.Event(), list[int]()
+    elsewhere = [backend._helpers().submit(free.wait, 60) for _ in range(THREADS)]
+    backend._divide(lambda first, last: done.extend(range(first, last)), 100, THREADS)
+    assert done == list(range(100))
+    assert not any(one.done() for one in elsewhere)
+    free.set()
+
+
+def test_an_error_in_any_thread_is_the_callers():
+    caller = threading.get_ident()
+
+    def work(first: int, last: int) -> None:
+        if threading.get_ident() != caller:
+            raise MemoryError("of a helper")
+        time.sleep(0.1)  # so that a helper gets a range
+
+    with pytest.raises(MemoryError, match="of a helper"):
+        backend._divide(work, 16 * THREADS, THREADS)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_process_makes_views_too(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(backend, "WORTH_PX", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: THREADS)
+    images, augment = pictures(16, 9, 9), two_views(EVERYTHING, "cpu")
+    (expected,) = augment(batch_of(images), 0)  # by helpers, which a fork does not take along
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork with threads, which is the point
+        process = os.fork()
+    if not process:
+        os._exit(0 if torch.equal(augment(batch_of(images), 0)[0], expected) else 1)
+    deadline = time.monotonic() + 60
+    while (ended := os.waitpid(process, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    if ended == (0, 0):
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+    assert ended == (process, 0)
 
 
 def test_views_are_those_of_their_parameters():

@@ -1,26 +1,30 @@
-"""The CPU backend: one fused numba kernel, parallel over images, that draws, samples and cuts an image's views and
-writes the network's layout once.
+"""The CPU backend: one fused numba kernel that draws, samples and cuts an image's views and writes the network's layout
+once; threads share the images of a batch.
 
 A view's bits depend on its image and its parameters alone, not on the batch or the threads. The compiled
-kernel is kept on disk, so that only the first process on a machine waits for it.
+kernel is kept on disk, so that only the first process on a machine waits for it. Choice made: the threads are Python's
+and not those of numba's `parallel`, which takes twice as long to compile and waits at the end of every launch for a
+thread that another program has taken the core from before it began.
 
-B batch, V views, C channels, S side of a view (of draws: slots), K taps, T threads. Places in the source are in
-elements.
+B batch, V views, C channels, S side of a view (of draws: slots), K taps. Places in the source are in elements.
 """
 
 import hashlib
+import itertools
 import math
+import os
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 import torch
-from numba import njit, prange
+from numba import njit
 from torch import Tensor
 
 from fastssl.augment.backend import BackendName, Images, Output
@@ -38,9 +42,10 @@ RECORD = np.dtype([(column.name.lower(), np.float32) for column in Column])
 # every file a kernel may take a function or a constant from: one left out would leave a stale kernel on disk
 STAMPED = [path for folder in Path(__file__).parents[:2] for path in sorted(folder.glob("*.py"))]
 
+CHUNKS = 8  # of a thread: images differ in work, and one each would wait for the slowest
+WORTH_PX = 1 << 15  # pixels of views, about a millisecond: less work ends before a helper has woken
+
 _local = threading.local()
-# numba's simplest threading layer, the one that is always there, ends the process when two threads use it at once
-_turn = threading.Lock()
 
 
 def _stamp() -> Array:
@@ -66,20 +71,14 @@ class CpuBackend:
         _local.threads = threads
 
     def sample_params(self, views: tuple[View, ...], key: DrawKey, sizes_B2: Tensor) -> Parameters:
-        """In one launch."""
+        """In one launch, by the calling thread."""
         packed_BVP = np.empty((len(key.index_B), len(views), len(Column)), dtype=np.float32)
-        with _turn:
-            # anew for each launch: torch's number may have changed since
-            _threads()
-            _sample(
-                STAMP, *_words(key), *rows_of(views), sizes_B2.contiguous().numpy(), packed_BVP.view(RECORD)[..., 0]
-            )
+        _sample(STAMP, *_words(key), *rows_of(views), sizes_B2.contiguous().numpy(), packed_BVP.view(RECORD)[..., 0])
         return Parameters(torch.from_numpy(packed_BVP))
 
     def apply(self, images: Images, params: Parameters | DrawKey, views: tuple[View, ...], output: Output) -> Tensor:
-        """In one launch, which draws too. float16 views are written as float32 and converted."""
-        with _turn:
-            return _apply(images, params, views, output)
+        """In one pass, which draws too. float16 views are written as float32 and converted."""
+        return _apply(images, params, views, output)
 
 
 def _words(key: DrawKey) -> tuple[Array, Array]:
@@ -103,24 +102,27 @@ def _apply(images: Images, params: Parameters | DrawKey, views: tuple[View, ...]
         # no indices say that parameters are given: None would be another type, and another kernel to compile
         words_3, index_B = np.empty(3, np.uint64), np.empty(0, np.uint64)
         packed_BVP = params.packed_BVP.contiguous().numpy()
-    threads = _threads()
-    # eight chunks a thread: images differ in work, and one each would wait for the slowest
-    with numba.parallel_chunksize(max(1, batch // (8 * threads))):
-        _render(
-            STAMP,
-            # flat, so that one kernel serves a padded batch and a buffer of images of all sizes
-            pixels.contiguous().view(-1).numpy(),
-            *_places(pixels, sizes_B2, images.offsets_B, channels),
-            sizes_B2,
-            words_3,
-            index_B,
-            *rows_of(views),
-            packed_BVP.view(RECORD)[..., 0],
-            *_constants(views, output.mean_C, output.std_C),
-            wide_VBX,
-            narrow_VBX,
-            *_scratch(threads, channels, views, *sizes_B2.max(axis=0, initial=1).tolist()),
-        )
+    largest = sizes_B2.max(axis=0, initial=1).tolist()
+    arguments = (
+        # flat, so that one kernel serves a padded batch and a buffer of images of all sizes
+        pixels.contiguous().view(-1).numpy(),
+        *_places(pixels, sizes_B2, images.offsets_B, channels),
+        sizes_B2,
+        words_3,
+        index_B,
+        *rows_of(views),
+        packed_BVP.view(RECORD)[..., 0],
+        *_constants(views, output.mean_C, output.std_C),
+        wide_VBX,
+        narrow_VBX,
+    )
+    # as many threads as torch uses, so that one setting rules both and ranks of one machine do not crowd it
+    threads = min(getattr(_local, "threads", torch.get_num_threads()), 1 + batch * len(views) * side**2 // WORTH_PX)
+    _divide(
+        lambda first, last: _render(STAMP, first, last, *arguments, *_scratch(channels, views, *largest)),
+        batch,
+        threads,
+    )
     wide = torch.from_numpy(wide_VBX)
     # numpy knows no bfloat16: its bits go by as integers
     views_VBX = torch.from_numpy(narrow_VBX).view(torch.bfloat16) if narrow else wide.to(output.dtype)
@@ -142,13 +144,36 @@ def _constants(views: tuple[View, ...], mean_C: tuple[float, ...], std_C: tuple[
     return cubic_V, linear_V, mean.astype(np.float32), (1 / std).astype(np.float32), line_22X
 
 
-def _threads() -> int:
-    """As many as torch uses, so that one setting rules both and ranks of one machine do not crowd it."""
-    # asking for more threads than numba started with is an error
-    wanted = getattr(_local, "threads", torch.get_num_threads())
-    threads: int = min(wanted, numba.config.NUMBA_NUM_THREADS)
-    numba.set_num_threads(threads)
-    return threads
+def _divide(work: Callable[[int, int], None], images: int, threads: int) -> None:
+    """Calls with (first, last) for ranges of the images until all are done, here and in threads that are free."""
+    if threads < 2:
+        work(0, images)
+        return
+    size, starts = -(-images // (CHUNKS * threads)), itertools.count()  # whose next() is atomic
+
+    def take() -> None:
+        while (first := next(starts) * size) < images:
+            work(first, min(first + size, images))
+
+    helpers = [_helpers().submit(take) for _ in range(threads - 1)]
+    try:
+        take()
+    finally:
+        # one that has not begun has nothing left to do
+        waited = [helper for helper in helpers if not helper.cancel()]
+        for helper in waited:
+            helper.result()
+
+
+@lru_cache(maxsize=1)
+def _helpers() -> ThreadPoolExecutor:
+    """Threads that wait for work, as many as were ever wanted at once."""
+    return ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="fastssl-views")
+
+
+# of a forked process none is left
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_helpers.cache_clear)
 
 
 def _places(images: Tensor, sizes_B2: Array, offsets_B: Tensor | None, channels: int) -> tuple[Array, Array]:
@@ -160,25 +185,24 @@ def _places(images: Tensor, sizes_B2: Array, offsets_B: Tensor | None, channels:
     return np.arange(count) * (height * width * channels), np.full(count, width * channels)
 
 
-def _scratch(threads: int, channels: int, views: tuple[View, ...], height: int, width: int) -> tuple[Array, ...]:
-    """Each thread's buffers, kept between calls: fresh pages would cost more than some of the passes."""
+def _scratch(channels: int, views: tuple[View, ...], height: int, width: int) -> tuple[Array, ...]:
+    """This thread's buffers, kept between calls: fresh pages would cost more than some of the passes."""
     side = views[0].side_px
     reach = 2 if any(view.interpolation == "bicubic" for view in views) else 1
     # enough for the largest box, the whole image: what a view needs is known only in the kernel
     taps = 2 * math.ceil(reach * max(1.0, max(height, width) / side)) + 2
     radius = max(blur_radius_px(view.blur_sigma_max_px, side) if view.blur_p > 0 else 0 for view in views)
-    key = (threads, channels, side, taps, radius, width)
+    key = (channels, side, taps, radius, width)
     if getattr(_local, "key", None) != key:
-        # of this thread: another may make views during evaluation
         _local.key = key
         _local.buffers = (
             # longer than a line: taps of no weight are read past its end, and whole blocks written
-            _rows(threads, 2, max(side, width + taps) * channels + BLOCK),
-            _rows(threads, 2, channels * side * side),
-            _rows(threads, blur_scratch(side, radius)),
-            np.empty((threads, 2, 2, side), dtype=np.int64),
-            np.empty((threads, 2, side, taps), dtype=np.float32),
-            np.empty((threads, SLOTS), dtype=np.float32),
+            _rows(2, max(side, width + taps) * channels + BLOCK),
+            _rows(2, channels * side * side),
+            _rows(blur_scratch(side, radius)),
+            np.empty((2, 2, side), dtype=np.int64),
+            np.empty((2, side, taps), dtype=np.float32),
+            np.empty(SLOTS, dtype=np.float32),
         )
     buffers: tuple[Array, ...] = _local.buffers
     return buffers
@@ -204,7 +228,7 @@ def _aligned(*shape: int) -> Array:
 
 # no fastmath: how a box rounds decides which pixels it holds
 @numba_cache.locked
-@njit(cache=True, nogil=True, parallel=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _sample(
     stamp: Array,
     words_3: Array,
@@ -217,18 +241,19 @@ def _sample(
 ) -> None:
     """Fill the records of `out_BV`."""
     root = child(child(np.uint64(0), words_3[0]), words_3[1])
-    for b in prange(len(out_BV)):
-        # in the loop, because threads would overwrite one that they share
-        draws_S = np.empty(SLOTS, dtype=np.float32)
+    draws_S = np.empty(SLOTS, dtype=np.float32)
+    for b in range(len(out_BV)):
         for v in range(len(rows_V)):
             draw_slots(child(child(root, index_B[b]), words_3[2] + np.uint64(v)), draws_S)
             sample_view_params((low_VS[v], span_VS[v], draws_S), rows_V[v], size_B2[b], out_BV[b, v])
 
 
 @numba_cache.locked
-@njit(cache=True, nogil=True, parallel=True, fastmath=True, error_model="numpy")
+@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
 def _render(
     stamp: Array,
+    first: int,
+    last: int,
     source: Array,
     offset_B: Array,
     pitch_B: Array,
@@ -246,28 +271,28 @@ def _render(
     norm_22X: Array,
     wide_out_VBX: Array,
     narrow_out_VBX: Array,
-    lines_T2X: Array,
-    planes_T2X: Array,
-    blur_TX: Array,
-    spans_T22S: Array,
-    weights_T2SK: Array,
-    draws_TS: Array,
+    lines_2X: Array,
+    planes_2X: Array,
+    blur_X: Array,
+    spans_22S: Array,
+    weights_2SK: Array,
+    draws_S: Array,
 ) -> None:
-    """Fill whichever of the two outputs is not empty, and `params_BV` unless `index_B` is empty."""
+    """Fill whichever of the two outputs is not empty, and `params_BV` unless `index_B` is empty, for images first to
+    last - 1."""
     size, narrow = max(wide_out_VBX.shape[2], narrow_out_VBX.shape[2]), narrow_out_VBX.shape[2] > 0
-    side = weights_T2SK.shape[2]
+    side = weights_2SK.shape[1]
+    planes_X, spare_X = planes_2X[0, :size], planes_2X[1, :size]
     root = child(child(np.uint64(0), words_3[0]), words_3[1])
     # by image, not by view: all its views read the same bytes while they are in the cache
-    for b in prange(params_BV.shape[0]):
-        t = numba.get_thread_id()
-        planes_X, spare_X = planes_T2X[t, 0, :size], planes_T2X[t, 1, :size]
+    for b in range(first, last):
         for v in range(params_BV.shape[1]):
             params = params_BV[b, v]
             if len(index_B) > 0:
-                draw_slots(child(child(root, index_B[b]), words_3[2] + np.uint64(v)), draws_TS[t])
-                sample_view_params((low_VS[v], span_VS[v], draws_TS[t]), rows_V[v], size_B2[b], params)
+                draw_slots(child(child(root, index_B[b]), words_3[2] + np.uint64(v)), draws_S)
+                sample_view_params((low_VS[v], span_VS[v], draws_S), rows_V[v], size_B2[b], params)
             place = (source, offset_B[b], pitch_B[b], size_B2[b], params, cubic_V[v], len(mean_C))
-            scratch = (lines_T2X[t], spans_T22S[t, 0], spans_T22S[t, 1], weights_T2SK[t])
+            scratch = (lines_2X, spans_22S[0], spans_22S[1], weights_2SK)
             plain = is_plain(params)
             norm_2X, pixels_X = norm_22X[1], spare_X
             if plain:
@@ -282,7 +307,7 @@ def _render(
                 continue
             # colors work on planes: with channels side by side LLVM would find no whole vectors
             split(spare_X, side, params.turns % 2 == 1, planes_X)
-            transform(planes_X, spare_X, blur_TX[t], side, params, linear_V[v], mean_C)
+            transform(planes_X, spare_X, blur_X, side, params, linear_V[v], mean_C)
             if narrow:
                 interleave_narrow(planes_X, mean_C, scale_C, narrow_out_VBX[v, b])
             else:

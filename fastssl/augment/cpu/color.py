@@ -13,7 +13,8 @@ import numpy.typing as npt
 from numba import njit
 
 from fastssl.augment.constants import GRAY_WEIGHTS, RGB, RGB_TO_YIQ, YIQ_TO_RGB
-from fastssl.augment.cpu.resample import transpose
+from fastssl.augment.cpu.lanes import INNER
+from fastssl.augment.cpu.resample import copy, transpose
 from fastssl.augment.policy import JITTER_ORDERS
 
 Array = npt.NDArray[Any]
@@ -24,8 +25,8 @@ TINY = np.float32(1e-12)
 HALF_BELOW, SIXTEEN, LAST_BIT = np.uint32(0x7FFF), np.uint32(16), np.uint32(1)
 TO_YIQ, TO_RGB = np.array(RGB_TO_YIQ), np.array(YIQ_TO_RGB)
 ORDERS = np.array(JITTER_ORDERS, dtype=np.int64)
-# fastmath lets sums become vectors; numpy's error model drops the check that each division would branch on
-jit = njit(fastmath=True, error_model="numpy", nogil=True)
+# fastmath lets sums become vectors
+jit = njit(fastmath=True, **INNER)
 
 
 @jit
@@ -42,7 +43,7 @@ def transform(
     n = side * side
     # compared once a view: branches inside the loops would keep LLVM from vectors
     if params.rotate_deg != ZERO:
-        spare_X[:] = planes_X
+        copy(planes_X, spare_X)
         _rotate(spare_X, side, params.rotate_deg, planes_X)
     if len(mean_C) == RGB:
         _color(planes_X, planes_X[:n], planes_X[n : 2 * n], planes_X[2 * n :], params, linear)
@@ -91,7 +92,7 @@ def split(pixels_X: Array, side: int, turned: bool, planes_X: Array) -> None:
                 plane[i] = pixels_X[i * channels + c]
     if turned:
         # planes transpose as squares of registers; pixels of several channels would not
-        pixels_X[:] = planes_X
+        copy(planes_X, pixels_X)
         for first in range(0, len(planes_X), n):
             transpose(pixels_X[first : first + n], side, side, planes_X[first : first + n])
 
@@ -316,14 +317,14 @@ def _gaussian(kernel: Array, radius: int, sigma: float) -> None:
 @jit
 def _pad(plane_N: Array, side: int, border: int, radius: int, padded_X: Array) -> None:
     """Reflect `radius` rows above and below; the rest of the border meets zero weights and must be finite."""
-    padded_X[border * side : (border + side) * side] = plane_N
+    copy(plane_N, padded_X[border * side : (border + side) * side])
     padded_X[: (border - radius) * side] = ZERO
     padded_X[(border + side + radius) * side :] = ZERO
     for k in range(1, radius + 1):
         # the edge itself is not repeated: torchvision's reflection
         top, bottom = border - k, border + side - 1 + k
-        padded_X[top * side : (top + 1) * side] = plane_N[k * side : (k + 1) * side]
-        padded_X[bottom * side : (bottom + 1) * side] = plane_N[(side - 1 - k) * side : (side - k) * side]
+        copy(plane_N[k * side : (k + 1) * side], padded_X[top * side : (top + 1) * side])
+        copy(plane_N[(side - 1 - k) * side : (side - k) * side], padded_X[bottom * side : (bottom + 1) * side])
 
 
 @jit

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from numba import njit
 
+from fastssl.augment.cpu.lanes import INNER
 from fastssl.augment.draws import FIRST, GOLDEN, SECOND, UNIT
 from fastssl.augment.policy import CROPS, NO_SOLARIZE, TRIES, Slot, View, table_of
 
@@ -24,7 +25,7 @@ RANDOM_RESIZED, RESIZE, CENTER, PAD = (CROPS.index(kind) for kind in ("random_re
 U_GOLDEN, U_FIRST, U_SECOND = np.uint64(GOLDEN), np.uint64(FIRST), np.uint64(SECOND)
 U_27, U_30, U_31, U_40, U_1 = (np.uint64(x) for x in (27, 30, 31, 40, 1))
 # The policy's rounding is part of its answer. Left out, fastmath would be that of whichever caller compiles it first.
-jit = njit(fastmath=False, error_model="numpy", nogil=True)
+jit = njit(fastmath=False, **INNER)
 
 
 @lru_cache(maxsize=64)

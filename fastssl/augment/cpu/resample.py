@@ -16,6 +16,7 @@ from numba import njit
 
 from fastssl.augment.constants import RGB
 from fastssl.augment.cpu.lanes import (
+    INNER,
     LANES,
     TILE,
     mix_any,
@@ -33,7 +34,7 @@ Array = npt.NDArray[Any]
 BLOCK = 64
 # a Python literal would widen the arithmetic to float64
 ZERO, ONE = np.float32(0), np.float32(1)
-jit = njit(fastmath=True, error_model="numpy", nogil=True)
+jit = njit(fastmath=True, **INNER)
 
 
 @jit
@@ -259,6 +260,13 @@ def _mix_pixels(
             mix_three(line, place_S, weight_SK, taps, channels, norm_2X, first, out)
         else:
             mix_any(line, place_S, weight_SK, taps, channels, norm_2X, first, out)
+
+
+@jit
+def copy(source: Array, out: Array) -> None:
+    """`out[:] = source`, for whose message on shapes that differ numba would compile texts for four seconds."""
+    for i in range(len(source)):
+        out[i] = source[i]
 
 
 @jit
