@@ -78,7 +78,44 @@ class CpuBackend:
 
     def apply(self, images: Images, params: Parameters | DrawKey, views: tuple[View, ...], output: Output) -> Tensor:
         """In one pass, which draws too. float16 views are written as float32 and converted."""
-        return _apply(images, params, views, output)
+        pixels, sizes_B2, channels = images.pixels, images.sizes_B2.contiguous().numpy(), len(output.mean_C)
+        batch, side, narrow = len(sizes_B2), views[0].side_px, output.dtype == torch.bfloat16
+        # one of the two is empty, so that one compiled kernel serves both
+        wide_VBX = _aligned(len(views), batch, 0 if narrow else side * side * channels)
+        narrow_VBX = np.empty((len(views), batch, side * side * channels if narrow else 0), dtype=np.uint16)
+        if isinstance(params, DrawKey):
+            words_3, index_B = _words(params)
+            packed_BVP = np.empty((batch, len(views), len(Column)), dtype=np.float32)
+        else:
+            # no indices say that parameters are given: None would be another type, and another kernel to compile
+            words_3, index_B = np.empty(3, np.uint64), np.empty(0, np.uint64)
+            packed_BVP = params.packed_BVP.contiguous().numpy()
+        largest = sizes_B2.max(axis=0, initial=1).tolist()
+        arguments = (
+            # flat, so that one kernel serves a padded batch and a buffer of images of all sizes
+            pixels.contiguous().view(-1).numpy(),
+            *_places(pixels, sizes_B2, images.offsets_B, channels),
+            sizes_B2,
+            words_3,
+            index_B,
+            *rows_of(views),
+            packed_BVP.view(RECORD)[..., 0],
+            *_constants(views, output.mean_C, output.std_C),
+            wide_VBX,
+            narrow_VBX,
+        )
+        # as many threads as torch uses, so that one setting rules both and ranks of one machine do not crowd it
+        threads = min(getattr(_local, "threads", torch.get_num_threads()), 1 + batch * len(views) * side**2 // WORTH_PX)
+        _divide(
+            lambda first, last: _render(STAMP, first, last, *arguments, *_scratch(channels, views, *largest)),
+            batch,
+            threads,
+        )
+        wide = torch.from_numpy(wide_VBX)
+        # numpy knows no bfloat16: its bits go by as integers
+        views_VBX = torch.from_numpy(narrow_VBX).view(torch.bfloat16) if narrow else wide.to(output.dtype)
+        # channels last in memory, as convolutions read fastest; only the strides say (V, B, C, S, S)
+        return views_VBX.view(len(views), batch, side, side, channels).permute(0, 1, 4, 2, 3)
 
 
 def _words(key: DrawKey) -> tuple[Array, Array]:
@@ -87,47 +124,6 @@ def _words(key: DrawKey) -> tuple[Array, Array]:
     words_3 = np.array([key.seed % 2**64, int(key.epoch) % 2**64, key.first], dtype=np.uint64)
     # the same bits as unsigned: the hash shifts zeros in, and int64 would copy its sign
     return words_3, key.index_B.contiguous().numpy().view(np.uint64)
-
-
-def _apply(images: Images, params: Parameters | DrawKey, views: tuple[View, ...], output: Output) -> Tensor:
-    pixels, sizes_B2, channels = images.pixels, images.sizes_B2.contiguous().numpy(), len(output.mean_C)
-    batch, side, narrow = len(sizes_B2), views[0].side_px, output.dtype == torch.bfloat16
-    # one of the two is empty, so that one compiled kernel serves both
-    wide_VBX = _aligned(len(views), batch, 0 if narrow else side * side * channels)
-    narrow_VBX = np.empty((len(views), batch, side * side * channels if narrow else 0), dtype=np.uint16)
-    if isinstance(params, DrawKey):
-        words_3, index_B = _words(params)
-        packed_BVP = np.empty((batch, len(views), len(Column)), dtype=np.float32)
-    else:
-        # no indices say that parameters are given: None would be another type, and another kernel to compile
-        words_3, index_B = np.empty(3, np.uint64), np.empty(0, np.uint64)
-        packed_BVP = params.packed_BVP.contiguous().numpy()
-    largest = sizes_B2.max(axis=0, initial=1).tolist()
-    arguments = (
-        # flat, so that one kernel serves a padded batch and a buffer of images of all sizes
-        pixels.contiguous().view(-1).numpy(),
-        *_places(pixels, sizes_B2, images.offsets_B, channels),
-        sizes_B2,
-        words_3,
-        index_B,
-        *rows_of(views),
-        packed_BVP.view(RECORD)[..., 0],
-        *_constants(views, output.mean_C, output.std_C),
-        wide_VBX,
-        narrow_VBX,
-    )
-    # as many threads as torch uses, so that one setting rules both and ranks of one machine do not crowd it
-    threads = min(getattr(_local, "threads", torch.get_num_threads()), 1 + batch * len(views) * side**2 // WORTH_PX)
-    _divide(
-        lambda first, last: _render(STAMP, first, last, *arguments, *_scratch(channels, views, *largest)),
-        batch,
-        threads,
-    )
-    wide = torch.from_numpy(wide_VBX)
-    # numpy knows no bfloat16: its bits go by as integers
-    views_VBX = torch.from_numpy(narrow_VBX).view(torch.bfloat16) if narrow else wide.to(output.dtype)
-    # channels last in memory, as convolutions read fastest; only the strides say (V, B, C, S, S)
-    return views_VBX.view(len(views), batch, side, side, channels).permute(0, 1, 4, 2, 3)
 
 
 @lru_cache(maxsize=64)
