@@ -198,3 +198,27 @@ def test_the_tables_of_the_record_are_those_of_its_record():
             cells = [f"{gain['mean']:+.1f}" for gain in gains]
             cells += [f"{of[lever]['views_per_s']['median'] / rate:.2f}", str(gains[0]["n"])]
             assert f"| {lever} | {' | '.join(cells)} |" in page_text("docs/record.md")
+
+
+CELLS = {
+    "V2-D8192-fixed-f1": "V = 2, D = 8192, fixed weight",
+    "V2-D2048-fixed-f1": "V = 2, D = 2048, fixed weight",
+    "V2-D2048-scaled-f1": "V = 2, D = 2048",
+    "V4-D256-scaled-f1": "V = 4, D = 256",
+    "V8-D256-scaled-f0.25": "V = 8 on 25 %, D = 256",
+}
+
+
+def test_the_table_of_resnet50_is_that_of_its_record():
+    speed_ups = {one["recipe"]: one for one in record("resnet50")["speed_ups"]}
+    for cell in {row["impl"] for row in record("resnet50")["rows"]}:
+        of = {row["metric"]: row for row in record("resnet50")["rows"] if row["impl"] == cell}
+        parts = [of[f"{part}_s"]["median"] for part in ("backbone", "projector", "loss")]
+        cells = [
+            str(of["test_ridge_pct"]["n"]),
+            *(f"{of[f'test_{metric}_pct']['median']:.1f} %" for metric in ("ridge", "knn20")),
+            f"{speed_ups[cell]['ratio']:.2f}",
+            f"{of['peak_bytes']['median'] / 1e9:.1f}",
+            f"{100 * sum(parts[1:]) / sum(parts):.0f} %",
+        ]
+        assert f"| {CELLS[cell]} | {' | '.join(cells)} |" in page_text("docs/claims.md")
