@@ -49,6 +49,10 @@ class DamagedWarning(OwnWarning):
     """A file is damaged and an earlier one is used."""
 
 
+class PlaceWarning(OwnWarning):
+    """A run's data are not where its recipe says from here, and are taken from where they were when it trained."""
+
+
 class SlowWarning(OwnWarning):
     """Something is done in a slower way, with the same result."""
 

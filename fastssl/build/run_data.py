@@ -6,12 +6,14 @@ at the absolute path is taken only when it is the one that the run was trained o
 
 import json
 import os
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from fastssl.data.manifest import read_manifest
-from fastssl.errors import UserError, option
+from fastssl.errors import PlaceWarning, UserError, option
+from fastssl.recipe.load import find
 from fastssl.recipe.load import load as load_recipe
 from fastssl.recipe.schema import Recipe
 from fastssl.runs.directory import DATA_FILES
@@ -70,8 +72,17 @@ def load(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
     Raises:
         UserError: naming every problem at once.
+
+    Warns:
+        PlaceWarning: where a path is another than the recipe's.
     """
-    return located(load_recipe(recipe, overrides), Path(recipe).parent)
+    written = load_recipe(recipe, overrides)
+    here = located(written, find(Path(recipe)).parent)
+    for field in DATA_FILES:
+        before, now = getattr(written.data, field), getattr(here.data, field)
+        if now != before:
+            warnings.warn(f"data.{field} {before} is {now}, as when the run trained.", PlaceWarning, stacklevel=2)
+    return here
 
 
 def located(recipe: Recipe, run_dir: Path | None) -> Recipe:

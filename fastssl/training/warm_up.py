@@ -1,4 +1,4 @@
-"""Compiling the kernels that make views before the clock starts: up to half a minute, the first time on a machine."""
+"""Compiling the kernels that make views before the clock starts: it takes a while, the first time on a machine."""
 
 import threading
 import time

@@ -222,3 +222,14 @@ def test_the_table_of_resnet50_is_that_of_its_record():
             f"{100 * sum(parts[1:]) / sum(parts):.0f} %",
         ]
         assert f"| {CELLS[cell]} | {' | '.join(cells)} |" in page_text("docs/claims.md")
+
+
+def test_the_seconds_of_resnet50_are_those_of_its_record():
+    text = " ".join(page_text("docs/claims.md").split())
+    runs = record("resnet50")["curves"]
+    step_s = {cell: done[0]["train_s"] / done[0]["steps"] for cell, done in runs.items()}
+    reference = step_s.pop("V2-D8192-fixed-f1")
+    assert f"{reference:.1f} s and one of the others {min(step_s.values()):.1f} to {max(step_s.values()):.1f} s" in text
+    assert f"for {sum(run['clock_s'] for done in runs.values() for run in done) / 3600:.1f} hours in all" in text
+    (target,) = {one["target_pct"] for one in record("resnet50")["speed_ups"]}
+    assert f"{target:.1f} % by ridge regression" in text

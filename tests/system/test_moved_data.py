@@ -63,6 +63,8 @@ def test_verbs_that_take_the_recipe_of_a_run_find_its_data_from_any_folder(
     recipe = "../runs/tiny/recipe.yaml"
     done = command.fastssl("preview", recipe, "--images", "1", "-s", "augment.backend=torch")
     assert (done.returncode, done.stdout.split()[0]) == (0, "preview.png"), done.stderr
+    place = project / "data" / "train.beton"
+    assert done.stderr.count(f"Warning: data.path data/train.beton is {place}, as when the run trained.") == 1
     done = command.fastssl("doctor", recipe, "--json")
     assert json.loads(done.stdout)["stages"], done.stderr
     done = command.fastssl("bench", "loader", recipe, "--seconds", "0.1", "--json")

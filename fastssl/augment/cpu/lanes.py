@@ -20,7 +20,7 @@ LINE = 16  # floats in a cache line
 TURNED = RGB * LINE
 VECTOR = ir.VectorType(ir.FloatType(), LANES)
 # Of functions that kernels alone call. numpy's error model drops the check that each division would branch on; what
-# Python and C would call them by is left out, for it takes a tenth of the time of compiling them.
+# Python and C would call them by is left out, for it takes time to compile.
 INNER = {"error_model": "numpy", "nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 

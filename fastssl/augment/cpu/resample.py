@@ -264,7 +264,7 @@ def _mix_pixels(
 
 @jit
 def copy(source: Array, out: Array) -> None:
-    """`out[:] = source`, for whose message on shapes that differ numba would compile texts for four seconds."""
+    """`out[:] = source`, for whose message on shapes that differ numba would compile texts for seconds."""
     for i in range(len(source)):
         out[i] = source[i]
 
