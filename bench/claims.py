@@ -97,7 +97,7 @@ def recipe_of(base: Recipe, cell: Cell, seed: int, grid: Grid, schedule: str) ->
             *(f"loss.{name}={value}" for name, value in weights.items()),
             f"train.epochs={epochs}",
             f"train.checkpoint_every_epochs={every}",
-            f"evaluate.every_epochs={every}",
+            f"evaluate.every_epochs={0 if base.evaluate.every_steps else every}",
             f"optim.schedule={schedule}",
         ],
     )
