@@ -163,7 +163,8 @@ def run_of(folder: Path, wanted: Recipe, metric: str, step_s: float) -> Run | No
         for e in lines
         if e["event"] == "evaluation"
     ]
-    return Run(wanted.seed, float(done[f"test_{metric}"]), done["steps"] * step_s, curve, commit)
+    also = {key: float(value) for key, value in done.items() if key.startswith("test_") and key.endswith("_pct")}
+    return Run(wanted.seed, also.pop(f"test_{metric}"), done["steps"] * step_s, curve, commit, also)
 
 
 def measure(
@@ -214,6 +215,7 @@ def report(
     rows: list[dict[str, Any]] = []
     for cell, runs in found.items():
         rows.append(row(cell.name, asdict(cell), f"test_{metric}", [run.final for run in runs]))
+        rows += [row(cell.name, asdict(cell), other, [run.also[other] for run in runs]) for other in runs[0].also]
         rows.append(row(cell.name, asdict(cell), "train_s", [run.train_s for run in runs]))
         rows.append(row(cell.name, asdict(cell), "step_ms", [1e3 * seconds[cell]]))
     said = verdicts(found, grid.reference, grid.dim)

@@ -8,7 +8,7 @@ deviation over seeds.
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -37,14 +37,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Run:
-    """One seed of a cell: test accuracy, seconds of training, (epoch, views, train_s, val accuracy) points, and the
-    commit that it ran at."""
+    """One seed of a cell: test accuracy, seconds of training, (epoch, views, train_s, val accuracy) points, the commit
+    that it ran at, and the other accuracies on the test set by name."""
 
     seed: int
     final: float
     train_s: float
     curve: list[tuple[float, float, float, float]]
     commit: str | None = None
+    also: dict[str, float] = field(default_factory=dict)
 
 
 Found = Mapping[Cell, Sequence[Run]]

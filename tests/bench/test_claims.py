@@ -19,6 +19,7 @@ from fastssl.recipe.load import load
 
 GRID = claims.Grid((64, 256, 1024), (2, 4, 8, 16), (1.0, 0.5, 0.25, 0.125), 256)
 REFERENCE = GRID.reference
+REFERENCE_OF_16 = dataclasses.replace(REFERENCE, dim=16)
 
 
 @pytest.fixture
@@ -85,6 +86,16 @@ def test_every_cell_forwards_the_same_views(tiny_recipe):
         assert (recipe.seed, recipe.optim.schedule) == (1, "constant")
         fixed = redundancy_rule(1024, 2)
         assert recipe.loss.redundancy_weight == ("auto" if cell.weight == "scaled" else pytest.approx(fixed))
+
+
+def test_cells_are_evaluated_as_often_as_each_other_where_the_base_counts_steps(tiny_recipe):
+    base = load(tiny_recipe, ["train.epochs=16", "evaluate.every_steps=5"])
+    rhythms = {
+        (recipe.evaluate.every_steps, recipe.evaluate.every_epochs)
+        for cell in claims.cells(GRID)
+        for recipe in [claims.recipe_of(base, cell, 0, GRID, "constant")]
+    }
+    assert rhythms == {(5, 0)}
 
 
 @pytest.mark.parametrize(
@@ -171,6 +182,11 @@ def test_the_command_runs_resumes_and_reports(tiny_recipe, tmp_path, capsys, one
         step_s = seconds[f"{name[:2]}-{name.split('-')[1]}-B{64 // int(name[1])}"]
         steps = json.loads((tmp_path / "runs" / f"{name}-s0" / "summary.json").read_text())["steps"]
         assert done[0]["train_s"] == done[0]["curve"][-1][2] == pytest.approx(steps * step_s)
+    summary = json.loads((tmp_path / "runs" / f"{REFERENCE_OF_16.name}-s0" / "summary.json").read_text())
+    accuracies = {k: v for k, v in summary.items() if k.startswith("test_") and k.endswith("_pct")}
+    told = {r["metric"]: r["median"] for r in first["rows"] if r["impl"] == REFERENCE_OF_16.name}
+    assert len(accuracies) > 1
+    assert {k: told[k] for k in accuracies} == pytest.approx(accuracies)
     claims.main([*words, "--plan", "--only", "V4-D8-scaled-f0.5"])
     assert capsys.readouterr().out.splitlines()[-1].startswith("V4-D8-scaled-f0.5 ")
     with pytest.raises(UserError, match="No cell is named V3"):
