@@ -1,7 +1,7 @@
 """Muon: steps of matrices and kernels made orthogonal, AdamW for vectors."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -29,7 +29,13 @@ class Muon(torch.optim.Optimizer):
         betas: of vectors, each in [0, 1).
         fused: AdamW in one kernel; torch then keeps the number of the step on the parameters' device, at a resume too.
         capturable: a CUDA graph may hold the update.
+
+    Attributes:
+        run_all: makes the updates of matrices of each shape; one after another as it comes, in threads as `map` of a
+            pool. The bits are the same.
     """
+
+    run_all: Callable[[Callable[[list[Tensor]], list[Tensor]], list[list[Tensor]]], Iterable[list[Tensor]]] = map
 
     def __init__(
         self,
@@ -61,12 +67,13 @@ class Muon(torch.optim.Optimizer):
         by_shape = defaultdict[torch.Size, list[int]](list)
         for i, v in enumerate(ahead):
             by_shape[v.flatten(1).shape].append(i)
+        # the longest first, so that threads end together
+        alike = sorted(by_shape.values(), key=lambda places: products(len(places), ahead[places[0]]), reverse=True)
+        given = [[ahead[i] for i in places] for places in alike]
         updates = list(ahead)
-        for (rows, columns), places in by_shape.items():
-            ortho_Nnm = orthogonal(torch.stack([ahead[i].flatten(1) for i in places]))
-            ortho_Nnm *= RMS * max(rows, columns) ** 0.5
-            for i, update_nm in zip(places, ortho_Nnm, strict=True):
-                updates[i] = update_nm.view(ahead[i].shape)
+        for places, made in zip(alike, self.run_all(update_of, given), strict=True):
+            for i, update in zip(places, made, strict=True):
+                updates[i] = update
         torch._foreach_add_(updates, parameters, alpha=group["weight_decay"])
         subtract(parameters, updates, group["lr"])
 
@@ -101,6 +108,19 @@ class Muon(torch.optim.Optimizer):
             if name not in self.state[p]:
                 self.state[p][name] = torch.zeros_like(p)
         return [self.state[p][name] for p in parameters]
+
+
+def update_of(velocities: Sequence[Tensor]) -> list[Tensor]:
+    """Velocities of one shape made orthogonal, at the size of AdamW's updates."""
+    x_Nnm = torch.stack([v.flatten(1) for v in velocities])
+    ortho_Nnm = orthogonal(x_Nnm) * (RMS * max(x_Nnm.shape[1:]) ** 0.5)
+    return [ortho_nm.view(v.shape) for ortho_nm, v in zip(ortho_Nnm, velocities, strict=True)]
+
+
+def products(count: int, velocity: Tensor) -> int:
+    """Of `update_of` of so many of a shape, up to a factor."""
+    sides = velocity.flatten(1).shape
+    return count * min(sides) ** 2 * max(sides)
 
 
 def subtract(parameters: list[Tensor], updates: list[Tensor], lr: float | Tensor) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fastssl.build import ranks
+from fastssl.build.muon import Muon
 from fastssl.errors import UserError
 from fastssl.models.pretrainer import Pretrainer
 from fastssl.recipe.presets import view_table
@@ -23,14 +24,19 @@ OPERATORS_TIMES_FASTER = 1.25
 
 
 def view_parallel(step: Step, network: Pretrainer, *, workers: int) -> Step:
-    """The same step with whole views side by side."""
-    return replace(step, network=ViewParallel(network, workers=workers), threads=1)
+    """The same step with whole views side by side, and Muon's matrices too."""
+    shared = ViewParallel(network, workers=workers)
+    if isinstance(step.optimizer, Muon):
+        step.optimizer.run_all = shared.pool.map
+    return replace(step, network=shared, threads=1)
 
 
 def close(step: Step) -> None:
     """Ends the step's threads."""
     if isinstance(step.network, ViewParallel):
         step.network.close()
+        if isinstance(step.optimizer, Muon):
+            step.optimizer.run_all = map
 
 
 def choose(

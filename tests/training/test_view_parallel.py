@@ -1,6 +1,7 @@
 """Whole views on worker threads: the same bits on 1, 2 and 4 of them, the network's own gradients and statistics."""
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 import fastssl
 from fastssl import build
 from fastssl.bench.parts import parts
+from fastssl.build.muon import Muon
 from fastssl.errors import UserError
 from fastssl.recipe.load import load
 from fastssl.runs import checkpoint
@@ -30,6 +32,7 @@ def recipe(data: tuple[Path, Path], *, model: dict[str, Any] | None = None, **tr
         data={"val_count": 0},  # an evaluation's operators on several threads are slow next to other programs
         model=model or {"batch_norm": "per_view"},
         augment={"views": 3},
+        optim={"name": "muon"},  # whose matrices the workers share too
         train={"precision": "bf16", "parallel": "views"} | train,
     )
 
@@ -126,6 +129,25 @@ def test_gradients_and_statistics_are_those_of_the_network_itself(
     (gradients, statistics), (others, other_statistics) = found
     torch.testing.assert_close(others, gradients, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(other_statistics, statistics, rtol=1e-5, atol=1e-6)
+
+
+def test_workers_make_muons_updates_until_they_end(tiny_recipe: dict[str, Any]) -> None:
+    with one_torch_thread():
+        made = parts(load(tiny_recipe, [*PER_VIEW, "optim.name=muon"]))
+        optimizer = made.train_step.optimizer
+        assert isinstance(optimizer, Muon)
+        step = view_parallel(made.train_step, made.plain, workers=2)
+        threads: set[str] = set()
+
+        def watched(velocities: list[Tensor]) -> list[Tensor]:
+            threads.add(threading.current_thread().name)
+            return velocities
+
+        list(optimizer.run_all(watched, [[]] * 20))
+        close(step)
+        assert {name.rpartition("_")[0] for name in threads} == {"fastssl-view"}
+        assert list(optimizer.run_all(watched, [[]])) == [[]]
+    assert threading.current_thread().name in threads
 
 
 def test_statistics_per_view_are_each_views_own(tiny_recipe: dict[str, Any]) -> None:
