@@ -151,19 +151,27 @@ def views_verdict(found: Found, reference: Cell, dim: int) -> tuple[str, str]:
 
 
 def data_verdict(found: Found, reference: Cell, dim: int) -> tuple[str, str]:
-    """Twice: in equal time, where fewer images mean more epochs, and after equally many epochs, the paper's reading."""
+    """Twice: after equally many views, where fewer images mean more epochs, and after equally many epochs, the paper's
+    reading. Where two views of all images were not trained with `dim`, the reference stands for them."""
     mine = {(c.views, c.fraction): r for c, r in found.items() if (c.dim, c.weight) == (dim, "scaled")}
     pairs = sorted((v, f) for v, f in mine if v > 2 and math.isclose(v * f, 2))
+    all_images, equal = "V = 2 on 100 %", "In equal time"
+    if (2, 1.0) not in mine and reference in found:
+        mine[2, 1.0] = found[reference]
+        all_images, equal = f"{all_images} with D = {reference.dim}", "After equally many views"
     if (2, 1.0) not in mine or not pairs:
         return OPEN, f"it needs D = {dim}, two views of all images and more views of fewer."
     few, epoch = sorted((v, f) for v, f in mine if v == 2 and f < 1), mine[2, 1.0][0].curve[-1][0]
     late = {key: finals(runs) for key, runs in mine.items()}
     early = {key: at_epoch(runs, epoch) for key, runs in mine.items()}
     results = [
-        "; ".join(f"V = {v} on {100 * f:g} % {spread(at[v, f])}" for v, f in [(2, 1.0), *pairs, *few])
+        "; ".join(
+            f"{all_images if f == 1 else f'V = {v} on {100 * f:g} %'} {spread(at[v, f])}"
+            for v, f in [(2, 1.0), *pairs, *few]
+        )
         for at in (late, early)
     ]
-    text = f"In equal time, on test: {results[0]}. After {epoch:g} epochs each, on validation: {results[1]}."
+    text = f"{equal}, on test: {results[0]}. After {epoch:g} epochs each, on validation: {results[1]}."
     good = [f for v, f in pairs if as_good(late[v, f], late[2, 1.0])]
     if not good:
         return NOT, text
@@ -173,23 +181,27 @@ def data_verdict(found: Found, reference: Cell, dim: int) -> tuple[str, str]:
     if (2, least) not in few or not as_good(late[2, least], late[2, 1.0]):
         return HOLDS, text
     if better(early[2, 1.0], early[2, least]):
-        return PART, f"{text} At equal epochs more views make up for fewer images; in equal time two views do so too."
+        return PART, f"{text} At equal epochs more views make up for fewer images; {equal.lower()} two views do so too."
     return PART, f"{text} Fewer images cost nothing even with two views here, so views are not what saves them."
 
 
-def time_verdict(found: Found, reference: Cell, dim: int) -> tuple[str, str]:
-    rivals = {c: r for c, r in found.items() if c.weight == "scaled" and c.dim < reference.dim}
-    if reference not in found or not rivals:
-        return OPEN, "it needs the reference and one scaled cell."
+def times_sooner(found: Found, reference: Cell) -> tuple[float, float, dict[Cell, float]]:
+    """What the reference ends with on validation, after how many seconds, and how many times sooner each cell that gets
+    there does, on average over seeds."""
     base = found[reference]
     target = statistics.mean(run.curve[-1][3] for run in base)
     # Its curve may have been there before it ended, so the reference is given the same reading as its rivals.
     whole = seconds_to(mean_run(base), target - 1e-9) or statistics.mean(run.train_s for run in base)
-    ratios: dict[Cell, float] = {}
-    for cell, runs in rivals.items():
-        reached_s = seconds_to(mean_run(runs), target - 1e-9)
-        if reached_s is not None:
-            ratios[cell] = whole / reached_s
+    reached = {cell: seconds_to(mean_run(runs), target - 1e-9) for cell, runs in found.items()}
+    return target, whole, {cell: whole / seconds for cell, seconds in reached.items() if seconds is not None}
+
+
+def time_verdict(found: Found, reference: Cell, dim: int) -> tuple[str, str]:
+    rivals = {c for c in found if c.weight == "scaled" and c.dim < reference.dim}
+    if reference not in found or not rivals:
+        return OPEN, "it needs the reference and one scaled cell."
+    target, whole, every = times_sooner(found, reference)
+    ratios = {cell: ratio for cell, ratio in every.items() if cell in rivals}
     text = f"{reference.name} ends at {target:.1f} % on validation, first reached after {whole:.0f} s."
     if not ratios:
         return NOT, f"{text} No scaled cell reaches that on average over seeds."

@@ -137,6 +137,14 @@ def test_fewer_images_at_equal_epochs_and_in_equal_time():
     assert outcome("3.", story(v2=80, v8_quarter=80) | flat)[1].endswith("views are not what saves them.")
 
 
+def test_the_reference_stands_for_two_views_of_all_images_where_those_were_not_trained():
+    state, text = outcome("3.", story(ref=80, v2_quarter=60, v8_quarter=80))
+    assert state == HOLDS
+    assert text.startswith(
+        "After equally many views, on test: V = 2 on 100 % with D = 1024 80.0 ± 0.2 % (n = 3); V = 8 "
+    )
+
+
 def test_less_time():
     fast = {Cell(4, 256, "scaled", 1.0): runs(80, seconds=40)}
     state, text = outcome("4.", story(ref=80) | fast)
