@@ -2,12 +2,19 @@
 
 import json
 import re
+import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+sys.path.append(str(Path(__file__).resolve().parents[2] / "bench"))
+from claims_verdicts import Run, seconds_to
+
 ROOT = Path(__file__).resolve().parents[2]
+BOTH = ("claims", "claims_long")
+LONG_TARGET_PCT = 66.0
 RECORDS = ROOT / "bench" / "results"
 PAGES = ("README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
 ACCURACY = re.compile(r"\d+\.\d ± \d+\.\d %")
@@ -201,6 +208,8 @@ def test_the_tables_of_the_record_are_those_of_its_record():
 
 
 CELLS = {
+    "V2-D1024-fixed-f1": "V = 2, D = 1024",
+    "V2-D256-scaled-f0.25": "V = 2 on 25 %, D = 256",
     "V2-D8192-fixed-f1": "V = 2, D = 8192, fixed weight",
     "V2-D2048-fixed-f1": "V = 2, D = 2048, fixed weight",
     "V2-D2048-scaled-f1": "V = 2, D = 2048",
@@ -233,3 +242,27 @@ def test_the_seconds_of_resnet50_are_those_of_its_record():
     assert f"for {sum(run['clock_s'] for done in runs.values() for run in done) / 3600:.1f} hours in all" in text
     (target,) = {one["target_pct"] for one in record("resnet50")["speed_ups"]}
     assert f"{target:.1f} % by ridge regression" in text
+
+
+def test_the_table_of_both_lengths_of_training_is_that_of_their_records():
+    finals = {
+        name: {row["impl"]: row for row in record(name)["rows"] if row["metric"] == "test_ridge_pct"} for name in BOTH
+    }
+    for cell, runs in record("claims_long")["curves"].items():
+        curve = [
+            tuple(map(statistics.mean, zip(*points, strict=True)))
+            for points in zip(*(r["curve"] for r in runs), strict=True)
+        ]
+        seconds = seconds_to(Run(-1, 0.0, 0.0, curve), LONG_TARGET_PCT)
+        assert seconds is not None
+        cells = [
+            f"{statistics.mean(finals['claims'][cell]['values']):.1f} %",
+            str(len(runs)),
+            *(
+                f"{statistics.mean(values):.1f} %"
+                for values in ([r["final"] for r in runs], [r["also"]["test_knn20_pct"] for r in runs])
+            ),
+            f"{median('claims_long', 'step_ms', cell):.0f}",
+            f"{seconds:,.0f}",
+        ]
+        assert f"| {CELLS[cell]} | {' | '.join(cells)} |" in page_text("docs/claims.md")
