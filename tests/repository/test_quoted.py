@@ -1,5 +1,6 @@
 """Every figure that README and docs quote is in a record of bench/results, and the page names the record's commit."""
 
+import itertools
 import json
 import re
 import statistics
@@ -266,3 +267,19 @@ def test_the_table_of_both_lengths_of_training_is_that_of_their_records():
             f"{seconds:,.0f}",
         ]
         assert f"| {CELLS[cell]} | {' | '.join(cells)} |" in page_text("docs/claims.md")
+
+
+def test_the_table_of_the_losses_is_that_of_the_record():
+    rows = {
+        (row["impl"], row["work"]["views"], row["work"]["dim"]): row
+        for row in record("losses")["rows"]
+        if row["metric"] == "ms"
+    }
+    for (label, name), dim in itertools.product((("Barlow Twins", "barlow_twins"), ("VICReg", "vicreg")), (256, 8192)):
+        both = [rows[f"{library} {name}", 2, dim] for library in ("fastssl", "lightly")]
+        *cells, why = row_of("docs/measured.md", f"{label}, D = {dim}")
+        assert cells == [f"{row['median']:,.1f} ({row['min']:,.1f} to {row['max']:,.1f})" for row in both]
+        assert (why == "–") == (both[0]["median"] < both[1]["median"])
+    text = " ".join(page_text("docs/measured.md").split())
+    ours, pairs = (rows[name, 16, 256]["median"] for name in ("fastssl barlow_twins", "all pairs"))
+    assert f"takes {ours:.1f} ms, and the two-view formula over all pairs of them {pairs:.1f} ms" in text
