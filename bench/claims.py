@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
 from claims_time import seconds_per_step  # noqa: E402
-from claims_verdicts import Cell, Run, verdicts  # noqa: E402
+from claims_verdicts import Cell, Run, seconds_to, verdicts  # noqa: E402
 
 import fastssl  # noqa: E402
 from fastssl import build  # noqa: E402
@@ -210,6 +210,7 @@ def report(
     figures: Path,
     metric: str,
     seconds: Mapping[Cell, float],
+    reach: Sequence[float] = (),
 ) -> list[dict[str, str]]:
     """The JSON record with rows, curves and verdicts, and the four figures."""
     rows: list[dict[str, Any]] = []
@@ -218,6 +219,9 @@ def report(
         rows += [row(cell.name, asdict(cell), other, [run.also[other] for run in runs]) for other in runs[0].also]
         rows.append(row(cell.name, asdict(cell), "train_s", [run.train_s for run in runs]))
         rows.append(row(cell.name, asdict(cell), "step_ms", [1e3 * seconds[cell]]))
+        for target in reach:
+            times = [s for s in (seconds_to(run, target) for run in runs) if s is not None]
+            rows.append(row(cell.name, asdict(cell) | {"target_pct": target}, "reached_s", times))
     said = verdicts(found, grid.reference, grid.dim)
     written = record("claims", rows, base.model_dump(mode="json"))
     written["curves"] = {cell.name: [asdict(run) for run in runs] for cell, runs in found.items()}
@@ -247,6 +251,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--schedule", default="constant", choices=["constant", "cosine"])
     parser.add_argument("--per-step", default="views", choices=["views", "images"], help="what steps have alike")
     parser.add_argument("--only", nargs="+", default=[], metavar="CELL", help="names as --plan prints them")
+    parser.add_argument("--reach", type=float, nargs="+", default=[], metavar="PCT", help="record seconds to these")
     parser.add_argument("--time-again", action="store_true", help="time steps once more and keep the faster")
     parser.add_argument("-s", dest="changes", action="append", default=[], metavar="SECTION.KEY=VALUE")
     parser.add_argument("--out", type=Path, default=Path("runs/claims"))
@@ -280,7 +285,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     if not found:
         return
-    for said in report(base, grid, found, path=args.json, figures=args.figures, metric=args.metric, seconds=seconds):
+    for said in report(
+        base,
+        grid,
+        found,
+        path=args.json,
+        figures=args.figures,
+        metric=args.metric,
+        seconds=seconds,
+        reach=args.reach,
+    ):
         print(f"{said['claim']}\n  {said['outcome']}: {said['text']}")
 
 

@@ -145,6 +145,7 @@ def main() -> None:
             spent = once_ms(loss, embeddings(V, args.batch, D, args.device))
             if turn:  # the first round warms up
                 kept.append(spent)
+        print(f"round {turn} of {args.rounds}", file=sys.stderr)
     rows = []
     for (name, loss, V, D), kept in zip(todo, times, strict=True):
         work = {"views": V, "dim": D, "batch": args.batch, "device": args.device}

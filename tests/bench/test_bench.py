@@ -215,7 +215,19 @@ def test_slow_steps_get_a_smaller_batch_and_a_word(tiny_recipe: dict[str, Any], 
     assert "measured with 8" in notes[0]
 
 
-def test_the_step_is_set_beside_a_fixed_batch(tiny_recipe: dict[str, Any]):
+def test_a_slow_update_takes_no_longer_for_a_larger_batch(tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    from fastssl.bench.parts import Parts
+
+    recipe = load(tiny_recipe, ["data.batch_size=64"])
+    monkeypatch.setattr(Parts, "phases", lambda self, batches, wait: {"forward": 0.01, "optimizer": 1.0})
+    assert machine.bearable(recipe) == (recipe, [])  # 1.1 s, not 8
+    monkeypatch.setattr(Parts, "phases", lambda self, batches, wait: {"forward": 0.8, "optimizer": 1.0})
+    smaller, (note,) = machine.bearable(recipe)
+    assert smaller.data.batch_size == 16  # 2.6 s; 32 would take 4.2
+    assert note == "A step of 64 images takes about 7 s here: measured with 16 instead."
+
+
+def test_the_step_is_set_next_to_a_fixed_batch(tiny_recipe: dict[str, Any]):
     made = variants.step(load(tiny_recipe), seconds=0.05, rounds=2, only=["fixed", "as trained", "channels", "prec"])
     rows = {(r["impl"], r["metric"]): r for r in made["rows"]}
     names = {"fixed batch", "as trained", "channels_last=false", "precision=bf16"}

@@ -169,7 +169,7 @@ def test_the_command_runs_resumes_and_reports(tiny_recipe, tmp_path, capsys, one
     path.write_text(yaml.safe_dump(tiny_recipe))
     words = [str(path), "--dims", "8", "16", "--views", "2", "4", "--fractions", "1", "0.5", "--dim", "8"]
     words += ["--seeds", "1", "--out", str(tmp_path / "runs"), "--json", str(tmp_path / "claims.json")]
-    words += ["--figures", str(tmp_path / "figures")]
+    words += ["--figures", str(tmp_path / "figures"), "--reach", "0", "101"]
     claims.main([*words, "--plan"])
     assert "V2-D16-fixed-f1" in capsys.readouterr().out
     claims.main([*words, "--budget-min", "0"])
@@ -190,11 +190,15 @@ def test_the_command_runs_resumes_and_reports(tiny_recipe, tmp_path, capsys, one
         step_s = seconds[f"{name[:2]}-{name.split('-')[1]}-B{64 // int(name[1])}"]
         steps = json.loads((tmp_path / "runs" / f"{name}-s0" / "summary.json").read_text())["steps"]
         assert done[0]["train_s"] == done[0]["curve"][-1][2] == pytest.approx(steps * step_s)
+    reached = [r for r in first["rows"] if r["metric"] == "reached_s"]
+    at_first = {name: done[0]["curve"][0][2] for name, done in first["curves"].items()}
+    assert {r["impl"]: r["median"] for r in reached if r["work"]["target_pct"] == 0} == pytest.approx(at_first)
+    assert {r["n"] for r in reached if r["work"]["target_pct"] == 101} == {0}
     summary = json.loads((tmp_path / "runs" / f"{REFERENCE_OF_16.name}-s0" / "summary.json").read_text())
     accuracies = {k: v for k, v in summary.items() if k.startswith("test_") and k.endswith("_pct")}
-    told = {r["metric"]: r["median"] for r in first["rows"] if r["impl"] == REFERENCE_OF_16.name}
+    recorded = {r["metric"]: r["median"] for r in first["rows"] if r["impl"] == REFERENCE_OF_16.name}
     assert len(accuracies) > 1
-    assert {k: told[k] for k in accuracies} == pytest.approx(accuracies)
+    assert {k: recorded[k] for k in accuracies} == pytest.approx(accuracies)
     claims.main([*words, "--plan", "--only", "V4-D8-scaled-f0.5"])
     assert capsys.readouterr().out.splitlines()[-1].startswith("V4-D8-scaled-f0.5 ")
     with pytest.raises(UserError, match="No cell is named V3"):
