@@ -15,7 +15,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
 from claims_time import seconds_per_step  # noqa: E402
-from claims_verdicts import Cell, Run, seconds_to, verdicts  # noqa: E402
+from claims_verdicts import Cell, Found, Run, seconds_to, verdicts  # noqa: E402
+from resume import another, earlier, here, refuse_another_grid  # noqa: E402
 
 import fastssl  # noqa: E402
 from fastssl import build  # noqa: E402
@@ -108,11 +109,14 @@ def kind_of(recipe: Recipe) -> str:
     return f"V{recipe.augment.views}-D{recipe.model.projector[-1]}-B{recipe.data.batch_size}"
 
 
-def step_seconds(base: Recipe, grid: Grid, out: Path, *, schedule: str, again: bool = False) -> dict[Cell, float]:
+def step_seconds(
+    base: Recipe, grid: Grid, out: Path, *, schedule: str, again: bool = False, known: Mapping[Cell, float]
+) -> dict[Cell, float]:
     """Each cell's seconds of a step; cells of one kind share one measurement."""
     of_cell = {cell: recipe_of(base, cell, 0, grid, schedule) for cell in cells(grid)}
     kinds = {kind_of(recipe): recipe for recipe in of_cell.values()}
-    seconds = seconds_per_step(kinds, out / "seconds_per_step.json", again=again)
+    before = {kind_of(of_cell[cell]): one for cell, one in known.items() if cell in of_cell}
+    seconds = seconds_per_step(kinds, out / "seconds_per_step.json", again=again, known=before)
     return {cell: seconds[kind_of(recipe)] for cell, recipe in of_cell.items()}
 
 
@@ -167,6 +171,43 @@ def run_of(folder: Path, wanted: Recipe, metric: str, step_s: float) -> Run | No
     return Run(wanted.seed, also.pop(f"test_{metric}"), done["steps"] * step_s, curve, commit, also)
 
 
+@dataclass(frozen=True)
+class Earlier:
+    """What an earlier record holds: finished runs, each cell's seconds of a step, whether those are of this machine."""
+
+    runs: Found = field(default_factory=dict)
+    step_s: Mapping[Cell, float] = field(default_factory=dict)
+    here: bool = False
+
+
+def resumed(path: Path, base: Recipe, args: argparse.Namespace) -> Earlier:
+    """
+    Raises:
+        UserError: when the record there is of another recipe or grid.
+    """
+    before = earlier(path, base)
+    if before is None:
+        return Earlier()
+    refuse_another_grid(path, before, args, parse, lambda one: (max(one.dims), one.schedule, one.per_step, one.metric))
+    seconds = {Cell(**one["work"]): one["median"] / 1e3 for one in before["rows"] if one["metric"] == "step_ms"}
+    if not seconds:
+        raise another(path, "form")  # of before steps were timed apart
+    runs = {cell: [Run(**run) for run in before["curves"][cell.name]] for cell in seconds}
+    print(f"{sum(map(len, runs.values()))} runs are those of {path}.", file=sys.stderr)
+    return Earlier(runs, seconds, here(before))
+
+
+def in_seconds_of(before: Earlier, step_s: Mapping[Cell, float]) -> dict[tuple[int, Cell], Run]:
+    """The earlier runs by seed and cell, with their seconds by what a step takes now."""
+    found = {}
+    for cell in before.runs.keys() & step_s.keys():
+        factor = step_s[cell] / before.step_s[cell]
+        for run in before.runs[cell]:
+            curve = [(epoch, views, seconds * factor, pct) for epoch, views, seconds, pct in run.curve]
+            found[run.seed, cell] = replace(run, train_s=run.train_s * factor, curve=curve)
+    return found
+
+
 def measure(
     base: Recipe,
     grid: Grid,
@@ -177,6 +218,7 @@ def measure(
     metric: str,
     schedule: str,
     seconds: Mapping[Cell, float],
+    before: Mapping[tuple[int, Cell], Run],
 ) -> dict[Cell, list[Run]]:
     """Runs what is missing until done or until the next run would not fit; all finished runs, old and new."""
     found: dict[Cell, list[Run]] = {}
@@ -184,7 +226,7 @@ def measure(
     todo = [(seed, cell) for seed in range(seeds) for cell in cells(grid)]
     for at, (seed, cell) in enumerate(todo):
         folder, recipe = out / f"{cell.name}-s{seed}", recipe_of(base, cell, seed, grid, schedule)
-        run = run_of(folder, recipe, metric, seconds[cell])
+        run = run_of(folder, recipe, metric, seconds[cell]) or before.get((seed, cell))
         if run is None and time.monotonic() - start + longest > budget_s:
             skipped += 1
         elif run is None:
@@ -257,6 +299,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("runs/claims"))
     parser.add_argument("--json", type=Path, default=ROOT / "bench/results/claims.json")
     parser.add_argument("--figures", type=Path, default=ROOT / "docs/figures")
+    parser.add_argument("--resume", action="store_true", help="keep the runs that --json holds of this command")
     parser.add_argument("--plan", action="store_true", help="print the runs and stop")
     return parser.parse_args(arguments)
 
@@ -272,7 +315,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             one = recipe_of(base, cell, 0, grid, args.schedule)
             print(f"{cell.name:28} {one.train.epochs:4} epochs of batch {one.data.batch_size}, x {args.seeds} seeds")
         return
-    seconds = step_seconds(base, grid, args.out, schedule=args.schedule, again=args.time_again)
+    before = resumed(args.json, base, args) if args.resume else Earlier()
+    known = before.step_s if before.here else {}
+    seconds = step_seconds(base, grid, args.out, schedule=args.schedule, again=args.time_again, known=known)
     found = measure(
         base,
         grid,
@@ -282,6 +327,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metric=args.metric,
         schedule=args.schedule,
         seconds=seconds,
+        before=in_seconds_of(before, seconds),
     )
     if not found:
         return

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -22,25 +23,30 @@ from fastssl.training import guards, parallel
 from fastssl.training.step import step_of
 
 ROUNDS, STEPS = 4, 2
+EMPTY: Mapping[str, float] = MappingProxyType({})
 
 
-def seconds_per_step(recipes: Mapping[str, Recipe], kept: Path, *, again: bool = False) -> dict[str, float]:
+def seconds_per_step(
+    recipes: Mapping[str, Recipe], kept: Path, *, again: bool = False, known: Mapping[str, float] = EMPTY
+) -> dict[str, float]:
     """The fastest step of each named recipe in seconds.
 
     Args:
         recipes: by the name of their kind; all over one data file.
         kept: JSON of what was measured before; read first and written after.
         again: measure those already known too, and keep the faster.
+        known: of an earlier record; what `kept` says goes before it.
     """
-    known: dict[str, float] = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
-    wanted = {name: recipe for name, recipe in recipes.items() if again or name not in known}
+    of_kept: dict[str, float] = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    fastest_s = {**known, **of_kept}
+    wanted = {name: recipe for name, recipe in recipes.items() if again or name not in fastest_s}
     if wanted:
         print(f"Timing a step of each of {', '.join(wanted)}", file=sys.stderr)
         for name, seconds in fastest(wanted).items():
-            known[name] = min(seconds, known.get(name, seconds))
+            fastest_s[name] = min(seconds, fastest_s.get(name, seconds))
         kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
-    return {name: known[name] for name in recipes}
+        kept.write_text(json.dumps(fastest_s, indent=1) + "\n", encoding="utf-8")
+    return {name: fastest_s[name] for name in recipes}
 
 
 def fastest(recipes: Mapping[str, Recipe]) -> dict[str, float]:

@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
 from claims import as_command, at_least_one, refuse_another, refuse_unmeasured  # noqa: E402
 from claims_time import seconds_per_step  # noqa: E402
+from resume import another, here  # noqa: E402
 
 import fastssl  # noqa: E402
 from fastssl.bench.crossing import first_crossing, median_or_none  # noqa: E402
@@ -39,6 +41,7 @@ METRICS = ("knn20_pct", "ridge_pct")
 BASE = "the recipe"
 Levers = dict[str, list[str]]  # a lever's name to the changes of the recipe, as SECTION.KEY=VALUE
 Done = dict[str, Any]
+NONE: Levers = {}
 
 
 class Table(BaseModel, extra="forbid"):
@@ -80,8 +83,60 @@ def trained(recipe: Recipe, folder: Path) -> Done:
     return done | {"evaluations": evaluations_of(folder), "commit": commit}
 
 
+@dataclass(frozen=True)
+class Earlier:
+    """What a part of an earlier record holds: runs by lever from the first seed on, views per second, commits."""
+
+    runs: Mapping[str, Sequence[Done]] = field(default_factory=dict)
+    views_per_s: Mapping[str, float] = field(default_factory=dict)
+    commits: Sequence[str] = ()
+
+
+def resumed(path: Path, part: str, recipe: Recipe, short: Sequence[str] = (), levers: Levers = NONE) -> Earlier:
+    """What the record holds of that part; nothing of levers whose changes are others now.
+
+    Raises:
+        UserError: when the part is of another recipe, machine or shortening.
+    """
+    made = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"parts": {}}
+    if part not in made["parts"]:
+        return Earlier()
+    about = made["parts"][part]
+    same = {"recipe": about["recipe"] == recipe.model_dump(mode="json"), "machine": here(about)}
+    same["shortening"] = about.get("short", []) == list(short)
+    for what, is_same in same.items():
+        if not is_same:
+            raise another(path, what)
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for one in made["rows"]:
+        if one["part"] == part and one["work"].get("changes", []) == levers.get(one["impl"], []):
+            rows.setdefault(one["impl"], []).append(one)
+    runs = {name: done_of(some, about.get("curves")) for name, some in rows.items()}
+    rates = {name: r["median"] for name, some in rows.items() for r in some if r["metric"] == "views_per_s"}
+    print(f"{sum(map(len, runs.values()))} runs are those of {path}.", file=sys.stderr)
+    return Earlier(runs, rates, about["commits"])
+
+
+def done_of(rows: Sequence[dict[str, Any]], curves: Sequence[Any] | None) -> list[Done]:
+    """The runs from which rows of one lever were made; without curves, with the last evaluation alone."""
+    values = {one["metric"]: one["values"] for one in rows if "pct" not in one["work"]}
+    if curves is None:
+        pairs = zip(*(values[f"val_{metric}"] for metric in METRICS), strict=True)
+        curves = [[dict(zip(METRICS, pair, strict=True))] for pair in pairs]
+    shared = {"views": rows[0]["work"]["views"], "commit": None}
+    of_run = {key: of_seed for key, of_seed in values.items() if len(of_seed) == len(curves)}
+    return [
+        shared | {key: of_seed[i] for key, of_seed in of_run.items()} | {"evaluations": curve}
+        for i, curve in enumerate(curves)
+    ]
+
+
 def views_in_all(recipe: Recipe) -> float:
     return recipe.train.epochs * recipe.augment.views * recipe.data.fraction
+
+
+def views_of_a_step(recipe: Recipe) -> int:
+    return recipe.data.batch_size * recipe.augment.views
 
 
 def lever_recipes(base: Recipe, short: Sequence[str], levers: Levers) -> dict[str, Recipe]:
@@ -100,7 +155,13 @@ def lever_recipes(base: Recipe, short: Sequence[str], levers: Levers) -> dict[st
 
 
 def lever_runs(
-    recipes: Mapping[str, Recipe], seeds: int, *, only: Sequence[str], out: Path, deadline: float
+    recipes: Mapping[str, Recipe],
+    seeds: int,
+    *,
+    only: Sequence[str],
+    out: Path,
+    deadline: float,
+    before: Mapping[str, Sequence[Done]],
 ) -> dict[str, list[Done]]:
     """The runs of each lever, those of the first seed first.
 
@@ -110,12 +171,16 @@ def lever_runs(
         only: train these and the recipe, and of the others report what is done; empty for all.
         out: where the runs are.
         deadline: on the monotonic clock; no run begins after it.
+        before: runs of an earlier record, which are not repeated.
     """
     runs: dict[str, list[Done]] = {name: [] for name in recipes}
     left = 0
     for seed in range(seeds):
         for name, recipe in recipes.items():
             folder = out / folder_of(name, seed)
+            if seed < len(before.get(name, [])):
+                runs[name].append(before[name][seed])
+                continue
             if not (folder / "summary.json").exists():
                 if only and name not in (BASE, *only):
                     continue
@@ -149,8 +214,7 @@ def lever_rows(
             gains = [a - b for a, b in zip(values, base, strict=False)]
             rows.append(row(name, work, f"gain_{metric}", gains, mean=round(statistics.mean(gains), 2)))
         if name in seconds:
-            per_step = one.data.batch_size * one.augment.views
-            rows.append(row(name, work, "views_per_s", [per_step / seconds[name]]))
+            rows.append(row(name, work, "views_per_s", [views_of_a_step(one) / seconds[name]]))
     return rows
 
 
@@ -179,9 +243,9 @@ def write(path: Path, recipe: Recipe, part: str, rows: list[dict[str, Any]], **m
     save(path, made | {"parts": before["parts"] | {part: about | more}})
 
 
-def commits(runs: Sequence[Done]) -> dict[str, list[str]]:
+def commits(runs: Sequence[Done], before: Earlier) -> dict[str, list[str]]:
     """The commits that made the runs, which may be older than the record."""
-    return {"commits": sorted({run["commit"] for run in runs})}
+    return {"commits": sorted({run["commit"] for run in runs if run["commit"]} | set(before.commits))}
 
 
 def text(rows: Sequence[dict[str, Any]]) -> str:
@@ -204,6 +268,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--no-time", action="store_true", help="leave views per second out: the machine is not idle")
     parser.add_argument("--time-again", action="store_true", help="time steps once more and keep the faster")
+    parser.add_argument("--resume", action="store_true", help="keep the runs that --json holds of this recipe")
     parser.add_argument("--budget-min", type=float, default=60.0, help="begin no lever's run after as many minutes")
     parser.add_argument("--out", type=Path, default=Path("runs/record"))
     parser.add_argument("--json", type=Path, default=ROOT / "bench/results/record.json")
@@ -215,9 +280,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     recipe = load(args.recipe, args.changes)
     refuse_unmeasured(recipe, on_test=args.levers is None)
     if args.levers is None:
-        runs = [trained(load(recipe, [f"seed={seed}"]), args.out / f"seed{seed}") for seed in range(args.seeds)]
+        before = resumed(args.json, "record", recipe) if args.resume else Earlier()
+        runs = list(before.runs.get(BASE, []))[: args.seeds]
+        for seed in range(len(runs), args.seeds):
+            runs.append(trained(load(recipe, [f"seed={seed}"]), args.out / f"seed{seed}"))
         rows = record_rows(recipe, runs, args.target)
-        write(args.json, recipe, "record", rows, **commits(runs), curves=[run["evaluations"] for run in runs])
+        about = commits(runs, before) | {"curves": [run["evaluations"] for run in runs]}
+        write(args.json, recipe, "record", rows, **about)
     else:
         short, levers = levers_of(args.levers)
         unknown = sorted(set(args.only) - set(levers))
@@ -226,12 +295,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         recipes = lever_recipes(recipe, short, levers)
         deadline = time.monotonic() + 60 * args.budget_min
         place = args.out / args.levers.stem
-        found = lever_runs(recipes, args.seeds, only=args.only, out=place, deadline=deadline)
+        before = resumed(args.json, args.levers.stem, recipe, short, levers) if args.resume else Earlier()
+        found = lever_runs(recipes, args.seeds, only=args.only, out=place, deadline=deadline, before=before.runs)
         timed = {} if args.no_time else {name: recipes[name] for name in found}
-        seconds = seconds_per_step(timed, args.out / f"{args.levers.stem}_seconds.json", again=args.time_again)
+        known = {name: views_of_a_step(recipes[name]) / rate for name, rate in before.views_per_s.items()}
+        seconds = seconds_per_step(
+            timed, args.out / f"{args.levers.stem}_seconds.json", again=args.time_again, known=known
+        )
         rows = lever_rows(recipes, found, seconds, levers)
         every = [run for done in found.values() for run in done]
-        write(args.json, recipe, args.levers.stem, rows, **commits(every), short=short)
+        write(args.json, recipe, args.levers.stem, rows, **commits(every, before), short=short)
     print(text(rows))
 
 

@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from claims import (  # noqa: E402
 )
 from claims_time import seconds_per_step  # noqa: E402
 from claims_verdicts import Cell  # noqa: E402
+from resume import another, earlier, here, refuse_another_grid  # noqa: E402
 
 from fastssl import build  # noqa: E402
 from fastssl.bench.crossing import Timed, speed_up  # noqa: E402
@@ -55,6 +57,7 @@ from fastssl.training.guards import EXIT_CODE  # noqa: E402
 
 METRIC = "ridge_pct"
 ROUNDS = 3
+PARTS = ("backbone_s", "projector_s", "loss_s")  # of forward and backward
 Done = dict[str, Any]
 
 
@@ -171,11 +174,12 @@ def shares(recipe: Recipe) -> dict[str, float]:
     x = torch.randn(views * batch, channels, side, side).to(memory_format=torch.channels_last)
     features = torch.randn(views * batch, network.backbone.features_dim).requires_grad_()
     z_VBD = torch.randn(views, batch, recipe.model.projector[-1]).requires_grad_()
-    calls: dict[str, Callable[[], Tensor]] = {
-        "backbone_s": lambda: network.backbone(x).square().mean(),
-        "projector_s": lambda: network.projector(features).square().mean(),
-        "loss_s": lambda: loss(z_VBD)["loss"],
-    }
+    parts: list[Callable[[], Tensor]] = [
+        lambda: network.backbone(x).square().mean(),
+        lambda: network.projector(features).square().mean(),
+        lambda: loss(z_VBD)["loss"],
+    ]
+    calls = dict(zip(PARTS, parts, strict=True))
     seconds = dict.fromkeys(calls, float("inf"))
     for _ in range(ROUNDS):
         for name, call in calls.items():
@@ -183,6 +187,36 @@ def shares(recipe: Recipe) -> dict[str, float]:
             call().backward()  # type: ignore[no-untyped-call]
             seconds[name] = min(seconds[name], time.perf_counter() - start)
     return seconds
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What an earlier record holds: finished runs by seed and cell, seconds of a step and of its parts by kind."""
+
+    runs: Mapping[tuple[int, Cell], Done] = field(default_factory=dict)
+    step_s: Mapping[str, float] = field(default_factory=dict)
+    parts: Mapping[str, dict[str, float]] = field(default_factory=dict)
+
+
+def resumed(path: Path, base: Recipe, recipes: Mapping[Cell, Recipe], args: argparse.Namespace) -> Earlier:
+    """
+    Raises:
+        UserError: when the record there is of another recipe, grid or machine: on that one runs have another length.
+    """
+    before = earlier(path, base)
+    if before is None:
+        return Earlier()
+    refuse_another_grid(path, before, args, parse, lambda one: (one.dims, one.dim, one.run_min, one.points))
+    if not here(before):
+        raise another(path, "machine")
+    runs = {(run["seed"], cell): run for cell in recipes for run in before["curves"].get(cell.name, [])}
+    step_s = {kind_of(recipes[cell]): run["train_s"] / run["steps"] for (_, cell), run in runs.items()}
+    values = {(one["impl"], one["metric"]): one["median"] for one in before["rows"]}
+    parts = {
+        kind_of(recipes[cell]): {part: values[cell.name, part] for part in PARTS} for cell in {cell for _, cell in runs}
+    }
+    print(f"{len(runs)} runs are those of {path}.", file=sys.stderr)
+    return Earlier(runs, step_s, parts)
 
 
 def at(curve: Sequence[Mapping[str, float]], seconds: float) -> float | None:
@@ -231,6 +265,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--budget-min", type=float, default=60.0, help="begin no run that would not fit")
     parser.add_argument("--out", type=Path, default=Path("runs/resnet50"))
     parser.add_argument("--json", type=Path, default=ROOT / "bench/results/resnet50.json")
+    parser.add_argument("--resume", action="store_true", help="keep the runs that --json holds of this command")
     parser.add_argument("--plan", action="store_true", help="time a step of each cell, print the runs and stop")
     return parser.parse_args(arguments)
 
@@ -241,7 +276,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     refuse_unmeasured(base, on_test=True)
     recipes = recipes_of(base, cells_of(args.dims, args.dim), args.dim)
     kinds = {kind_of(recipe): recipe for recipe in recipes.values()}
-    step_s = seconds_per_step(kinds, args.out / "seconds_per_step.json")
+    before = resumed(args.json, base, recipes, args) if args.resume else Earlier()
+    step_s = seconds_per_step(kinds, args.out / "seconds_per_step.json", known=before.step_s)
     wanted = {
         (seed, cell): timed_recipe(recipe, seed, step_s[kind_of(recipe)], 60 * args.run_min, args.points)
         for seed in range(args.seeds)
@@ -252,12 +288,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             step_ms = 1e3 * step_s[kind_of(recipes[cell])]
             print(f"{recipe.name:28} {recipe.train.epochs:4} epochs, a step {step_ms:,.0f} ms")
         return
-    parts = known_shares(kinds, args.out / "shares.json")
+    parts = known_shares(kinds, args.out / "shares.json", before.parts)
     runs: dict[Cell, list[Done]] = {}
     left, longest_s = 0, 60 * args.run_min
-    for (_, cell), recipe in wanted.items():
+    for (seed, cell), recipe in wanted.items():
         folder, seconds, start = args.out / recipe.name, step_s[kind_of(recipes[cell])], time.monotonic()
-        done = finished(folder, recipe, seconds)
+        done = finished(folder, recipe, seconds) or before.runs.get((seed, cell))
         if done is None and start - begun + longest_s > 60 * args.budget_min:
             left += 1
             continue
@@ -273,10 +309,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"The budget is spent with {left} of {len(wanted)} runs left; repeat the command.", file=sys.stderr)
 
 
-def known_shares(kinds: Mapping[str, Recipe], path: Path) -> dict[str, dict[str, float]]:
-    """The seconds of each kind's parts, measured once."""
-    known: dict[str, dict[str, float]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+def known_shares(
+    kinds: Mapping[str, Recipe], path: Path, before: Mapping[str, dict[str, float]]
+) -> dict[str, dict[str, float]]:
+    """The seconds of each kind's parts, measured once; `before` is an earlier record's."""
+    of_path: dict[str, dict[str, float]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    known = {**before, **of_path}
     parts = known | {name: shares(recipe) for name, recipe in kinds.items() if name not in known}
+    path.parent.mkdir(parents=True, exist_ok=True)
     atomic_json(path, parts)
     return parts
 

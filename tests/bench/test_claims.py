@@ -210,3 +210,39 @@ def test_the_command_runs_resumes_and_reports(tiny_recipe, tmp_path, capsys, one
     claims.main(words)  # nothing is run again
     assert times == {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("summary.json")}
     assert json.loads((tmp_path / "claims.json").read_text())["curves"] == first["curves"]
+
+
+SMALL = ["--dims", "8", "16", "--views", "2", "--fractions", "1", "--dim", "8", "--only", REFERENCE_OF_16.name]
+
+
+def test_a_record_is_continued_where_its_runs_folders_are_gone(tiny_recipe, tmp_path, capsys, monkeypatch, one_thread):
+    path, out = tmp_path / "base.yaml", tmp_path / "claims.json"
+    path.write_text(yaml.safe_dump(tiny_recipe))
+    words = [str(path), *SMALL, "--json", str(out), "--figures", str(tmp_path / "figures"), "--resume"]
+
+    def run(folder: str, *more: str) -> dict:
+        asked = [*words, "--out", str(tmp_path / folder), *more]
+        monkeypatch.setattr(sys, "argv", ["claims.py", *asked])  # a record names its command
+        claims.main(asked)
+        return json.loads(out.read_text())
+
+    first = run("a", "--seeds", "1")["curves"][REFERENCE_OF_16.name]
+    again = run("b", "--seeds", "2")
+    assert f"1 runs are those of {out}." in capsys.readouterr().err
+    assert {p.parent.name for p in (tmp_path / "b").rglob("summary.json")} == {f"{REFERENCE_OF_16.name}-s1"}
+    both = again["curves"][REFERENCE_OF_16.name]
+    assert both[0] == first[0]
+    assert [run["seed"] for run in both] == [0, 1]
+    assert both[0]["train_s"] == pytest.approx(both[1]["train_s"])  # a step's seconds are the record's too
+
+    steps = json.loads((tmp_path / "a" / f"{REFERENCE_OF_16.name}-s0" / "summary.json").read_text())["steps"]
+    out.write_text(json.dumps(again | {"hardware": again["hardware"] | {"cpu": "another"}}))
+    monkeypatch.setattr(claims, "seconds_per_step", lambda kinds, *_, known, **__: dict.fromkeys(kinds, 2.0) | known)
+    slow = run("c", "--seeds", "2")["curves"][REFERENCE_OF_16.name]
+    assert [one["train_s"] for one in slow] == pytest.approx([2 * steps] * 2)
+    assert [one["curve"][-1][2] for one in slow] == pytest.approx([2 * steps] * 2)
+    assert not (tmp_path / "c").exists()
+    with pytest.raises(UserError, match="is of another recipe"):
+        run("d", "-s", "optim.lr=0.1")
+    with pytest.raises(UserError, match="is of another grid"):
+        run("d", "--schedule", "cosine")

@@ -115,3 +115,42 @@ def test_the_command_measures_once_and_keeps_every_part(tiny_recipe, tmp_path, c
     assert {one["part"] for one in made["rows"]} == {"record", "levers"}
     assert len(made["parts"]["record"]["curves"][0]) == load(tiny_recipe).train.epochs
     assert "half the batch" in capsys.readouterr().out
+
+
+def test_a_record_is_continued_where_its_runs_folders_are_gone(tiny_recipe, tmp_path, capsys):
+    base, table, out = tmp_path / "base.yaml", tmp_path / "levers.yaml", tmp_path / "record.json"
+    base.write_text(yaml.safe_dump(tiny_recipe | {"evaluate": {"knn_k": [20], "linear_epochs": 0}}))
+    table.write_text(yaml.safe_dump(LEVERS))
+    words = [str(base), "--json", str(out), "--resume"]
+
+    def run(folder: str, *more: str) -> dict[str, Any]:
+        with one_torch_thread():
+            record.main([*words, "--out", str(tmp_path / folder), *more])
+        return json.loads(out.read_text())
+
+    def trained_in(folder: str) -> set[str]:
+        return {path.parent.name for path in (tmp_path / folder).rglob("summary.json")}
+
+    first = run("a")
+    run("a", "--levers", str(table))
+    again = run("b", "--seeds", "2")
+    assert trained_in("b") == {"seed1"}
+    assert again["parts"]["record"]["curves"][0] == first["parts"]["record"]["curves"][0]
+    before, now = ({r["metric"]: r for r in made["rows"] if r["part"] == "record"} for made in (first, again))
+    assert {name: one["values"][0] for name, one in before.items() if one["n"]} == {
+        name: one["values"][0] for name, one in now.items() if before[name]["n"]
+    }
+    table.write_text(yaml.safe_dump(LEVERS | {"levers": LEVERS["levers"] | {"half the batch": ["data.batch_size=8"]}}))
+    third = run("c", "--levers", str(table))
+    assert "2 runs are those of" in capsys.readouterr().err  # the recipe's and the lever's that is unchanged
+    assert trained_in("c") == {"half-the-batch-s0"}
+    kept = [[r for r in made["rows"] if r["impl"] == "more decay"] for made in (again, third)]
+    assert kept[0] == kept[1]
+    assert third["parts"]["levers"]["commits"] == again["parts"]["levers"]["commits"]
+    for changes, what in ({"short": ["train.epochs=2"]}, "shortening"), ({}, "machine"):
+        table.write_text(yaml.safe_dump(LEVERS | changes))
+        if what == "machine":
+            third["parts"]["levers"]["hardware"]["cpu"] = "another"
+            out.write_text(json.dumps(third))
+        with pytest.raises(UserError, match=f"is of another {what}"):
+            run("d", "--levers", str(table))

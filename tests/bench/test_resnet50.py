@@ -116,3 +116,33 @@ def test_the_command_resumes_and_records(tiny_recipe, tmp_path, capsys, monkeypa
     assert times == {path: path.stat().st_mtime_ns for path in times}
     assert set(made["curves"]) == {cell.name for cell in resnet50.cells_of([16], 8)}
     assert {row["metric"] for row in made["rows"]} >= {"test_ridge_pct", "peak_bytes", "loss_s", "projector_s"}
+
+
+def test_a_record_is_continued_where_its_runs_folders_are_gone(tiny_recipe, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(resnet50, "train_apart", trained_here)
+    base, out = tmp_path / "base.yaml", tmp_path / "resnet50.json"
+    base.write_text(yaml.safe_dump(tiny_recipe))
+    words = [str(base), "--dims", "16", "--dim", "8", "--run-min", "0.001", "--points", "2", "--json", str(out)]
+
+    def run(folder: str, *more: str) -> dict[str, Any]:
+        asked = [*words, "--resume", "--out", str(tmp_path / folder), *more]
+        monkeypatch.setattr(sys, "argv", ["resnet50.py", *asked])  # a record names its command
+        resnet50.main(asked)
+        return json.loads(out.read_text())
+
+    with one_torch_thread():
+        first = run("a", "--seeds", "1")
+        again = run("b", "--seeds", "2")
+        assert f"3 runs are those of {out}." in capsys.readouterr().err
+        assert {path.parent.name[-3:] for path in (tmp_path / "b").rglob("summary.json")} == {"-s1"}
+        for name, done in again["curves"].items():
+            assert done[0] == first["curves"][name][0]
+            assert done[0]["steps"] == done[1]["steps"]
+            assert done[0]["train_s"] == pytest.approx(done[1]["train_s"])
+        parts = [[r["median"] for r in made["rows"] if r["metric"] in resnet50.PARTS] for made in (first, again)]
+        assert parts[0] == parts[1]
+        with pytest.raises(UserError, match="is of another grid"):
+            run("c", "--points", "3")
+        out.write_text(json.dumps(again | {"hardware": again["hardware"] | {"cpu": "another"}}))
+        with pytest.raises(UserError, match="is of another machine"):
+            run("c")
