@@ -202,6 +202,30 @@ def test_the_tables_of_the_record_are_those_of_its_record():
             assert f"| {lever} | {' | '.join(cells)} |" in page_text("docs/record.md")
 
 
+def test_the_records_own_figures_are_those_of_its_record():
+    rows = [row for row in record("record")["rows"] if row["part"] == "record"]
+    assert len(rows) == len(RECORD_LABELS)
+    for label, row in zip(RECORD_LABELS, rows, strict=True):
+        digits = 1 if label.endswith("%") else 0
+        figures = [f"{row[key]:.{digits}f}" for key in ("median", "min", "max")]
+        assert row_of("docs/record.md", label) == ["{} ({} to {})".format(*figures), str(row["n"])]
+    accuracy = row_of("docs/record.md", RECORD_LABELS[0])[0]
+    assert accuracy in row_of("docs/measured.md", "two epochs, fp32")[2]
+    for name, label in (("kNN (k = 20) on test", RECORD_LABELS[0]), ("linear probe", RECORD_LABELS[2])):
+        median, spread = row_of("docs/record.md", label)[0].split(" ", 1)
+        assert f"{name} {median} % {spread}" in page_text("recipes/cifar10_cpu.yaml")
+
+
+RECORD_LABELS = (
+    "kNN (k = 20) on test, %",
+    "ridge regression on test, %",
+    "linear probe on test, %",
+    "seconds of training",
+    "views per second",
+    "seconds to 60 % kNN",
+)
+
+
 CELLS = {
     "V2-D1024-fixed-f1": "V = 2, D = 1024",
     "V2-D256-scaled-f0.25": "V = 2 on 25 %, D = 256",
