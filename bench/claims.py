@@ -24,7 +24,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
 from claims_time import seconds_per_step  # noqa: E402
 from claims_verdicts import Cell, Found, Run, seconds_to, verdicts  # noqa: E402
-from resume import another, earlier, here, refuse_another_grid  # noqa: E402
+from resume import another, earlier, here, refuse_another_grid, say_kept  # noqa: E402
 
 import fastssl  # noqa: E402
 from fastssl import build  # noqa: E402
@@ -180,27 +180,32 @@ class Earlier:
     here: bool = False
 
 
-def resumed(path: Path, base: Recipe, args: argparse.Namespace) -> Earlier:
-    """
+def resumed(path: Path, base: Recipe, args: argparse.Namespace, wanted: Sequence[Cell]) -> Earlier:
+    """What the record there holds of the wanted cells and seeds.
+
     Raises:
-        UserError: when the record there is of another recipe or grid.
+        UserError: when the record is of another recipe or grid.
     """
-    before = earlier(path, base)
+    before = earlier(path, "claims", base)
     if before is None:
         return Earlier()
     refuse_another_grid(path, before, args, parse, lambda one: (max(one.dims), one.schedule, one.per_step, one.metric))
     seconds = {Cell(**one["work"]): one["median"] / 1e3 for one in before["rows"] if one["metric"] == "step_ms"}
     if not seconds:
         raise another(path, "form")  # of before steps were timed apart
-    runs = {cell: [Run(**run) for run in before["curves"][cell.name]] for cell in seconds}
-    print(f"{sum(map(len, runs.values()))} runs are those of {path}.", file=sys.stderr)
+    runs = {
+        cell: [Run(**run) for run in before["curves"][cell.name] if run["seed"] < args.seeds]
+        for cell in seconds
+        if cell in wanted
+    }
+    say_kept(path, sum(map(len, runs.values())), sum(map(len, before["curves"].values())))
     return Earlier(runs, seconds, here(before))
 
 
 def in_seconds_of(before: Earlier, step_s: Mapping[Cell, float]) -> dict[tuple[int, Cell], Run]:
     """The earlier runs by seed and cell, with their seconds by what a step takes now."""
     found = {}
-    for cell in before.runs.keys() & step_s.keys():
+    for cell in before.runs:
         factor = step_s[cell] / before.step_s[cell]
         for run in before.runs[cell]:
             curve = [(epoch, views, seconds * factor, pct) for epoch, views, seconds, pct in run.curve]
@@ -315,7 +320,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             one = recipe_of(base, cell, 0, grid, args.schedule)
             print(f"{cell.name:28} {one.train.epochs:4} epochs of batch {one.data.batch_size}, x {args.seeds} seeds")
         return
-    before = resumed(args.json, base, args) if args.resume else Earlier()
+    before = resumed(args.json, base, args, cells(grid)) if args.resume else Earlier()
     known = before.step_s if before.here else {}
     seconds = step_seconds(base, grid, args.out, schedule=args.schedule, again=args.time_again, known=known)
     found = measure(

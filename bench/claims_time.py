@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -23,11 +22,10 @@ from fastssl.training import guards, parallel
 from fastssl.training.step import step_of
 
 ROUNDS, STEPS = 4, 2
-EMPTY: Mapping[str, float] = MappingProxyType({})
 
 
 def seconds_per_step(
-    recipes: Mapping[str, Recipe], kept: Path, *, again: bool = False, known: Mapping[str, float] = EMPTY
+    recipes: Mapping[str, Recipe], kept: Path, *, again: bool = False, known: Mapping[str, float]
 ) -> dict[str, float]:
     """The fastest step of each named recipe in seconds.
 
@@ -35,10 +33,10 @@ def seconds_per_step(
         recipes: by the name of their kind; all over one data file.
         kept: JSON of what was measured before; read first and written after.
         again: measure those already known too, and keep the faster.
-        known: of an earlier record; what `kept` says goes before it.
+        known: of an earlier record; it goes before what `kept` says, since the record's runs are counted in it.
     """
     of_kept: dict[str, float] = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
-    fastest_s = {**known, **of_kept}
+    fastest_s = {**of_kept, **known}
     wanted = {name: recipe for name, recipe in recipes.items() if again or name not in fastest_s}
     if wanted:
         print(f"Timing a step of each of {', '.join(wanted)}", file=sys.stderr)

@@ -27,7 +27,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
 from claims import as_command, at_least_one, refuse_another, refuse_unmeasured  # noqa: E402
 from claims_time import seconds_per_step  # noqa: E402
-from resume import another, here  # noqa: E402
+from resume import another, here, record_at, say_kept  # noqa: E402
 
 import fastssl  # noqa: E402
 from fastssl.bench.crossing import first_crossing, median_or_none  # noqa: E402
@@ -41,7 +41,6 @@ METRICS = ("knn20_pct", "ridge_pct")
 BASE = "the recipe"
 Levers = dict[str, list[str]]  # a lever's name to the changes of the recipe, as SECTION.KEY=VALUE
 Done = dict[str, Any]
-NONE: Levers = {}
 
 
 class Table(BaseModel, extra="forbid"):
@@ -92,14 +91,14 @@ class Earlier:
     commits: Sequence[str] = ()
 
 
-def resumed(path: Path, part: str, recipe: Recipe, short: Sequence[str] = (), levers: Levers = NONE) -> Earlier:
-    """What the record holds of that part; nothing of levers whose changes are others now.
+def resumed(path: Path, part: str, recipe: Recipe, *, seeds: int, short: Sequence[str], levers: Levers) -> Earlier:
+    """What the record holds of that part and those seeds; nothing of levers whose changes are others now.
 
     Raises:
         UserError: when the part is of another recipe, machine or shortening.
     """
-    made = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"parts": {}}
-    if part not in made["parts"]:
+    made = record_at(path, "record")
+    if made is None or part not in made["parts"]:
         return Earlier()
     about = made["parts"][part]
     same = {"recipe": about["recipe"] == recipe.model_dump(mode="json"), "machine": here(about)}
@@ -109,11 +108,13 @@ def resumed(path: Path, part: str, recipe: Recipe, short: Sequence[str] = (), le
             raise another(path, what)
     rows: dict[str, list[dict[str, Any]]] = {}
     for one in made["rows"]:
-        if one["part"] == part and one["work"].get("changes", []) == levers.get(one["impl"], []):
+        if one["part"] == part:
             rows.setdefault(one["impl"], []).append(one)
-    runs = {name: done_of(some, about.get("curves")) for name, some in rows.items()}
-    rates = {name: r["median"] for name, some in rows.items() for r in some if r["metric"] == "views_per_s"}
-    print(f"{sum(map(len, runs.values()))} runs are those of {path}.", file=sys.stderr)
+    held = {name: done_of(some, about.get("curves")) for name, some in rows.items()}
+    alike = [name for name, some in rows.items() if some[0]["work"].get("changes", []) == levers.get(name, [])]
+    runs = {name: held[name][:seeds] for name in alike}
+    rates = {name: r["median"] for name in alike for r in rows[name] if r["metric"] == "views_per_s"}
+    say_kept(path, sum(map(len, runs.values())), sum(map(len, held.values())))
     return Earlier(runs, rates, about["commits"])
 
 
@@ -236,7 +237,7 @@ def record_rows(recipe: Recipe, runs: Sequence[Done], target_pct: float) -> list
 
 def write(path: Path, recipe: Recipe, part: str, rows: list[dict[str, Any]], **more: Any) -> None:
     """Writes the record with this part replaced; each part has its recipe, machine and command, and rows name it."""
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"parts": {}, "rows": []}
+    before = record_at(path, "record") or {"parts": {}, "rows": []}
     others = [one for one in before["rows"] if one["part"] != part]
     made = record("record", others + [one | {"part": part} for one in rows], recipe.model_dump(mode="json"))
     about = {key: made[key] for key in ("date", "hardware", "versions", "commit", "command", "recipe")}
@@ -280,10 +281,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     recipe = load(args.recipe, args.changes)
     refuse_unmeasured(recipe, on_test=args.levers is None)
     if args.levers is None:
-        before = resumed(args.json, "record", recipe) if args.resume else Earlier()
-        runs = list(before.runs.get(BASE, []))[: args.seeds]
-        for seed in range(len(runs), args.seeds):
-            runs.append(trained(load(recipe, [f"seed={seed}"]), args.out / f"seed{seed}"))
+        before = (
+            resumed(args.json, "record", recipe, seeds=args.seeds, short=[], levers={}) if args.resume else Earlier()
+        )
+        runs = list(before.runs.get(BASE, []))
+        missing = range(len(runs), args.seeds)
+        runs += [trained(load(recipe, [f"seed={seed}"]), args.out / f"seed{seed}") for seed in missing]
         rows = record_rows(recipe, runs, args.target)
         about = commits(runs, before) | {"curves": [run["evaluations"] for run in runs]}
         write(args.json, recipe, "record", rows, **about)
@@ -295,7 +298,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         recipes = lever_recipes(recipe, short, levers)
         deadline = time.monotonic() + 60 * args.budget_min
         place = args.out / args.levers.stem
-        before = resumed(args.json, args.levers.stem, recipe, short, levers) if args.resume else Earlier()
+        before = (
+            resumed(args.json, args.levers.stem, recipe, seeds=args.seeds, short=short, levers=levers)
+            if args.resume
+            else Earlier()
+        )
         found = lever_runs(recipes, args.seeds, only=args.only, out=place, deadline=deadline, before=before.runs)
         timed = {} if args.no_time else {name: recipes[name] for name in found}
         known = {name: views_of_a_step(recipes[name]) / rate for name, rate in before.views_per_s.items()}

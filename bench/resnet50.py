@@ -42,7 +42,7 @@ from claims import (  # noqa: E402
 )
 from claims_time import seconds_per_step  # noqa: E402
 from claims_verdicts import Cell  # noqa: E402
-from resume import another, earlier, here, refuse_another_grid  # noqa: E402
+from resume import another, earlier, here, refuse_another_grid, say_kept  # noqa: E402
 
 from fastssl import build  # noqa: E402
 from fastssl.bench.crossing import Timed, speed_up  # noqa: E402
@@ -203,19 +203,20 @@ def resumed(path: Path, base: Recipe, recipes: Mapping[Cell, Recipe], args: argp
     Raises:
         UserError: when the record there is of another recipe, grid or machine: on that one runs have another length.
     """
-    before = earlier(path, base)
+    before = earlier(path, "resnet50", base)
     if before is None:
         return Earlier()
     refuse_another_grid(path, before, args, parse, lambda one: (one.dims, one.dim, one.run_min, one.points))
     if not here(before):
         raise another(path, "machine")
-    runs = {(run["seed"], cell): run for cell in recipes for run in before["curves"].get(cell.name, [])}
+    held = {(run["seed"], cell): run for cell in recipes for run in before["curves"].get(cell.name, [])}
+    runs = {(seed, cell): run for (seed, cell), run in held.items() if seed < args.seeds}
     step_s = {kind_of(recipes[cell]): run["train_s"] / run["steps"] for (_, cell), run in runs.items()}
     values = {(one["impl"], one["metric"]): one["median"] for one in before["rows"]}
     parts = {
         kind_of(recipes[cell]): {part: values[cell.name, part] for part in PARTS} for cell in {cell for _, cell in runs}
     }
-    print(f"{len(runs)} runs are those of {path}.", file=sys.stderr)
+    say_kept(path, len(runs), len(held))
     return Earlier(runs, step_s, parts)
 
 

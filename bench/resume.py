@@ -2,8 +2,11 @@
 
 import json
 import shlex
+import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +15,32 @@ from fastssl.recipe.schema import Recipe
 from fastssl.runs.environment import hardware
 
 
-def earlier(path: Path, recipe: Recipe) -> dict[str, Any] | None:
+def record_at(path: Path, bench: str) -> dict[str, Any] | None:
     """The record at that path; None where there is none yet.
+
+    Raises:
+        UserError: when the file is not a record of that benchmark.
+    """
+    if not path.exists():
+        return None
+    try:
+        before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        is_one = before["bench"] == bench
+    except (ValueError, KeyError, TypeError):
+        is_one = False
+    if not is_one:
+        raise UserError(f"{path} is not a record of bench/{bench}.py.", "Choose another --json.")
+    return before
+
+
+def earlier(path: Path, bench: str, recipe: Recipe) -> dict[str, Any] | None:
+    """The record at that path, as of `record_at`.
 
     Raises:
         UserError: when it is of another recipe.
     """
-    if not path.exists():
-        return None
-    before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if before["recipe"] != recipe.model_dump(mode="json"):
+    before = record_at(path, bench)
+    if before and before["recipe"] != recipe.model_dump(mode="json"):
         raise another(path, "recipe")
     return before
 
@@ -44,12 +63,27 @@ def refuse_another_grid(
     Raises:
         UserError: when the record's command asked for other runs.
     """
-    if grid(parse(shlex.split(before["command"])[1:])) != grid(asked):
+    try:
+        with redirect_stderr(StringIO()):
+            theirs = grid(parse(shlex.split(before["command"])[1:]))
+    except SystemExit:  # an option that is no more
+        theirs = None
+    if theirs != grid(asked):
         raise another(path, "grid")
 
 
 def another(path: Path, what: str) -> UserError:
     return UserError(f"{path} is of another {what} than this command's.", "Choose another --json, or omit --resume.")
+
+
+def say_kept(path: Path, kept: int, held: int) -> None:
+    """One line on how many of a record's runs go on, and that the others will not be in it any more."""
+    left = (
+        f" {held - kept} others there are of seeds, cells or levers not asked for and are left out."
+        if kept < held
+        else ""
+    )
+    print(f"{kept} runs are those of {path}.{left}", file=sys.stderr)
 
 
 def here(before: dict[str, Any]) -> bool:

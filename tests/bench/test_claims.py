@@ -237,12 +237,22 @@ def test_a_record_is_continued_where_its_runs_folders_are_gone(tiny_recipe, tmp_
 
     steps = json.loads((tmp_path / "a" / f"{REFERENCE_OF_16.name}-s0" / "summary.json").read_text())["steps"]
     out.write_text(json.dumps(again | {"hardware": again["hardware"] | {"cpu": "another"}}))
-    monkeypatch.setattr(claims, "seconds_per_step", lambda kinds, *_, known, **__: dict.fromkeys(kinds, 2.0) | known)
-    slow = run("c", "--seeds", "2")["curves"][REFERENCE_OF_16.name]
-    assert [one["train_s"] for one in slow] == pytest.approx([2 * steps] * 2)
-    assert [one["curve"][-1][2] for one in slow] == pytest.approx([2 * steps] * 2)
-    assert not (tmp_path / "c").exists()
+    there = run("c", "--seeds", "2")["curves"][REFERENCE_OF_16.name]
+    (step_s,) = json.loads((tmp_path / "c" / "seconds_per_step.json").read_text()).values()  # timed anew
+    for one in there:
+        assert one["train_s"] == one["curve"][-1][2] == pytest.approx(steps * step_s)
+    assert not list((tmp_path / "c").rglob("summary.json"))
+    capsys.readouterr()
+    run("d", "--seeds", "1")
+    assert f"1 runs are those of {out}. 1 others there are of seeds" in capsys.readouterr().err
     with pytest.raises(UserError, match="is of another recipe"):
         run("d", "-s", "optim.lr=0.1")
     with pytest.raises(UserError, match="is of another grid"):
         run("d", "--schedule", "cosine")
+    out.write_text(json.dumps(again | {"command": "claims.py x.yaml --no-such-option"}))
+    with pytest.raises(UserError, match="is of another grid"):
+        run("d")
+    for text in ("{", "[]", "{}", '{"bench": "losses"}'):
+        out.write_text(text)
+        with pytest.raises(UserError, match=r"is not a record of bench/claims\.py"):
+            run("d")

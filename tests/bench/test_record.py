@@ -142,15 +142,20 @@ def test_a_record_is_continued_where_its_runs_folders_are_gone(tiny_recipe, tmp_
     }
     table.write_text(yaml.safe_dump(LEVERS | {"levers": LEVERS["levers"] | {"half the batch": ["data.batch_size=8"]}}))
     third = run("c", "--levers", str(table))
-    assert "2 runs are those of" in capsys.readouterr().err  # the recipe's and the lever's that is unchanged
+    said = capsys.readouterr().err
+    assert f"2 runs are those of {out}. 1 others there are" in said  # the recipe's and the lever's that is unchanged
     assert trained_in("c") == {"half-the-batch-s0"}
     kept = [[r for r in made["rows"] if r["impl"] == "more decay"] for made in (again, third)]
     assert kept[0] == kept[1]
     assert third["parts"]["levers"]["commits"] == again["parts"]["levers"]["commits"]
-    for changes, what in ({"short": ["train.epochs=2"]}, "shortening"), ({}, "machine"):
-        table.write_text(yaml.safe_dump(LEVERS | changes))
-        if what == "machine":
-            third["parts"]["levers"]["hardware"]["cpu"] = "another"
-            out.write_text(json.dumps(third))
-        with pytest.raises(UserError, match=f"is of another {what}"):
-            run("d", "--levers", str(table))
+    third["parts"]["levers"]["hardware"]["cpu"] = "another"
+    out.write_text(json.dumps(third))
+    with pytest.raises(UserError, match="is of another machine"):
+        run("d", "--levers", str(table))
+    table.write_text(yaml.safe_dump(LEVERS | {"short": ["train.epochs=2"]}))
+    out.write_text(json.dumps(again))
+    with pytest.raises(UserError, match="is of another shortening"):
+        run("d", "--levers", str(table))
+    out.write_text("{")
+    with pytest.raises(UserError, match=r"is not a record of bench/record\.py"):
+        run("d")
