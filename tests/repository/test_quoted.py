@@ -296,6 +296,12 @@ def test_what_is_said_of_the_longer_training_follows_from_its_record():
     assert f"the reference ends {ends[reference] - ends[four]:.1f} points higher" in text
     lost = {cell: f"{ridge[reference] - ridge[cell]:.1f}" for cell in (two, eight)}
     assert f"{lost[two]} points with two views and {lost[eight]} with eight" in text
+    (verdict,) = (one for one in record("claims_long")["verdicts"] if one["claim"].startswith("4."))
+    (ends_pct,) = re.findall(r"ends at (\d+\.\d) %", verdict["text"])
+    (arrives,) = re.findall(rf"{four} reaches it in (\d+) s, (\d+\.\d) times sooner", verdict["text"])
+    assert f"its last value of {ends_pct} % after {int(arrives[0]):,} s, {arrives[1]} times sooner" in text
+    assert verdict["outcome"] == "holds"
+    assert "verdict on claim 4 is that it holds" in text
     (verdict,) = (one["text"] for one in record("claims_long")["verdicts"] if one["claim"].startswith("3."))
     of_eight, of_two = re.findall(r"V = [28] on 25 % (\d+\.\d)", verdict.partition("epochs each")[2])
     assert f"eight views of a quarter have {of_eight} % on validation and two {of_two} %" in text
