@@ -2,8 +2,9 @@
 
 Runs last hours, and others may use the machine meanwhile: their own seconds then say more about the neighbors than
 about the method. So each kind of step (views, batch, projector) is timed alone: views and step on real images, all
-kinds one after another in every round, and the fastest step counts. Threads share whole views or operators, as
-training would choose. Loading is left out: from memory it is an index.
+kinds one after another in every round, and the fastest step counts; or each right after the same other one, and their
+ratio counts. Threads share whole views or operators, as training would choose. Loading is left out: from memory it is
+an index.
 """
 
 import json
@@ -48,20 +49,47 @@ def seconds_per_step(
 
 
 def fastest(recipes: Mapping[str, Recipe]) -> dict[str, float]:
+    steps = steps_of(recipes)
+    rounds = [{name: seconds_now(step) for name, step in steps.items()} for _ in range(ROUNDS)]
+    return {name: min(of_round[name] for of_round in rounds) for name in recipes}
+
+
+def ratios(recipes: Mapping[str, Recipe], base: str, *, rounds: int = 5) -> dict[str, list[float]]:
+    """Seconds of a step of each other recipe over those of the base's right before it, one ratio a round.
+
+    A machine whose speed drifts changes both, so ratios of different occasions may be compared.
+
+    Args:
+        recipes: by name, the base's too; all over one data file.
+        base: name of the recipe that the others are compared with.
+        rounds: in each, every pair is timed once.
+    """
+    steps = steps_of(recipes)
+    found: dict[str, list[float]] = {name: [] for name in recipes if name != base}
+    for _ in range(rounds):
+        for name, of_round in found.items():
+            before_s = seconds_now(steps[base])
+            of_round.append(seconds_now(steps[name]) / before_s)
+    return found
+
+
+def steps_of(recipes: Mapping[str, Recipe]) -> dict[str, Callable[[int], Tensor]]:
     device = build.hardware.device(next(iter(recipes.values())))
     if device.type == "cpu":
         guards.keep_freed_memory()  # as training does
     images = first_images(recipes, device)
-    steps = {name: loss_of_a_step(recipe, images, device) for name, recipe in recipes.items()}
-    found = dict.fromkeys(recipes, float("inf"))
-    for _ in range(ROUNDS):
-        for name, step in steps.items():
-            step(0)  # the caches are another cell's
-            for epoch in range(1, STEPS + 1):
-                start = time.perf_counter()
-                float(step(epoch))
-                found[name] = min(found[name], time.perf_counter() - start)
-    return found
+    return {name: loss_of_a_step(recipe, images, device) for name, recipe in recipes.items()}
+
+
+def seconds_now(step: Callable[[int], Tensor]) -> float:
+    """The faster of a few steps, after one that is not counted: the caches are another cell's."""
+    float(step(0))
+    fastest_s = float("inf")
+    for epoch in range(1, STEPS + 1):
+        start = time.perf_counter()
+        float(step(epoch))
+        fastest_s = min(fastest_s, time.perf_counter() - start)
+    return fastest_s
 
 
 def first_images(recipes: Mapping[str, Recipe], device: torch.device) -> Tensor:

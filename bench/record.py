@@ -3,9 +3,10 @@
 python bench/record.py [RECIPE] --seeds 5                    the recipe itself, timed by the clock: run it alone
 python bench/record.py [RECIPE] --levers bench/levers.yaml   each change against the recipe, shortened
 
-Levers are compared on held-out images at equal views and equal seeds. Their views per second come from the fastest
-step of each, timed separately (claims_time.py), so the runs themselves may share the machine. Finished runs are not
-repeated, stopped ones continue. Writes bench/results/record.json and keeps the parts in it that other calls measured.
+Levers are compared on held-out images at equal views and equal seeds. Their views per second are ratios to the
+recipe's, of steps timed in turn apart from the runs (claims_time.py), so the runs themselves may share the machine.
+Finished runs are not repeated, stopped ones continue. Writes bench/results/record.json and keeps the parts in it that
+other calls measured.
 """
 
 import argparse
@@ -26,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
 from claims import as_command, at_least_one, refuse_another, refuse_unmeasured  # noqa: E402
-from claims_time import seconds_per_step  # noqa: E402
+from claims_time import ratios  # noqa: E402
 from resume import another, here, record_at, say_kept  # noqa: E402
 
 import fastssl  # noqa: E402
@@ -38,6 +39,7 @@ from fastssl.recipe.load import load  # noqa: E402
 from fastssl.recipe.schema import Recipe  # noqa: E402
 
 METRICS = ("knn20_pct", "ridge_pct")
+SPEED = "views_per_s_ratio"
 BASE = "the recipe"
 Levers = dict[str, list[str]]  # a lever's name to the changes of the recipe, as SECTION.KEY=VALUE
 Done = dict[str, Any]
@@ -84,10 +86,11 @@ def trained(recipe: Recipe, folder: Path) -> Done:
 
 @dataclass(frozen=True)
 class Earlier:
-    """What a part of an earlier record holds: runs by lever from the first seed on, views per second, commits."""
+    """What a part of an earlier record holds: runs by lever from the first seed on, views per second over the
+    recipe's, commits."""
 
     runs: Mapping[str, Sequence[Done]] = field(default_factory=dict)
-    views_per_s: Mapping[str, float] = field(default_factory=dict)
+    speeds: Mapping[str, Sequence[float]] = field(default_factory=dict)
     commits: Sequence[str] = ()
 
 
@@ -113,9 +116,9 @@ def resumed(path: Path, part: str, recipe: Recipe, *, seeds: int, short: Sequenc
     held = {name: done_of(some, about.get("curves")) for name, some in rows.items()}
     alike = [name for name, some in rows.items() if some[0]["work"].get("changes", []) == levers.get(name, [])]
     runs = {name: held[name][:seeds] for name in alike}
-    rates = {name: r["median"] for name in alike for r in rows[name] if r["metric"] == "views_per_s"}
+    speeds = {name: r["values"] for name in alike for r in rows[name] if r["metric"] == SPEED}
     say_kept(path, sum(map(len, runs.values())), sum(map(len, held.values())))
-    return Earlier(runs, rates, about["commits"])
+    return Earlier(runs, speeds, about["commits"])
 
 
 def done_of(rows: Sequence[dict[str, Any]], curves: Sequence[Any] | None) -> list[Done]:
@@ -201,21 +204,27 @@ def folder_of(lever: str, seed: int) -> str:
     return f"{re.sub(r'[^a-z0-9.]+', '-', lever.lower())}-s{seed}"
 
 
+def speeds_of(recipes: Mapping[str, Recipe]) -> dict[str, list[float]]:
+    """Views per second of each lever over those of the recipe, one ratio a round."""
+    print(f"Timing a step of each of {', '.join(recipes)}", file=sys.stderr)
+    views = {name: views_of_a_step(one) / views_of_a_step(recipes[BASE]) for name, one in recipes.items()}
+    return {name: [views[name] / ratio for ratio in found] for name, found in ratios(recipes, BASE).items()}
+
+
 def lever_rows(
-    recipes: Mapping[str, Recipe], runs: Mapping[str, Sequence[Done]], seconds: Mapping[str, float], levers: Levers
+    runs: Mapping[str, Sequence[Done]], speeds: Mapping[str, Sequence[float]], levers: Levers
 ) -> list[dict[str, Any]]:
-    """Accuracy on held-out images, points above the recipe at equal seeds, and views per second, of each lever."""
+    """Accuracy on held-out images, points above the recipe at equal seeds, and views per second over the recipe's."""
     rows = []
     for name, done in runs.items():
-        one = recipes[name]
         work = {"lever": name, "changes": levers.get(name, []), "views": done[0]["views"]}
         for metric in METRICS:
             values, base = ([run["evaluations"][-1][metric] for run in some] for some in (done, runs[BASE]))
             rows.append(row(name, work, f"val_{metric}", values))
             gains = [a - b for a, b in zip(values, base, strict=False)]
             rows.append(row(name, work, f"gain_{metric}", gains, mean=round(statistics.mean(gains), 2)))
-        if name in seconds:
-            rows.append(row(name, work, "views_per_s", [views_of_a_step(one) / seconds[name]]))
+        if name in speeds:
+            rows.append(row(name, work, SPEED, speeds[name]))
     return rows
 
 
@@ -268,7 +277,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--only", nargs="+", default=[], metavar="LEVER", help="train these, leave the others as they are"
     )
     parser.add_argument("--no-time", action="store_true", help="leave views per second out: the machine is not idle")
-    parser.add_argument("--time-again", action="store_true", help="time steps once more and keep the faster")
+    parser.add_argument("--time-again", action="store_true", help="time the steps that the record holds once more")
     parser.add_argument("--resume", action="store_true", help="keep the runs that --json holds of this recipe")
     parser.add_argument("--budget-min", type=float, default=60.0, help="begin no lever's run after as many minutes")
     parser.add_argument("--out", type=Path, default=Path("runs/record"))
@@ -304,12 +313,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             else Earlier()
         )
         found = lever_runs(recipes, args.seeds, only=args.only, out=place, deadline=deadline, before=before.runs)
-        timed = {} if args.no_time else {name: recipes[name] for name in found}
-        known = {name: views_of_a_step(recipes[name]) / rate for name, rate in before.views_per_s.items()}
-        seconds = seconds_per_step(
-            timed, args.out / f"{args.levers.stem}_seconds.json", again=args.time_again, known=known
-        )
-        rows = lever_rows(recipes, found, seconds, levers)
+        speeds = {} if args.time_again else dict(before.speeds)
+        untimed = [] if args.no_time else [name for name in found if name not in (BASE, *speeds)]
+        if untimed:
+            speeds |= speeds_of({name: recipes[name] for name in (BASE, *untimed)})
+        rows = lever_rows(found, speeds, levers)
         every = [run for done in found.values() for run in done]
         write(args.json, recipe, args.levers.stem, rows, **commits(every, before), short=short)
     print(text(rows))

@@ -10,6 +10,7 @@ import yaml
 from tiny import one_torch_thread
 
 sys.path.append(str(Path(__file__).parents[2] / "bench"))
+import claims_time
 import record
 from claims import refuse_unmeasured
 
@@ -32,18 +33,40 @@ def run_of(seconds: float, *accuracies: float) -> dict[str, Any]:
     }
 
 
-def test_gains_are_over_the_recipe_at_equal_seeds(tiny_recipe):
-    recipes = dict.fromkeys((record.BASE, "lever"), load(tiny_recipe))
+def test_gains_are_over_the_recipe_at_equal_seeds():
     runs = {record.BASE: [run_of(1, 50), run_of(1, 60)], "lever": [run_of(1, 53), run_of(1, 64)]}
-    rows = record.lever_rows(recipes, runs, {"lever": 0.5}, {"lever": ["a=b"]})
+    rows = record.lever_rows(runs, {"lever": [1.25, 1.5]}, {"lever": ["a=b"]})
     by_name = {(one["impl"], one["metric"]): one for one in rows}
     assert by_name["lever", "gain_knn20_pct"]["values"] == [3, 4]
     assert by_name["lever", "gain_knn20_pct"]["mean"] == 3.5
     assert by_name["lever", "val_ridge_pct"]["values"] == [54, 65]
-    assert by_name["lever", "views_per_s"]["values"] == [
-        recipes["lever"].data.batch_size * recipes["lever"].augment.views / 0.5
-    ]
-    assert (record.BASE, "views_per_s") not in by_name  # not timed
+    assert by_name["lever", record.SPEED]["values"] == [1.25, 1.5]
+    assert (record.BASE, record.SPEED) not in by_name
+
+
+def test_a_machine_whose_speed_drifts_leaves_the_ratio_of_views_per_second(tiny_recipe, monkeypatch):
+    base = load(tiny_recipe)
+    clock, slowness = 0.0, 1.0
+
+    def step_of_seconds(seconds: float) -> Any:
+        def step(epoch: int) -> float:
+            nonlocal clock, slowness
+            slowness *= 1.001
+            clock += seconds * slowness
+            return 0.0
+
+        return step
+
+    seconds = {record.BASE: 1.0, "half the batch": 0.25, "slower": 2.0}
+    monkeypatch.setattr(
+        claims_time, "steps_of", lambda recipes: {name: step_of_seconds(seconds[name]) for name in recipes}
+    )
+    monkeypatch.setattr(claims_time.time, "perf_counter", lambda: clock)
+    half = load(base, [f"data.batch_size={base.data.batch_size // 2}"])
+    speeds = record.speeds_of({record.BASE: base, "half the batch": half, "slower": base})
+    assert slowness > 1.05  # more than the ratios below are off
+    assert speeds["half the batch"] == pytest.approx([2.0] * 5, rel=0.005)
+    assert speeds["slower"] == pytest.approx([0.5] * 5, rel=0.005)
 
 
 def test_a_run_that_never_arrives_makes_the_median_later_than_any(tiny_recipe):
@@ -115,6 +138,9 @@ def test_the_command_measures_once_and_keeps_every_part(tiny_recipe, tmp_path, c
     assert {one["part"] for one in made["rows"]} == {"record", "levers"}
     assert len(made["parts"]["record"]["curves"][0]) == load(tiny_recipe).train.epochs
     assert "half the batch" in capsys.readouterr().out
+    speeds = {one["impl"]: one for one in made["rows"] if one["metric"] == record.SPEED}
+    assert set(speeds) == set(LEVERS["levers"])
+    assert {one["n"] for one in speeds.values()} == {5}
 
 
 def test_a_record_is_continued_where_its_runs_folders_are_gone(tiny_recipe, tmp_path, capsys):
