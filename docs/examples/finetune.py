@@ -1,6 +1,6 @@
 """Fine-tune a run's backbone with labels in plain PyTorch: python finetune.py runs/NAME data/train.beton [EPOCHS]
 
-`fastssl export RUN --format timm` writes the same weights for timm.create_model instead.
+`fastssl export RUN --to timm --out backbone.safetensors` writes the same weights for timm.create_model instead.
 """
 
 import sys

@@ -53,7 +53,8 @@ def vicreg(
 
     Args:
         z_VBD: embeddings (V, B, D), any float dtype, V >= 2. Terms are float32 whatever autocast says (float64 stays).
-        invariance_weight, variance_weight: >= 0 (25 in the paper); "auto" is `invariance_rule`.
+        invariance_weight: >= 0 (25 in the paper); "auto" is `invariance_rule`.
+        variance_weight: likewise.
         covariance_weight: >= 0; "auto" is 1, as in the paper.
         form: what variance and covariance are of.
         all_sum: autograd-aware sum over ranks, `ranks.all_sum` under data parallelism.

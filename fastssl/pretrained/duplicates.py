@@ -56,7 +56,11 @@ def duplicates(
         out: a .csv to write (kind, image, other, similarity); none when absent.
         threshold: smallest cosine similarity of a pair, in [-1, 1].
         most: of the pairs and of the outliers, >= 1.
-        split, device, on_error, count, progress: as for `embed`.
+        split: as for `embed`.
+        device: as for `embed`.
+        on_error: as for `embed`.
+        count: as for `embed`.
+        progress: as for `embed`.
 
     Returns:
         source, split, step, images, skipped, threshold and most; pairs: [{"image", "other", "similarity"}], the most

@@ -68,7 +68,8 @@ def alpha(
 
     Args:
         values_F: eigenvalues, largest first.
-        first, last: ranks from 1, both included; ranks at rounding error of the largest are left out.
+        first: rank, from 1; included. Ranks at rounding error of the largest are left out.
+        last: rank, included.
     """
     floor = values_F[0] * torch.finfo(values_F.dtype).eps * len(values_F)
     usable = values_F[first - 1 : last]

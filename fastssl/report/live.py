@@ -32,7 +32,9 @@ def live_report(
     Whatever ends it, be it an error or a signal, the page that stays no longer reloads itself.
 
     Args:
-        inputs, out, images: as of `report`.
+        inputs: as for `report`.
+        out: as for `report`.
+        images: as for `report`.
         every_s: seconds between two pages, and between two loads in a browser, > 0.
         on_progress: called with what is being drawn.
 

@@ -135,7 +135,8 @@ def views(
         device: "auto", "cpu", "cuda", "mps" or a torch.device.
         dtype: of the views: float32, bfloat16 or float16.
         seed: of the order and of every draw.
-        loader, memory: how images are held; see the recipe's `data`.
+        loader: what reads the images; see the recipe's `data`.
+        memory: where they are held; see the recipe's `data`.
         backend: what cuts the views; see the recipe's `augment`.
 
     Raises:

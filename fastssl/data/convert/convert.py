@@ -95,7 +95,8 @@ def convert(
         count: number of shapes.
         classes: class names by label, where they must match another set's; a folder of no such class is an error.
         on_error: "fail" reads all images, then lists those that cannot be read, or "skip", count and list them.
-        image_column, label_column: of a table, where they have no usual name.
+        image_column: of a table, where it has no usual name.
+        label_column: likewise.
         image_root: folder that a .csv's paths start from; its own when None.
         image_key: suffix of the image in WebDataset samples that hold several, such as "left.png".
         check: read everything and write nothing.
@@ -103,7 +104,8 @@ def convert(
         resume: keep finished work when interrupted, in a hidden file next to `out`, and continue from it when called
             again in the same way.
         workers: threads; None takes one per core.
-        root, download: of torchvision's files, see `open_source`.
+        root: folder of torchvision's files, see `open_source`.
+        download: fetch them when they are absent.
         progress: called with the number of images done and, where known, of all.
 
     Returns:

@@ -68,7 +68,8 @@ def embed(
         on_error: "fail" after listing all images that cannot be read, or "skip" and count them.
         choices: columns and keys of the source, where the usual ones do not fit.
         count: number of shapes.
-        root, download: of torchvision's files.
+        root: folder of torchvision's files.
+        download: fetch them when they are absent.
         workers: threads that decode; None takes one per core.
         progress: called with the number of images done and, where known, of all.
 

@@ -59,14 +59,17 @@ def evaluate(
     Args:
         run: what `train` wrote, a checkpoint in it, or a .safetensors file.
         recipe: how weights outside of a run were trained.
-        data, test: another data set's labeled train and test files; the run's own when absent.
+        data: another data set's labeled train file; the run's own when absent.
+        test: its labeled test file.
         on: "val", "test", or "pretraining" for the figures that need no label. None is "test" when `test` is given,
             "pretraining" when the run's own images have no labels, else "val": a choice must not see the test set.
         probes: of "knn", "ridge", "linear" and "finetune".
         views: numbers of views whose mean feature is used, 1 to 256.
         layers: "backbone", "projector".
         few_label_pct: also learn from these shares of the labels, percent in (0, 100).
-        linear_epochs, finetune_epochs, finetune_lr: of those two probes.
+        linear_epochs: passes of the linear probe over its images.
+        finetune_epochs: passes of fine-tuning over its images.
+        finetune_lr: learning rate of fine-tuning.
         device: "auto", "cpu", "cuda" or "mps".
         checkpoint: of a run: "last", "best" or a checkpoint's folder.
         on_error: "fail" after listing the images of a source that cannot be read, or "skip" them.
