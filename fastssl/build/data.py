@@ -138,7 +138,8 @@ def sets(recipe: Recipe, labels_N: Tensor, probe_labels_N: Tensor) -> Sets:
     data = recipe.data
     if data.path.is_dir():
         check_stream(recipe)
-    check_test_classes(recipe, probe_labels_N)
+    check_channels(recipe)
+    check_test(recipe, probe_labels_N)
     probe, val = labeled_parts(recipe, probe_labels_N)
     pool = torch.arange(len(labels_N))
     if data.probe_path is None:
@@ -185,8 +186,39 @@ def check_stream(recipe: Recipe) -> None:
         )
 
 
-def check_test_classes(recipe: Recipe, probe_labels_N: Tensor) -> None:
-    """Refuses a test file that is there and whose classes the probes cannot learn, or that numbers them otherwise.
+def of_known_classes(labels_N: Tensor, learn: Tensor, held: Tensor) -> tuple[Tensor, str]:
+    """The held-out images whose class an image to learn from has, and a sentence about the others, empty if none.
+
+    Args:
+        labels_N: of the file.
+        learn: positions of the images to learn from.
+        held: positions of the images held out.
+    """
+    known = held[torch.isin(labels_N[held], labels_N[learn])]
+    if len(known) == len(held):
+        return held, ""
+    left_out = f"{len(held) - len(known)} of {len(held)} held-out images"
+    return known, f"{left_out} are of classes without an image to learn from, and are left out."
+
+
+def check_channels(recipe: Recipe) -> None:
+    """Refuses a probes' or test file that is there and whose images the network cannot take.
+
+    Raises:
+        UserError: naming the file.
+    """
+    data = recipe.data
+    channels = manifest_of(data.path).channels
+    for path in (data.probe_path, data.test_path):
+        if path is not None and path.exists() and manifest_of(path).channels != channels:
+            raise UserError(
+                f"{path} has images of {manifest_of(path).channels} channels, {data.path} of {channels}.",
+                f"Convert it again with {option('channels', channels)}.",
+            )
+
+
+def check_test(recipe: Recipe, probe_labels_N: Tensor) -> None:
+    """Refuses a test file that is there and has no labels, or classes that the probes cannot learn or number otherwise.
 
     Raises:
         UserError: naming a class.
@@ -195,8 +227,10 @@ def check_test_classes(recipe: Recipe, probe_labels_N: Tensor) -> None:
     if test_path is None or not test_path.exists() or not bool((probe_labels_N >= 0).any()):
         return
     learned, tested = (manifest_of(path).classes for path in (probe_path, test_path))
-    known = set(probe_labels_N.tolist())
-    for label in sorted(set(labels_of(test_path).tolist()) - {-1}):
+    known, labels = set(probe_labels_N.tolist()), set(labels_of(test_path).tolist()) - {-1}
+    if not labels:
+        raise UserError(f"No image of {test_path} has a label.", "Set data.test_path to a labeled .beton, or to null.")
+    for label in sorted(labels):
         name = class_name(tested, label)
         other = class_name(learned, label)
         same = name == other or name.isdigit() != other.isdigit()  # one of the two files names its classes by number
@@ -382,6 +416,11 @@ def manifest_of(path: Path) -> Manifest:
         raise UserError(f"{path} has no manifest {manifest_path(path).name} next to it.", fix) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{manifest_path(path)} is damaged: {error}.", fix) from error
+
+
+def labeled_rows(path: Path) -> Tensor:
+    """Positions of the labeled images of a file."""
+    return torch.nonzero(labels_of(path) >= 0).flatten()
 
 
 def labels_of(path: Path) -> Tensor:

@@ -138,7 +138,7 @@ def begin(run: Run, given: Recipe, chosen: dict[str, str]) -> None:
         build.losses.collapse_risk(run.recipe),
         build.views.idle_color(run.recipe, run.manifest.channels),
         build.views.fallback(run.recipe, run.augment_of(0), device=run.device),
-        run.prober.not_measured,
+        *run.prober.not_measured,
         build.hardware.emulation(run.recipe, run.device),
         step_graph.not_used(run.recipe, run.device),
     ):

@@ -84,9 +84,11 @@ class Prober:
         self.recipe, self.clean, self.device = recipe, clean, device
         self.autocast = build.hardware.autocast(recipe)
         self.augmented = replace(clean, views=build.views.table(recipe)[:INVARIANCE_VIEWS])
+        learn = build.data.some_of(sets.probe, recipe.evaluate.max_train)
+        val, self.left_out = build.data.of_known_classes(build.data.labels_of(probe_path), learn, sets.val)
         chosen = {
-            "learn": build.data.some_of(sets.probe, recipe.evaluate.max_train),
-            "val": sets.val,
+            "learn": learn,
+            "val": val,
             "all": torch.cat([sets.probe, sets.val]).sort().values,
         }
         parts: dict[str, Part | None] = {}
@@ -98,11 +100,19 @@ class Prober:
         self.pretraining, self.varied = self.pretraining_parts(sets.train, share if one_file else pretraining)
 
     @property
-    def not_measured(self) -> str:
-        """What evaluations leave out, in one sentence; empty where they leave out nothing."""
-        if self.pretraining is not None:
-            return ""
-        return "No image of a stream can be picked: RankMe and the other figures without labels are not measured."
+    def not_measured(self) -> list[str]:
+        """What evaluations leave out, and a test set that is none, a sentence each."""
+        said, data = [self.left_out] if self.left_out else [], self.recipe.data
+        if self.pretraining is None:
+            said += ["No image of a stream can be picked: RankMe and other figures without labels are not measured."]
+        if data.test_path is not None and data.test_path.exists():
+            unlabeled = int((build.data.labels_of(data.test_path) < 0).sum())
+            if unlabeled and self.all_labeled is not None:
+                said += [f"{unlabeled} images of {data.test_path} have no label, and are left out."]
+            probe_path = data.probe_path or data.path
+            if build.data.manifest_of(data.test_path).digest == build.data.manifest_of(probe_path).digest:
+                said += [f"{data.test_path} has the images of {probe_path}: its accuracies are of images learned from."]
+        return said
 
     def pretraining_parts(self, train: Tensor, share: build.data.Loader | None) -> tuple[Part | None, Part | None]:
         """Pretraining images for the figures without labels; a stream, from which none can be picked, has none."""
@@ -172,7 +182,7 @@ class Prober:
         return evaluate.Labeled(*learned, *judged, knn_k=ks, linear_epochs=linear_epochs, progress=progress)
 
     def test_part(self, test_path: Path) -> Part:
-        return Part(self.recipe, test_path, torch.arange(len(build.data.labels_of(test_path))), device=self.device)
+        return Part(self.recipe, test_path, build.data.labeled_rows(test_path), device=self.device)
 
     def pixels(self, batch: Batch) -> Tensor:
         return views_of(self.clean, batch)[0][0].flatten(1)

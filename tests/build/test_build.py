@@ -53,6 +53,20 @@ def test_a_test_set_of_other_classes_is_refused_before_training(tmp_path, counts
     assert "train.beton.json" in raised.value.fix
 
 
+def test_a_test_set_without_labels_or_of_other_channels_is_refused_before_training(tmp_path):
+    train, test, gray = (tmp_path / f"{name}.beton" for name in ("train", "test", "gray"))
+    convert(folder_of(tmp_path / "a", bird=4, cat=4), train)
+    convert(folder_of(tmp_path / "b", bird=2), test)
+    convert(folder_of(tmp_path / "c", bird=2, cat=2), gray, channels=1)
+    with pytest.raises(UserError, match=r"No image of .*test\.beton has a label"):
+        sets_of(recipe_of(train, test))
+    for field in ("test_path", "probe_path"):
+        recipe = load(recipe_of(train, train), [f"data.{field}={gray}"])
+        with pytest.raises(UserError, match=r"gray\.beton has images of 1 channels, .*train\.beton of 3") as raised:
+            sets_of(recipe)
+        assert "channels=3" in raised.value.fix
+
+
 def test_a_test_set_with_fewer_classes_agrees_once_the_classes_are_given(tmp_path):
     train, test = tmp_path / "train.beton", tmp_path / "test.beton"
     classes = convert(folder_of(tmp_path / "a", bird=4, cat=4, dog=4), train).classes

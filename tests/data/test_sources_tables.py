@@ -2,6 +2,7 @@
 
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -111,6 +112,41 @@ def test_csv(tmp_path, text, labels, classes):
     found, found_classes = contents(open_source(tmp_path / "list.csv"))
     assert list(found.values()) == list(zip([png(1), png(2)], labels, strict=True))
     assert found_classes == classes
+
+
+@pytest.mark.parametrize(
+    "name", ["pets{}.csv", "pets{}.npy", "pets{}.npz", "pets{}.beton", "pets{}.tar", "pets{}.parquet"]
+)
+def test_a_file_that_is_not_divided_is_one_split(tmp_path, name):
+    def made(word: str) -> Path:
+        path = tmp_path / name.format(word)
+        match path.suffix:
+            case ".csv":
+                tree(tmp_path, {"a.png": png(1)})
+                path.write_text("a.png,dog\n")
+            case ".npy":
+                np.save(path, IMAGES)
+            case ".npz":
+                np.savez(path, images=IMAGES, labels=LABELS)
+            case ".beton":
+                with BetonWriter(path) as writer:
+                    writer.add(IMAGES[0], 0)
+            case ".tar":
+                pack_tar(path, {"0.png": png(1), "0.cls": b"0"})
+            case ".parquet":
+                pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+                parquet.write_table(pa.table({"image": [png(1)], "label": [0]}), path)
+        return path
+
+    undivided, test = made(""), made("-test")
+    for split in ("train", "unlabeled"):
+        open_source(undivided, split=split)
+    for split in ("test", "val"):
+        with pytest.raises(UserError, match=f"no images for split '{split}'"):
+            open_source(undivided, split=split)
+    open_source(test, split="test")
+    with pytest.raises(UserError, match="no images for split 'val'"):
+        open_source(test, split="val")
 
 
 def test_csv_mistakes(tmp_path):

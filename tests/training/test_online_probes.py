@@ -7,13 +7,18 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
+from PIL import Image
 
+import fastssl
 from fastssl import build
 from fastssl.build import ranks
+from fastssl.data.convert.convert import convert
 from fastssl.models import pretrainer
+from fastssl.pretrained.evaluation.evaluate import evaluate
 from fastssl.probes import spectrum, table
 from fastssl.recipe.load import load
 from fastssl.training.online_probes import Part, Prober, views_of
@@ -83,6 +88,44 @@ def test_a_k_above_the_images_of_a_class_is_capped_and_said(tiny_recipe: dict[st
     assert "knn5_used" not in metrics
     assert table.label_of("knn200_pct", metrics) == f"kNN (k = {each})"
     assert f"k = {each} in place of 200" in table.remarks(metrics)["knn200_used"]
+
+
+def listed(folder: Path, labels: list[str]) -> Path:
+    """A converted file of random images with these labels, where "" is none."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(len(labels)):
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(folder / f"{i:02}.png")
+    rows = [f"{i:02}.png,{label}" for i, label in enumerate(labels)]
+    (folder / "list.csv").write_text("\n".join(["path,label", *rows]))
+    convert(folder / "list.csv", folder / "images.beton")
+    return folder / "images.beton"
+
+
+def test_images_that_cannot_be_judged_are_left_out_and_reported(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    train = listed(tmp_path / "train", ["ant"] * 37 + ["bee"])  # the only bee is one of the three that are held out
+    test = listed(tmp_path / "test", ["ant", "", "ant", "ant", ""])
+    data = {"path": str(train), "test_path": str(test), "val_count": 3, "batch_size": 16}
+    recipe = tiny_recipe | {"data": tiny_recipe["data"] | data}
+    made, _ = prober(recipe)
+    assert made.not_measured == [
+        "1 of 3 held-out images are of classes without an image to learn from, and are left out.",
+        f"2 images of {test} have no label, and are left out.",
+    ]
+    found = figures(recipe)
+    assert (found["val_images"], found["test_images"]) == (2, 3)
+    found = fastssl.train(recipe, run_dir=tmp_path / "run")
+    assert found["test_images"] == 3
+    evaluated = evaluate(tmp_path / "run", probes=["knn"])
+    assert evaluated["rows"][0]["images"] == 2
+    assert made.not_measured[0] in evaluated["warnings"]
+    assert made.not_measured[1] in evaluate(tmp_path / "run", on="test", probes=["knn"])["warnings"]
+
+
+def test_a_test_set_of_the_images_learned_from_is_reported(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    path = tiny_recipe["data"]["path"]
+    recipe = tiny_recipe | {"data": tiny_recipe["data"] | {"test_path": path}}
+    assert [f"{path} has the images of {path}" in said for said in prober(recipe)[0].not_measured] == [True]
 
 
 def worker(rank: int, world: int, port: int, folder: str, recipe: dict[str, Any]) -> None:

@@ -69,6 +69,7 @@ def _open_path(path: Path, split: str, choices: Choices) -> Source:
         )
     name = path.name.lower()
     if len(shards) > 1 or (name.endswith(archives.TAR_SUFFIXES) and webdataset.is_webdataset(path)):
+        base.check_whole(path, split)
         return webdataset.webdataset_source(shards, split, choices, name=str(path))
     if name.endswith(archives.TAR_SUFFIXES):
         return archives.tar_source(path, split, choices)
@@ -76,14 +77,17 @@ def _open_path(path: Path, split: str, choices: Choices) -> Source:
         case ".zip":
             return archives.zip_source(path, split, choices)
         case ".parquet":
+            base.check_whole(path, split)
             return columns.parquet_source([path], split, choices, name=str(path))
         case ".npz":
             return arrays.npz_source(path, split)
         case ".npy":
+            base.check_whole(path, split)
             return arrays.npy_source(path)
         case ".csv" | ".tsv":
             return lists.csv_source(path, split, choices)
         case ".beton":
+            base.check_whole(path, split)
             return tables.beton_source(path, split, choices)
     raise UserError(
         f"Unsupported file type: {path}.",

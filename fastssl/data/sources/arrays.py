@@ -9,7 +9,7 @@ from typing import IO
 import numpy as np
 
 from fastssl.data.sources.account import Account
-from fastssl.data.sources.base import SPLITS, Indexed, Item, MissingSplitError, Stream, no_labels
+from fastssl.data.sources.base import SPLITS, Indexed, Item, MissingSplitError, Stream, check_whole, no_labels
 from fastssl.data.sources.labels import number_labels, read_labels
 from fastssl.errors import UserError
 
@@ -96,8 +96,7 @@ def _npz_keys(path: Path, names: set[str], split: str) -> tuple[str, str | None]
             f"{path} has no array of images, only {', '.join(sorted(names)) or 'nothing'}.",
             f"Name it {split}_images, or images.",
         )
-    if split not in ("train", "unlabeled"):
-        raise MissingSplitError(str(path), split, ())
+    check_whole(path, split)
     return image_key, _first(names, _LABELS, split)
 
 

@@ -300,6 +300,17 @@ class MissingSplitError(UserError):
         self.splits = {split_of(word) for word in words}
 
 
+def check_whole(source: str | Path, split: str) -> None:
+    """Refuses a split of a source that is not divided: its images are the train split, or the one that its name says.
+
+    Raises:
+        MissingSplitError: else each of its splits would hold the same images.
+    """
+    named = {_SPLIT_OF_WORD.get(word) for word in re.split(r"[^a-z]+", Path(source).name.lower())}
+    if split not in {"train", "unlabeled", *named}:
+        raise MissingSplitError(str(source), split, ())
+
+
 def files_of_split(paths: Sequence[Path], split: str, folder: Path) -> list[Path]:
     """Of a folder's files those of one split, sorted; recognized by a word in their path below the folder.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastssl.data.sources.account import Account
-from fastssl.data.sources.base import MAX_ITEM_BYTES, SPLITS, Item, MissingSplitError, Stream
+from fastssl.data.sources.base import MAX_ITEM_BYTES, SPLITS, Item, MissingSplitError, Stream, check_whole
 from fastssl.data.sources.choices import Choices
 from fastssl.data.sources.guard import explained
 from fastssl.data.sources.labels import read_label
@@ -55,6 +55,7 @@ def arrow_source(folder: Path, split: str, choices: Choices) -> Stream:
             raise MissingSplitError(str(folder), split, splits)
         part = folder / wanted
     else:
+        check_whole(folder, split)
         part = folder
     with explained(str(part)):
         state = json.loads((part / "state.json").read_text())

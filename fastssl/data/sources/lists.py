@@ -10,6 +10,7 @@ from fastssl.data.sources.base import (
     Indexed,
     Item,
     MissingSplitError,
+    check_whole,
     is_image_name,
     no_labels,
     split_of,
@@ -129,9 +130,10 @@ def _column(path: Path, head: Sequence[str], given: str | None, known: Sequence[
 
 
 def _of_split(path: Path, head: list[str], rows: list[list[str]], split: str, account: Account) -> list[list[str]]:
-    """The rows of one split, where a column names it; otherwise all, which are the train split."""
+    """The rows of one split, where a column names it; otherwise all, see `check_whole`."""
     position = next((i for i, name in enumerate(head) if name.lower() in ("split", "subset", "partition")), None)
     if position is None:
+        check_whole(path, split)
         return rows
     words = [row[position].strip() if len(row) > position else "" for row in rows]
     account.splits.update(words)

@@ -29,7 +29,7 @@ def shapes_source(split: str, *, seed: int, count: int, side_px: int) -> Indexed
 
 
 def beton_source(path: Path, split: str, choices: Choices) -> Indexed:
-    """The samples of an existing .beton, as they are stored; it is one split already, whatever `split` says.
+    """The samples of an existing .beton, as they are stored; one split already.
 
     Labels are those of the field that `choices.label_column` names, else of `label`.
     """

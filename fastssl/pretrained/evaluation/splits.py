@@ -90,13 +90,19 @@ def splits(
         is_own = tested_on == net.recipe.data.test_path
         tested = labeled_part(own_file(net, "test_path")) if is_own else test_part(tested_on, read)
     elif data is None and net.recipe.data.val_count:
-        fit, held = build.data.labeled_parts(net.recipe, build.data.labels_of(labeled.path))
-        labeled, tested = (labeled.pick(torch.searchsorted(labeled.rows_N, rows)) for rows in (fit, held))
+        labels_N = build.data.labels_of(labeled.path)
+        fit, held = build.data.labeled_parts(net.recipe, labels_N)
+        known, left_out = build.data.of_known_classes(labels_N, fit, held)
+        labeled, tested = (labeled.pick(torch.searchsorted(labeled.rows_N, rows)) for rows in (fit, known))
+        tested = replace(tested, remark=left_out or tested.remark)
     else:
         fit, held = measures.hold_out(labeled.labels_N, measures.HELD_OUT_SHARE, seed=HELD_OUT_SEED)
         labeled, tested = labeled.pick(fit), labeled.pick(held)
     for part in (labeled, tested):
         check_channels(net, part)
+    if on == "test" and labeled.manifest.digest == tested.manifest.digest:
+        remark = f"{tested.path} has the images of {labeled.path}: the accuracies are of images learned from."
+        tested = replace(tested, remark=remark)
     measures.check_labels(labeled.labels_N, tested.labels_N)
     return labeled, tested
 
@@ -170,11 +176,12 @@ def existing(path: Path) -> Path:
 
 
 def labeled_part(path: Path) -> Part:
-    labels_N = build.data.labels_of(path)
-    rows_N = torch.nonzero(labels_N >= 0).flatten()
+    labels_N, rows_N = build.data.labels_of(path), build.data.labeled_rows(path)
+    unlabeled = len(labels_N) - len(rows_N)
     if not len(rows_N):
-        raise UserError(f"None of the {len(labels_N)} images of {path} has a label.", "Name a labeled .beton instead.")
-    return Part(path, rows_N, labels_N[rows_N], build.data.manifest_of(path))
+        raise UserError(f"None of the {unlabeled} images of {path} has a label.", "Name a labeled .beton instead.")
+    remark = f"{unlabeled} images of {path} have no label, and are left out." if unlabeled else None
+    return Part(path, rows_N, labels_N[rows_N], build.data.manifest_of(path), remark=remark)
 
 
 def check_channels(net: Pretrained, part: Part) -> None:
