@@ -28,6 +28,7 @@ from resume import another, earlier, here, refuse_another_grid, say_kept  # noqa
 
 import fastssl  # noqa: E402
 from fastssl import build  # noqa: E402
+from fastssl.bench.crossing import median_or_none  # noqa: E402
 from fastssl.bench.record import record, row  # noqa: E402
 from fastssl.errors import Interrupted, UserError  # noqa: E402
 from fastssl.recipe.load import load  # noqa: E402
@@ -267,8 +268,10 @@ def report(
         rows.append(row(cell.name, asdict(cell), "train_s", [run.train_s for run in runs]))
         rows.append(row(cell.name, asdict(cell), "step_ms", [1e3 * seconds[cell]]))
         for target in reach:
-            times = [s for s in (seconds_to(run, target) for run in runs) if s is not None]
-            rows.append(row(cell.name, asdict(cell) | {"target_pct": target}, "reached_s", times))
+            times = [seconds_to(run, target) for run in runs]
+            arrived = [s for s in times if s is not None]
+            reached = row(cell.name, asdict(cell) | {"target_pct": target}, "reached_s", arrived)
+            rows.append(reached | {"median": median_or_none(times), "seeds": len(runs)})
     said = verdicts(found, grid.reference, grid.dim)
     written = record("claims", rows, base.model_dump(mode="json"))
     written["curves"] = {cell.name: [asdict(run) for run in runs] for cell, runs in found.items()}

@@ -63,12 +63,18 @@ def verdict(a: dict[str, Any], b: dict[str, Any]) -> str:
     """higher, lower, within noise, too few repeats, or not reached."""
     if a["median"] is None or b["median"] is None:
         return "not reached" if a["median"] is not b["median"] else "within noise"
-    apart = b["min"] > a["max"] or b["max"] < a["min"]
-    if not apart:
+    (_, most_a), (_, most_b) = of = repeats(a), repeats(b)
+    if not (b["min"] > most_a or most_b < a["min"]):
         return "within noise"
-    if 2 / math.comb(a["n"] + b["n"], a["n"]) > CHANCE:
+    if 2 / math.comb(sum(n for n, _ in of), of[0][0]) > CHANCE:
         return "too few repeats"
-    return "higher" if b["min"] > a["max"] else "lower"
+    return "higher" if b["min"] > most_a else "lower"
+
+
+def repeats(row: dict[str, Any]) -> tuple[int, float]:
+    """How many there were, and the largest value; that of a seed which did not arrive is beyond any."""
+    seeds = row.get("seeds", row["n"])
+    return seeds, row["max"] if seeds == row["n"] else math.inf
 
 
 def keyed(result: dict[str, Any]) -> dict[str, dict[str, Any]]:

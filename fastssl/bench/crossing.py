@@ -74,8 +74,9 @@ def speed_up(
     """How many times sooner `other` gets there: ratio of median times with its bootstrap interval over seeds.
 
     Returns:
-        ratio, low, high; bound is "exact", "at least" (seeds of the base did not arrive), "at most" (seeds of the
-        other did not) or "unknown" (of both; then there is no ratio). With one seed there is no interval.
+        ratio, low, high, n; bound is "exact", "at least" (seeds of the base did not arrive), "at most" (seeds of the
+        other did not) or "unknown" (of both; then there is no ratio). With one seed there is no interval, and with
+        fewer than six it holds the ratio of the true medians less often than `level` says.
     """
     bound = {(True, True): "exact", (False, True): "at least", (True, False): "at most", (False, False): "unknown"}[
         all(run.reached for run in base), all(run.reached for run in other)

@@ -113,7 +113,9 @@ def speed_up_text(gain: dict[str, Any]) -> str:
         )
     bound = "" if gain["bound"] == "exact" else gain["bound"] + " "
     interval = (
-        "one seed, so no interval" if gain["low"] is None else f"95 % interval {gain['low']:.2f} to {gain['high']:.2f}"
+        "one seed, so no interval"
+        if gain["low"] is None
+        else f"{gain['low']:.2f} to {gain['high']:.2f} by bootstrap over {gain['n']} seeds"
     )
     return f"{gain['recipe']} reaches {to} {bound}{gain['ratio']:.2f} times as fast as {gain['against']} ({interval})."
 

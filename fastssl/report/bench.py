@@ -83,7 +83,8 @@ def speed_up_text(of: Any, target: tuple[str, float]) -> str:
         bound = "" if of.get("bound") == "exact" else f"{of['bound']} "
         if of["ratio"] is None:
             return f"{of['recipe']} against {of['against']}: unknown, neither arrived every time."
-        interval = "" if of.get("low") is None else f" (95 % interval {of['low']:.2f} to {of['high']:.2f})"
+        seeds = f"{of['n']} seeds" if "n" in of else "seeds"
+        interval = f" ({of['low']:.2f} to {of['high']:.2f} by bootstrap over {seeds})" if of.get("low") else ""
         return f"{of['recipe']} is {bound}{of['ratio']:.2f} times as fast as {of['against']}{interval}."
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return ""

@@ -147,6 +147,16 @@ def test_compare_tells_differences_from_noise():
     assert verdict(row("a", {}, "s", []), row("a", {}, "s", [1.0])) == "not reached"
 
 
+def test_a_seed_that_never_arrived_is_slower_than_any_that_did():
+    slow, fast = (
+        row("a", {}, "train_s", [100.0, 103.0, 105.0, 107.0, 110.0]),
+        row("a", {}, "train_s", [50.0, 60.0, 70.0]),
+    )
+    assert verdict(slow | {"seeds": 5}, fast | {"seeds": 3}) == "lower"
+    assert verdict(slow | {"seeds": 5}, fast | {"seeds": 5}) == "within noise"  # two of five took longer than all
+    assert verdict(fast | {"seeds": 5}, slow | {"seeds": 5}) == "within noise"
+
+
 def test_compare_names_what_else_differs():
     other = result(1.0, 2.0) | {"recipe": {"seed": 1}}
     found = compare(result(1.0, 2.0), other)

@@ -215,13 +215,18 @@ def test_hold_out_parts_the_set():
     assert labels[held].bincount().tolist() == [8] * 5
 
 
-def test_intervals_equal_a_bootstrap_over_images():
+def test_intervals_are_close_to_a_bootstrap_over_images():
     right = np.arange(500) < 400
     picks = np.random.default_rng(1).integers(0, 500, (4000, 500))
     expected = np.quantile(100 * right[picks].mean(1), [0.025, 0.975])
-    assert interval_pct(80.0, 500) == pytest.approx(expected, abs=0.3)
-    assert interval_pct(80.0, 500) == interval_pct(80.0, 500)
-    assert interval_pct(100.0, 500) == (100.0, 100.0)
+    assert interval_pct(80.0, 500) == pytest.approx(expected, abs=0.4)
+
+
+@pytest.mark.parametrize(("right", "count"), [(0, 1), (0, 20), (20, 20), (1, 7), (13, 40), (400, 500)])
+def test_intervals_are_the_accuracies_that_a_score_test_does_not_reject(right: int, count: int):
+    share, p = right / count, np.linspace(1e-6, 1 - 1e-6, 2_000_001)
+    kept = p[np.abs(share - p) <= 1.959964 * np.sqrt(p * (1 - p) / count)]  # Wilson 1927, by search
+    assert interval_pct(100 * share, count) == pytest.approx((100 * kept.min(), 100 * kept.max()), abs=1e-3)
 
 
 def test_moments_by_class_are_those_of_the_dense_one_hot():

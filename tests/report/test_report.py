@@ -219,7 +219,7 @@ def test_time_to_accuracy_has_bars_spread_and_what_was_not_reached(tmp_path: Pat
     page = (tmp_path / "out" / "index.html").read_text()
     assert "Time to knn20 of 80 %" in page
     assert "Time to linear of 85 %" in page
-    assert "lowdim is at least 3.00 times as fast as baseline (95 % interval 2.50 to 3.30)." in page
+    assert "lowdim is at least 3.00 times as fast as baseline (2.50 to 3.30 by bootstrap over seeds)." in page
     chart = (tmp_path / "out" / "tta-tta0.svg").read_text()
     assert chart.count("not reached") == 2
     assert "1 of 3 seeds" in chart
