@@ -62,3 +62,5 @@ def test_shuffling_changes_the_order_alone():
 def test_choices_that_cannot_be_made(bad, named):
     with pytest.raises(UserError, match=named):
         choose(LABELS, seed=0, **bad)
+    with pytest.raises(UserError, match=r"holds no images\."):
+        choose(LABELS[:0], seed=0)

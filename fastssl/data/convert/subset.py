@@ -35,6 +35,8 @@ def choose(
         raise UserError(f"fraction is {fraction}.", "Set it above 0 and at most 1.")
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}.", "Set it to 1 or more.")
+    if not count:
+        raise UserError("The source holds no images.", "Give one that does.")
     if not 0 <= val_count < count:
         raise UserError(f"val_count is {val_count}, there are {count} images.", f"Set it below {count}.")
     order_N = _spread(labels_N, seed)
