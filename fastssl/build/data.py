@@ -383,7 +383,8 @@ def loader_choice(recipe: Recipe, path: Path, device: torch.device) -> tuple[str
     if wanted != "auto":
         return wanted, "the recipe says so"
     beton = Beton(path)
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_host_bytes()
+    # The ranks of a machine share its memory; a GPU is one rank's own.
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_host_bytes() // ranks.local_world()
     return choose(
         int(beton.sizes.prod(axis=1).sum()) * beton.channels * beton.dtype.itemsize,
         is_jpeg=not beton.is_raw,

@@ -85,6 +85,11 @@ def test_the_table_of_the_readme_is_that_of_the_records():
         ours, peer = (median("augment", "views_per_s", impl, **work) for impl in ("fastssl-cpu", "torchvision-v1"))
         cells = row_of("README.md", f"views of {side_px} px")
         assert cells == [f"{ours:,.0f}", "–", f"{peer:,.0f}", f"{ours / peer:.0f}"]
+    text = " ".join(page_text("README.md").split())
+    for peer, said in (("dali", "{} and {} times as fast, against"), ("ffcv", "and solarize {} and {} times")):
+        works = [{"side_px": side_px, "views": 4, "blur": False} for side_px in (32, 224)]
+        rates = [[median("augment", "views_per_s", impl, **work) for impl in ("fastssl-cpu", peer)] for work in works]
+        assert said.format(*(f"{ours / theirs:.1f}" for ours, theirs in rates)) in text
 
 
 PEERS = ("lightly", "plain torchvision")
