@@ -1,6 +1,6 @@
 """What Ctrl-C and SIGTERM leave of a verb's work, and the command that continues it.
 
-A training run catches both itself, and saves.
+A training run catches the first one itself, and saves; a second one ends it here.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ REMAINS = {
     "eval": "No result was written; features already extracted are kept in the run's folder.",
     "report": "A page that was there before remains.",
     "sweep": "Finished cells remain, and data files that were converted.",
-    "train": "No step was taken; data files that were converted remain.",
+    "train": "No step is saved; data files that were converted remain.",
 }
 RESUMED = "The images converted so far remain, in a hidden file next to the output."
 NOT_RESUMED = f"{NOTHING} With --resume a conversion keeps what it has done."
@@ -47,15 +47,18 @@ def explained() -> Iterator[None]:
     """Two lines when a signal ends the block, and the exit code that shells give such an end."""
     try:
         yield
-    except KeyboardInterrupt:
-        say("SIGINT")
+    except KeyboardInterrupt as stop:
+        say("SIGINT", stop)
         sys.exit(EXIT_CODE)
     except SystemExit as stop:
         if stop.code == TERMINATED:
-            say("SIGTERM")
+            say("SIGTERM", stop)
         raise
 
 
-def say(name: str) -> None:
+def say(name: str, stop: BaseException) -> None:
+    """The two lines; what a verb knows better than `remains`, it added to the exception as a note."""
     verb = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
-    print(f"Stopped by {name}. {remains(verb)}\nAgain: {same_command()}", file=sys.stderr)
+    kept = " ".join(getattr(stop, "__notes__", [])) or remains(verb)
+    again = same_command("--resume") if verb == "train" else same_command()
+    print(f"Stopped by {name}. {kept}\nAgain: {again}", file=sys.stderr)

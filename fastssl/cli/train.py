@@ -76,6 +76,10 @@ def train(
             print(stop if ranks.world() > 1 else stop_text(stop), file=sys.stderr)
         ranks.stop()
         sys.exit(guards.EXIT_CODE)
+    except (KeyboardInterrupt, SystemExit) as stop:  # a second signal, or one before the first step
+        if saved := saved_text(folder):
+            stop.add_note(saved)
+        raise
     if ranks.is_main():
         print_result(summary, f"{summary_text(summary)}\n{next_text(summary, resolved.model)}", as_json)
     ranks.stop()
@@ -84,6 +88,14 @@ def train(
 def stop_text(stop: Interrupted) -> str:
     """What was kept, and the command that continues."""
     return f"Stopped by {stop.name} after saving.\nContinue: {same_command('--resume')}"
+
+
+def saved_text(folder: Path) -> str:
+    """What of a run is on disk; empty where nothing is."""
+    from fastssl.runs import checkpoint
+
+    newest = next(iter(checkpoint.existing(folder / "checkpoints")), None)
+    return f"The first {checkpoint.steps_in(newest):,} steps are saved in {folder}." if newest else ""
 
 
 def next_text(summary: dict[str, Any], model: "Model") -> str:

@@ -168,9 +168,15 @@ def path_of(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}"
 
 
+def steps_in(path: Path) -> int:
+    """Steps done at a checkpoint, by its name."""
+    return int(path.name.removeprefix("step-"))
+
+
 def existing(folder: Path) -> list[Path]:
     """Checkpoints of a run, newest first."""
-    return sorted(folder.glob("step-[0-9]*"), reverse=True)
+    numbered = (path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdecimal())
+    return sorted(numbered, key=steps_in, reverse=True)
 
 
 def latest(folder: Path, *, warn: Any) -> Checkpoint | None:

@@ -97,7 +97,7 @@ def train(
                     with record_failure(folder if ranks.is_main() else None):
                         begin(run, given, {"threads": threads_taken, "precision": precision_taken})
                         loop(run, interrupts)
-                        return finish(run)
+                        return finish(run, interrupts)
                 finally:
                     run.saver.close()
                     parallel.close(run.train_step)
@@ -304,7 +304,7 @@ def due_to_save(run: Run) -> bool:
 
 
 def stop_asked(run: Run, interrupts: Interrupts) -> str | None:
-    """The signal that ends the run after this step. Ranks agree on it at log steps: to ask costs a round trip."""
+    """The signal that ends the run here. Ranks agree on it at log steps and in the end: to ask costs a round trip."""
     if ranks.world() == 1:
         return interrupts.caught
     if not due_to_log(run):
@@ -355,18 +355,36 @@ def evaluate_now(run: Run) -> bool:
     return True
 
 
-def finish(run: Run) -> dict[str, Any]:
+def final_evaluation(run: Run, interrupts: Interrupts) -> dict[str, float]:
+    """Evaluates on the test set; empty without one.
+
+    Raises:
+        Interrupted: soon after a signal; a resume repeats this evaluation alone.
+    """
+    recipe, prober = run.recipe, run.prober
+
+    def progress(what: str, done: int, total: int) -> None:
+        run.tell_progress(what, done, total)
+        if signal := stop_asked(run, interrupts):
+            raise Interrupted(signal, run.run_dir)
+
+    if recipe.data.test_path is None:
+        return {}
+    metrics = prober.at_the_end(run.evaluated.backbone, recipe.data.test_path, progress=progress)
+    if recipe.evaluate.baselines and metrics:
+        metrics |= prober.baselines(run.manifest.channels, recipe.data.test_path, progress=progress)
+    return metrics
+
+
+def finish(run: Run, interrupts: Interrupts) -> dict[str, Any]:
     """Evaluates on the test set, once, and writes summary.json.
 
     Raises:
         UserError: when the end of the run cannot be saved.
+        Interrupted: after a signal; all steps are saved.
     """
     must_be_whole(run.saver, run.step)
-    recipe, metrics = run.recipe, dict[str, float]()
-    if recipe.data.test_path is not None:
-        metrics = run.prober.at_the_end(run.evaluated.backbone, recipe.data.test_path, progress=run.tell_progress)
-        if recipe.evaluate.baselines and metrics:
-            metrics |= run.prober.baselines(run.manifest.channels, recipe.data.test_path)
+    recipe, metrics = run.recipe, final_evaluation(run, interrupts)
     images = run.images
     summary = {
         "name": recipe.name,

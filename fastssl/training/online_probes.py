@@ -48,10 +48,19 @@ class Part:
         """This rank's batches."""
         return self.loader.epoch(epoch)
 
-    def features(self, embed: Embed) -> tuple[Tensor, Tensor]:
-        """Features (N, F) float32 and labels (N,) of all its images, the last short batch included, on every rank."""
+    def features(self, embed: Embed, *, progress: evaluate.Progress | None = None) -> tuple[Tensor, Tensor]:
+        """Features (N, F) float32 and labels (N,) of all its images, the last short batch included, on every rank.
+
+        Args:
+            embed: a batch's features.
+            progress: called with ("features", batches done, batches in all), as often on one rank as on another.
+        """
+        pairs = []
         with torch.inference_mode():
-            pairs = [(embed(batch).float(), batch.labels_B) for batch in self.epoch(0)]
+            for done, batch in enumerate(self.epoch(0), start=1):
+                pairs.append((embed(batch).float(), batch.labels_B))
+                if progress and not self.shared:  # shares may differ by a batch
+                    progress("features", done, len(self.loader))
         columns = (torch.cat(column).clone() for column in zip(*pairs, strict=True))
         features_NF, labels_N = (ranks.gather_rows(rows) if self.shared else rows for rows in columns)
         return features_NF, labels_N
@@ -145,17 +154,20 @@ class Prober:
         Args:
             backbone: whose features.
             test_path: the file of the test set.
-            progress: called with (what, epochs done, epochs in all) while the linear probe is trained.
+            progress: called with (what, done, in all) while features are extracted and the linear probe is trained.
         """
         if self.all_labeled is None:
             return {}
         embed, epochs = self.embed_with(backbone), self.recipe.evaluate.linear_epochs
-        learned, tested = self.all_labeled.features(embed), self.test_part(test_path).features(embed)
+        parts = (self.all_labeled, self.test_part(test_path))
+        learned, tested = (part.features(embed, progress=progress) for part in parts)
         labeled = self.labeled(learned, tested, linear_epochs=epochs, progress=progress)
         metrics = table.accuracies(labeled) | {"images": float(len(labeled.test_MF))}
         return {f"{table.TEST}{name}": value for name, value in metrics.items()}
 
-    def baselines(self, in_channels: int, test_path: Path) -> dict[str, float]:
+    def baselines(
+        self, in_channels: int, test_path: Path, *, progress: evaluate.Progress | None = None
+    ) -> dict[str, float]:
         """kNN on the test set from raw pixels and from the same network untrained, where the recipe can name it."""
         assert self.all_labeled is not None
         pixels, network = table.BASELINES
@@ -163,9 +175,10 @@ class Prober:
         if self.recipe.model.backbone != build.model.CUSTOM:
             untrained = build.model.network(self.recipe, in_channels=in_channels, device=self.device).backbone
             embeds[network] = self.embed_with(untrained)
-        test, metrics = self.test_part(test_path), dict[str, float]()
+        parts, metrics = (self.all_labeled, self.test_part(test_path)), dict[str, float]()
         for prefix, embed in embeds.items():
-            labeled = self.labeled(self.all_labeled.features(embed), test.features(embed))
+            learned, tested = (part.features(embed, progress=progress) for part in parts)
+            labeled = self.labeled(learned, tested)
             metrics |= {f"{prefix}{key}": value for key, value in table.accuracies(labeled, names=["knn"]).items()}
         return metrics
 

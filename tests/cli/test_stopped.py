@@ -33,7 +33,7 @@ VERBS = {
     "bench": (["bench", "step"], "No result was written"),
     "sweep": (["sweep", "quickstart", "--grid", "optim.lr=1,2"], "Finished cells remain"),
     "report": (["report", "runs/a"], "page"),
-    "train": (["train", "quickstart"], "No step was taken"),
+    "train": (["train", "quickstart"], "No step is saved"),
 }
 
 

@@ -1,7 +1,7 @@
 """`cause(FAULT, STEP)`: the process has one fault at one step.
 
 FAULT: nan (the loss), hang (the loss never returns), memory (the address space ends), sigterm-step, sigterm-evaluation
-and sigterm-checkpoint (the signal arrives in the middle of each).
+and sigterm-checkpoint (the signal arrives in the middle of each), two-signals (Ctrl-C twice within a step).
 """
 
 import os
@@ -46,6 +46,12 @@ def sigterm(result: Any) -> Any:
     return result
 
 
+def ctrl_c_twice(result: Any) -> Any:
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGINT)
+    return result
+
+
 def no_more_memory(terms: Any) -> Any:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     size = pages * resource.getpagesize() + (64 << 20)
@@ -61,6 +67,7 @@ def cause(name: str, step: int) -> None:
     elif name == "sigterm-checkpoint":
         files.sync = at_step(step, files.sync, sigterm)
     else:
-        faults = {"nan": not_a_number, "hang": hang_in_the_loss, "memory": no_more_memory, "sigterm-step": sigterm}
+        faults = {"nan": not_a_number, "hang": hang_in_the_loss, "memory": no_more_memory}
+        faults |= {"sigterm-step": sigterm, "two-signals": ctrl_c_twice}
         honest = build.losses.loss
         build.losses.loss = lambda recipe: at_step(step, honest(recipe), faults[name])

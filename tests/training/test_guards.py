@@ -32,9 +32,13 @@ def recipe(tiny_data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactor
     return path
 
 
+def causing(fault: str, step: int) -> str:
+    return f"import sys; sys.path.append({str(HERE)!r}); import faulty_run; faulty_run.cause({fault!r}, {step})"
+
+
 def train(recipe: Path, folder: Path, *words: str, fault: str = "", step: int = 0, before: str = "") -> Done:
     if fault:
-        before = f"import sys; sys.path.append({str(HERE)!r}); import faulty_run; faulty_run.cause({fault!r}, {step})"
+        before = causing(fault, step)
     return command.fastssl("train", str(recipe), "--run-dir", str(folder), "--resume", *words, before=before)
 
 
@@ -161,6 +165,20 @@ def test_a_signal_in_the_middle_of_any_phase_loses_nothing(
     assert len(records(tmp_path / "run")) == whole(tmp_path / "run") < 20
     assert train(recipe, tmp_path / "run").returncode == 0
     assert losses(tmp_path / "run") == reference
+
+
+def test_a_second_signal_ends_at_once_and_says_what_is_saved(recipe: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    done = command.fastssl("train", str(recipe), "--run-dir", str(folder), before=causing("two-signals", 8))
+    assert done.returncode == 130, done.stderr[-2000:]
+    said, again = done.stderr.strip().splitlines()[-2:]
+    assert said == f"Stopped by SIGINT. The first 6 steps are saved in {folder}."
+    assert again == f"Again: fastssl train {recipe} --run-dir {folder} --resume"
+    assert whole(folder) == 6
+    done = command.fastssl("train", str(recipe), "--run-dir", str(tmp_path / "b"), before=causing("two-signals", 1))
+    said, again = done.stderr.strip().splitlines()[-2:]
+    assert said.startswith("Stopped by SIGINT. No step is saved;")
+    assert again.endswith(" --resume")
 
 
 SMALL_FILES = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))"

@@ -19,7 +19,7 @@ from tiny import one_torch_thread
 from tiny import tiny as smallest
 
 import fastssl
-from fastssl.errors import UserError
+from fastssl.errors import Interrupted, UserError
 from fastssl.runs import checkpoint
 from fastssl.training.guards import EXIT_CODE
 
@@ -161,6 +161,26 @@ def test_sigterm_finishes_the_step_saves_and_says_so(reference: Path, tmp_path: 
     assert found is not None
     last = [r for r in metrics(tmp_path / "run") if r["event"] == "step"][-1]
     assert last["step"] == found[2]["step"]
+
+
+@pytest.mark.parametrize("what", ["features", "linear probe"])
+def test_a_signal_in_the_final_evaluation_ends_the_run_and_a_resume_repeats_nothing_else(
+    reference: Path, tiny_data: tuple[Path, Path], tmp_path: Path, what: str
+) -> None:
+    def terminate(record: dict[str, Any]) -> None:
+        if record["event"] == "progress" and record["what"] == what:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match="SIGTERM after saving"):
+        fastssl.train(tiny(tiny_data), run_dir=tmp_path, observe=terminate)
+    assert not (tmp_path / "summary.json").exists()
+    assert not (tmp_path / "failure.json").exists()
+    seen: list[dict[str, Any]] = []
+    summary = fastssl.train(tiny(tiny_data), run_dir=tmp_path, resume=True, observe=seen.append)
+    assert not {"step", "evaluation"} & {record["event"] for record in seen}
+    assert summary["test_linear_pct"] == json.loads((reference / "summary.json").read_text())["test_linear_pct"]
+    assert metrics(tmp_path) == metrics(reference)
+    assert same_weights(tmp_path, reference)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
