@@ -189,6 +189,15 @@ def latest(folder: Path, *, warn: Any) -> Checkpoint | None:
     return None
 
 
+def set_aside(folder: Path, *, after: int) -> None:
+    """Renames the checkpoints after a step, which a resume passed over as damaged, so that nothing counts them."""
+    for path in existing(folder):
+        if steps_in(path) > after:
+            aside = path.with_name(f"damaged-{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+
+
 def prune(folder: Path, *, keep: int, protect: Path | None = None) -> None:
     """Removes all but the newest `keep` checkpoints and the protected one, and what killed runs left half-written."""
     for path in existing(folder)[keep:]:

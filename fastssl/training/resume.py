@@ -66,6 +66,8 @@ def restore(run: Run) -> None:
         return
     weights, moments, state, average = newest
     check_state(run, state)
+    if ranks.is_main():
+        checkpoint.set_aside(run.run_dir / "checkpoints", after=state["step"])
     run.network.load_state_dict(weights)
     if run.average and average is not None:
         run.average.network.load_state_dict(average)

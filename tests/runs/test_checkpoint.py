@@ -103,6 +103,20 @@ def test_prune_keeps_the_newest_the_protected_and_sweeps_leftovers(tmp_path: Pat
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000001", "step-00000003", "step-00000004"]
 
 
+def test_what_a_resume_passed_over_is_set_aside_and_displaces_nothing(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        saved(tmp_path, step=step)
+    (checkpoint.path_of(tmp_path, 3) / "state.json").write_text("{}")
+    (tmp_path / "step-00000002-mine").mkdir()  # a person's copy
+    for _ in range(2):
+        checkpoint.set_aside(tmp_path, after=2)
+        assert [path.name for path in checkpoint.existing(tmp_path)] == ["step-00000002", "step-00000001"]
+        assert (tmp_path / "damaged-step-00000003" / "state.json").read_text() == "{}"
+    saved(tmp_path, step=3)
+    checkpoint.set_aside(tmp_path, after=2)  # once more damaged at the same step
+    assert (tmp_path / "damaged-step-00000003" / "weights.safetensors").exists()
+
+
 def test_load_weights_explains_what_it_cannot_read(tmp_path: Path) -> None:
     module, _ = trained()
     path = saved(tmp_path / "run" / "checkpoints")

@@ -163,6 +163,25 @@ def test_sigterm_finishes_the_step_saves_and_says_so(reference: Path, tmp_path: 
     assert last["step"] == found[2]["step"]
 
 
+def test_a_damaged_checkpoint_does_not_displace_those_after_it(tiny_data: tuple[Path, Path], tmp_path: Path) -> None:
+    class Pulled(Exception):  # noqa: N818
+        pass
+
+    def train_up_to(step: int) -> list[str]:
+        def pull(record: dict[str, Any]) -> None:
+            if record["event"] == "step" and record["step"] == step:
+                raise Pulled
+
+        with pytest.raises(Pulled):
+            fastssl.train(recipe, run_dir=tmp_path, observe=pull, resume=True)
+        return sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+
+    recipe = tiny(tiny_data, train={"keep_checkpoints": 1, "checkpoint_every_steps": 2})
+    assert train_up_to(9) == ["step-00000005", "step-00000008"]  # the best one, and the newest
+    (tmp_path / "checkpoints" / "step-00000008" / "state.json").write_text("{}")
+    assert train_up_to(7) == ["damaged-step-00000008", "step-00000005", "step-00000006"]
+
+
 @pytest.mark.parametrize("what", ["features", "linear probe"])
 def test_a_signal_in_the_final_evaluation_ends_the_run_and_a_resume_repeats_nothing_else(
     reference: Path, tiny_data: tuple[Path, Path], tmp_path: Path, what: str
