@@ -148,7 +148,7 @@ def row_of(row: Any) -> Row:
 
 
 def is_number(value: Any) -> bool:
-    return type(value) in (int, float) and -reading.LARGEST < value < reading.LARGEST
+    return type(value) in (int, float) and abs(value) < reading.LARGEST_COUNT
 
 
 def number_or_none(value: Any) -> float | None:

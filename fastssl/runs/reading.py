@@ -1,8 +1,8 @@
 """Run directories as data: read without torch, checked, and listed with their state.
 
 A run is running while its lock is held, done when summary.json is there, failed when it left failure.json, and
-interrupted otherwise (a signal or a kill; --resume continues it). Nothing read here is believed: a number is finite
-and of a sane size, or the file is said to be damaged.
+interrupted otherwise (a signal or a kill; --resume continues it). Nothing read here is believed: a number is finite,
+and a count or time of a sane size, or the file is said to be damaged.
 """
 
 import json
@@ -23,7 +23,8 @@ REQUIRED = {
     "step": ("step", "epoch", "loss", "images", "views", "train_s"),
     "evaluation": ("step", "epoch", "images", "train_s"),
 }
-LARGEST = 1e15  # beyond it a figure's axis overflows, and no count or time of a run gets there
+LARGEST_COUNT = 1e15  # and time: beyond it a figure's axis overflows, and no run gets there
+LARGEST = 3.5e38  # just above float32's largest: a loss that diverges gets there
 DEPTH = 4
 
 
@@ -130,9 +131,8 @@ def read_metrics(path: Path) -> list[tuple[str, Numbers]]:
         try:
             record = json.loads(line)
             event, numbers = str(record["event"]), numbers_in(record)
-            if any(name not in numbers or numbers[name] < 0 for name in REQUIRED.get(event, ()) if name != "loss"):
-                raise ValueError
-            if event == "step" and "loss" not in numbers:
+            needed = {name: numbers[name] for name in REQUIRED.get(event, ())}
+            if any(not 0 <= value < LARGEST_COUNT for name, value in needed.items() if name != "loss"):
                 raise ValueError
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise damaged(path, f" (line {number})") from error
@@ -142,7 +142,7 @@ def read_metrics(path: Path) -> list[tuple[str, Numbers]]:
 
 
 def numbers_in(record: Mapping[str, Any]) -> Numbers:
-    """The values that are finite numbers of a sane size."""
+    """The values that are finite numbers, as far as float32 reaches."""
     return {k: v for k, v in record.items() if type(v) in (int, float) and -LARGEST < v < LARGEST}
 
 

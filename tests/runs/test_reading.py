@@ -99,7 +99,15 @@ def test_a_line_being_written_is_not_damage(copy: Path) -> None:
     assert len(after.steps) + len(after.evaluations) == whole
 
 
-@pytest.mark.parametrize("value", ["NaN", "1e999", '"five"', "null", "true", "1" + "0" * 400, "-3"])
+def test_every_number_that_a_step_can_have_is_read(copy: Path) -> None:
+    lines = (copy / "metrics.jsonl").read_text().splitlines()
+    wild = {"loss": 1e15, "redundancy": 3.4e38, "invariance": -3.4e38}
+    lines[1] = json.dumps(json.loads(lines[1]) | wild)
+    (copy / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    assert reading.read(copy).steps[1].items() >= wild.items()
+
+
+@pytest.mark.parametrize("value", ["NaN", "1e999", '"five"', "null", "true", "1" + "0" * 400, "1e16", "-3"])
 def test_a_metric_that_is_no_number_is_named_with_its_line(copy: Path, value: str) -> None:
     lines = (copy / "metrics.jsonl").read_text().splitlines()
     record = json.loads(lines[1])
