@@ -1,6 +1,5 @@
 """The typer application, the options that verbs share, and how a verb prints its result."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,6 +8,7 @@ from typer.core import TyperGroup
 
 from fastssl import __version__
 from fastssl.cli.stopped import explained
+from fastssl.runs.files import json_text
 
 WORKFLOW = (
     *("doctor", "recipes", "recipe", "convert", "preview", "train"),
@@ -78,4 +78,4 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON record 
 
 
 def print_result(record: dict[str, Any], text: str, as_json: bool) -> None:
-    print(json.dumps(record) if as_json else text)
+    print(json_text(record) if as_json else text)

@@ -6,7 +6,6 @@ says what ended a run that failed; a new start takes that away. `.lock` is locke
 
 import contextlib
 import errno
-import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ from fastssl.errors import Interrupted, UserError, option
 from fastssl.recipe.load import dump, load
 from fastssl.recipe.schema import Recipe
 from fastssl.runs.environment import environment
-from fastssl.runs.files import atomic_json, atomic_write, sync
+from fastssl.runs.files import atomic_json, atomic_write, json_text, sync
 
 OnWarning = Callable[[str], None]
 FAILURE = "failure.json"
@@ -188,7 +187,7 @@ class Records:
     def write(self, record: dict[str, Any]) -> None:
         if self.path is not None:
             new = not self.waiting
-            self.waiting += json.dumps(record).encode() + b"\n"
+            self.waiting += json_text(record).encode() + b"\n"
             problem = self.flush()
             if problem and new:
                 self.on_warning(

@@ -10,6 +10,7 @@ import errno
 import functools
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -36,8 +37,32 @@ def atomic_write(path: Path, data: bytes | str) -> None:
 
 
 def atomic_json(path: Path, value: Any, *, default: Callable[[Any], Any] | None = None) -> None:
-    """Replace a file by a value as JSON; `default` turns what JSON does not know into what it does."""
-    atomic_write(path, json.dumps(value, indent=1, default=default) + "\n")
+    """Replace a file by `json_text` of a value."""
+    atomic_write(path, json_text(value, indent=1, default=default) + "\n")
+
+
+def json_text(value: Any, *, indent: int | None = None, default: Callable[[Any], Any] | None = None) -> str:
+    """A value as JSON, which has no NaN and no infinity: they become null.
+
+    Args:
+        value: of mappings, sequences, texts, numbers, None and what `default` takes.
+        indent: as for `json.dumps`.
+        default: turns what JSON does not know into what it does.
+    """
+    return json.dumps(finite(value), indent=indent, default=default, allow_nan=False)
+
+
+def finite(value: Any) -> Any:
+    """The value with None in place of every number that is not finite."""
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case dict():
+            return {key: finite(inner) for key, inner in value.items()}
+        case list() | tuple():
+            return [finite(inner) for inner in value]
+        case _:
+            return value
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from fastssl.errors import UserError, option
 from fastssl.recipe.load import load
 from fastssl.runs import checkpoint
 from fastssl.runs.directory import same_recipe
+from fastssl.runs.files import json_text
 from fastssl.training.state import Clock, Run
 from fastssl.version import __version__
 
@@ -41,7 +42,7 @@ def save(run: Run) -> None:
         "scaler": scaler.state_dict() if scaler else None,
         **({"averaged_steps": run.average.steps} if run.average else {}),
     }
-    state = json.loads(json.dumps(state))  # written later, by a thread: a copy of this moment
+    state = json.loads(json_text(state))  # written later, by a thread: a copy of this moment
     run.saver.save(
         run.network,
         run.train_step.optimizer,

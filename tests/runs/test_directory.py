@@ -16,6 +16,7 @@ import fastssl
 from fastssl.errors import Interrupted, UserError
 from fastssl.runs import reading
 from fastssl.runs.directory import FAILURE, Records, lock, record_failure
+from fastssl.runs.files import atomic_json
 
 
 @pytest.mark.parametrize(
@@ -105,6 +106,16 @@ def test_a_file_system_without_locks_is_one_warning_and_no_other_process(
     (warning,) = warnings
     assert "has no locks" in warning
     assert "\n" not in warning
+
+
+def test_a_number_that_is_not_finite_is_null(tmp_path: Path) -> None:
+    """The gradient's norm, say, at a step that fp16's scaler leaves out: JSON has no word for it."""
+    records = Records(tmp_path / "metrics.jsonl", pytest.fail)
+    records.write({"event": "step", "gradient_norm": float("inf"), "terms": [float("nan"), 1.5, (-float("inf"),)]})
+    written = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
+    assert written == {"event": "step", "gradient_norm": None, "terms": [None, 1.5, [None]]}
+    atomic_json(tmp_path / "summary.json", {"validation": {"gradient_norm": float("nan")}})
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"validation": {"gradient_norm": None}}
 
 
 def test_metrics_are_never_padded(tmp_path: Path) -> None:

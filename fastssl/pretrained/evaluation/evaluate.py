@@ -4,7 +4,6 @@ An interval is the bootstrap's over the judged images: what other images of the 
 nothing about another seed of the training.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -25,6 +24,7 @@ from fastssl.probes import evaluate as measures
 from fastssl.probes import table
 from fastssl.recipe.schema import Recipe
 from fastssl.runs.environment import environment
+from fastssl.runs.files import json_text
 from fastssl.training.threads import within_cores
 
 FINETUNE = "finetune"
@@ -185,7 +185,7 @@ def keep(record: dict[str, Any], path: Path) -> str | None:
     """Append a record to a file; a sentence where that cannot be written, since the result is worth more."""
     try:
         with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json_text(record) + "\n")
     except OSError as error:
         return f"The result and its features are not kept in {path.parent}: {error.strerror or error}."
     return None
