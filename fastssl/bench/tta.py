@@ -32,8 +32,8 @@ ALIKE = (
 )
 
 
-class Reached(Exception):  # noqa: N818 - not an error
-    """Ends a run at its targets: raised in an observer, between two steps."""
+class Reached(BaseException):
+    """Ends a run at its targets: raised in an observer, between two steps. No Exception, which a run records."""
 
 
 @dataclass(frozen=True)

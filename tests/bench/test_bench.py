@@ -24,6 +24,7 @@ from fastssl.cli import app
 from fastssl.cli.bench_tables import compare_text, machine_text, tta_text, variants_text
 from fastssl.errors import UserError
 from fastssl.recipe.load import load
+from fastssl.runs import reading
 from fastssl.training.online_probes import Prober
 
 NOTHING = lambda: None  # noqa: E731
@@ -385,6 +386,7 @@ def test_a_stopped_run_is_whole_and_goes_on(pair: list[Any], tmp_path: Path):
     """The target ends it inside an evaluation; the same folder then trains to its end as if nothing had been."""
     tta.run(pair[0], tmp_path / "a", {"knn5_pct": 1.0}, stop_at_target=True, observe=lambda one: None)
     assert not (tmp_path / "a" / "summary.json").exists()
+    assert reading.state_of(tmp_path / "a") == "interrupted"
     fastssl.train(pair[0], run_dir=tmp_path / "a", resume=True)
     fastssl.train(pair[0], run_dir=tmp_path / "b")
     ours, theirs = ([e["knn5_pct"] for e in tta.evaluations_of(tmp_path / name)] for name in "ab")
