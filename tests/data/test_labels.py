@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import random
+import tarfile
 import tracemalloc
 
 import pytest
@@ -159,6 +160,20 @@ def test_labels_beside_images_in_shards(tmp_path, kind):
     pack_tar(tmp_path / f"x-{0}.tar", files)
     found, _ = named(tmp_path / "x-0.tar", tmp_path / "x.beton")
     assert found == ["x", expected]
+
+
+@pytest.mark.parametrize("suffix", ["cls", "json"])
+def test_a_label_that_is_a_link_is_said_and_not_lost(tmp_path, suffix):
+    path = pack_tar(tmp_path / "x-0.tar", {"0.cls": b"x", "0.png": png(0), "1.png": png(1)})
+    with tarfile.open(path, "a") as archive:
+        link = tarfile.TarInfo(f"1.{suffix}")
+        link.type, link.linkname = tarfile.LNKTYPE, "0.cls"
+        archive.addfile(link)
+    with pytest.raises(UserError, match=rf"its label cannot be read: '1\.{suffix}' is a hard link"):
+        convert(path, tmp_path / "x.beton", on_error="fail")
+    found, _ = named(path, tmp_path / "x.beton", on_error="skip")
+    assert found == ["x"]
+    assert convert(path, tmp_path / "y.beton", split="unlabeled").count == 2
 
 
 VALUES = st.one_of(

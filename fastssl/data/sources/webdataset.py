@@ -134,7 +134,10 @@ def _image_suffix(key: str, parts: dict[str, Member], wanted: str | None) -> str
 
 
 def _label(parts: dict[str, Member], account: Account) -> int | str | Exception:
-    """From .cls, a number or a name, or from .json's label; -1 when there is neither."""
+    """From .cls, a number or a name, or from .json's label; -1 when there is neither, why when it cannot be read."""
+    refused = parts.get("cls", parts.get("json"))
+    if isinstance(refused, Exception):
+        return ValueError(f"its label cannot be read: {refused}")
     try:
         text = parts.get("cls")
         if isinstance(text, bytes):
