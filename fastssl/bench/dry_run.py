@@ -66,9 +66,7 @@ def images_of(recipe: Recipe) -> int | None:
         labels = build.data.labels_of(recipe.data.path)
         probe = build.data.labels_of(recipe.data.probe_path) if recipe.data.probe_path else labels
         return len(build.data.sets(recipe, labels, probe).train)
-    if recipe.data.count is None:
-        return None
-    return round((recipe.data.count - recipe.data.val_count) * recipe.data.fraction)
+    return None if recipe.data.count is None else build.data.images_to_train_on(recipe, recipe.data.count)
 
 
 def images_per_second(recipe: Recipe, channels: int) -> float:

@@ -72,6 +72,12 @@ def check_batch(recipe: Recipe, images: int) -> None:
         )
 
 
+def images_to_train_on(recipe: Recipe, count: int) -> int:
+    """How many of `count` labeled images are pretrained on; probes with a file of their own hold none of these out."""
+    held_out = recipe.data.val_count if recipe.data.probe_path is None else 0
+    return round((count - held_out) * recipe.data.fraction)
+
+
 def images_per_epoch(recipe: Recipe, loader: Loader, images: int) -> int:
     """How many of the images to train on come in one epoch."""
     return len(loader) * recipe.data.batch_size if recipe.data.drop_last else images

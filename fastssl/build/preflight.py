@@ -1,6 +1,6 @@
 """What is refused before any data is read or converted."""
 
-from fastssl.build.data import check_batch
+from fastssl.build.data import check_batch, images_to_train_on
 from fastssl.build.hardware import device
 from fastssl.build.model import check_model
 from fastssl.recipe.schema import Recipe
@@ -15,4 +15,4 @@ def check(recipe: Recipe) -> None:
     device(recipe)
     check_model(recipe)
     if recipe.data.count and not recipe.data.path.exists():
-        check_batch(recipe, round((recipe.data.count - recipe.data.val_count) * recipe.data.fraction))
+        check_batch(recipe, images_to_train_on(recipe, recipe.data.count))

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from fastssl import build
+from fastssl.bench import dry_run
 from fastssl.build import ranks
 from fastssl.data.convert.convert import convert
 from fastssl.errors import UserError
@@ -65,6 +66,19 @@ def test_a_test_set_without_labels_or_of_other_channels_is_refused_before_traini
         with pytest.raises(UserError, match=r"gray\.beton has images of 1 channels, .*train\.beton of 3") as raised:
             sets_of(recipe)
         assert "channels=3" in raised.value.fix
+
+
+def test_images_are_held_out_of_pretraining_only_where_probes_have_no_file_of_their_own(tmp_path):
+    data = {"source": "shapes", "path": str(tmp_path / "a.beton"), "count": 100, "val_count": 40, "batch_size": 80}
+    recipe = load({"data": data, "device": "cpu", "train": {"epochs": 1}})
+    with pytest.raises(UserError, match="larger than the 60 images"):
+        build.preflight.check(recipe)
+    probed = load(recipe, [f"data.probe_path={tmp_path / 'b.beton'}"])
+    build.preflight.check(probed)
+    assert dry_run.images_of(probed) == 100
+    convert("shapes", tmp_path / "a.beton", side_px=8, count=100)
+    convert("shapes", tmp_path / "b.beton", side_px=8, count=100)
+    assert dry_run.images_of(probed) == 100  # as now counted in the files
 
 
 def test_a_test_set_with_fewer_classes_agrees_once_the_classes_are_given(tmp_path):
