@@ -21,7 +21,7 @@ ESTIMATE_IMAGES = 16
 def describe(recipe: Recipe) -> dict[str, Any]:
     """The resolved recipe, the shapes along the data's path, steps, parameters, and an estimate from three real steps.
 
-    The estimate runs random images in a batch of at most ESTIMATE_IMAGES, so it leaves out loading and says little
+    The estimate runs random images in a batch of about ESTIMATE_IMAGES, so it leaves out loading and says little
     about a GPU's full batch; it is a rough guide.
     """
     build.preflight.check(recipe)
@@ -79,7 +79,7 @@ def images_per_second(recipe: Recipe, channels: int) -> float:
 
 def seconds_per_image(recipe: Recipe, network: pretrainer.Pretrainer, channels: int, device: torch.device) -> float:
     """Seconds of a step (not loading) for one image's views: the fastest of three steps after one unmeasured."""
-    batch = min(ESTIMATE_IMAGES, recipe.data.batch_size)
+    batch = build.model.few_images(recipe, ESTIMATE_IMAGES)
     rows = view_table(recipe.augment)
     groups = tuple(
         torch.rand(1, batch, row.side_px, row.side_px, channels, device=device).permute(0, 1, 4, 2, 3) for row in rows
@@ -132,7 +132,8 @@ def text_of(record: dict[str, Any], recipe: Recipe) -> str:
         "steps": f"{record['steps']} ({record['steps_per_epoch']} in each of {recipe.train.epochs} epochs)"
         if record["steps"]
         else "known once the data is converted",
-        "estimate": f"about {estimate / 60:.0f} min of training (rough: from a batch of at most {ESTIMATE_IMAGES})"
+        "estimate": f"about {estimate / 60:.0f} min of training (rough: from a batch of "
+        f"{build.model.few_images(recipe, ESTIMATE_IMAGES)})"
         if estimate
         else "known once the data is converted",
     }

@@ -76,8 +76,8 @@ def checked(recipe: Recipe, notes: list[str], *, seconds: float, say: Say) -> di
 
 def bearable(recipe: Recipe) -> tuple[Recipe, list[str]]:
     """The recipe, or the same with the batch halved until a step is likely to stay under MAX_STEP_S."""
-    batch = recipe.data.batch_size
-    small = load(recipe, [f"data.batch_size={min(batch, 8)}", "train.compile=false", "optim.accumulate_steps=1"])
+    batch, least = recipe.data.batch_size, build.model.few_images(load(recipe, ["optim.accumulate_steps=1"]), 8)
+    small = load(recipe, [f"data.batch_size={least}", "train.compile=false", "optim.accumulate_steps=1"])
     run = parts(small)
     batches, wait = run.batches(), waiter(run.device)
     run.phases(batches, wait)
@@ -85,8 +85,8 @@ def bearable(recipe: Recipe) -> tuple[Recipe, list[str]]:
     update_s = seconds.pop("optimizer")  # whatever the batch
     per_image_s = sum(seconds.values()) / small.data.batch_size
     fitting = batch
-    while fitting > 8 and update_s + fitting * per_image_s > MAX_STEP_S:
-        fitting //= 2
+    while fitting > least and update_s + fitting * per_image_s > MAX_STEP_S:
+        fitting = max(fitting // 2, least)
     if fitting == batch:
         return recipe, []
     step_s = update_s + batch * per_image_s

@@ -86,6 +86,15 @@ def network(
     return both.to(device).to(memory_format=layout)
 
 
+def few_images(recipe: Recipe, wanted: int) -> int:
+    """A batch for a trial: about as many images as wanted, at most the recipe's batch.
+
+    Each group of images with batch statistics of its own has at least 2 of them in each part of a step.
+    """
+    parts, least = recipe.optim.accumulate_steps, 2 * recipe.model.batch_norm_groups
+    return min(recipe.data.batch_size, parts * max(-(-wanted // parts), least))
+
+
 def compiled(recipe: Recipe, module: torch.nn.Module, *, fullgraph: bool = False) -> torch.nn.Module:
     """The module as the recipe wants it called: itself, or compiled for every shape apart.
 

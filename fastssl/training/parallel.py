@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from fastssl import build
 from fastssl.build import ranks
 from fastssl.build.muon import Muon
 from fastssl.errors import UserError
@@ -108,7 +109,6 @@ def fastest_s(step: Step, views: tuple[Tensor, ...]) -> float:
 
 def random_views(recipe: Recipe, channels: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """As the view table has them, of a few images."""
-    generator, few = torch.Generator().manual_seed(0), max(TRIAL_IMAGES, 2 * recipe.model.batch_norm_groups)
-    batch = min(recipe.data.batch_size, few)
+    generator, batch = torch.Generator().manual_seed(0), build.model.few_images(recipe, TRIAL_IMAGES)
     shapes = [(1, batch, row.side_px, row.side_px, channels) for row in view_table(recipe.augment)]
     return tuple(torch.randn(x, generator=generator).to(dtype).permute(0, 1, 4, 2, 3) for x in shapes)

@@ -14,7 +14,7 @@ from tiny import one_torch_thread
 from typer.testing import CliRunner
 
 import fastssl
-from fastssl.bench import machine, tta, variants
+from fastssl.bench import dry_run, machine, tta, variants
 from fastssl.bench.compare import compare, read, verdict
 from fastssl.bench.crossing import Timed, first_crossing, median_or_none, speed_up
 from fastssl.bench.parts import parts
@@ -380,6 +380,15 @@ def test_not_reached_is_a_result(pair: list[Any], tmp_path: Path):
     assert len(made["curves"]["two"][0]["evaluations"]) == 3
     save(tmp_path / "a.json", made)
     assert compare(read(tmp_path / "a.json"), made)["rows"][0]["verdict"] == "within noise"
+
+
+def test_trials_leave_every_group_of_images_its_statistics(pair: list[Any]):
+    """16 images for a dry run, 8 for the machine check, would leave groups with none."""
+    for groups, parts_of_step in ((16, 1), (5, 2)):
+        model = ["model.batch_norm=per_view", f"model.batch_norm_groups={groups}"]
+        recipe = load(pair[0], [*model, "data.batch_size=40", f"optim.accumulate_steps={parts_of_step}"])
+        assert machine.bearable(recipe) == (recipe, [])
+        assert dry_run.describe(recipe)["estimated_train_s"] > 0
 
 
 def test_a_stopped_run_is_whole_and_goes_on(pair: list[Any], tmp_path: Path):
