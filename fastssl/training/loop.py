@@ -6,6 +6,7 @@ and, when done, summary.json. Under torchrun every rank runs this same file; ran
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,16 @@ from torch import Tensor, nn
 from fastssl import build
 from fastssl.build import ranks
 from fastssl.data.batch import Batch
-from fastssl.errors import Interrupted, UserError, option
+from fastssl.errors import Interrupted
 from fastssl.losses.loss import Terms
 from fastssl.probes import table
 from fastssl.recipe import progressive
 from fastssl.recipe.load import load
-from fastssl.recipe.presets import view_table
 from fastssl.recipe.schema import Recipe, ViewSpec
 from fastssl.runs.directory import check_run_dir, lock, record_failure, write_beginnings
-from fastssl.runs.files import atomic_json
 from fastssl.training import guards, parallel, precision, step_graph
 from fastssl.training.distributed import agree
+from fastssl.training.finish import finish
 from fastssl.training.guards import NAMES, Interrupts, torch_settings
 from fastssl.training.own_parts import OwnLoss, with_own
 from fastssl.training.prefetch import prefetch_views
@@ -97,7 +97,7 @@ def train(
                     with record_failure(folder if ranks.is_main() else None):
                         begin(run, given, {"threads": threads_taken, "precision": precision_taken})
                         loop(run, interrupts)
-                        return finish(run, interrupts)
+                        return finish(run, partial(stop_asked, run, interrupts))
                 finally:
                     run.saver.close()
                     parallel.close(run.train_step)
@@ -353,64 +353,3 @@ def evaluate_now(run: Run) -> bool:
         return False
     run.best = {"step": run.step, "epoch": epoch, metric: metrics[metric]}
     return True
-
-
-def final_evaluation(run: Run, interrupts: Interrupts) -> dict[str, float]:
-    """Evaluates on the test set; empty without one.
-
-    Raises:
-        Interrupted: soon after a signal; a resume repeats this evaluation alone.
-    """
-    recipe, prober = run.recipe, run.prober
-
-    def progress(what: str, done: int, total: int) -> None:
-        run.tell_progress(what, done, total)
-        if signal := stop_asked(run, interrupts):
-            raise Interrupted(signal, run.run_dir)
-
-    if recipe.data.test_path is None:
-        return {}
-    metrics = prober.at_the_end(run.evaluated.backbone, recipe.data.test_path, progress=progress)
-    if recipe.evaluate.baselines and metrics:
-        metrics |= prober.baselines(run.manifest.channels, recipe.data.test_path, progress=progress)
-    return metrics
-
-
-def finish(run: Run, interrupts: Interrupts) -> dict[str, Any]:
-    """Evaluates on the test set, once, and writes summary.json.
-
-    Raises:
-        UserError: when the end of the run cannot be saved.
-        Interrupted: after a signal; all steps are saved.
-    """
-    must_be_whole(run.saver, run.step)
-    recipe, metrics = run.recipe, final_evaluation(run, interrupts)
-    images = run.images
-    summary = {
-        "name": recipe.name,
-        "run_dir": str(run.run_dir),
-        "epochs": recipe.train.epochs,
-        "steps": run.step,
-        "images": images,
-        "views": images * len(view_table(recipe.augment)),
-        "train_s": round(run.clock.train_s, 1),
-        "compile_s": round(run.clock.compile_s, 1),
-        "views_per_s": round(images * run.views / max(run.clock.train_s, 1e-9), 1),
-        "parallel": run.parallel,
-        "precision": recipe.train.precision,
-        "data_digest": run.digest,
-        **({"skipped_steps": run.skipped_steps} if run.skipped_steps else {}),
-        **metrics,
-        "validation": {k: v for k, v in run.last.items() if k != "event"},
-        "best": run.best,
-    }
-    if ranks.is_main():
-        waits = run.records.flush()
-        if waits:
-            raise UserError(
-                f"metrics.jsonl cannot be written: {waits}.",
-                f"Free space on the disk of {run.run_dir} and call again with {option('resume', True)}.",
-            )
-        atomic_json(run.run_dir / "summary.json", summary)
-    ranks.barrier()
-    return summary
