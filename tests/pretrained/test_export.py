@@ -1,6 +1,7 @@
 """What is exported gives our features elsewhere: in torchvision, timm, ONNX, torch.export and from safetensors."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from fastssl import build
 from fastssl.data.manifest import Manifest
 from fastssl.errors import UserError
 from fastssl.pretrained.export.export import export
+from fastssl.pretrained.export.record import is_accuracy
 from fastssl.pretrained.export.use import use_lines
 from fastssl.pretrained.load import Pretrained
 from fastssl.recipe.load import load
+from fastssl.runs import checkpoint, reading
 
 
 def network(channels: int = 3, **model: Any) -> Pretrained:
@@ -129,6 +132,21 @@ def test_every_export_carries_preprocessing_license_recipe_accuracy_and_digest(t
     assert record["recipe"]["model"]["width"] == 0.25
     assert "validation_knn5_pct" in record["accuracy"]
     assert "MIT" in record["license"]
+
+
+def test_an_accuracy_is_that_of_the_exported_weights(finished_run: Path, tmp_path: Path) -> None:
+    """Step 10 of 10 was measured on the test set, step 5 on held-out images alone."""
+    evaluations = {int(record["step"]): record for record in reading.read(finished_run).evaluations}
+    summary = reading.read(finished_run).summary
+    for step, expected in (
+        (5, {f"validation_{key}": value for key, value in evaluations[5].items() if is_accuracy(key)}),
+        (10, {key: value for key, value in summary.items() if is_accuracy(key)}),
+    ):
+        net = fastssl.load(checkpoint.path_of(finished_run / "checkpoints", step), device="cpu")
+        assert export(net, tmp_path / f"{step}.safetensors", to="safetensors")["accuracy"] == expected != {}
+    unmeasured = export(replace(net, step=7), tmp_path / "folder", to="huggingface")
+    assert unmeasured["accuracy"] == {}
+    assert "No accuracy is recorded for these weights." in (tmp_path / "folder" / "README.md").read_text()
 
 
 def test_exported_weights_embed_and_export_again_like_the_run(tiny_run: Path, tmp_path: Path) -> None:

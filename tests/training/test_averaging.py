@@ -115,6 +115,7 @@ def test_loading_and_exports_take_the_average_and_say_so(averaged: Path, tmp_pat
         out = tmp_path / f"{kind}.safetensors"
         record = export(averaged, out, to="safetensors", weights=kind)  # type: ignore[arg-type]
         assert record["weights"] == json.loads((tmp_path / f"{out.name}.json").read_text())["weights"] == kind
+        assert bool(record["accuracy"]) == (kind == "ema"), "the average was measured, the raw weights were not"
         np.testing.assert_array_equal(fastssl.load(out).embed(images), features[kind])
     with pytest.raises(UserError, match="one set of weights"):
         fastssl.load(tmp_path / "ema.safetensors", weights="raw")

@@ -103,7 +103,7 @@ def card(record: dict[str, Any], *, library: str) -> str:
         "tags": ["self-supervised-learning", record["recipe"]["loss"]["name"].replace("_", "-"), "fastssl"],
     }
     rows = [f"| {name} | {value:.2f} % |" for name, value in record["accuracy"].items()]
-    table = ["| measured | accuracy |", "|---|---|", *rows] if rows else ["Nothing was measured."]
+    table = ["| measured | accuracy |", "|---|---|", *rows] if rows else ["No accuracy is recorded for these weights."]
     data = record["data"]
     parts = [
         f"# {record['name']}",

@@ -3,13 +3,13 @@
 C channels, S side of the image in pixels.
 """
 
-import json
-from pathlib import Path
 from typing import Any
 
+from fastssl.errors import UserError
 from fastssl.pretrained.load import Pretrained
 from fastssl.pretrained.preparation import preprocessing
 from fastssl.probes.table import ACCURACIES, BASELINES, TEST
+from fastssl.runs import reading
 from fastssl.version import __version__
 
 LICENSE = (
@@ -31,7 +31,7 @@ def record_of(net: Pretrained) -> dict[str, Any]:
         "preprocessing": preprocessing(
             net.manifest, side_px=net.clean.views[0].side_px, mean=list(net.clean.mean_C), std=list(net.clean.std_C)
         ),
-        "accuracy": accuracy(net.run_dir),
+        "accuracy": accuracy(net),
         "license": LICENSE,
         "data": {key: value for key, value in net.manifest.to_json().items() if key in DATA_KEYS},
         "recipe": recipe.model_dump(mode="json"),
@@ -41,15 +41,19 @@ def record_of(net: Pretrained) -> dict[str, Any]:
     }
 
 
-def accuracy(run_dir: Path | None) -> dict[str, float]:
-    """Accuracies in percent that the run's summary holds: on test, else the last ones on held-out images."""
+def accuracy(net: Pretrained) -> dict[str, float]:
+    """Accuracies in percent that the run measured of these very weights: on test, else on held-out images."""
+    if net.run_dir is None or net.weights != ("ema" if net.recipe.optim.ema else "raw"):
+        return {}  # a run with averaged weights measures no others
     try:
-        summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8")) if run_dir else {}
-    except (OSError, ValueError):
+        run = reading.read(net.run_dir)
+    except UserError:
         return {}
-    held_out = {f"validation_{key}": value for key, value in summary.get("validation", {}).items()}
-    tested = {key: value for key, value in summary.items() if is_accuracy(key)}
-    return tested or {key: value for key, value in held_out.items() if is_accuracy(key.removeprefix("validation_"))}
+    tested = run.summary if run.summary.get("steps") == net.step else {}
+    held_out = next((numbers for numbers in reversed(run.evaluations) if numbers["step"] == net.step), {})
+    return {key: value for key, value in tested.items() if is_accuracy(key)} or {
+        f"validation_{key}": value for key, value in held_out.items() if is_accuracy(key)
+    }
 
 
 def is_accuracy(key: str) -> bool:
