@@ -23,6 +23,7 @@ from fastssl.recipe.schema import Recipe
 from fastssl.runs import reading
 from fastssl.runs.files import atomic_json
 from fastssl.training import loop
+from fastssl.training.precision import holds_another
 from fastssl.training.trackers import Writers
 
 Observer = Callable[[dict[str, Any]], None]
@@ -175,7 +176,7 @@ def run(cell: Cell, *, observe: Observer, convert_progress: Callable[[str, int, 
     """Trains one cell, from its last checkpoint when it has one; a finished cell is left alone."""
     if isinstance(cell.recipe, UserError):
         raise cell.recipe
-    if (cell.folder / "summary.json").exists() and load(cell.folder / "recipe.yaml") == cell.recipe:
+    if (cell.folder / "summary.json").exists() and not holds_another(cell.folder, cell.recipe):
         return
     warn = partial(observe_warning, observe)
     with Writers(cell.recipe, cell.folder, warn=warn) as writers:

@@ -84,6 +84,15 @@ def test_failures_are_noted_and_the_rest_is_run_once(
     assert [path.name for path in ran] == ["batch_size=4096_seed=0", "batch_size=4096_seed=1"], "done cells stay"
 
 
+def test_a_cell_whose_precision_was_auto_is_run_once(
+    tiny_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = ["train.precision=auto", "train.epochs=1"]
+    made = sweep.sweep(tiny_recipe, {"optim.lr": [0.002]}, out=tmp_path, changes=changes)
+    monkeypatch.setattr(loop, "train", lambda recipe, **more: pytest.fail("a finished cell is trained again"))
+    assert sweep.sweep(tiny_recipe, {"optim.lr": [0.002]}, out=tmp_path, changes=changes) == made
+
+
 def test_a_stopped_sweep_goes_on_and_ends_as_if_it_had_not_been(
     tiny_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
