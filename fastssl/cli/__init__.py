@@ -6,6 +6,7 @@ standard error. Exit codes: 0 done, 2 an error that the user can fix, 75 stopped
 130 and 143 stopped by Ctrl-C and SIGTERM with nothing to save; two lines say what remains.
 """
 
+import io
 import os
 import signal
 import sys
@@ -67,6 +68,8 @@ def main() -> None:
     # as Ctrl-C, so that half-written files are removed; a training run saves instead while it lasts
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     warnings.showwarning = show_warning
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # names of files are bytes, not always UTF-8
     at_command_line()
     try:
         app(standalone_mode=True)  # and a signal into what remains, see `stopped`

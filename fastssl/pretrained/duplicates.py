@@ -76,7 +76,7 @@ def duplicates(
         path = Path(folder) / "features.npy"
         written = embed(pretrained, source, path, split=split, on_error=on_error, count=count, progress=progress)
         features_NF = torch.from_numpy(np.load(path))
-        with open(path.with_suffix(".csv"), encoding="utf-8", newline="") as file:
+        with open(path.with_suffix(".csv"), encoding="utf-8", errors="surrogateescape", newline="") as file:
             names = [row["id"] for row in csv.DictReader(file)]
     if len(names) < 2:
         raise UserError(f"{source} holds {len(names)} readable image.", "Give a source of two or more.")
@@ -100,7 +100,7 @@ def duplicates(
         ],
     }
     if out is not None:
-        atomic_write(Path(out), table_of(record).encode())
+        atomic_write(Path(out), table_of(record).encode(errors="surrogateescape"))
     if pretrained.run_dir is None:
         return record
     opened = open_source(source, split=split, count=count, side_px=side_of(pretrained))

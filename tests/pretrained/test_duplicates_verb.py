@@ -4,15 +4,18 @@ import base64
 import csv
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 
+import command
 import numpy as np
 import pytest
 from PIL import Image
 
 from fastssl.errors import UserError
 from fastssl.pretrained.duplicates import duplicates
+from fastssl.report import report
 
 
 @pytest.fixture
@@ -65,6 +68,21 @@ def test_the_run_keeps_the_result_with_pictures_of_its_images(
         distances = {other: np.abs(shown - original).mean() for other, original in originals.items()}
         nearest = min(distances, key=lambda other: distances[other])
         assert nearest.removeprefix("copy of ")[:2] == Path(name).name.removeprefix("copy of ")[:2]
+
+
+def test_names_in_latin_1_are_compared_kept_and_printed(tiny_run: Path, photos: Path, tmp_path: Path) -> None:
+    run, name = shutil.copytree(tiny_run, tmp_path / "run"), b"caf\xe9.png"
+    (photos / "03.png").rename(photos / os.fsdecode(name))
+    words = ["duplicates", str(run), "photos", "--out", "twins.csv", "--device", "cpu"]
+    strict = "import sys; sys.stdout.reconfigure(errors='strict')"  # as Python has it in most locales
+    started = command.start(*words, cwd=tmp_path, before=strict)
+    printed, errors = started.communicate(300)
+    assert started.returncode == 0, errors
+    assert name in printed
+    assert name in (tmp_path / "twins.csv").read_bytes()
+    assert os.fsdecode(name) in json.loads((run / "duplicates.json").read_text())["pictures"]
+    pytest.importorskip("matplotlib")
+    assert "caf" in Path(report([run], tmp_path / "page")["page"]).read_text()
 
 
 def pixels(file: Path | io.BytesIO) -> np.ndarray:
