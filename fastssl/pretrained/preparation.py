@@ -10,10 +10,10 @@ import numpy as np
 
 from fastssl.data.convert.prepare import Shape, fit, scale_range
 from fastssl.data.decode import decode, parse_color, to_channels
-from fastssl.data.formats.decoded import MAX_PIXELS
 from fastssl.data.manifest import Manifest
 from fastssl.errors import UserError
 
+OPTIONS = ("side_px", "max_side_px", "dtype", "stretch", "background", "max_pixels")
 # the largest centered square of `image`, as left, top, right and bottom
 _BOX = (
     "box = [(image.width - min(image.size)) / 2, (image.height - min(image.size)) / 2, "
@@ -21,19 +21,17 @@ _BOX = (
 )
 
 
+def options_of(manifest: Manifest) -> dict[str, Any]:
+    """The options of `convert` that made the images of training what they are, but for its defaults."""
+    options = {"channels": manifest.channels} | {key: manifest.options.get(key) for key in OPTIONS}
+    return {key: value for key, value in options.items() if value not in (None, getattr(Shape(), key))}
+
+
 def shape_of(manifest: Manifest) -> Shape:
     """How the images of training were converted; others have to come the same way."""
-    options = manifest.options
-    background = options.get("background")
-    return Shape(
-        side_px=options.get("side_px"),
-        max_side_px=options.get("max_side_px"),
-        channels=manifest.channels,
-        dtype=options.get("dtype", "uint8"),
-        max_pixels=options.get("max_pixels", MAX_PIXELS),
-        background=None if background is None else parse_color(background),
-        stretch=options.get("stretch"),
-    )
+    options = options_of(manifest)
+    background = {"background": parse_color(options["background"])} if "background" in options else {}
+    return Shape(**options | background)
 
 
 def read(path: str | Path, shape: Shape) -> np.ndarray:
@@ -70,6 +68,10 @@ def prepare_pixels(image_HWC: np.ndarray, shape: Shape) -> np.ndarray:
 def steps(shape: Shape, side_px: int) -> list[str]:
     """What is done to an upright image, in words."""
     words = []
+    if shape.background:
+        words.append(f"transparent pixels over the color rgb{shape.background}")
+    if shape.stretch:
+        words.append(f"16-bit images: values of 0 to {shape.stretch} stretched to the whole range, larger ones cut")
     if shape.side_px:
         words.append(f"largest centered square, which may begin at half a pixel, to {shape.side_px} px (bicubic)")
     elif shape.max_side_px:
@@ -80,15 +82,24 @@ def steps(shape: Shape, side_px: int) -> list[str]:
 
 
 def code(shape: Shape, side_px: int, *, mean: list[float], std: list[float]) -> list[str]:
-    """The same as lines of Python, from a file `path` to `images`, float32 (1, C, S, S); none for other than 8-bit
-    gray or color, which Pillow does not resize."""
-    if shape.dtype != "uint8" or shape.channels not in (1, 3):
+    """The same as lines of Python, from a file `path` to `images`, float32 (1, C, S, S).
+
+    None for other than 8-bit gray or color, which Pillow does not resize, and none for stretched images of 16 bits,
+    whose color Pillow reads as 8 bits.
+    """
+    if shape.dtype != "uint8" or shape.channels not in (1, 3) or shape.stretch:
         return []
     gray = shape.channels == 1
+    below = [
+        'image = image.convert("RGBA")',
+        f'image = Image.alpha_composite(Image.new("RGBA", image.size, {shape.background}), image)',
+    ]
     lines = [
         "import numpy as np",
         "from PIL import Image, ImageOps",
-        f'image = ImageOps.exif_transpose(Image.open(path)).convert("{"L" if gray else "RGB"}")',
+        "image = ImageOps.exif_transpose(Image.open(path))",
+        *(below if shape.background else []),
+        f'image = image.convert("{"L" if gray else "RGB"}")',
         *(['image = image.convert("F")  # floating point: one rounding at the end of a resize'] if gray else []),
     ]
     if shape.side_px:

@@ -17,6 +17,7 @@ from fastssl.data.convert.convert import convert
 from fastssl.data.manifest import Manifest
 from fastssl.errors import UserError
 from fastssl.pretrained.embedding.embed import embed
+from fastssl.pretrained.evaluation.splits import file_of
 from fastssl.pretrained.export.export import export
 from fastssl.pretrained.load import Pretrained
 from fastssl.recipe.load import load
@@ -85,6 +86,38 @@ def test_convert_embed_and_the_exported_lines_give_one_image(
         assert np.abs(other - from_stored).max() <= part * 1.001
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_images_have_one_background(mode: str, channels: int, photo: np.ndarray, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    path = tmp_path / "in" / "a.png"
+    image = Image.fromarray(photo)
+    image.putalpha(Image.fromarray(photo[..., 1]))
+    if mode == "P":
+        image.convert("RGB").quantize(16).save(path, transparency=3)
+    else:
+        image.convert(mode).save(path)
+    options: dict[str, Any] = {"side_px": 32, "channels": channels, "background": "#ff8000"}
+    net = net_of(convert(tmp_path / "in", tmp_path / "x.beton", **options), tiny_backbone(channels))
+    prepared = export(net, tmp_path / "m.safetensors", to="safetensors")["preprocessing"]
+    names: dict[str, Any] = {"path": path}
+    exec("\n".join(prepared["code"]), names)
+    expected = net_of(net.manifest, Seen()).embed([path])
+    assert np.abs(names["images"].reshape(1, -1) - expected).max() <= 1 / 255 / min(net.manifest.std) * 1.001
+    assert prepared["steps"][0] == "transparent pixels over the color rgb(255, 128, 0)"
+
+
+def test_a_stretch_is_said_in_words_and_has_no_lines(photo: np.ndarray, tmp_path: Path) -> None:
+    """Pillow reads 16-bit color as 8-bit, so lines of it would not be what convert does."""
+    (tmp_path / "in").mkdir()
+    Image.fromarray(photo[..., 0].astype(np.uint16) * 9).save(tmp_path / "in" / "a.png")
+    net = net_of(convert(tmp_path / "in", tmp_path / "x.beton", side_px=32, stretch=4095), tiny_backbone(3))
+    prepared = export(net, tmp_path / "hub", to="huggingface")["preprocessing"]
+    assert prepared["steps"][0] == "16-bit images: values of 0 to 4095 stretched to the whole range, larger ones cut"
+    assert prepared["code"] == []
+    assert "```python\n```" not in (tmp_path / "hub" / "README.md").read_text()
+
+
 def tiny_backbone(channels: int) -> torch.nn.Module:
     recipe = load(
         {
@@ -105,6 +138,32 @@ def test_paths_are_read_as_convert_reads_them(kind: str, photo: np.ndarray, tmp_
     (expected,) = net.embed([photo])
     for row in net.embed([str(path), path, photo, torch.from_numpy(photo)]):
         np.testing.assert_array_equal(row, expected)
+
+
+def test_an_evaluation_converts_a_source_as_the_images_of_training(photo: np.ndarray, tmp_path: Path) -> None:
+    """Transparent and 16-bit images, for a backbone that takes gray; a known set is converted again for another."""
+    (tmp_path / "in" / "a").mkdir(parents=True)
+    opacity = np.full((*photo.shape[:2], 1), 100, np.uint8)
+    Image.fromarray(np.concatenate([photo, opacity], axis=2)).save(tmp_path / "in" / "a" / "0.png")
+    Image.fromarray(photo[..., 0].astype(np.uint16) * 9).save(tmp_path / "in" / "a" / "1.png")
+    options: dict[str, Any] = {"side_px": 48, "channels": 1, "background": "white", "stretch": 4095}
+    trained_on = convert(tmp_path / "in", tmp_path / "x.beton", **options)
+    file = file_of(tmp_path / "in", "train", trained_on, tmp_path / "features")
+    for i in range(2):
+        np.testing.assert_array_equal(Beton(file).image(i), Beton(tmp_path / "x.beton").image(i))
+    with pytest.raises(UserError) as error:
+        file_of(tmp_path / "in", "train", trained_on, None)
+    words = error.value.fix.split("`")[1].split()[4:]
+    given = {word[2:].replace("-", "_"): value for word, value in zip(words[::2], words[1::2], strict=True)}
+    assert given == {key: str(value) for key, value in options.items()} | {"split": "train"}
+
+    other = convert("shapes", tmp_path / "s.beton", count=4, side_px=8)
+    times = []
+    for manifest in (trained_on, other, other):
+        known = file_of("shapes", "test", manifest, tmp_path / "features")
+        assert Beton(known).image(0).shape == (manifest.side_px, manifest.side_px, manifest.channels)
+        times.append(known.stat().st_mtime_ns)
+    assert times[0] < times[1] == times[2]
 
 
 def test_what_is_no_image_is_named(tmp_path: Path) -> None:

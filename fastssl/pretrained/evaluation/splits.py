@@ -20,6 +20,7 @@ from fastssl.data.sources import NAMES
 from fastssl.data.sources.base import MissingSplitError
 from fastssl.errors import UserError, option
 from fastssl.pretrained.load import Pretrained
+from fastssl.pretrained.preparation import options_of
 from fastssl.probes import evaluate as measures
 
 OnError = Literal["fail", "skip"]
@@ -81,7 +82,7 @@ def splits(
             f"{option('test')} names a test set, but the evaluation is on val.",
             f"Add {option('on', 'test')}, or leave out {option('test')}.",
         )
-    read = partial(part_of, folder=folder, on_error=on_error, download=download)
+    read = partial(part_of, trained_on=net.manifest, folder=folder, on_error=on_error, download=download)
     own = "probe_path" if net.recipe.data.probe_path else "path"
     labeled = read(data, "train") if data is not None else labeled_part(own_file(net, own))
     tested = None
@@ -130,30 +131,44 @@ def test_part(name: str | Path, read: Callable[[str | Path, str], Part]) -> Part
     return replace(read(name, "val"), remark=remark)
 
 
-def part_of(name: str | Path, split: str, *, folder: Path | None, on_error: OnError, download: bool) -> Part:
+def part_of(
+    name: str | Path, split: str, *, trained_on: Manifest, folder: Path | None, on_error: OnError, download: bool
+) -> Part:
     """The labeled images of a .beton, or of one split of a source."""
-    part = labeled_part(file_of(name, split, folder, on_error, download=download))
+    part = labeled_part(file_of(name, split, trained_on, folder, on_error=on_error, download=download))
     return part if Path(name).suffix == ".beton" else replace(part, source=str(name), split=split)
 
 
 def file_of(
-    name: str | Path, split: str, folder: Path | None, on_error: OnError = "fail", *, download: bool = False
+    name: str | Path,
+    split: str,
+    trained_on: Manifest,
+    folder: Path | None,
+    *,
+    on_error: OnError = "fail",
+    download: bool = False,
 ) -> Path:
-    """The .beton itself, or one converted from a source: a known set once, a folder or archive each time."""
+    """The .beton itself, or one converted from a source as the images of training were.
+
+    A known set is converted once, a folder or archive each time.
+    """
     path = Path(name)
     if path.suffix == ".beton":
         return existing(path)
+    options = options_of(trained_on)
     if folder is None:
-        fix = f"Convert it first with `fastssl convert {shlex.quote(str(name))} DATA.beton --split {split}`."
+        words = ["fastssl", "convert", str(name), "DATA.beton", "--split", split]
+        words += [word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+        fix = f"Convert it first with `{shlex.join(words)}`."
         raise UserError(f"{name} is not a .beton file, and weights outside of a run have no folder to convert to.", fix)
     out = folder / f"{path.stem}-{split}.beton"
-    if str(name) in NAMES and manifest_path(out).exists():
+    if str(name) in NAMES and manifest_path(out).exists() and options_of(build.data.manifest_of(out)) == options:
         return out
     if str(name) not in NAMES and not path.exists():
         known = ", ".join(NAMES)
         raise UserError(f"{name} does not exist.", f"Give a .beton, a folder, an archive, or one of {known}.")
     folder.mkdir(parents=True, exist_ok=True)
-    convert.convert(str(name), out, split=split, on_error=on_error, download=download)
+    convert.convert(str(name), out, split=split, on_error=on_error, download=download, **options)
     return out
 
 

@@ -112,7 +112,7 @@ def card(record: dict[str, Any], *, library: str) -> str:
         fenced("python", record["loading"]),
         "## Images",
         "\n".join(f"{i}. {step}" for i, step in enumerate(record["preprocessing"]["steps"], 1)),
-        fenced("python", record["preprocessing"]["code"]),
+        *([fenced("python", record["preprocessing"]["code"])] if record["preprocessing"]["code"] else []),
         f"Mean {record['preprocessing']['mean']}, std {record['preprocessing']['std']}.",
         "## Accuracy",
         "\n".join(table),
