@@ -1,13 +1,17 @@
 """From images to a recipe that trains on them: what `fastssl train my_photos/` does before it trains."""
 
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastssl import build
 from fastssl.bench.new_recipe import write_new
 from fastssl.data.convert.convert import convert
 from fastssl.data.sources import open_source
+from fastssl.errors import UserError
+from fastssl.recipe.load import load
 
 SIDE_PX = 64  # of the squares that images become: what a CPU trains on in minutes
 DATA_SUFFIXES = (".tar", ".gz", ".tgz", ".xz", ".bz2", ".zip", ".csv", ".tsv", ".parquet", ".npy", ".npz", ".beton")
@@ -30,12 +34,13 @@ class Plan:
 
     def text(self) -> str:
         """The steps, for a person, before they are taken."""
-        reuse = "use {path}, which is there already"
+        reuse = "use {}, which is there already"
+        count = f" ({build.data.manifest_of(self.data).count:,} images)" if self.data.exists() else ""
         convert_it = f"convert it to {self.data} ({SIDE_PX} px squares)"
         write_it = f"write {self.recipe}, a commented recipe for these images and this machine"
         steps = [
-            reuse.format(path=self.data) if self.data.exists() else convert_it,
-            reuse.format(path=self.recipe) if self.recipe.exists() else write_it,
+            reuse.format(self.data) + count if self.data.exists() else convert_it,
+            reuse.format(self.recipe) if self.recipe.exists() else write_it,
             f"train it into runs/{self.recipe.stem}",
         ]
         numbered = "\n".join(f"  {i}. {step}" for i, step in enumerate(steps, start=1))
@@ -46,14 +51,47 @@ class Plan:
 
 
 def plan_of(source: str) -> Plan | None:
-    """The plan for a folder or file of images; None for a recipe, a run, or a name that is no path."""
+    """The plan for a folder or file of images; None for a recipe, a run, or a name that is no path.
+
+    Raises:
+        UserError: when what is there under the plan's names belongs to other images.
+    """
     path = Path(source)
     is_images = path.is_dir() and not (path / "recipe.yaml").exists()
     if not (is_images or (path.is_file() and path.suffix.lower() in DATA_SUFFIXES)):
         return None
-    name = re.sub(r"[^\w-]+", "_", path.resolve().name.split(".")[0]).strip("_") or "images"
+    name = name_of(path)
     data = path if path.suffix == ".beton" else Path("data") / f"{name}.beton"
-    return Plan(path, data, Path(f"{name}.yaml"))
+    plan = Plan(path, data, Path(f"{name}.yaml"))
+    check(plan)
+    return plan
+
+
+def name_of(source: Path) -> str:
+    """The source's name without the suffixes of data: photos_v1 of photos.v1.tar.gz."""
+    bare = source.resolve()
+    while bare.suffix.lower() in DATA_SUFFIXES:
+        bare = bare.with_suffix("")
+    return re.sub(r"[^\w-]+", "_", bare.name).strip("_") or "images"
+
+
+def check(plan: Plan) -> None:
+    """Refuses data or a recipe of the plan's names that belong to other images."""
+    if plan.data != plan.source and plan.data.exists():
+        made_from = str(build.data.manifest_of(plan.data).options.get("source", "other images"))
+        if Path(made_from).resolve() != plan.source.resolve():
+            raise UserError(
+                f"{plan.data} was made from {made_from}, not from {plan.source}.",
+                f"Move it and {plan.recipe} away, or choose a name: `fastssl convert {shlex.quote(str(plan.source))} "
+                f"data/OTHER.beton --side-px {SIDE_PX}`, then `fastssl train data/OTHER.beton`.",
+            )
+    if plan.recipe.exists():
+        trains_on = load(plan.recipe).data.path
+        if trains_on.resolve() != plan.data.resolve():
+            raise UserError(
+                f"{plan.recipe} trains on {trains_on}, not on {plan.data}.",
+                f"Move it away, or use it as it is: `fastssl train {shlex.quote(str(plan.recipe))}`.",
+            )
 
 
 def carry_out(plan: Plan, progress: ConvertProgress | None = None) -> Path:

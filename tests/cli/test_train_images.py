@@ -1,12 +1,17 @@
 """`fastssl train my_photos/`: says what it will do, converts, writes a recipe, trains; a second time it uses both."""
 
 import json
+import shutil
 from pathlib import Path
 
 import command
 import numpy as np
 import pytest
 from PIL import Image
+
+from fastssl.bench.own_images import carry_out, name_of, plan_of
+from fastssl.data.convert.convert import convert
+from fastssl.errors import UserError
 
 SMALL = ["model.backbone=resnet_tiny", "model.width=0.25", "train.epochs=1", "train.precision=fp32", "device=cpu"]
 
@@ -39,6 +44,34 @@ def test_images_in_place_of_a_recipe(photos: Path) -> None:
     assert again.returncode == 0, again.stderr
     assert "use data/my_photos.beton, which is there already" in again.stderr
     assert (photos.parent / "my_photos.yaml").read_bytes() == written
+
+
+def test_other_images_of_the_same_name_are_refused(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies under the names of the plan is used for the images that it was made of, and for no others."""
+    monkeypatch.chdir(photos.parent)
+    plan = plan_of("my photos")
+    assert plan is not None
+    carry_out(plan)
+    same = plan_of(str(photos))
+    assert same is not None
+    assert "use data/my_photos.beton, which is there already (48 images)" in same.text()
+    shutil.copytree(photos, photos.parent / "b" / "my photos")
+    done = command.fastssl("train", "b/my photos", "--dry-run", cwd=photos.parent)
+    assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 2)
+    assert "data/my_photos.beton was made from my photos, not from b/my photos" in done.stderr
+    assert "fastssl convert 'b/my photos' data/OTHER.beton" in done.stderr
+
+    convert("shapes", "b/my_photos.beton", count=8)
+    with pytest.raises(UserError, match=r"my_photos\.yaml trains on data/my_photos\.beton, not on b/my_photos\.beton"):
+        plan_of("b/my_photos.beton")
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [("photos.v1", "photos_v1"), ("photos.v2.tar.gz", "photos_v2"), ("a.b.CSV", "a_b"), ("x.beton", "x"), ("é!", "é")],
+)
+def test_a_name_loses_the_suffixes_of_data_alone(source: str, name: str) -> None:
+    assert name_of(Path("somewhere") / source) == name
 
 
 def test_a_folder_without_images_makes_nothing(tmp_path: Path) -> None:
