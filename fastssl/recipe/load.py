@@ -61,11 +61,12 @@ def load(recipe: "Recipe | Mapping[str, Any] | str | Path", overrides: Iterable[
 
 
 def find(path: Path) -> Path:
-    """The file itself, else the shipped recipe of that name."""
+    """The file itself, else the shipped recipe that NAME or recipes/NAME means."""
     if path.is_file():
         return path
     named = {p.name: p for p in shipped()}
-    recipe_path = named.get(path.name) or named.get(path.name + ".yaml")
+    is_name = path.parent in (Path(), Path("recipes"))
+    recipe_path = (named.get(path.name) or named.get(path.name + ".yaml")) if is_name else None
     if recipe_path is None:
         near = difflib.get_close_matches(path.stem, [p.removesuffix(".yaml") for p in named], n=1)
         hint = (

@@ -1,5 +1,7 @@
 """Recipes: round trips, all problems at once, suggestions, limits, and every shipped recipe."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -115,6 +117,16 @@ def test_a_misspelt_recipe_name_gets_a_suggestion() -> None:
     with pytest.raises(UserError) as error:
         load("quickstrat.yaml")
     assert "quickstart" in error.value.fix
+
+
+def test_an_absent_file_is_no_shipped_recipe_of_the_same_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("quickstart", "quickstart.yaml", "recipes/quickstart", "./recipes/quickstart.yaml"):
+        assert load(name).name == "quickstart"
+    for name in ("experiments/quickstart.yaml", "../quickstart", tmp_path / "quickstart.yaml", "a/recipes/quickstart"):
+        with pytest.raises(UserError, match=f"There is no recipe {name}") as error:
+            load(name)
+        assert error.value.fix == "Did you mean recipes/quickstart.yaml?"
 
 
 @pytest.mark.parametrize("path", shipped(), ids=lambda path: path.stem)
