@@ -45,7 +45,11 @@ class TorchBackend:
         """Nothing to limit: torch's own threads serve."""
 
     def sample_params(self, views: tuple[View, ...], key: DrawKey, sizes_B2: Tensor) -> Parameters:
-        return sample_params(views, draws(key, views=len(views), slots=SLOTS), sizes_B2)
+        device = sizes_B2.device
+        if device.type == "mps":  # no float64 there
+            sizes_B2, key = sizes_B2.cpu(), key._replace(index_B=key.index_B.cpu())
+        params = sample_params(views, draws(key, views=len(views), slots=SLOTS), sizes_B2)
+        return Parameters(params.packed_BVP.to(device))
 
     def apply(self, images: Images, params: Parameters | DrawKey, views: tuple[View, ...], output: Output) -> Tensor:
         if isinstance(params, DrawKey):
@@ -160,8 +164,9 @@ def _quarter_turned(x: Tensor, params: Parameters) -> Tensor:
 
 def _rotated(x: Tensor, params: Parameters) -> Tensor:
     """Counterclockwise about the center, bilinear, black outside, as torchvision's rotate."""
-    angle_BV = torch.deg2rad(params[Column.ROTATE_DEG].double())
-    cos_BV, sin_BV = angle_BV.cos().float(), angle_BV.sin().float()
+    degrees_BV = params[Column.ROTATE_DEG]
+    angle_BV = torch.deg2rad((degrees_BV.cpu() if degrees_BV.device.type == "mps" else degrees_BV).double())
+    cos_BV, sin_BV = (value_BV.float().to(x.device) for value_BV in (angle_BV.cos(), angle_BV.sin()))
     zero_BV = torch.zeros_like(cos_BV)
     theta_BV6 = torch.stack((cos_BV, -sin_BV, zero_BV, sin_BV, cos_BV, zero_BV), dim=-1)
     images, shape = x.flatten(0, 1), x.shape

@@ -5,6 +5,7 @@ Choice made: the settings are those of the shipped recipe nearest in device and 
 a measured step and the minutes asked for; where it is not, they are the shipped recipe's.
 """
 
+import math
 import shlex
 from dataclasses import dataclass
 from functools import partial
@@ -121,8 +122,8 @@ def new_recipe(
     here: Device = "cuda" if torch.cuda.is_available() else "cpu"
     device = device or here
     minutes = minutes if minutes is not None else {"cpu": 10.0, "cuda": 60.0}[device]
-    if not minutes > 0:
-        raise UserError(f"minutes is {minutes:g}.", "Set it above 0.")
+    if not 0 < minutes < math.inf:
+        raise UserError(f"minutes is {minutes:g}.", "Set it above 0, to 60 for example.")
     template = next(t for t in TEMPLATES[device] if facts.side_px <= t.largest_px)
     base = with_backbone(load(template.recipe), facts, template, device=device, backbone=backbone)
     write = partial(written, facts, template, device=device, own_backbone=backbone is not None, out=Path(out))

@@ -175,12 +175,13 @@ def network_stages(recipe: Recipe, groups: tuple[Tensor, ...], *, channels: int,
 
     name = f"{recipe.model.backbone} in {build.hardware.precision(recipe)}"
     works = [f"{name}, {recipe.loss.name}", f"the same, and {recipe.optim.name}"]
-    return as_stages(["forward", "backward"], works, growing(run, groups[0].shape[1]))
+    least = build.model.few_images(recipe, FIRST_IMAGES)
+    return as_stages(["forward", "backward"], works, growing(run, groups[0].shape[1], least=least))
 
 
-def growing(run: Callable[[int], list[float]], most: int) -> tuple[int, list[float]]:
+def growing(run: Callable[[int], list[float]], most: int, *, least: int = FIRST_IMAGES) -> tuple[int, list[float]]:
     """Runs on more and more images, the first time unmeasured; how many the last run took, and its seconds."""
-    images = min(FIRST_IMAGES, most)
+    images = min(least, most)
     run(images)
     while True:
         seconds = run(images)

@@ -6,6 +6,8 @@ standard error. Exit codes: 0 done, 2 an error that the user can fix, 75 stopped
 130 and 143 stopped by Ctrl-C and SIGTERM with nothing to save; two lines say what remains.
 """
 
+import codecs
+import contextlib
 import io
 import os
 import signal
@@ -63,13 +65,22 @@ def show_warning(message: Warning | str, category: type[Warning], *place: Any, *
 python_show = warnings.showwarning
 
 
+def written(error: UnicodeError) -> tuple[bytes | str, int]:
+    """What stdout gets for characters that its encoding lacks: the bytes of a file's name as they are, else "?"."""
+    assert isinstance(error, UnicodeEncodeError)
+    with contextlib.suppress(UnicodeEncodeError):
+        return codecs.lookup_error("surrogateescape")(error)
+    return "?" * (error.end - error.start), error.end
+
+
 def main() -> None:
     """Runs a verb; turns a UserError into two lines and exit code 2."""
     # as Ctrl-C, so that half-written files are removed; a training run saves instead while it lasts
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     warnings.showwarning = show_warning
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # names of files are bytes, not always UTF-8
+        codecs.register_error("written", written)
+        sys.stdout.reconfigure(errors="written")
     at_command_line()
     try:
         app(standalone_mode=True)  # and a signal into what remains, see `stopped`

@@ -243,7 +243,9 @@ def export_record(path: Path) -> tuple[Recipe, Manifest] | None:
 def run_folder(path: Path) -> Path | None:
     """The run that a run folder, a checkpoint or a file inside it belongs to, or None."""
     nearest = (path, *path.absolute().parents[:3])
-    return next((folder for folder in nearest if (folder / "recipe.yaml").is_file()), None)
+    # A recipe alone may lie next to weights from anywhere.
+    recipes = (folder for folder in nearest if (folder / "recipe.yaml").is_file())
+    return next((f for f in recipes if (f / "environment.json").is_file() or (f / "checkpoints").is_dir()), None)
 
 
 def whole_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -157,7 +157,7 @@ def dead_dims(features: Features) -> float:
 
 def invariance_residual(views_VNF: Tensor) -> float:
     """Variance among views of one image over the variance of all: 0 views agree, about 1 they are unrelated."""
-    views_VNF = views_VNF.double()
+    views_VNF = (views_VNF.cpu() if views_VNF.device.type == "mps" else views_VNF).double()  # no float64 there
     within = views_VNF.var(0, correction=1).sum(1).mean()
     total = (views_VNF - views_VNF.mean((0, 1))).square().sum(2).mean()
     return float(within / total) if total > 0 else 0.0

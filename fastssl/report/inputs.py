@@ -104,7 +104,7 @@ def labeled(runs: Sequence[reading.RunFiles]) -> list[LabeledRun]:
     return [
         LabeledRun(
             **vars(run),
-            label=plain("/".join(p[-depth:])),
+            label=plain("/".join(p[-depth:]), 100),
             slug=f"run{i}-" + re.sub(r"[^A-Za-z0-9.-]+", "_", run.folder.name or "run")[:40],
             group=groups.index(kind),
             differences=change,

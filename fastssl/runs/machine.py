@@ -69,9 +69,10 @@ def left_bytes(root: Path) -> Iterator[int]:
     for group in groups(root, "memory"):
         version_2 = (group / "memory.max").exists()
         limit, used = ("max", "current") if version_2 else ("limit_in_bytes", "usage_in_bytes")
+        cached = [name if version_2 else f"total_{name}" for name in ("inactive_file", "active_file")]
         with contextlib.suppress(OSError, ValueError):
             left = int((group / f"memory.{limit}").read_text()) - int((group / f"memory.{used}").read_text())
-            yield left + statistic(group / "memory.stat", "inactive_file" if version_2 else "total_inactive_file")
+            yield left + sum(statistic(group / "memory.stat", name) for name in cached)
 
 
 def statistic(path: Path, name: str) -> int:

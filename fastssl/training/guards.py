@@ -194,7 +194,8 @@ class Watchdog:
     def pat(self) -> None:
         """Starts the time anew."""
         if sys.__stderr__ is not None:
-            with contextlib.suppress(RuntimeError, ValueError, OSError):  # one without a descriptor
+            # One without a descriptor, or more seconds than a clock holds: never.
+            with contextlib.suppress(RuntimeError, ValueError, OSError, OverflowError):
                 faulthandler.dump_traceback_later(self.limit_s, exit=True, file=sys.__stderr__)
 
     def __exit__(self, *exception: object) -> None:

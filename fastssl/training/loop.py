@@ -135,7 +135,7 @@ def begin(run: Run, given: Recipe, chosen: dict[str, str]) -> None:
         message = f"Evaluation and exports take weights averaged with decay {run.average.decay:g} (optim.ema)."
         run.observe({"event": "note", "message": message})
     for warning in (
-        build.losses.collapse_risk(run.recipe),
+        None if run.own_loss else build.losses.collapse_risk(run.recipe),
         build.views.idle_color(run.recipe, run.manifest.channels),
         build.views.fallback(run.recipe, run.augment_of(0), device=run.device),
         *run.prober.not_measured,

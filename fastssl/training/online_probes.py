@@ -19,6 +19,7 @@ from fastssl.build import ranks
 from fastssl.data.batch import Batch
 from fastssl.models import pretrainer
 from fastssl.probes import evaluate, table
+from fastssl.recipe.load import load
 from fastssl.recipe.schema import Recipe
 
 Embed = Callable[[Batch], Tensor]
@@ -173,7 +174,8 @@ class Prober:
         pixels, network = table.BASELINES
         embeds: dict[str, Embed] = {pixels: self.pixels}
         if self.recipe.model.backbone != build.model.CUSTOM:
-            untrained = build.model.network(self.recipe, in_channels=in_channels, device=self.device).backbone
+            untrained_recipe = load(self.recipe, ["model.weights=null", "model.freeze=0"])
+            untrained = build.model.network(untrained_recipe, in_channels=in_channels, device=self.device).backbone
             embeds[network] = self.embed_with(untrained)
         parts, metrics = (self.all_labeled, self.test_part(test_path)), dict[str, float]()
         for prefix, embed in embeds.items():

@@ -28,6 +28,11 @@ def with_own(recipe: Recipe, backbone: nn.Module | None, policy: Sequence[Row] |
         if not isinstance(backbone, nn.Module):
             kind = f"the class {backbone.__name__}" if isinstance(backbone, type) else f"a {type(backbone).__name__}"
             raise UserError(f"backbone is {kind}, not a module.", "Pass an nn.Module, such as backbone=MyNetwork().")
+        if recipe.model.weights is not None:
+            raise UserError(
+                f"model.weights is {recipe.model.weights}, and backbone has weights of its own.",
+                "Set model.weights to null, and load them into the module before it is passed.",
+            )
         tree["model"]["backbone"] = build.model.CUSTOM
     if policy is not None:
         if isinstance(policy, str | Mapping) or not isinstance(policy, Sequence):
@@ -42,10 +47,14 @@ def terms_of(loss: OwnLoss) -> Callable[[Tensor], Terms]:
     """A loss that may give a scalar, as one that gives terms.
 
     Raises:
-        UserError: when it is not callable, or, when it is called, for anything but a scalar with a gradient.
+        UserError: when it is not callable or draws at random, or, when it is called, for anything but a scalar with a
+            gradient.
     """
     if not callable(loss):
         raise UserError(f"loss is a {type(loss).__name__}, not a function.", "Pass a function of embeddings (V, B, D).")
+    for name, known in build.losses.LOSSES.items():
+        if loss is known.function and known.is_seeded:
+            raise UserError(f"{name} takes a seed that is another at every step.", f"Set loss.name to {name} instead.")
 
     def terms(z_VBD: Tensor) -> Terms:
         value = loss(z_VBD)

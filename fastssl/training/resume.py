@@ -41,6 +41,7 @@ def save(run: Run) -> None:
         "parallel": run.parallel,
         "scaler": scaler.state_dict() if scaler else None,
         **({"averaged_steps": run.average.steps} if run.average else {}),
+        **({"own_loss": True} if run.own_loss else {}),
     }
     state = json.loads(json_text(state))  # written later, by a thread: a copy of this moment
     run.saver.save(
@@ -97,6 +98,10 @@ def check_state(run: Run, state: dict[str, Any]) -> None:
     if state["data_digest"] != run.digest:
         raise changed(run.recipe.data.path, state["data_digest"], run.digest)
     same_recipe(load(state["recipe"]), run.recipe, f"The checkpoint of step {state['step']} in {run.run_dir}")
+    if state.get("own_loss", False) and not run.own_loss:
+        raise UserError(f"{run.run_dir} was trained with a loss from Python.", "Resume it there, with the same loss=.")
+    if run.own_loss and not state.get("own_loss", False):
+        raise UserError(f"{run.run_dir} was trained with the recipe's loss.", "Resume it without loss=.")
 
 
 def same_everywhere(run: Run, step: int) -> None:

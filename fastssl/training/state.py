@@ -55,6 +55,7 @@ class Run:
         average: of the network's weights, where the recipe asks for it.
         step: how many have been taken.
         parallel: what the threads of a CPU share, "views" or "operators"; empty until that is chosen.
+        own_loss: the loss is a function from Python, and not the recipe's.
     """
 
     recipe: Recipe
@@ -81,6 +82,7 @@ class Run:
     warned: set[str] = field(default_factory=set)
     parallel: str = ""
     slow_steps: SlowSteps = field(default_factory=SlowSteps)
+    own_loss: bool = False
 
     @property
     def views(self) -> int:
@@ -195,4 +197,5 @@ def assemble(
         saver=Saver(
             folder / "checkpoints" if main else None, keep=recipe.train.keep_checkpoints, on_warning=on_warning
         ),
+        own_loss=loss is not None,
     )

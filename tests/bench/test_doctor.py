@@ -64,6 +64,12 @@ def test_a_failure_is_a_finding(error, detail, fix):
 
 
 @pytest.mark.usefixtures("no_checks")
+def test_groups_with_statistics_of_their_own_are_timed_too(tiny_recipe):
+    groups = ["model.batch_norm=per_view", "model.batch_norm_groups=8"]
+    assert doctor.examine(load(tiny_recipe, groups))["stages"][-1]["name"] == STEP[-1]
+
+
+@pytest.mark.usefixtures("no_checks")
 def test_a_recipe_is_timed_stage_by_stage_and_the_slowest_named(tiny_recipe):
     found = doctor.examine(load(tiny_recipe))
     rates = {stage["name"]: stage["images_per_s"] for stage in found["stages"]}

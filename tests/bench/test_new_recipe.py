@@ -1,6 +1,7 @@
 """`fastssl recipe`: new recipes fit data, device and minutes; shown ones are whole; the schema agrees with load."""
 
 import json
+import math
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -67,8 +68,9 @@ def test_epochs_follow_from_the_minutes(tmp_path: Path) -> None:
         recipe = load(yaml.safe_load(new_recipe.new_recipe(path, device="cpu", minutes=minutes)))
         assert recipe.train.epochs == epochs  # minutes * 60 * RATE / 90 images
         assert recipe.optim.warmup_epochs <= epochs / 5
-    with pytest.raises(UserError, match="minutes"):
-        new_recipe.new_recipe(path, minutes=0)
+    for minutes in (0, -1, math.inf, math.nan):
+        with pytest.raises(UserError, match="minutes is"):
+            new_recipe.new_recipe(path, minutes=minutes)
 
 
 @pytest.mark.usefixtures("rate")

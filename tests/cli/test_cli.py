@@ -219,6 +219,18 @@ def test_a_traceback_is_there_when_asked_for(fastssl_command: Command) -> None:
     assert "Traceback" in done.stderr
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "koi8-r"])
+def test_output_comes_out_whatever_the_encoding_of_stdout(encoding: str, fastssl_command: Command) -> None:
+    done = fastssl_command("recipe", "show", "quickstart", env={"PYTHONIOENCODING": encoding})
+    assert done.returncode == 0
+    code = "import sys; from fastssl.cli import main; sys.argv = ['fastssl', '--version']\n"
+    code += r"""try: main()
+except SystemExit: print("81.2 \u00b1 1.5 \u2588 caf\udce9")"""
+    env = os.environ | {"PYTHONIOENCODING": encoding}
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, env=env, check=True).stdout
+    assert printed.splitlines()[-1].endswith(b"caf\xe9")  # a name that is no UTF-8, byte for byte
+
+
 def test_convert_then_train_with_json_records_last(fastssl_command: Command, tmp_path: Path) -> None:
     done = fastssl_command("convert", "shapes", "a.beton", "--count", "64", "--side-px", "16", "--json")
     assert done.returncode == 0, done.stderr

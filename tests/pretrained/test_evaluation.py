@@ -24,7 +24,7 @@ from fastssl.pretrained.evaluation.evaluate import evaluate as judge
 from fastssl.pretrained.evaluation.finetune import finetune
 from fastssl.pretrained.evaluation.splits import splits
 from fastssl.pretrained.export.export import export
-from fastssl.pretrained.load import digest_of
+from fastssl.pretrained.load import digest_of, run_folder
 from fastssl.probes import evaluate
 from fastssl.recipe.load import dump, load
 from fastssl.runs import checkpoint
@@ -412,3 +412,10 @@ def test_the_command_prints_a_table_and_one_record(run: Path) -> None:
     assert f"{record['rows'][0]['pct']:.2f}" in done.stdout
     two_lines(command.fastssl("eval", "absent"), "absent is not a run")
     two_lines(command.fastssl("eval", str(run), "--views", "many"), "--views")
+
+
+def test_a_recipe_next_to_weights_makes_no_run(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("name: x")
+    assert run_folder(tmp_path / "weights.safetensors") is None
+    (tmp_path / "environment.json").write_text("{}")
+    assert run_folder(tmp_path / "weights.safetensors") == tmp_path

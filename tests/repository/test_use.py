@@ -72,6 +72,19 @@ def test_baselines_leave_out_an_untrained_backbone_that_cannot_be_named(
     assert not [name for name in summary if name.startswith("untrained")]
 
 
+def test_the_untrained_baseline_does_not_start_from_weights(
+    tiny_run: Path, tiny_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    short = {
+        "train": tiny_recipe["train"] | {"epochs": 1},
+        "evaluate": {"linear_epochs": 0, "knn_k": [5], "baselines": True},
+    }
+    started = tiny_recipe["model"] | {"weights": str(tiny_run)}
+    scratch = fastssl.train(tiny_recipe | short, run_dir=tmp_path / "scratch")
+    tuned = fastssl.train(tiny_recipe | short | {"model": started}, run_dir=tmp_path / "tuned")
+    assert tuned["untrained_knn5_pct"] == scratch["untrained_knn5_pct"]
+
+
 @pytest.mark.parametrize("channels", [1, 4])
 def test_images_of_other_channels_go_the_whole_way(channels: int, tmp_path: Path) -> None:
     """Convert, train, embed, export; gray ones from a folder of color files, four channels from an array."""

@@ -22,6 +22,7 @@ from fastssl.errors import UserError
         (lambda z: None, "a NoneType for loss"),
         (lambda z: {"loss": z.sum(), "note": "fine"}, "the term note"),
         (3.0, "loss is a float"),
+        (fastssl.losses.sigreg, "sigreg takes a seed"),
     ],
 )
 def test_a_loss_that_is_none_is_refused(tiny_recipe: dict[str, Any], tmp_path: Path, loss: Any, named: str) -> None:
@@ -57,6 +58,28 @@ def test_mistakes_name_the_argument(
     with pytest.raises(UserError, match=named):
         fastssl.train(**{"recipe": tiny_recipe, "run_dir": tmp_path / "run"} | arguments)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_backbone_next_to_model_weights_is_refused(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    recipe = tiny_recipe | {"model": tiny_recipe["model"] | {"weights": "torchvision"}}
+    with pytest.raises(UserError, match=r"model\.weights is torchvision, and backbone has weights of its own"):
+        fastssl.train(recipe, run_dir=tmp_path / "run", backbone=nn.Flatten())
+
+
+@pytest.mark.parametrize(("first", "then"), [(True, False), (False, True)])
+def test_a_run_goes_on_with_the_loss_that_it_began_with(
+    tiny_recipe: dict[str, Any], tmp_path: Path, first: bool, then: bool
+) -> None:
+    def apart(z_VBD: Tensor) -> Tensor:
+        return (z_VBD[0] - z_VBD[1]).square().mean()
+
+    tiny = tiny_recipe | {"train": tiny_recipe["train"] | {"epochs": 1}, "optim": {"schedule": "constant"}}
+    longer = tiny | {"train": tiny["train"] | {"epochs": 2}}
+    fastssl.train(tiny, run_dir=tmp_path / "run", loss=apart if first else None)
+    with pytest.raises(UserError, match="a loss from Python" if first else "the recipe's loss"):
+        fastssl.train(longer, run_dir=tmp_path / "run", resume=True, loss=apart if then else None)
+    done = fastssl.train(longer, run_dir=tmp_path / "run", resume=True, loss=apart if first else None)
+    assert done["steps"] == 10
 
 
 def test_a_policy_of_mappings_trains(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
