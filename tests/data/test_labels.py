@@ -269,3 +269,14 @@ def test_choices_name_what_is_there(tmp_path):
     with pytest.raises(UserError, match="no column 'kind'") as error:
         open_source(tmp_path / "x.csv", choices=Choices(label_column="kind"))
     assert "path, label" in error.value.fix
+
+
+def test_names_with_dots_keep_the_members_of_a_sample_together(tmp_path):
+    files = {}
+    for i in range(40):  # several cuts of the one key that all have
+        members = {"cls": str(i % 7).encode(), "json": b"{}", "jpg": png(i)}
+        files |= {f"ds.{i:06}.{suffix}": data for suffix, data in members.items()}
+    for shard in (0, 1):
+        pack_tar(tmp_path / f"ds-{shard}.tar", files)
+    found = list(open_source(tmp_path / "ds-{0..1}.tar").items())
+    assert [item.label for item in found] == [i % 7 for i in range(40)] * 2

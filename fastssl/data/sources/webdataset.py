@@ -92,9 +92,13 @@ def _samples(members: Iterable[tuple[str, Member]]) -> Iterator[tuple[str, dict[
     """
     current: str | None = None
     parts: dict[str, Member] = {}
+    stem = ""
     for name, data in members:
         key, suffix = _split(name)
-        if key != current or leaves(name) or len(parts) >= 4 * _MOST_IMAGES:
+        before, stem = stem, name.rpartition(".")[0]
+        # Where names hold dots, one key may be the whole shard: it is cut, but not within a sample of `_undotted`.
+        most = 4 * _MOST_IMAGES if stem != before else 64 * _MOST_IMAGES
+        if key != current or leaves(name) or len(parts) >= most:
             if current is not None:
                 yield from _undotted(current, parts)
             current, parts = key, {}
