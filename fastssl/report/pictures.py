@@ -149,7 +149,7 @@ def views_figure(run: LabeledRun) -> Figure:
     clean = plain(build.views.clean_view(recipe, manifest, device=device))
     views = [
         view
-        for group in pictures(plain(build.views.augment(recipe, manifest, device=device)), batch, 0)
+        for group in pictures(plain(build.views.augment_of_epoch(recipe, manifest, device=device)(0)), batch, 0)
         for view in group
     ]
     columns = [pictures(clean, batch, 0)[0][0], *views[:SHOWN_VIEWS]]

@@ -78,7 +78,7 @@ def preview(recipe: Recipe, out: Path, *, images: int = 6, epoch: int = 0) -> li
         raise UserError(f"The images have {manifest.channels} channels.", "Preview images with one or three channels.")
     chosen = build.data.some_of(torch.arange(manifest.count), images)
     batch = next(iter(build.data.ordered_loader(recipe, recipe.data.path, chosen, device=device).epoch(0)))
-    augment = plain(build.views.augment(recipe, manifest, device=device))
+    augment = plain(build.views.augment_of_epoch(recipe, manifest, device=device)(epoch))
     operations = out.with_name(f"{out.stem}-operations.png")
     out.parent.mkdir(parents=True, exist_ok=True)
     try:

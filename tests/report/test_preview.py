@@ -24,6 +24,22 @@ def test_preview_writes_two_readable_pictures(tiny_data: tuple[Path, Path], tmp_
         assert len(np.unique(np.asarray(grid).reshape(-1, 3), axis=0)) > 100
 
 
+def test_the_views_of_an_early_epoch_are_as_small_as_training_makes_them(
+    tiny_data: tuple[Path, Path], tmp_path: Path
+) -> None:
+    growing = {"views": 2, "side_px": 16, "progressive": {"from_px": 8, "until": 1.0, "step_px": 8}}
+    recipe = load({"data": {"path": str(tiny_data[0])}, "augment": growing, "train": {"epochs": 3}})
+
+    def view(epoch: int) -> np.ndarray:
+        with Image.open(preview(recipe, tmp_path / f"{epoch}.png", images=1, epoch=epoch)[0]) as grid:
+            x = CELL_PX + 2 * GAP_PX  # right of the image itself
+            return np.asarray(grid.convert("RGB"))[GAP_PX : GAP_PX + CELL_PX, x : x + CELL_PX]
+
+    blocks = [view(epoch).reshape(8, CELL_PX // 8, 8, CELL_PX // 8, 3) for epoch in (0, 2)]
+    spread = [float(np.ptp(block, axis=(1, 3)).mean()) for block in blocks]
+    assert spread[0] == 0 < spread[1]  # 8 px, enlarged
+
+
 def test_pictures_are_the_networks_views_before_normalization(tiny_data: tuple[Path, Path]) -> None:
     recipe = load({**CONFIG, "data": {"path": str(tiny_data[0])}})
     manifest, device = build.data.manifest_of(recipe.data.path), torch.device("cpu")
