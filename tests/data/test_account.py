@@ -86,6 +86,70 @@ def test_words_that_name_a_split(word, split):
     assert split_of(word) == split
 
 
+def labels_by_split(path, splits=("train", "test")):
+    """{split: {file name: class}}, and the class names, the same for each."""
+    opened = {split: contents(open_source(path, split=split)) for split in splits}
+    (classes,) = {classes for _, classes in opened.values()}
+    return {s: {key: label for key, (_, label) in found.items()} for s, (found, _) in opened.items()}, classes
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("train/train", "test/test"),
+        ("seg_train/seg_train", "seg_test/seg_test"),
+        ("train", "test/images"),
+        ("wrapper/train/a/b", "wrapper/test"),
+    ],
+)
+def test_each_split_has_a_wrapper_of_its_own(tmp_path, kind, train, test):
+    files = {f"{train}/cat/0.png": png(0), f"{train}/dog/0.png": png(1), f"{test}/cat/1.png": png(2)}
+    labels, classes = labels_by_split(made(tmp_path, kind, files))
+    assert classes == ("cat", "dog")
+    assert labels["train"] == {f"{train}/cat/0.png": "cat", f"{train}/dog/0.png": "dog"}
+    assert labels["test"] == {f"{test}/cat/1.png": "cat"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_class_that_is_the_only_one_of_its_split_stays_a_class(tmp_path, kind):
+    files = {"train/cat/0.png": png(0), "test/cat/0.png": png(1), "test/dog/0.png": png(2)}
+    labels, classes = labels_by_split(made(tmp_path, kind, files))
+    assert classes == ("cat", "dog")
+    assert labels["train"] == {"train/cat/0.png": "cat"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("order", [1, -1])
+def test_splits_lie_below_the_folders_that_all_images_share(tmp_path, kind, order):
+    """As tar packs a folder that it is given by its full path."""
+    names = [f"home/me/data/pets/{s}/{c}/{i}.png" for s in ("train", "test") for c in ("cat", "dog") for i in range(2)]
+    path = made(tmp_path, kind, {name: png(0) for name in names[::order]})
+    labels, classes = labels_by_split(path)
+    assert classes == ("cat", "dog")
+    for split in labels:
+        assert labels[split] == {name: name.split("/")[5] for name in names if f"/{split}/" in name}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("above", ["", "home/me/data/pets/"])
+@pytest.mark.parametrize("classes", [("cat",), ("cat", "dog"), ("bus", "train")])
+def test_the_only_split_is_still_one(tmp_path, kind, above, classes):
+    path = made(tmp_path, kind, {f"{above}test/{c}/0.png": png(0) for c in classes})
+    found, _ = contents(open_source(path, split="test"))
+    assert len(found) == len(classes)
+    with pytest.raises(UserError, match="no images for split 'train'"):
+        contents(open_source(path))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_splits_too_deep_to_be_found_are_no_classes(tmp_path, kind):
+    files = {f"test/pets/{s}/{c}/0.png": png(0) for s in ("train", "test") for c in ("cat", "dog")}
+    path = made(tmp_path, kind, files | {"test/pets/extra/0.png": png(1)})
+    with pytest.raises(UserError, match="folders called test and train where its class folders are"):
+        contents(open_source(path, split="test"))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_train_in_parts_is_one_split(tmp_path, kind):
     files = {f"train.X{i}/n0{i}/0.png": png(i) for i in (1, 2)} | {"val.X/n01/0.png": png(3)}

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastssl.data.beton.format import FIELD, HEADER, INT, record_type
-from fastssl.data.sources.base import Source, Stream, class_labels
+from fastssl.data.sources.base import Source, Stream
 from fastssl.data.sources.labels import UNLABELED, normal_name, sorted_names
+from fastssl.data.sources.places import class_labels
 from fastssl.errors import UserError
 
 

@@ -2,7 +2,8 @@
 
 import threading
 import zipfile
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,22 +14,20 @@ from fastssl.data.sources.base import (
     MAX_ITEM_BYTES,
     Indexed,
     Item,
-    MissingSplitError,
-    Place,
     Stream,
-    check_places,
-    choose_split,
-    classes_above,
     is_image_name,
-    labeled_directories,
-    no_images,
     no_labels,
-    place_of,
     reason_of,
 )
 from fastssl.data.sources.choices import Choices
+from fastssl.data.sources.places import (
+    choose_split,
+    is_divided,
+    labeled_directories,
+    outside_of,
+    split_places,
+)
 from fastssl.data.sources.tar import leaves, read_tar
-from fastssl.errors import UserError
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
 
@@ -40,47 +39,41 @@ def tar_source(path: Path, split: str, choices: Choices) -> Stream:
 
     def items() -> Iterator[Item]:
         account.clear()
-        return _tar_items(path, split, directories, account)
+        return _tar_items(path, split, directories, choices.classes, account)
 
     return Stream(str(path), None, None, items, directories, choices.classes, account)
 
 
-def _tar_items(path: Path, split: str, directories: dict[str, str], account: Account) -> Iterator[Item]:
-    source, places, any_split = str(path), dict[str, Place](), False
-    count = 0
-    for name, data in read_tar(path, max_bytes=MAX_ITEM_BYTES, wanted=counting(account)):
+def _tar_items(
+    path: Path, split: str, directories: dict[str, str], known: Collection[str], account: Account
+) -> Iterator[Item]:
+    """Reads the archive twice: only its end tells which folders all images share, and so where its splits begin."""
+    counts = _tar_directories(path, account)
+    places = split_places(str(path), counts, split, account)
+    key = split if is_divided(places) else None
+    if key is not None:
+        for directory, count in counts.items():
+            account.splits[outside_of(places[directory])] += count
+    directories.update(labeled_directories(str(path), split, places, known=known))
+    for name, data in read_tar(path, max_bytes=MAX_ITEM_BYTES, wanted=is_image_name):
+        directory = name.rpartition("/")[0]
         if isinstance(data, Exception) and leaves(name):
             yield Item(name, data)
-            continue
-        directory = name.rpartition("/")[0]
-        if directory not in places:
-            places[directory] = place_of(directory)
-            check_places(source, places.values())
-            if places[directory].split is not None:
-                check_nothing_before(source, 0 if any_split or split not in ("train", "unlabeled") else count)
-                any_split = True
-        place = places[directory]
-        if any_split:
-            account.splits[place.split or "outside of the splits"] += 1
-        if place.split == split or (not any_split and split in ("train", "unlabeled")):
-            count += 1
+        elif places[directory].split == key:
             yield Item(name, data, -1 if split == "unlabeled" else directory)
-    if not places:
-        raise no_images(source, account)
-    if not count:
-        raise MissingSplitError(source, split, {place.split for place in places.values() if place.split is not None})
-    places = classes_above(places)
-    labeled = labeled_directories(source, split, places.values())
-    directories.update({directory: place.rest for directory, place in places.items() if place.rest in labeled})
 
 
-def check_nothing_before(source: str, count: int) -> None:
-    """UserError when `count` images came before the first split folder: they were taken for the train split."""
-    if count:
-        raise UserError(
-            f"{source} has images before its split folders and next to them.",
-            "Make an archive with train/ and test/ alone, or with neither.",
-        )
+def _tar_directories(path: Path, account: Account) -> Counter[str]:
+    """Number of images by directory; nothing but headers is kept."""
+    counts, is_wanted = Counter[str](), counting(account)
+
+    def count(name: str) -> bool:
+        counts[name.rpartition("/")[0]] += is_wanted(name)
+        return False
+
+    for _ in read_tar(path, max_bytes=0, wanted=count):
+        pass
+    return +counts
 
 
 def counting(account: Account) -> Callable[[str], bool]:

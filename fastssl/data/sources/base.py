@@ -7,16 +7,14 @@ read from its beginning. Whoever needs order or a choice out of a stream spools 
 import dataclasses
 import json
 import re
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastssl.data.sources.account import Account, suffix_of
-from fastssl.data.sources.labels import normal_name
 from fastssl.errors import UserError
 
 IMAGE_SUFFIXES = frozenset(
@@ -141,14 +139,6 @@ def reason_of(name: str) -> str:
     return suffix_of(name) if folder is None else f"file in {folder}/"
 
 
-class Place(NamedTuple):
-    """Where a directory stands: the split it belongs to, what lies above that, and the rest of its path."""
-
-    split: str | None
-    parent: str
-    rest: str
-
-
 def split_of(word: str) -> str | None:
     """The split that a folder's name means: `train`, `train2017`, `seg_train`, `train.X1`, `training_set`."""
     match = _SPLIT_WORD.fullmatch(word.lower())
@@ -159,126 +149,6 @@ _SPLIT_OF_WORD = {word: split for split, words in SPLITS.items() for word in wor
 _SPLIT_WORD = re.compile(
     rf"(?:seg[_-]|images?[_-])?({'|'.join(_SPLIT_OF_WORD)})(?:[ ._-]?(?:set|images?|data|x[0-9]*|[0-9]+))*", re.ASCII
 )
-
-
-def place_of(directory: str) -> Place:
-    """A split is recognized by the first or second component of the path."""
-    parts = PurePosixPath(directory).parts
-    for depth, part in enumerate(parts[:2]):
-        if (split := split_of(part)) is not None:
-            return Place(split, "/".join(parts[:depth]), "/".join(parts[depth + 1 :]))
-    return Place(None, "/".join(parts), "/".join(parts))
-
-
-def check_places(source: str, places: Collection[Place]) -> None:
-    """UserError when class folders stand next to train/ or test/: is `train` a split there, or a class?"""
-    parents = {place.parent for place in places if place.split is not None}
-    above = {"", *parents}
-    outside = sorted(place.rest for place in places if place.split is None and place.rest not in above)
-    if parents and outside:
-        raise UserError(
-            f"{source} has images in split folders and in others next to them, such as {outside[0]!r}.",
-            "Give one with train/ and test/ alone, or rename a class that is called like a split.",
-        )
-    inside = sorted(f"{place.parent}/.../{place.rest}" for place in places if place.split and place.rest)
-    if len(parents) > 1 and inside:
-        raise UserError(
-            f"{source} has folders above its split folders and below them, such as {inside[0]!r}: "
-            "the classes are either the ones or the others.",
-            "Give one of the folders above, or one with class folders on one side of train/ and test/ alone.",
-        )
-
-
-def classes_above(places: dict[str, Place]) -> dict[str, Place]:
-    """The same places, with the folders above the splits as their classes where those are several (cat/train)."""
-    if len({place.parent for place in places.values() if place.split}) < 2:
-        return places
-    return {d: Place(p.split, "", p.parent) if p.split else p for d, p in places.items()}
-
-
-def class_labels(directories: Iterable[str], *, known: Collection[str] = ()) -> tuple[tuple[str, ...], dict[str, int]]:
-    """Class names, sorted, and the label of each directory.
-
-    What all directories have in common is a wrapper, unless it is a `known` class; the component after it is the
-    class, and deeper ones are the class's own affair. Images right in the wrapper have no class: -1.
-    """
-    parts = {directory: PurePosixPath(directory).parts for directory in directories}
-    common = 0
-    while parts and all(len(p) > common for p in parts.values()):
-        here = {normal_name(p[common]) for p in parts.values()}
-        if len(here) > 1 or here <= set(known):
-            break
-        common += 1
-    class_of = {d: normal_name(p[common]) if len(p) > common else None for d, p in parts.items()}
-    classes = tuple(sorted({name for name in class_of.values() if name is not None}))
-    index = {name: i for i, name in enumerate(classes)}
-    return classes, {directory: -1 if name is None else index[name] for directory, name in class_of.items()}
-
-
-def check_shared(source: str, split: str, by_split: Mapping[str, Collection[str]]) -> None:
-    """UserError when a split's class folders have no name in common with those of train."""
-    train = set(class_labels(by_split.get("train", ()))[0])
-    own = set(class_labels(by_split.get(split, ()))[0]) or {
-        PurePosixPath(d).parts[0] for d in by_split.get(split, ()) if d
-    }
-    if split not in ("train", "unlabeled") and train and own and not own & train:
-        raise UserError(
-            f"{source}: the folders of split {split!r} ({', '.join(sorted(own)[:3])}) are none of train's classes "
-            f"({', '.join(sorted(train)[:3])}).",
-            "Sort its images into folders of train's classes, or list them with their labels in a .csv.",
-        )
-
-
-def choose_split(
-    source: str, names: Sequence[str], split: str, *, account: Account, known: Collection[str] = ()
-) -> tuple[list[int], tuple[str, ...], NDArray[np.int64]]:
-    """Positions in `names` (sorted by name) of one split's images, the class names, and the chosen labels_N.
-
-    Where train/, test/ and so on exist, images right next to those folders belong to none; where they do not, all
-    images are the train split. The classes are those of all labeled splits together that share one with train, so
-    that a class missing from one does not renumber the others.
-    """
-    if not names:
-        raise no_images(source, account)
-    directories = [name.rpartition("/")[0] for name in names]
-    places = {directory: place_of(directory) for directory in set(directories)}
-    check_places(source, places.values())
-    places = classes_above(places)
-    account.splits.update(places[directory].split or "outside of the splits" for directory in directories)
-    splits = {place.split for place in places.values()}
-    key = split if splits != {None} else None
-    if key is None:
-        account.splits.clear()
-        if split not in ("train", "unlabeled"):
-            raise MissingSplitError(source, split, ())
-    chosen = [i for i, directory in enumerate(directories) if places[directory].split == key]
-    if not chosen:
-        raise MissingSplitError(source, split, (s for s in splits if s is not None))
-    chosen.sort(key=names.__getitem__)
-    if split == "unlabeled":
-        return chosen, (), no_labels(len(chosen))
-    classes, label_of = class_labels(labeled_directories(source, split, places.values()), known=known)
-    labels = [label_of[places[directories[i]].rest] for i in chosen]
-    return chosen, classes, np.array(labels, np.int64)
-
-
-def labeled_directories(source: str, split: str, places: Collection[Place]) -> set[str]:
-    """Those whose components may be classes: of every split that has a class of train, or all without splits."""
-    by_split: dict[str | None, set[str]] = defaultdict(set)
-    for place in places:
-        by_split[place.split].add(place.rest)
-    if set(by_split) == {None}:
-        return by_split[None]
-    labeled = {s: d for s, d in by_split.items() if s is not None and s != "unlabeled"}
-    check_shared(source, split, labeled)
-    train = set(class_labels(labeled.get("train", ()))[0])
-    shared = (d for s, d in labeled.items() if s in ("train", split) or not train or shares(d, train))
-    return set().union(*shared)
-
-
-def shares(directories: Collection[str], classes: Collection[str]) -> bool:
-    """Whether any component of the directories is one of the classes."""
-    return any(normal_name(part) in classes for d in directories for part in PurePosixPath(d).parts)
 
 
 def no_images(source: str, account: Account) -> UserError:

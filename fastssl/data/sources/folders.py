@@ -11,11 +11,11 @@ from fastssl.data.sources.base import (
     MAX_ITEM_BYTES,
     Indexed,
     Item,
-    choose_split,
     is_image_name,
     reason_of,
 )
 from fastssl.data.sources.choices import Choices
+from fastssl.data.sources.places import choose_split
 from fastssl.errors import UserError
 
 
