@@ -114,6 +114,22 @@ def test_csv(tmp_path, text, labels, classes):
     assert found_classes == classes
 
 
+@pytest.mark.parametrize("kind", ["csv", "npz"])
+def test_a_class_that_a_split_lacks_does_not_renumber_the_others(tmp_path, kind):
+    rows = {"train": [2, 0, 10, 2], "test": [10, 2], "val": [7, 0]}
+    if kind == "npz":
+        arrays = {f"{split}_images": IMAGES[: len(labels)] for split, labels in rows.items()}
+        np.savez(tmp_path / "x.npz", **arrays, **{f"{split}_labels": np.array(rows[split]) for split in rows})
+    else:
+        tree(tmp_path, {f"{i}.png": png(i) for i in range(4)})
+        lines = [f"{i}.png,{label},{split}" for split, labels in rows.items() for i, label in enumerate(labels)]
+        (tmp_path / "x.csv").write_text("\n".join(["path,label,split", *lines]))
+    for split, labels in rows.items():
+        found, classes = contents(open_source(tmp_path / f"x.{kind}", split=split))
+        assert classes == ("0", "2", "7", "10")
+        assert [name for _, name in found.values()] == [str(label) for label in labels]
+
+
 @pytest.mark.parametrize(
     "name", ["pets{}.csv", "pets{}.npy", "pets{}.npz", "pets{}.beton", "pets{}.tar", "pets{}.parquet"]
 )

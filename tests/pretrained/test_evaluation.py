@@ -288,6 +288,42 @@ def test_fine_tuning_learns_and_leaves_the_network_alone(run: Path) -> None:
     assert finetune(net, learn, held, epochs=1, lr=3e-3) == finetune(net, learn, held, epochs=1, lr=3e-3)
 
 
+def colors(path: Path, *names: str) -> Path:
+    """Four photos of each color, converted on their own."""
+    from PIL import Image
+
+    for name in names:
+        (path / name).mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (16, 16), name).save(path / name / f"{i}.png")
+    convert(str(path), path.with_suffix(".beton"))
+    return path.with_suffix(".beton")
+
+
+def test_labels_of_files_that_were_numbered_on_their_own_are_matched_by_name(run: Path, tmp_path: Path) -> None:
+    data, test = colors(tmp_path / "a", "blue", "green", "red"), colors(tmp_path / "b", "green", "red")
+    net = fastssl.load(run, device="cpu")
+    learn, tested = splits(net, data=data, test=test, on="test", folder=None)
+    assert learn.labels_N.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert tested.labels_N.tolist() == [1] * 4 + [2] * 4
+    with pytest.raises(UserError, match="classes that train lacks: blue"):
+        splits(net, data=test, test=data, on="test", folder=None)
+
+
+def test_names_that_are_numbers_are_matched_as_names_and_never_with_words(run: Path, tmp_path: Path) -> None:
+    data, test = colors(tmp_path / "a", "blue", "green", "red"), colors(tmp_path / "b", "green", "red", "white")
+    net, names = fastssl.load(run, device="cpu"), json.loads(data.with_name("a.beton.json").read_text())
+
+    def tested(learned: list[str], own: list[str]) -> list[int]:
+        for path, classes in ((data, learned), (test, own)):
+            path.with_name(path.name + ".json").write_text(json.dumps(names | {"classes": classes}))
+        part = splits(net, data=data, test=test, on="test", folder=None)[1]
+        return [int(label) for label in part.labels_N[::4]]
+
+    assert tested(["1", "10", "2"], ["1", "2", "10"]) == [0, 2, 1]
+    assert tested(["1", "10", "2"], ["a", "b", "c"]) == [0, 1, 2]
+
+
 def unlabeled(folder: Path) -> Path:
     from PIL import Image
 

@@ -1,5 +1,6 @@
 """Arrays of images in .npy, mapped, and in .npz, inflated one image at a time."""
 
+import itertools
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,7 +47,10 @@ def npz_source(path: Path, split: str) -> Stream:
     labels_N = no_labels(shape[0])
     if label_key is not None and split != "unlabeled":
         with np.load(path, allow_pickle=False) as arrays:
-            classes, labels_N = _labels(path, label_key, arrays[label_key])
+            labels = _labels(path, label_key, arrays[label_key])
+            keys = {_npz_keys(path, names, word)[1] for word in _npz_splits(names) if word != "unlabeled"}
+            others = [_labels(path, key, arrays[key]) for key in keys if key is not None and key != label_key]
+            classes, labels_N = number_labels(labels, itertools.chain.from_iterable(others))
         if len(labels_N) != shape[0]:
             raise UserError(f"{path} has {shape[0]} images and {len(labels_N)} labels.", "Save one label per image.")
 
@@ -70,8 +74,8 @@ def npz_source(path: Path, split: str) -> Stream:
     )
 
 
-def _labels(path: Path, key: str, values: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
-    """Class names and labels of an array of numbers or text, (N,) or (N, 1)."""
+def _labels(path: Path, key: str, values: np.ndarray) -> list[int | str]:
+    """Labels of an array of numbers or text, (N,) or (N, 1)."""
     if values.ndim > 2 or (values.ndim == 2 and values.shape[1] != 1):
         raise UserError(f"{path}: {key} has shape {values.shape}, not one label per image.", "Save it as (N,).")
     labels, bad = read_labels(values.reshape(-1).tolist())
@@ -79,12 +83,12 @@ def _labels(path: Path, key: str, values: np.ndarray) -> tuple[tuple[str, ...], 
         raise UserError(
             f"{path}: {len(bad)} values of {key} are no labels, first {bad[0][1]}.", "Save class numbers or names."
         )
-    return number_labels(labels)
+    return labels
 
 
 def _npz_keys(path: Path, names: set[str], split: str) -> tuple[str, str | None]:
     """Names of the images' array and of the labels' for one split."""
-    splits = [word for word in SPLITS if _first(names, _IMAGES_OF_SPLIT, word)]
+    splits = _npz_splits(names)
     if splits:
         image_key = _first(names, _IMAGES_OF_SPLIT, split)
         if image_key is None:
@@ -98,6 +102,10 @@ def _npz_keys(path: Path, names: set[str], split: str) -> tuple[str, str | None]
         )
     check_whole(path, split)
     return image_key, _first(names, _LABELS, split)
+
+
+def _npz_splits(names: set[str]) -> list[str]:
+    return [word for word in SPLITS if _first(names, _IMAGES_OF_SPLIT, word)]
 
 
 def _first(names: set[str], patterns: tuple[str, ...], split: str) -> str | None:

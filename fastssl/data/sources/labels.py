@@ -77,9 +77,18 @@ def sorted_names(names: Collection[str]) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def number_labels(labels: Sequence[int | str]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """Class names and int64 labels_N of what `read_label` returned; memory grows with N, not with the numbers."""
-    classes = sorted_names({str(label) for label in labels if label != UNLABELED})
+def number_labels(
+    labels: Sequence[int | str], others: Iterable[int | str] = ()
+) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """Class names and int64 labels_N of what `read_label` returned; memory grows with N, not with the numbers.
+
+    Args:
+        labels: of the images.
+        others: of the other splits, so that a class missing from one does not renumber the others; they count where
+            they share a class with these.
+    """
+    names, more = ({str(label) for label in part if label != UNLABELED} for part in (labels, others))
+    classes = sorted_names(names | more if names & more else names)
     index = {name: i for i, name in enumerate(classes)} | {str(UNLABELED): UNLABELED}
     return classes, np.array([index[str(label)] for label in labels], np.int64)
 

@@ -52,7 +52,7 @@ def csv_source(path: Path, split: str, choices: Choices) -> Indexed:
             f"{path} has {len(short)} lines of too few fields, such as {','.join(short[0])[:80]!r}.",
             f"Give {wide + 1} in each.",
         )
-    rows = _of_split(path, head, rows, split, account)
+    rows, other_rows = _of_split(path, head, rows, split, account)
     names = [row[image].strip() for row in rows]
     account.columns = tuple(head)
     account.image_from = head[image] if head else "first column"
@@ -64,7 +64,8 @@ def csv_source(path: Path, split: str, choices: Choices) -> Indexed:
     if bad:
         shown = "; ".join(f"{names[i]}: {reason}" for i, reason in bad[:_SHOWN])
         raise UserError(f"{path} has {len(bad)} labels that cannot be used: {shown}.", "Fix them, or leave them empty.")
-    classes, labels_N = number_labels(labels) if words else ((), no_labels(len(names)))
+    others = read_labels(row[label] for row in other_rows)[0] if label is not None else ()
+    classes, labels_N = number_labels(labels, others) if words else ((), no_labels(len(names)))
     find = _finder(choices.image_root or path.parent)
 
     def read(index: int) -> Item:
@@ -129,18 +130,21 @@ def _column(path: Path, head: Sequence[str], given: str | None, known: Sequence[
     return position
 
 
-def _of_split(path: Path, head: list[str], rows: list[list[str]], split: str, account: Account) -> list[list[str]]:
-    """The rows of one split, where a column names it; otherwise all, see `check_whole`."""
+def _of_split(
+    path: Path, head: list[str], rows: list[list[str]], split: str, account: Account
+) -> tuple[list[list[str]], list[list[str]]]:
+    """The rows of one split and the others, where a column names it; otherwise all, see `check_whole`."""
     position = next((i for i, name in enumerate(head) if name.lower() in ("split", "subset", "partition")), None)
     if position is None:
         check_whole(path, split)
-        return rows
+        return rows, []
     words = [row[position].strip() if len(row) > position else "" for row in rows]
     account.splits.update(words)
     chosen = [row for row, word in zip(rows, words, strict=True) if split_of(word) == split]
+    others = [row for row, word in zip(rows, words, strict=True) if split_of(word) != split]
     if not chosen:
         raise MissingSplitError(str(path), split, set(words))
-    return chosen
+    return chosen, others
 
 
 def _finder(root: Path) -> Callable[[str], bytes | Exception]:

@@ -104,6 +104,7 @@ def splits(
     if on == "test" and labeled.manifest.digest == tested.manifest.digest:
         remark = f"{tested.path} has the images of {labeled.path}: the accuracies are of images learned from."
         tested = replace(tested, remark=remark)
+    tested = numbered_as(labeled, tested)
     measures.check_labels(labeled.labels_N, tested.labels_N)
     return labeled, tested
 
@@ -197,6 +198,28 @@ def labeled_part(path: Path) -> Part:
         raise UserError(f"None of the {unlabeled} images of {path} has a label.", "Name a labeled .beton instead.")
     remark = f"{unlabeled} images of {path} have no label, and are left out." if unlabeled else None
     return Part(path, rows_N, labels_N[rows_N], build.data.manifest_of(path), remark=remark)
+
+
+def numbered_as(labeled: Part, tested: Part) -> Part:
+    """The tested part with the labels that its classes have in the other file: each was numbered on its own.
+
+    Labels stay where a file does not name its classes, or only one of the two names them by number.
+    """
+    learned, own = labeled.manifest.classes, tested.manifest.classes
+    by_number = [all(name.isdecimal() for name in names) for names in (learned, own)]
+    if not learned or not own or learned == own or by_number[0] != by_number[1]:
+        return tested
+    label_of = {name: label for label, name in enumerate(learned)}
+    names = {label: build.data.class_name(own, label) for label in set(tested.labels_N.tolist())}
+    known = set(labeled.labels_N.tolist())
+    unseen = sorted(name for name in names.values() if label_of.get(name) not in known)
+    if unseen:
+        raise UserError(
+            f"The test set has classes that train lacks: {', '.join(unseen[:10])}.",
+            f"Name files of the same classes with {option('data')} and {option('test')}.",
+        )
+    labels = [label_of[names[label]] for label in tested.labels_N.tolist()]
+    return replace(tested, labels_N=torch.tensor(labels, dtype=tested.labels_N.dtype))
 
 
 def check_channels(net: Pretrained, part: Part) -> None:
