@@ -124,6 +124,24 @@ def test_names_in_latin_1_lose_no_features(tiny_run: Path, tmp_path: Path, kind:
     assert (name if kind == "csv" else words[0].encode()) in stored
 
 
+def test_files_of_others_are_not_replaced(tiny_run: Path, photos: Path, tmp_path: Path) -> None:
+    lists = "".join(f"photos/{path.relative_to(photos)},{path.parent.name}\n" for path in sorted(photos.rglob("*.png")))
+    for name in ("train.csv", "other.csv"):
+        (tmp_path / name).write_text(lists)
+    np.save(tmp_path / "x.npy", np.zeros((2, 16, 16), np.uint8))
+    for source, out, named in [
+        (tmp_path / "train.csv", "train.npy", r"train\.csv is the source"),
+        (tmp_path / "train.csv", "other.npy", r"other\.csv exists already"),
+        (tmp_path / "x.npy", "x.npy", r"x\.npy is the source"),
+    ]:
+        with pytest.raises(UserError, match=named):
+            embed(tiny_run, source, tmp_path / out)
+    assert {path.name for path in tmp_path.iterdir()} == {"train.csv", "other.csv", "x.npy", "photos"}
+    assert (tmp_path / "train.csv").read_text() == (tmp_path / "other.csv").read_text() == lists
+    for _ in range(2):  # its own files are replaced
+        embed(tiny_run, tmp_path / "train.csv", tmp_path / "features.npy")
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [({"out": "f.txt"}, "f.txt"), ({"weights": "nowhere"}, "nowhere"), ({"source": "nothing"}, "nothing")],

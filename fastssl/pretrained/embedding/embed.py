@@ -28,7 +28,7 @@ from fastssl.data.sources.choices import Choices
 from fastssl.data.storage import parents
 from fastssl.errors import UserError, option
 from fastssl.models import pretrainer
-from fastssl.pretrained.embedding.table import Table, pyarrow
+from fastssl.pretrained.embedding.table import Table, check_replaceable, pyarrow
 from fastssl.pretrained.load import Pretrained, load
 from fastssl.pretrained.preparation import shape_of
 from fastssl.runs.machine import cores
@@ -82,6 +82,7 @@ def embed(
     """
     out = Path(out)
     check(out, batch_size=batch_size)
+    check_replaceable(out, source)
     pretrained = weights if isinstance(weights, Pretrained) else load(weights, device=device)
     opened = open_source(
         source, split=split, root=root, download=download, count=count, side_px=side_of(pretrained), choices=choices

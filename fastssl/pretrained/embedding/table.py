@@ -18,7 +18,7 @@ from fastssl.data.convert.labels import Numbering
 from fastssl.data.manifest import manifest_path
 from fastssl.data.sources import Source
 from fastssl.data.storage import writing
-from fastssl.errors import UserError
+from fastssl.errors import UserError, option
 from fastssl.runs.files import put_in_place, remove, remove_abandoned, temporary_name
 
 ROW_GROUP = 4096
@@ -109,6 +109,28 @@ class Table:
             self.hidden(manifest_path(self.out)).write_text(json.dumps(record, indent=1), encoding="utf-8")
             for hidden, path in self.done:
                 put_in_place(hidden, path)
+
+
+def check_replaceable(out: Path, source: str | Path) -> None:
+    """UserError where a file to be written is the source, or stands next to `out` and is of somebody else."""
+    fix = f"Give {option('out')} another name, such as features{out.suffix}."
+    record, table = manifest_path(out), out.with_suffix(".csv")
+    files = [out, record, *([table] if out.suffix == ".npy" else [])]
+    for path in files:
+        if path.exists() and Path(source).exists() and path.samefile(source):
+            raise UserError(f"{path} is the source, and would be replaced by what is written.", fix)
+    own = names_of_record(record)
+    for path in files[1:]:
+        if path.exists() and (own is None or path.name not in {record.name, *own}):
+            raise UserError(f"{path} exists already, and was not written with {out}.", fix)
+
+
+def names_of_record(path: Path) -> set[str] | None:
+    """Names of the files that a record of `embed` says were written with it; None where it is no such record."""
+    try:
+        return {Path(name).name for name in json.loads(path.read_text(encoding="utf-8"))["files"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def write_csv(path: Path, rows: Iterator[tuple[str, int, str]]) -> None:
