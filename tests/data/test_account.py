@@ -304,6 +304,26 @@ def test_nothing_is_overwritten_unasked(tmp_path):
     assert (tmp_path / "x.beton").read_bytes() == before
 
 
+@pytest.mark.parametrize("options", [{"format": "webdataset"}, {"format": "webdataset", "val_count": 2}, {}])
+def test_a_file_with_the_name_of_the_manifest_is_not_overwritten_unasked(tmp_path, options):
+    out = tmp_path / "train"
+    record = tmp_path / ("train.val.json" if "val_count" in options else "train.json")
+    record.write_text('{"learning_rate": 1}')
+    with pytest.raises(UserError, match=rf"{record.name} exists already") as error:
+        convert("shapes", out, count=8, overwrite=False, **options)
+    assert "overwrite=True" in error.value.fix
+    assert record.read_text() == '{"learning_rate": 1}'
+    assert list(tmp_path.iterdir()) == [record]
+    convert("shapes", out, count=8, **options)
+    assert json.loads(record.read_text())["count"] in (2, 8)
+
+
+def test_a_manifest_whose_file_is_gone_is_replaced(tmp_path):
+    convert("shapes", tmp_path / "x.beton", count=4)
+    (tmp_path / "x.beton").unlink()
+    assert convert("shapes", tmp_path / "x.beton", count=8, overwrite=False).count == 8
+
+
 def test_resume_notices_that_one_file_deep_inside_changed(tmp_path):
     folder = tree(tmp_path / "in", {f"a/deep/{i}.png": png(i) for i in range(100)})
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastssl.data.convert.journal import Journal
-from fastssl.data.convert.output import Job, Progress, check_target, converted, place, read_all
+from fastssl.data.convert.output import Job, Progress, check_absent, check_target, converted, place, read_all
 from fastssl.data.convert.prepare import Mode, Shape
 from fastssl.data.convert.space import check_space
 from fastssl.data.convert.spool import spool
@@ -25,7 +25,7 @@ from fastssl.data.sources import SPLITS, open_source
 from fastssl.data.sources.base import Source, Stream, renumber
 from fastssl.data.sources.choices import Choices
 from fastssl.data.storage import parents
-from fastssl.errors import UserError, option
+from fastssl.errors import UserError
 from fastssl.runs.files import remove_abandoned
 from fastssl.runs.machine import cores
 
@@ -187,11 +187,8 @@ def _convert_to(
     targets = (out, val_out) if val_out else (out,)
     for target in targets:
         check_target(target, job)
-        if target.exists() and not overwrite:
-            raise UserError(
-                f"{target} exists already.",
-                f"Add {option('overwrite', True, flag='force')} to replace it, or choose another output.",
-            )
+        if not overwrite:
+            check_absent(target)
     source = opened()
     unchanged = {"seed": which["seed"], "val_count": 0, "fraction": 1.0, "limit": None, "shuffle": False}
     with parents(out.parent):

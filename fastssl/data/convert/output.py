@@ -193,6 +193,25 @@ def _fingerprint(source: Source, positions_N: NDArray[np.int64] | None, options:
     return json.dumps([__version__, options, digest.hexdigest()], sort_keys=True)
 
 
+def check_absent(out: Path) -> None:
+    """UserError where the output is there, or where a file that is no manifest has its manifest's name."""
+    record = manifest_path(out)
+    if out.exists() or (record.exists() and not is_manifest(record)):
+        raise UserError(
+            f"{out if out.exists() else record} exists already.",
+            f"Add {option('overwrite', True, flag='force')} to replace it, or choose another output.",
+        )
+
+
+def is_manifest(path: Path) -> bool:
+    """Whether a conversion wrote this file."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(record, dict) and {"count", "classes", "digest", "options"} <= record.keys()
+
+
 def check_target(out: Path, job: Job) -> None:
     """What would fail at the end, found at the start."""
     if job.shard_bytes is None and out.is_dir():
