@@ -3,6 +3,7 @@
 import json
 import os
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ import pytest
 from fastssl.data.beton.reader import Beton
 from fastssl.data.convert.convert import convert
 from fastssl.data.sources import open_source
+from fastssl.data.sources.account import Account
 from fastssl.data.sources.base import split_of
 from fastssl.data.sources.choices import Choices
+from fastssl.data.sources.folders import walk
 from fastssl.errors import UserError
 from tests.data.test_sources import contents, pack_tar, pack_zip, png, tree
 
@@ -195,6 +198,20 @@ def test_a_folder_goes_before_the_links_to_it(tmp_path):
     (tmp_path / "in" / "again").symlink_to(tmp_path / "in" / "zebra")
     source = open_source(tmp_path / "in")
     assert [source.read(i).key for i in range(len(source))] == ["zebra/0.png"]
+
+
+def test_folders_are_entered_in_order_and_links_last_with_few_calls(tmp_path, monkeypatch):
+    count = 200
+    tree(tmp_path / "in", {f"{i:03d}/0.png": png(1) for i in range(count)} | {"000/z/0.png": png(2)})
+    tree(tmp_path / "real", {"x/0.png": png(3), "y/0.png": png(4)})
+    (tmp_path / "in" / "000" / "a").symlink_to(tmp_path / "real" / "x")
+    (tmp_path / "in" / "b").symlink_to(tmp_path / "real")
+    calls, is_symlink = [], Path.is_symlink
+    monkeypatch.setattr(Path, "is_symlink", lambda path: calls.append(path) or is_symlink(path))
+    names = list(walk(tmp_path / "in", Account()))
+    first = ["000/0.png", "000/z/0.png", *(f"{i:03d}/0.png" for i in range(1, count))]
+    assert names == [*first, "000/a/0.png", "b/y/0.png"]
+    assert len(calls) < 2 * count
 
 
 def test_a_zip_with_back_slashes_has_folders(tmp_path):

@@ -38,13 +38,12 @@ def folder_source(path: Path, split: str, choices: Choices) -> Indexed:
 def walk(root: Path, account: Account) -> Iterator[str]:
     """Relative names of all image files, links followed, each folder entered once, under its first name."""
     seen: set[tuple[int, int]] = set()
-    pending = [""]
-    while pending:
-        relative = pending.pop()
+    folders, links = [""], list[str]()  # links wait until no folder is left, whatever the order on disk
+    while folders or links:
+        relative = (folders or links).pop()
         try:
             status = os.stat(root / relative)
             with os.scandir(root / relative) as entries:
-                # a folder before the links to it, whatever the order on disk
                 listed = sorted(entries, key=lambda entry: (entry.is_symlink(), entry.name))
         except OSError as error:
             raise UserError(
@@ -54,7 +53,7 @@ def walk(root: Path, account: Account) -> Iterator[str]:
             account.passed_over["link to a folder that was entered already"] += 1
             continue
         seen.add((status.st_dev, status.st_ino))
-        folders = []
+        below: tuple[list[str], list[str]] = ([], [])
         for entry in listed:
             name = f"{relative}/{entry.name}" if relative else entry.name
             if not entry.is_dir():
@@ -67,9 +66,9 @@ def walk(root: Path, account: Account) -> Iterator[str]:
             elif entry.name in IGNORED_FOLDERS:
                 account.passed_over[f"folder {entry.name}/"] += 1
             else:
-                folders.append(name)
-        pending.extend(reversed(folders))
-        pending.sort(key=lambda name: (root / name).is_symlink(), reverse=True)
+                below[entry.is_symlink()].append(name)
+        folders.extend(reversed(below[False]))
+        links.extend(reversed(below[True]))
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes | Exception:
