@@ -1,5 +1,6 @@
 """What counts as an image and as a split; whatever is passed over is said, and two readings are refused."""
 
+import errno
 import json
 import os
 import unicodedata
@@ -208,10 +209,56 @@ def test_folders_are_entered_in_order_and_links_last_with_few_calls(tmp_path, mo
     (tmp_path / "in" / "b").symlink_to(tmp_path / "real")
     calls, is_symlink = [], Path.is_symlink
     monkeypatch.setattr(Path, "is_symlink", lambda path: calls.append(path) or is_symlink(path))
-    names = list(walk(tmp_path / "in", Account()))
+    names = list(walk(tmp_path / "in", Account(), {}))
     first = ["000/0.png", "000/z/0.png", *(f"{i:03d}/0.png" for i in range(1, count))]
     assert names == [*first, "000/a/0.png", "b/y/0.png"]
     assert len(calls) < 2 * count
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_folders_of_the_system_are_passed_over_and_counted(tmp_path, kind):
+    names = ["lost+found", "System Volume Information", "$RECYCLE.BIN", "#recycle"]
+    files = {"cat/0.png": png(1), "dog/1.png": png(2)} | {f"{name}/cat/0.png": png(3) for name in names}
+    source = open_source(made(tmp_path, kind, files))
+    found, classes = contents(source)
+    assert (set(found), classes) == ({"cat/0.png", "dog/1.png"}, ("cat", "dog"))
+    assert source.account.passed_over.total() == 4
+
+
+def refuse_to_list(monkeypatch, folder):
+    """As without permissions, which the administrator always has."""
+    scandir = os.scandir
+
+    def refusing(path):
+        if path == folder:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+
+
+def test_an_unreadable_folder_is_listed_or_skipped(tmp_path, monkeypatch):
+    folder = tree(tmp_path / "in", {f"{c}/{i}.png": png(i) for i, c in enumerate(("cat", "cow", "dog"))})
+    refuse_to_list(monkeypatch, folder / "cow")
+    with pytest.raises(UserError, match="cow' cannot be read: Permission denied"):
+        convert(folder, tmp_path / "out.beton")
+    manifest = convert(folder, tmp_path / "out.beton", on_error="skip")
+    assert (manifest.count, manifest.classes, manifest.skipped_count) == (2, ("cat", "dog"), 1)
+    assert manifest.skipped[0].key == "cow"
+    refuse_to_list(monkeypatch, folder)
+    with pytest.raises(UserError, match="in' cannot be read: Permission denied"):
+        open_source(folder)
+
+
+def test_a_link_to_itself_is_listed_or_skipped(tmp_path):
+    folder = tree(tmp_path / "in", {"cat/0.png": png(1), "dog/1.png": png(2)})
+    for name in ("cat/loop", "dog/loop.png"):
+        (folder / name).symlink_to(folder / name)
+    with pytest.raises(UserError, match=r"loop\.png' cannot be read: Too many levels"):
+        convert(folder, tmp_path / "out.beton")
+    manifest = convert(folder, tmp_path / "out.beton", on_error="skip")
+    assert (manifest.count, [entry.key for entry in manifest.skipped]) == (2, ["dog/loop.png"])
+    assert manifest.account["passed_over"] == {"file without a suffix": 1}
 
 
 def test_a_zip_with_back_slashes_has_folders(tmp_path):

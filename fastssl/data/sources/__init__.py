@@ -105,7 +105,7 @@ def _open_folder(path: Path, split: str, shards: list[Path], choices: Choices) -
     if not parquet and not shards:
         return folders.folder_source(path, split, choices)
     firsts = {"Parquet files": next(iter(parquet), None), "tar files": next(iter(shards), None)}
-    readings = firsts | {"image files": next(folders.walk(path, Account()), None)}
+    readings = firsts | {"image files": next(folders.walk(path, Account(), {}), None)}
     several = [f"{what} ({Path(first).name})" for what, first in readings.items() if first]
     if len(several) > 1:
         raise UserError(

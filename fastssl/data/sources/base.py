@@ -42,7 +42,12 @@ IMAGE_SUFFIXES = frozenset(
         ".jpx",
     )
 )
-IGNORED_FOLDERS = frozenset(("__MACOSX", "@eaDir", "ground_truth", "thumbnails", "thumbs", "_thumbs"))
+IGNORED_FOLDERS = frozenset(
+    (
+        *("__MACOSX", "@eaDir", "ground_truth", "thumbnails", "thumbs", "_thumbs"),
+        *("lost+found", "System Volume Information", "$RECYCLE.BIN", "#recycle"),
+    )
+)
 MAX_ITEM_BYTES = 1 << 28  # 256 MiB encoded: larger is no picture that training can use
 SPLITS = {
     "train": ("train", "training"),

@@ -5,6 +5,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from fastssl.data.sources.account import Account
 from fastssl.data.sources.base import (
     IGNORED_FOLDERS,
@@ -12,6 +14,7 @@ from fastssl.data.sources.base import (
     Indexed,
     Item,
     is_image_name,
+    no_labels,
     reason_of,
 )
 from fastssl.data.sources.choices import Choices
@@ -24,19 +27,30 @@ def folder_source(path: Path, split: str, choices: Choices) -> Indexed:
 
     Symbolic links are followed (a folder on disk is its owner's own affair), each folder is entered once.
     """
-    account = Account()
-    names = list(walk(path, account))
+    account, unreadable = Account(), dict[str, str]()
+    names = list(walk(path, account, unreadable))
+    if not names and unreadable:
+        name, reason = next(iter(unreadable.items()))
+        raise UserError(f"{str(path / name)!r} cannot be read: {reason}.", "Fix its permissions.")
     chosen, classes, labels_N = choose_split(str(path), names, split, account=account, known=choices.classes)
+    # what an unreadable folder holds, and of which split, nobody knows: it is listed with every one
+    taken = [*(names[i] for i in chosen), *unreadable]
+    labels_N = np.concatenate([labels_N, no_labels(len(unreadable))])
 
     def read(index: int) -> Item:
-        name = names[chosen[index]]
+        name = taken[index]
+        if name in unreadable:
+            return Item(name, ValueError(f"{str(path / name)!r} cannot be read: {unreadable[name]}"))
         return Item(name, read_file(path / name), int(labels_N[index]))
 
-    return Indexed(str(path), classes, labels_N, read, account, lambda: (path / names[i] for i in chosen))
+    return Indexed(str(path), classes, labels_N, read, account, lambda: (path / name for name in taken))
 
 
-def walk(root: Path, account: Account) -> Iterator[str]:
-    """Relative names of all image files, links followed, each folder entered once, under its first name."""
+def walk(root: Path, account: Account, unreadable: dict[str, str]) -> Iterator[str]:
+    """Relative names of all image files, links followed, each folder entered once, under its first name.
+
+    Folders that cannot be read are added to `unreadable`, by name with the reason.
+    """
     seen: set[tuple[int, int]] = set()
     folders, links = [""], list[str]()  # links wait until no folder is left, whatever the order on disk
     while folders or links:
@@ -46,9 +60,8 @@ def walk(root: Path, account: Account) -> Iterator[str]:
             with os.scandir(root / relative) as entries:
                 listed = sorted(entries, key=lambda entry: (entry.is_symlink(), entry.name))
         except OSError as error:
-            raise UserError(
-                f"{str(root / relative)!r} cannot be read: {error.strerror}.", "Fix its permissions."
-            ) from error
+            unreadable[relative] = error.strerror or str(error)
+            continue
         if (status.st_dev, status.st_ino) in seen:
             account.passed_over["link to a folder that was entered already"] += 1
             continue
@@ -56,7 +69,7 @@ def walk(root: Path, account: Account) -> Iterator[str]:
         below: tuple[list[str], list[str]] = ([], [])
         for entry in listed:
             name = f"{relative}/{entry.name}" if relative else entry.name
-            if not entry.is_dir():
+            if not is_folder(entry):
                 if is_image_name(name):
                     yield name
                 else:
@@ -69,6 +82,14 @@ def walk(root: Path, account: Account) -> Iterator[str]:
                 below[entry.is_symlink()].append(name)
         folders.extend(reversed(below[False]))
         links.extend(reversed(below[True]))
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or a link to one; a link to itself is neither."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes | Exception:
