@@ -379,7 +379,8 @@ def test_gray_and_many_channels(tmp_path):
 
 @pytest.mark.parametrize("kind", ["folder", "tar", "shapes"])
 @pytest.mark.parametrize("when", [1, 3])
-def test_resume_goes_on_where_it_stopped_and_ends_with_the_same_file(tmp_path, kind, when):
+@pytest.mark.parametrize("torn", [b"a torn record", bytes(4096)], ids=["torn", "zeros"])
+def test_resume_goes_on_where_it_stopped_and_ends_with_the_same_file(tmp_path, kind, when, torn):
     noise(tmp_path / "in", count=300, low=8, high=8)
     source = {"folder": tmp_path / "in", "tar": tmp_path / "x.tar", "shapes": "shapes"}[kind]
     if kind == "tar":
@@ -399,12 +400,26 @@ def test_resume_goes_on_where_it_stopped_and_ends_with_the_same_file(tmp_path, k
     assert calls[-1] < 299
     assert sorted(p.name for p in tmp_path.glob("*out*")) == [".out.beton.resume"]
     with open(tmp_path / ".out.beton.resume", "ab") as file:
-        file.write(b"a torn record")
+        file.write(torn)
     prepared = count_prepared(source, out, options)
     assert prepared == reference.count - (calls[-2] if when > 1 else 0)  # the run that was interrupted is lost
     assert out.read_bytes() == (tmp_path / "whole.beton").read_bytes()
     assert json.loads((tmp_path / "out.beton.json").read_text()) == reference.to_json()
     assert not (tmp_path / ".out.beton.resume").exists()
+
+
+def test_a_second_conversion_with_the_same_journal_is_refused(tmp_path):
+    refused = []
+
+    def again(done, total):
+        with pytest.raises(UserError, match=r"Another process is converting to .*out\.beton") as error:
+            convert("shapes", tmp_path / "out.beton", count=200, resume=True)
+        refused.append(error.value)
+
+    convert("shapes", tmp_path / "out.beton", count=200, resume=True, progress=again)
+    assert refused
+    assert len(Beton(tmp_path / "out.beton")) == 200
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.beton", "out.beton.json"]
 
 
 def count_prepared(source, out, options):

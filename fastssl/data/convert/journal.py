@@ -3,18 +3,21 @@
 An append-only file of records, each with its length and checksum; a torn last record is cut off and done again.
 """
 
+import contextlib
 import io
 import json
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from filelock import lock_descriptor
 
 from fastssl.data.convert.prepare import Run
 from fastssl.data.storage import writing
+from fastssl.errors import UserError
 
 _FRAME = struct.Struct("<QI")  # bytes of the record, CRC-32 of the record
 
@@ -28,10 +31,11 @@ class Journal:
     """
 
     def __init__(self, out: Path, fingerprint: str) -> None:
+        self._out = out
         self.path = out.with_name(f".{out.name}.resume")
         self._fingerprint = fingerprint.encode()
 
-    def runs(self, rest: Callable[[int], Iterator[Run]]) -> Iterator[Run]:
+    def runs(self, rest: Callable[[int], Iterator[Run]]) -> Generator[Run]:
         """The finished runs as they were, then those of `rest`, called with the number of items in the former.
 
         A run counts as finished once its taker asks for the next one.
@@ -39,6 +43,7 @@ class Journal:
         with writing(self.path):
             file = open(self.path, "r+b" if self.path.exists() else "w+b")  # noqa: SIM115
         with file:
+            self._lock(file)
             done = 0
             if _next(file) == self._fingerprint:
                 while (record := _next(file)) is not None:
@@ -51,6 +56,14 @@ class Journal:
             for run in rest(done):
                 yield run
                 _append(file, _pack(run), self.path)
+
+    def _lock(self, file: BinaryIO) -> None:
+        """UserError where another conversion writes this journal; file systems without locks are taken as they are."""
+        with contextlib.suppress(OSError):
+            if not lock_descriptor(file.fileno(), blocking=False):
+                raise UserError(
+                    f"Another process is converting to {self._out}.", "Wait for it, or choose another output."
+                )
 
     def is_stale(self) -> bool:
         """Whether there is a journal, of other work."""
@@ -72,14 +85,17 @@ def _append(file: BinaryIO, record: bytes, path: Path) -> None:
 
 
 def _next(file: BinaryIO) -> bytes | None:
-    """The next whole record; None, and back to where it would begin, when there is none."""
+    """The next whole record; None, and back to where it would begin, when there is none.
+
+    A record is never empty: zeros, as a loss of power leaves them, are an empty one with its checksum.
+    """
     start = file.tell()
     frame = file.read(_FRAME.size)
     if len(frame) == _FRAME.size:
         length, checksum = _FRAME.unpack(frame)
         left = file.seek(0, io.SEEK_END) - start - _FRAME.size
         file.seek(start + _FRAME.size)
-        if length <= left and zlib.crc32(record := file.read(length)) == checksum:
+        if 0 < length <= left and zlib.crc32(record := file.read(length)) == checksum:
             return record
     file.seek(start)
     return None

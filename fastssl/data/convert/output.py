@@ -117,8 +117,13 @@ def _write(
             return indexed_runs(source, wanted_N[start:], job.shape, job.workers)
         return stream_runs(itertools.islice(source.items(), start, None), job.shape, job.workers)
 
-    with contextlib.nullcontext() if path is None else _writer(job, path, total) as writer:
-        for run in rest(0) if journal is None else journal.runs(rest):
+    with contextlib.ExitStack() as stack:
+        # closed at an error, too, whose traceback would otherwise hold the journal's lock
+        runs = rest(0) if journal is None else stack.enter_context(contextlib.closing(journal.runs(rest)))
+        writer = None if path is None else _writer(job, path, total)
+        if writer is not None:
+            stack.enter_context(writer)
+        for run in runs:
             tally.add(run)
             numbers = numbering.number(run.labels)
             if writer is not None and not _failed(job, tally):  # after a failure the rest is only read
