@@ -18,13 +18,14 @@ from PIL import Image
 from fastssl.data.convert.chunks import indexed_runs, stream_runs
 from fastssl.data.sources import Indexed, Source, open_source
 from fastssl.data.sources.base import Item
+from fastssl.data.storage import writing
 from fastssl.errors import UserError
 from fastssl.pretrained.embedding.embed import embed, side_of
 from fastssl.pretrained.load import Pretrained, load
 from fastssl.pretrained.preparation import shape_of
 from fastssl.probes.duplicates import near_duplicates, outliers
 from fastssl.runs.directory import DUPLICATES
-from fastssl.runs.files import atomic_json, atomic_write
+from fastssl.runs.files import atomic_json, atomic_write, mode_of_new_files
 
 NEIGHBORS = 5
 COLUMNS = ("kind", "image", "other", "similarity")
@@ -100,7 +101,8 @@ def duplicates(
         ],
     }
     if out is not None:
-        atomic_write(Path(out), table_of(record).encode(errors="surrogateescape"))
+        with writing(Path(out)):
+            atomic_write(Path(out), table_of(record).encode(errors="surrogateescape"))
     if pretrained.run_dir is None:
         return record
     opened = open_source(source, split=split, count=count, side_px=side_of(pretrained))
@@ -116,6 +118,10 @@ def check(out: str | Path | None, *, threshold: float, most: int) -> None:
         raise UserError(f"most is {most}.", "Set it to 1 or more.")
     if out is not None and Path(out).suffix != ".csv":
         raise UserError(f"out is {out}.", "Give it the suffix .csv.")
+    if out is not None:
+        with writing(Path(out)):
+            Path(out).parent.mkdir(parents=True, exist_ok=True)
+            mode_of_new_files(Path(out))  # makes and removes a file there: better now than after all images
 
 
 def table_of(record: dict[str, Any]) -> str:

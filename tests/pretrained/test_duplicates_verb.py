@@ -90,6 +90,19 @@ def pixels(file: Path | io.BytesIO) -> np.ndarray:
         return np.asarray(image.convert("RGB").resize((16, 16), Image.Resampling.BOX), float)
 
 
+def test_a_table_that_cannot_be_written_is_refused_before_any_work(
+    tiny_run: Path, photos: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    seen: list[int] = []
+    with pytest.raises(UserError, match=r"twins\.csv cannot be written"):
+        duplicates(tiny_run, photos, tmp_path / "file" / "twins.csv", progress=lambda done, total: seen.append(done))
+    assert not seen
+    run, out = shutil.copytree(tiny_run, tmp_path / "run"), tmp_path / "new" / "results" / "twins.csv"
+    duplicates(run, photos, out, device="cpu")
+    assert [path.name for path in out.parent.iterdir()] == ["twins.csv"]
+
+
 def test_weights_outside_of_a_run_keep_nothing(tiny_run: Path, photos: Path, tmp_path: Path) -> None:
     import dataclasses
 
