@@ -233,6 +233,14 @@ def test_a_source_without_a_test_split_is_judged_on_val_and_says_so(run: Path, t
         judge(run, data=photo_splits(tmp_path / "one", "train"), on="test", probes=["knn"], **QUICK)
 
 
+def test_a_test_source_without_splits_is_the_test_set(run: Path, tmp_path: Path) -> None:
+    train, test = (photo_splits(tmp_path / name, "x") / "x" for name in ("pets_train", "pets_test"))
+    record = judge(run, data=train, test=test, probes=["knn"], **QUICK)
+    assert (record["on"], record["train"]["images"], record["judged"]["images"]) == ("test", 8, 8)
+    with pytest.raises(UserError, match="split 'test'"):
+        judge(run, data=train, test=train, probes=["knn"], **QUICK)
+
+
 def test_a_source_with_an_unreadable_image_is_refused_or_judged_without_it(run: Path, tmp_path: Path) -> None:
     pets = photo_splits(tmp_path / "pets", "train", "test")
     (pets / "test" / "cat" / "9.png").write_bytes(b"no image")

@@ -89,7 +89,11 @@ def splits(
     if on == "test":
         tested_on = test_name(net, data, test)
         is_own = tested_on == net.recipe.data.test_path
-        tested = labeled_part(own_file(net, "test_path")) if is_own else test_part(tested_on, read)
+        tested = (
+            labeled_part(own_file(net, "test_path"))
+            if is_own
+            else test_part(tested_on, read, whole=test is not None and not (data and same_source(data, test)))
+        )
     elif data is None and net.recipe.data.val_count:
         labels_N = build.data.labels_of(labeled.path)
         fit, held = build.data.labeled_parts(net.recipe, labels_N)
@@ -121,11 +125,23 @@ def test_name(net: Pretrained, data: str | Path | None, test: str | Path | None)
     )
 
 
-def test_part(name: str | Path, read: Callable[[str | Path, str], Part]) -> Part:
-    """The test split of a source; its val split, with a remark, where it has no test."""
+def same_source(a: str | Path, b: str | Path) -> bool:
+    return Path(a).expanduser().resolve() == Path(b).expanduser().resolve()
+
+
+def test_part(name: str | Path, read: Callable[[str | Path, str], Part], *, whole: bool) -> Part:
+    """The test split of a source; its val split, with a remark, where it has no test.
+
+    Args:
+        name: the source.
+        read: called with the source and a split.
+        whole: whether a source without any splits is the test set, as one that is no source of training is.
+    """
     try:
         return read(name, "test")
     except MissingSplitError as error:
+        if whole and not error.splits - {None}:
+            return read(name, "train")
         if "val" not in error.splits:
             raise
     remark = f"{name} has no test split; its val split was judged instead"
