@@ -17,17 +17,25 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from fastssl.build import ranks
+from fastssl.errors import UserError
+
+
+class SyncBatchNorm(nn.SyncBatchNorm):
+    """torch's, followed by its children: the dropout and activation of timm's norms."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return followed(self, super().forward(input))
 
 
 class SumBatchNorm(_BatchNorm):
-    """Batch normalization of (N, C, ...) with the mean and variance of all ranks' rows, on any device."""
+    """Batch normalization of (N, C, ...) by statistics of all ranks' rows, on any device, followed by its children."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         assert input.ndim >= 2, input.shape
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
-            return super().forward(input)
+            return followed(self, super().forward(input))
         dims = [d for d in range(input.ndim) if d != 1]
         shape = [1, -1, *[1] * (input.ndim - 2)]
         x = input if input.dtype == torch.float64 else input.float()
@@ -40,7 +48,7 @@ class SumBatchNorm(_BatchNorm):
         y = centered * torch.rsqrt(variance_C + self.eps).view(shape)
         if self.affine:
             y = y * self.weight.view(shape) + self.bias.view(shape)
-        return y.to(input.dtype)
+        return followed(self, y.to(input.dtype))
 
     def remember(self, mean_C: Tensor, variance_C: Tensor) -> None:
         if not self.track_running_stats:
@@ -54,6 +62,12 @@ class SumBatchNorm(_BatchNorm):
         self.running_var.lerp_(variance_C.to(self.running_var.dtype), self.momentum)
 
 
+def followed(norm: nn.Module, y: Tensor) -> Tensor:
+    for child in norm.children():
+        y = child(y)
+    return y
+
+
 def synchronize_batch_norm(network: nn.Module, device: torch.device, *, compiled: bool = False) -> nn.Module:
     """The network with every batch normalization over all ranks; the same parameters under the same names.
 
@@ -61,33 +75,56 @@ def synchronize_batch_norm(network: nn.Module, device: torch.device, *, compiled
         network: changed in place, except for a batch normalization itself.
         device: of the network.
         compiled: the network will be compiled.
+
+    Raises:
+        UserError: for a batch normalization that does something of its own besides.
     """
     if ranks.world() == 1:
         return network
-    if device.type == "cuda" and not compiled:
-        synchronized: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
-        return synchronized
-    for parent in list(network.modules()):
+    kind = SyncBatchNorm if device.type == "cuda" and not compiled else SumBatchNorm
+    for path, parent in list(network.named_modules()):
         for name, child in parent.named_children():
             if isinstance(child, _BatchNorm):
-                setattr(parent, name, like(child))
+                setattr(parent, name, like(child, kind, path=f"{path}.{name}".lstrip(".")))
     return network
 
 
-def like(norm: _BatchNorm) -> SumBatchNorm:
-    """A SumBatchNorm around another one's own parameters and buffers."""
-    new = SumBatchNorm(
+def like(norm: _BatchNorm, kind: type[SyncBatchNorm] | type[SumBatchNorm], *, path: str) -> _BatchNorm:
+    """A synchronized normalization around another one's own parameters, buffers and what follows it."""
+    new = kind(
         norm.num_features,
         eps=norm.eps,
         momentum=norm.momentum,
         affine=norm.affine,
         track_running_stats=norm.track_running_stats,
-    )
+    ).train(norm.training)
     for name, parameter in norm.named_parameters(recurse=False):
         setattr(new, name, parameter)
     for name, buffer in norm.named_buffers(recurse=False):
         setattr(new, name, buffer)
-    return new.train(norm.training)
+    for name, child in followers(norm, path).items():
+        setattr(new, name, child)
+    return new
+
+
+def followers(norm: _BatchNorm, path: str) -> dict[str, nn.Module]:
+    """What a batch normalization calls after it has normalized, in that order.
+
+    Raises:
+        UserError: when that is not known.
+    """
+    children, forward = dict(norm.named_children()), type(norm).forward
+    if forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward):
+        return {}
+    if isinstance(norm, SyncBatchNorm | SumBatchNorm):
+        return children
+    if forward.__module__.startswith("timm.") and children.keys() == {"drop", "act"}:
+        return {name: children[name] for name in ("drop", "act")}
+    raise UserError(
+        f"{path} is a {type(norm).__name__}, a batch normalization with a forward of its own, which several ranks "
+        "would lose.",
+        "Make it torch's BatchNorm followed by modules of its own, or train on one rank.",
+    )
 
 
 def data_parallel(network: nn.Module, device: torch.device, *, compression: str = "none") -> nn.Module:

@@ -13,6 +13,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from fastssl import build
 from fastssl.build import ranks
+from fastssl.errors import UserError
 from fastssl.losses import barlow_twins, sigreg, vicreg
 from fastssl.losses.loss import Terms
 from fastssl.models.backbones import backbone
@@ -37,6 +38,32 @@ def test_synchronized_batch_norm_stays_in_one_graph() -> None:
     assert not [m for m in network.modules() if type(m) in (nn.BatchNorm2d, nn.SyncBatchNorm)]
     found = torch._dynamo.explain(network)(torch.randn(4, 3, 16, 16))
     assert (found.graph_count, found.graph_break_count) == (1, 0)
+
+
+@pytest.mark.usefixtures("_two_ranks")
+def test_synchronized_batch_norm_keeps_timms_activations() -> None:
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    network, images = timm.create_model("mobilenetv3_small_050", num_classes=0), torch.randn(4, 3, 32, 32)
+    expected, keys = network(images).detach(), list(network.state_dict())
+    for kind in ("cuda", "cpu"):
+        synchronize_batch_norm(network, torch.device(kind))
+        assert not [m for m in network.modules() if type(m).__name__ == "BatchNormAct2d"]
+        assert list(network.state_dict()) == keys
+    torch.testing.assert_close(network(images), expected, rtol=1e-4, atol=1e-4)
+
+
+class Scaled(nn.BatchNorm2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+@pytest.mark.usefixtures("_two_ranks")
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_a_batch_norm_with_a_forward_of_its_own_is_refused(kind: str) -> None:
+    network = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 1), Scaled(4)))
+    with pytest.raises(UserError, match=r"^0\.1 is a Scaled, a batch normalization with a forward of its own"):
+        synchronize_batch_norm(network, torch.device(kind))
 
 
 @pytest.mark.usefixtures("_two_ranks")
