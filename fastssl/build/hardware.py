@@ -1,5 +1,7 @@
 """The recipe's device and precision."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -91,6 +93,20 @@ def replaced(recipe: Recipe, on: torch.device) -> str | None:
     if is_native(name, on):
         return None
     return f"Features are computed in float32: this {on.type} has no instructions for {name}, in which the run trained."
+
+
+@contextlib.contextmanager
+def seeded(seed: int, on: torch.device) -> Iterator[None]:
+    """torch's global random numbers begin at a seed for a while; the caller's go on afterwards as if nothing was."""
+    with torch.random.fork_rng([on] if on.type == "cuda" else []):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed other devices too
+        match on.type:
+            case "cuda":
+                with torch.cuda.device(on):
+                    torch.cuda.manual_seed(seed)
+            case "mps":
+                torch.mps.manual_seed(seed)
+        yield
 
 
 def wait(device: torch.device) -> None:

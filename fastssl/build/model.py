@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from fastssl.build import hardware
 from fastssl.errors import UserError
 from fastssl.models import backbones, checkpointing, hub, pretrainer, resnet, starting_weights
 from fastssl.models.matching import Match
@@ -58,7 +59,14 @@ def network(
     Raises:
         UserError: when the parts do not fit each other or the images.
     """
-    torch.manual_seed(recipe.seed)
+    with hardware.seeded(recipe.seed, device):
+        return network_of_seed(recipe, in_channels=in_channels, device=device, backbone=backbone)
+
+
+def network_of_seed(
+    recipe: Recipe, *, in_channels: int, device: torch.device, backbone: torch.nn.Module | None
+) -> pretrainer.Pretrainer:
+    """As `network`, drawn from torch's global random numbers as they are."""
     model, sides, account = recipe.model, sides_px(recipe), None
     if backbone is None and model.backbone == CUSTOM:
         raise UserError(

@@ -96,8 +96,9 @@ def train(
                         restore(run)
                     with record_failure(folder if ranks.is_main() else None):
                         begin(run, given, {"threads": threads_taken, "precision": precision_taken})
-                        loop(run, interrupts)
-                        return finish(run, partial(stop_asked, run, interrupts))
+                        with build.hardware.seeded(recipe.seed + run.step, run.device):  # dropout draws from them
+                            loop(run, interrupts)
+                            return finish(run, partial(stop_asked, run, interrupts))
                 finally:
                     run.saver.close()
                     parallel.close(run.train_step)
@@ -150,9 +151,10 @@ def choose_parallel(run: Run) -> str:
     """Has threads share views or operators, as at the run's beginning, and says why."""
     channels, reason = run.manifest.channels, "as the run began"
     if not run.parallel:
-        run.parallel, reason = parallel.choose(
-            run.recipe, run.train_step, run.network, in_channels=channels, device=run.device
-        )
+        with build.hardware.seeded(run.recipe.seed, run.device):
+            run.parallel, reason = parallel.choose(
+                run.recipe, run.train_step, run.network, in_channels=channels, device=run.device
+            )
     if run.parallel == parallel.VIEWS:
         run.train_step = parallel.view_parallel(run.train_step, run.network, workers=torch.get_num_threads())
     return reason

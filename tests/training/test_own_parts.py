@@ -1,5 +1,6 @@
 """What Python hands to `train`: a mistake names its argument in two sentences, before or without anything saved."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,10 @@ import torch
 from torch import Tensor, nn
 
 import fastssl
+from fastssl import build
 from fastssl.errors import UserError
+from fastssl.models import backbones
+from fastssl.recipe.load import load
 
 
 @pytest.mark.parametrize(
@@ -86,3 +90,40 @@ def test_a_policy_of_mappings_trains(tiny_recipe: dict[str, Any], tmp_path: Path
     tiny = tiny_recipe | {"train": tiny_recipe["train"] | {"epochs": 1}}
     rows = [{"side_px": 16, "hflip_p": 0.5}] * 3
     assert fastssl.train(tiny, run_dir=tmp_path / "run", policy=rows)["views"] == 3 * 5 * 32
+
+
+class Dropping(nn.Sequential):
+    """A backbone whose dropout draws from torch's global random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 16), nn.Dropout(0.3))
+
+
+def test_dropout_follows_from_the_recipes_seed_and_the_callers_random_numbers_go_on(
+    tiny_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    weights, losses = Dropping().state_dict(), []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        before, run, backbone = torch.get_rng_state(), tmp_path / str(seed), Dropping()
+        torch.set_rng_state(before)
+        backbone.load_state_dict(weights)
+        fastssl.train(tiny_recipe, run_dir=run, backbone=backbone)
+        fastssl.load(run, backbone=backbone)
+        assert torch.equal(torch.get_rng_state(), before)
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        losses.append([line["loss"] for line in lines if line["event"] == "step"])
+    assert losses[0] == losses[1]
+    assert len(set(losses[0])) == 10
+
+
+def test_a_seed_decides_the_first_weights_and_nothing_else(tiny_recipe: dict[str, Any]) -> None:
+    recipe, cpu = load(tiny_recipe), torch.device("cpu")
+    torch.manual_seed(recipe.seed)
+    expected = backbones.backbone("resnet_tiny", stem="patch2", width=0.25)
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    network = build.model.network(recipe, in_channels=3, device=cpu)
+    assert torch.equal(torch.get_rng_state(), before)
+    for key, tensor in network.backbone.state_dict().items():
+        assert torch.equal(tensor, expected.state_dict()[key])

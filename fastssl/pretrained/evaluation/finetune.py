@@ -45,9 +45,17 @@ def finetune(
         train, test: labeled images.
         epochs: passes over train, more when they would be fewer than MIN_STEPS steps.
         lr: the highest learning rate.
-        seed: of the order of images.
+        seed: of the order of images, and of dropout.
         progress: called with ("fine-tuning", steps done, steps in all).
     """
+    with build.hardware.seeded(seed, net.device):
+        return finetuned_pct(net, train, test, epochs=epochs, lr=lr, seed=seed, progress=progress)
+
+
+def finetuned_pct(
+    net: Pretrained, train: Part, test: Part, *, epochs: int, lr: float, seed: int, progress: Progress | None
+) -> float:
+    """As `finetune`, with dropout drawn from torch's global random numbers as they are."""
     classes_C = torch.unique(train.labels_N).to(net.device)  # sorted; labels may be any numbers
     model = classifier(net, len(classes_C))
     batch_size = min(BATCH_SIZE, len(train.rows_N))
