@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fastssl.augment import draws
 from fastssl.build import ranks, views
+from fastssl.build.checks import check_batch, check_stream
 from fastssl.data.batch import Batch
 from fastssl.data.beton.reader import Beton
 from fastssl.data.convert import convert
@@ -48,28 +49,6 @@ class Sets:
     train: Tensor
     probe: Tensor
     val: Tensor
-
-
-def check_batch(recipe: Recipe, images: int) -> None:
-    """Refuses fewer images than a batch, and a last batch that cannot be shared out.
-
-    Raises:
-        UserError: naming the field.
-    """
-    if images < recipe.data.batch_size:
-        raise UserError(
-            f"data.batch_size {recipe.data.batch_size} is larger than the {max(0, images)} images to train on.",
-            f"Set data.batch_size to {max(2, images)} or lower, or add images.",
-        )
-    parts = ranks.world() * recipe.optim.accumulate_steps
-    rest = images % recipe.data.batch_size
-    # One image has no batch statistics; parts of unequal size would not weigh alike.
-    if not recipe.data.drop_last and rest and (rest % parts or rest < 2 * parts):
-        raise UserError(
-            f"data.drop_last is false, but the last batch of {rest} of {images} images does not divide into {parts} "
-            "parts (ranks times optim.accumulate_steps) of 2 or more.",
-            "Set data.drop_last to true, or another data.batch_size.",
-        )
 
 
 def images_to_train_on(recipe: Recipe, count: int) -> int:
@@ -171,25 +150,6 @@ def labeled_parts(recipe: Recipe, probe_labels_N: Tensor) -> tuple[Tensor, Tenso
             "Set data.val_count lower.",
         )
     return shuffled[count:].sort().values, shuffled[:count].sort().values
-
-
-def check_stream(recipe: Recipe) -> None:
-    """Refuses what a stream of shards cannot do: choose images, and know their labels beforehand.
-
-    Raises:
-        UserError: naming the field.
-    """
-    data = recipe.data
-    if data.fraction != 1:
-        raise UserError(
-            f"data.fraction is {data.fraction}, and {data.path} is a folder of shards, which is streamed whole.",
-            f"Choose the images with {option('fraction')} of convert, or set data.fraction to 1.",
-        )
-    if data.probe_path is None and (data.val_count or data.test_path):
-        raise UserError(
-            f"{data.path} is a folder of shards, whose labels are not known beforehand, and there is no probe set.",
-            "Set data.probe_path to a .beton of labeled images, or data.val_count to 0 and data.test_path to none.",
-        )
 
 
 def of_known_classes(labels_N: Tensor, learn: Tensor, held: Tensor) -> tuple[Tensor, str]:

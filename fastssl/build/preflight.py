@@ -1,6 +1,7 @@
 """What is refused before any data is read or converted."""
 
-from fastssl.build.data import check_batch, images_to_train_on
+from fastssl.build.checks import check_batch
+from fastssl.build.data import images_to_train_on
 from fastssl.build.hardware import device
 from fastssl.build.model import check_model
 from fastssl.recipe.schema import Recipe

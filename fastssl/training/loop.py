@@ -81,6 +81,7 @@ def train(
     check_run_dir(folder, given, resume=resume)
     recipe = build.run_data.resumed(given, folder) if resume else given
     ranks.start(build.hardware.device(recipe).type, timeout_s=GROUP_TIMEOUT_S)
+    build.checks.check_parts(recipe)
     step_graph.check(recipe)
     with shown(progress, observe, convert_progress) as (observing, converting):
         build.data.ensure_data_once(recipe, progress=converting)

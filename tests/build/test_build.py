@@ -13,6 +13,7 @@ from fastssl.build import ranks
 from fastssl.data.convert.convert import convert
 from fastssl.errors import UserError
 from fastssl.recipe.load import load
+from fastssl.training.loop import train
 
 CPU = torch.device("cpu")
 
@@ -122,3 +123,32 @@ def test_a_recipe_looks_for_its_test_split_before_it_converts_and_may_skip_bad_f
     assert not (tmp_path / "train.beton").exists()
     build.data.ensure_data(load(recipe | {"data": data}))
     assert build.data.manifest_of(tmp_path / "train.beton").skipped_count == 1
+
+
+GROUPS = "model.batch_norm=per_view", "model.batch_norm_groups=8"
+
+
+@pytest.mark.parametrize(
+    ("world", "settings", "fix"),
+    [
+        (2, ["data.batch_size=33"], "Set data.batch_size to 32 or 34."),
+        (2, ["data.batch_size=12", "optim.accumulate_steps=4"], "Set data.batch_size to 8 or 16."),
+        (4, ["data.batch_size=16", *GROUPS], "Set data.batch_size to 32 or 36."),
+    ],
+)
+def test_a_batch_divides_over_ranks_parts_and_groups(tiny_recipe, tmp_path, monkeypatch, world, settings, fix):
+    recipe = load(tiny_recipe, settings)
+    build.checks.check_parts(recipe)  # of a process alone nothing is wrong
+    monkeypatch.setattr(ranks, "world", lambda: world)
+    with pytest.raises(UserError, match=f"{recipe.data.batch_size} does not divide over {world} ranks") as raised:
+        train(recipe, run_dir=tmp_path / "run")
+    assert raised.value.fix == fix
+    build.checks.check_parts(load(recipe, [f"data.batch_size={fix.split()[3]}"]))
+
+
+def test_a_last_batch_divides_over_groups_too(tiny_recipe):
+    settings = ["data.batch_size=18", "data.val_count=0", "data.drop_last=false"]
+    recipe = load(tiny_recipe, [*settings, "model.batch_norm=per_view", "model.batch_norm_groups=2"])
+    with pytest.raises(UserError, match=r"last batch of 2 of 200 images does not divide into 1 parts .* of 4 or more"):
+        sets_of(recipe)
+    build.checks.check_batch(recipe, 202)
