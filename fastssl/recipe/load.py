@@ -99,6 +99,9 @@ def parse(path: Path) -> Any:
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > MAX_DEPTH or isinstance(event, yaml.AliasEvent):
                 raise UserError(f"{path} is nested more than {MAX_DEPTH} deep or uses YAML aliases.", fix)
+        twice = given_twice(yaml.compose(text, Loader=yaml.SafeLoader))
+        if twice:
+            raise UserError(f"{path}: {'; '.join(twice)}.", "Leave one of them.")
         return yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
@@ -106,6 +109,22 @@ def parse(path: Path) -> Any:
         raise UserError(f"{path} is not YAML{line}.", fix) from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.", "Give a readable recipe file.") from error
+
+
+def given_twice(node: yaml.Node | None, section: str = "") -> list[str]:
+    """The keys that a mapping has more than once, of which YAML would silently take the last."""
+    if isinstance(node, yaml.SequenceNode):
+        return [text for value in node.value for text in given_twice(value, section)]
+    if not isinstance(node, yaml.MappingNode):
+        return []
+    seen, found = set[str](), list[str]()
+    for key, value in node.value:
+        name = f"{section}{key.value}"
+        if name in seen:
+            found.append(f"{name} is given twice (line {key.start_mark.line + 1})")
+        seen.add(name)
+        found += given_twice(value, f"{name}.")
+    return found
 
 
 def apply_override(tree: dict[str, Any], override: str) -> dict[str, Any]:
@@ -117,11 +136,14 @@ def apply_override(tree: dict[str, Any], override: str) -> dict[str, Any]:
             "Write for example -s data.batch_size=128.",
         )
     try:
+        twice = given_twice(yaml.compose(text, Loader=yaml.SafeLoader), f"{key.strip()}.")
         value = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(
             f"-s {override!r}: the value is not YAML.", "Quote it, for example -s 'augment.all={hflip_p: 0}'."
         ) from error
+    if twice:
+        raise UserError(f"-s {override!r}: {'; '.join(twice)}.", "Leave one of them.")
     *sections, last = key.strip().split(".")
     result = node = dict(tree)
     for section in sections:

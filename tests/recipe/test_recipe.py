@@ -103,6 +103,19 @@ def test_what_is_not_a_recipe_is_refused(tmp_path, text: str) -> None:
         load(path)
 
 
+def test_a_section_or_key_written_twice_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    text = "data: {path: x.beton}\noptim:\n  lr: 0.1\ntrain: {epochs: 1, epochs: 2}\noptim:\n  name: sgd\n"
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        load(path)
+    assert error.value.what == f"{path}: train.epochs is given twice (line 4); optim is given twice (line 5)."
+    with pytest.raises(UserError, match=r"augment\.all\.hue is given twice"):
+        load(MINIMAL, ["augment.all={hue: 0.1, hue: 0.2}"])
+    path.write_text("data: {path: x.beton}\ntrain: {epochs: 1}\naugment: {rows: [{hue: 0.1}, {hue: 0.1}]}\n")
+    assert len(view_table(load(path).augment)) == 2
+
+
 def test_large_and_binary_files_are_refused(tmp_path) -> None:
     path = tmp_path / "r.yaml"
     path.write_bytes(b"a: " + b"x" * (1 << 20))
