@@ -94,6 +94,7 @@ def parts(recipe: Recipe) -> Parts:
         UserError: as training does.
     """
     device = build.hardware.device(recipe)
+    build.views.check_backend(recipe, device)
     if device.type == "cpu":
         keep_freed_memory()
     data = recipe.data

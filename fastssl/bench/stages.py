@@ -65,6 +65,7 @@ def recipe_stages(recipe: Recipe) -> list[Stage]:
         UserError: when the recipe cannot work here, or its file is not sound.
     """
     device, path = build.hardware.device(recipe), recipe.data.path
+    build.views.check_backend(recipe, device)
     if path.is_dir():
         stages, batch = stream_stages(recipe, device)
         manifest = build.data.manifest_of(path)

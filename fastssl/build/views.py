@@ -53,7 +53,10 @@ def clean_view(recipe: Recipe, manifest: Manifest, *, device: torch.device) -> A
 
 
 def make_augment(recipe: Recipe, rows: tuple[View, ...], manifest: Manifest, *, device: torch.device) -> Augment:
-    """Those rows by the recipe's backend; where `auto` is cuda and does not run here, by torch."""
+    """Those rows by the recipe's backend, which may be for another device than that on which a run is looked at.
+
+    There the device's own makes equal views; where `auto` is cuda and does not run here, torch's.
+    """
     mean_C, std_C = normalization(recipe, manifest)
     plain = Augment(
         views=rows,
@@ -64,6 +67,8 @@ def make_augment(recipe: Recipe, rows: tuple[View, ...], manifest: Manifest, *, 
         backend=backend_of("torch"),
     )
     name = backend_name(recipe, device)
+    if not fits(name, device):
+        name = own_backend(device)
     if recipe.augment.backend == "auto" and name == "cuda" and cuda_failure(plain, device):
         return plain
     return replace(plain, backend=backend_of(name))
@@ -89,9 +94,41 @@ def backend_name(recipe: Recipe, device: torch.device) -> BackendName:
     """The recipe's backend, for `auto` the device's own."""
     match recipe.augment.backend:
         case "auto":
-            return "cpu" if device.type == "cpu" else "cuda" if device.type == "cuda" else "torch"
+            return own_backend(device)
         case name:
             return name
+
+
+def own_backend(device: torch.device) -> BackendName:
+    return "cpu" if device.type == "cpu" else "cuda" if device.type == "cuda" else "torch"
+
+
+def fits(name: BackendName, device: torch.device) -> bool:
+    """Whether a backend makes views on such a device."""
+    return name in ("torch", device.type)
+
+
+def check_backend(recipe: Recipe, device: torch.device) -> None:
+    """Refuses a backend for another device, and one that is not installed.
+
+    Raises:
+        UserError: naming the field.
+    """
+    name = recipe.augment.backend
+    if name == "auto":
+        return
+    if not fits(name, device):
+        raise UserError(
+            f"augment.backend is {name}, but the device is {device.type}.",
+            f"Set augment.backend to auto or torch, or device to {name}.",
+        )
+    try:
+        backend_of(name)
+    except ImportError as error:
+        raise UserError(
+            f"augment.backend is {name}, but {error.name} is not installed.",
+            f"Run `pip install {error.name}`, or set augment.backend to auto.",
+        ) from error
 
 
 def reads_in_place(recipe: Recipe, device: torch.device) -> bool:

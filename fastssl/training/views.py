@@ -35,6 +35,7 @@ class Views:
     """
 
     def __init__(self, recipe: Recipe, device: torch.device) -> None:
+        build.views.check_backend(recipe, device)
         path = recipe.data.path
         self.recipe, self.device = recipe, device
         self.manifest = build.data.manifest_of(path)
