@@ -1,9 +1,10 @@
 """From a recipe to its network: which backbone, from which weights it starts, and what of it stays as it is."""
 
 import argparse
+import contextlib
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +74,12 @@ def network_of_seed(
             "The recipe was run with a backbone of its own, which it cannot name.", "Pass the module as backbone=."
         )
     if backbone is None:
-        backbone = backbones.backbone(
-            model.backbone, stem=model.stem, width=model.width, in_channels=in_channels, side_px=sides[0]
-        )
+        images = f"{in_channels} x {sides[0]} x {sides[0]} images"
+        fix = "Choose another model.backbone or augment.side_px (some networks take one size of image only)."
+        with explained(f"model.backbone {model.backbone} cannot be built for {images}", fix):
+            backbone = backbones.backbone(
+                model.backbone, stem=model.stem, width=model.width, in_channels=in_channels, side_px=sides[0]
+            )
         account = load_weights(recipe, backbone)
     starting_weights.freeze(backbone, model.freeze)
     if recipe.train.gradient_checkpointing:
@@ -83,15 +87,28 @@ def network_of_seed(
     dims = [
         pretrainer.features_dim(backbone, side_px=side_px, in_channels=in_channels, training=True) for side_px in sides
     ]
-    projector = pretrainer.projector(
-        dims[0], widths=model.projector, norm=model.projector_norm, bias=model.projector_bias
-    )
+    with explained(f"model.projector {[*model.projector]} cannot be built", "Give model.projector smaller widths."):
+        projector = pretrainer.projector(
+            dims[0], widths=model.projector, norm=model.projector_norm, bias=model.projector_bias
+        )
     both = pretrainer.Pretrainer(
         backbone, projector, per_view=model.batch_norm == "per_view", image_groups=model.batch_norm_groups
     )
     both.weights_account = account
     layout = torch.channels_last if recipe.train.channels_last else torch.contiguous_format
     return both.to(device).to(memory_format=layout)
+
+
+@contextlib.contextmanager
+def explained(what: str, fix: str) -> Iterator[None]:
+    """UserError in place of what a library raises while it builds its part of a network."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # timm's and torchvision's constructors may raise anything
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{what}: {reason.rstrip('.!')}.", fix) from error
 
 
 def few_images(recipe: Recipe, wanted: int) -> int:

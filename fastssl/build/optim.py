@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from fastssl.build.muon import Muon, subtract
+from fastssl.errors import UserError
 from fastssl.recipe.schema import Optimizer, Recipe, Schedule
 
 
 def optimizer(recipe: Recipe, module: nn.Module, *, device: torch.device) -> torch.optim.Optimizer:
+    check_trainable(module)
     spec = recipe.optim
     groups = parameter_groups([module], weight_decay=spec.weight_decay, vectors=spec.decay_vectors)
     return make_optimizer(
@@ -27,6 +29,15 @@ def optimizer(recipe: Recipe, module: nn.Module, *, device: torch.device) -> tor
         capturable=recipe.train.cuda_graph and device.type == "cuda",
         device=device,
     )
+
+
+def check_trainable(module: nn.Module) -> None:
+    """UserError where every parameter is frozen."""
+    if not any(p.requires_grad for p in module.parameters()):
+        raise UserError(
+            "Nothing is left to train: the whole backbone is frozen, and the projector has no layers.",
+            "Set model.freeze lower, or give model.projector widths.",
+        )
 
 
 def learning_rate(recipe: Recipe, *, steps_per_epoch: int) -> Callable[[int], float]:

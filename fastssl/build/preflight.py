@@ -1,9 +1,11 @@
 """What is refused before any data is read or converted."""
 
+import torch
+
+from fastssl.build import model, optim
 from fastssl.build.checks import check_batch
 from fastssl.build.data import images_to_train_on
 from fastssl.build.hardware import device
-from fastssl.build.model import check_model
 from fastssl.build.views import check_backend
 from fastssl.recipe.schema import Recipe
 
@@ -15,6 +17,18 @@ def check(recipe: Recipe) -> None:
         UserError: naming the field.
     """
     check_backend(recipe, device(recipe))
-    check_model(recipe)
+    model.check_model(recipe)
+    if recipe.model.backbone != model.CUSTOM and not recipe.data.path.exists():
+        check_network(recipe)
     if recipe.data.count and not recipe.data.path.exists():
         check_batch(recipe, images_to_train_on(recipe, recipe.data.count))
+
+
+def check_network(recipe: Recipe) -> None:
+    """Builds the network and forgets it; starting weights are for channels that are not known yet.
+
+    Raises:
+        UserError: naming the field.
+    """
+    drawn = recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": None})})
+    optim.check_trainable(model.network(drawn, in_channels=3, device=torch.device("cpu")))

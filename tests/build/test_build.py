@@ -1,5 +1,6 @@
 """From a recipe to its parts: which images, which loader, and what is refused before training."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -152,3 +153,32 @@ def test_a_last_batch_divides_over_groups_too(tiny_recipe):
     with pytest.raises(UserError, match=r"last batch of 2 of 200 images does not divide into 1 parts .* of 4 or more"):
         sets_of(recipe)
     build.checks.check_batch(recipe, 202)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            ["model.backbone=torchvision/vit_b_16", "model.stem=auto", "model.width=1", "augment.side_px=24"],
+            "model.backbone torchvision/vit_b_16 cannot be built for 3 x 24 x 24 images: Input shape indivisible",
+        ),
+        (
+            ["model.backbone=timm/resnet18.typo", "model.stem=auto", "model.width=1"],
+            "model.backbone timm/resnet18.typo cannot be built .*Invalid pretrained tag",
+        ),
+        (["model.projector=[100000000,100000000]"], r"model\.projector \[100000000, 100000000\] cannot be built"),
+        (["model.freeze=['']", "model.projector=[]"], "Nothing is left to train"),
+    ],
+)
+def test_a_network_that_cannot_be_built_is_explained_before_anything_is_converted(
+    tiny_recipe, tmp_path, settings, said
+):
+    if "timm" in said:
+        pytest.importorskip("timm")
+    absent = [f"data.path={tmp_path / 'a.beton'}", "data.source=shapes", "data.count=200"]
+    for recipe in (load(tiny_recipe, settings), load(tiny_recipe, [*settings, *absent])):
+        for verb in (partial(train, run_dir=tmp_path / "run"), dry_run.describe):
+            with pytest.raises(UserError, match=said) as raised:
+                verb(recipe)
+            assert "\n" not in raised.value.what
+    assert not list(tmp_path.iterdir())
