@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fastssl.losses.loss import RISK_FACTOR, Form, Loss, Terms, Weight
+from fastssl.losses.loss import RISK_FACTOR, Form, Loss, Terms, Weight, check_choice, check_form, check_weights
 from fastssl.losses.statistics import (
     AllSum,
     center,
@@ -60,9 +60,12 @@ def barlow_twins(
         gradient, the other terms are detached.
 
     Raises:
-        UserError: when z_VBD is not (V, B, D) with V >= 2.
+        UserError: when z_VBD is not (V, B, D) with V >= 2, or an argument has another value than named here.
     """
     check_views(z_VBD)
+    check_form(form)
+    check_choice("standardize", standardize, ("per_view", "joint"))
+    check_weights(redundancy_weight=redundancy_weight)
     # Here too, so that the loss stands by itself, without a recipe.
     if redundancy_weight == "auto":
         redundancy_weight = redundancy_rule(z_VBD.shape[-1], len(z_VBD), form=form)

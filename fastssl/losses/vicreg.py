@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastssl.losses.loss import RISK_FACTOR, Form, Loss, Terms, Weight
+from fastssl.losses.loss import RISK_FACTOR, Form, Loss, Terms, Weight, check_form, check_weights
 from fastssl.losses.statistics import (
     AllSum,
     center,
@@ -63,9 +63,13 @@ def vicreg(
         loss, and the three terms before weighting; "loss" carries the gradient, the other terms are detached.
 
     Raises:
-        UserError: when z_VBD is not (V, B, D) with V >= 2.
+        UserError: when z_VBD is not (V, B, D) with V >= 2, or an argument has another value than named here.
     """
     check_views(z_VBD)
+    check_form(form)
+    check_weights(
+        invariance_weight=invariance_weight, variance_weight=variance_weight, covariance_weight=covariance_weight
+    )
     V, _, D = z_VBD.shape
     weight = weights(
         D,

@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from typing import Any
 
 import pytest
 import reference
@@ -424,3 +425,22 @@ def test_the_seed_of_a_step_follows_from_the_recipes_seed_and_the_step():
     assert len({*seeds(), *seeds("seed=1")}) == 400
     assert 0 <= min(seeds()) <= max(seeds()) < 2**32
     assert build.losses.seeds(load("quickstart.yaml")) is None
+
+
+@pytest.mark.parametrize(
+    ("loss", "arguments", "fix"),
+    [
+        (barlow_twins, {"form": "author"}, "Set it to leave_one_out or authors."),
+        (vicreg, {"form": "author"}, "Set it to leave_one_out or authors."),
+        (barlow_twins, {"standardize": "per-view"}, "Set it to per_view or joint."),
+        (barlow_twins, {"redundancy_weight": -1.0}, "Set it to auto or to a finite number of 0 or more."),
+        (vicreg, {"covariance_weight": float("nan")}, "Set it to auto or to a finite number of 0 or more."),
+        (vicreg, {"variance_weight": "Auto"}, "Set it to auto or to a finite number of 0 or more."),
+    ],
+)
+def test_a_misspelled_form_and_a_negative_weight_are_refused(loss: Any, arguments: dict[str, Any], fix: str) -> None:
+    ((name, value),) = arguments.items()
+    with pytest.raises(UserError) as error:
+        loss(torch.randn(2, 4, 3), **arguments)
+    assert error.value.what == f"{name} is {value!r}."
+    assert error.value.fix == fix
