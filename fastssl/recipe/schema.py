@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -26,6 +26,24 @@ def expanded(value: Any) -> Any:
     return os.path.expanduser(os.path.expandvars(str(value)))
 
 
+def named(value: Any) -> Any:
+    """A path whose last part is a name, next to which a manifest can lie; `.` is the folder it stands for."""
+    value = expanded(value)
+    if not isinstance(value, str | Path):
+        return value
+    path = Path(value) if Path(value).name not in ("", "..") else Path(value).resolve()
+    if not str(value).strip() or not path.name:
+        raise ValueError(f"{str(value)!r} names no file or folder")
+    return path
+
+
+def named_run(name: str) -> str:
+    if Path(name).name in ("", "..") or not name.strip():
+        raise ValueError(f"{name!r} names no folder below runs")
+    return name
+
+
+NamedPath = Annotated[Path, BeforeValidator(named)]
 ExpandedPath = Annotated[Path, BeforeValidator(expanded)]
 ExpandedText = Annotated[str, BeforeValidator(expanded)]
 
@@ -41,15 +59,11 @@ class Data(Section):
         None,
         description="What to convert when `path` is absent: shapes, cifar10, ... or a folder or archive.",
     )
-    path: ExpandedPath = Field(
-        description="The .beton file to pretrain on, or a folder of WebDataset shards to stream."
-    )
+    path: NamedPath = Field(description="The .beton file to pretrain on, or a folder of WebDataset shards to stream.")
     split: Literal["train", "test", "val", "unlabeled"] = "train"
-    test_path: ExpandedPath | None = Field(None, description="The .beton file that the final evaluation uses, once.")
+    test_path: NamedPath | None = Field(None, description="The .beton file that the final evaluation uses, once.")
     test_split: Literal["train", "test", "val"] = "test"
-    probe_path: ExpandedPath | None = Field(
-        None, description="Labeled images for the probes; `path` itself when absent."
-    )
+    probe_path: NamedPath | None = Field(None, description="Labeled images for the probes; `path` itself when absent.")
     probe_split: Literal["train", "test", "val"] = "train"
     side_px: Annotated[int, Field(ge=4, le=MAX_VIEW_PX)] | None = Field(
         None, description="Side to convert to; None keeps sizes."
@@ -352,7 +366,7 @@ class Log(Section):
 class Recipe(Section):
     """Everything that decides a run. Equal recipes, data and machine give equal losses."""
 
-    name: str = "run"
+    name: Annotated[str, AfterValidator(named_run)] = "run"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     data: Data

@@ -42,3 +42,13 @@ def test_a_variable_that_is_not_set_is_an_error(monkeypatch: pytest.MonkeyPatch)
 def test_a_key_without_its_section_names_the_dotted_one(change: str, near: str) -> None:
     with pytest.raises(UserError, match=f"did you mean {near.replace('.', '[.]')}[?]"):
         load("quickstart", [change])
+
+
+@pytest.mark.parametrize("change", ["data.path=''", "data.path=/", "data.test_path=''", "name=''", "name=."])
+def test_a_path_or_run_without_a_name_is_refused(change: str) -> None:
+    with pytest.raises(UserError, match=f"{change.partition('=')[0]}: .* names no"):
+        load("quickstart", [change])
+
+
+def test_a_dot_is_the_folder_that_it_stands_for() -> None:
+    assert load("quickstart", ["data.path=."]).data.path == Path.cwd()
