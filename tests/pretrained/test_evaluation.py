@@ -234,7 +234,8 @@ def test_a_source_without_a_test_split_is_judged_on_val_and_says_so(run: Path, t
 
 
 def test_a_test_source_without_splits_is_the_test_set(run: Path, tmp_path: Path) -> None:
-    train, test = (photo_splits(tmp_path / name, "x") / "x" for name in ("pets_train", "pets_test"))
+    photo_splits(tmp_path, "pets_train", "pets_test")
+    train, test = tmp_path / "pets_train", tmp_path / "pets_test"
     record = judge(run, data=train, test=test, probes=["knn"], **QUICK)
     assert (record["on"], record["train"]["images"], record["judged"]["images"]) == ("test", 8, 8)
     with pytest.raises(UserError, match="split 'test'"):

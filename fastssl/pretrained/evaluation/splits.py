@@ -92,7 +92,9 @@ def splits(
         tested = (
             labeled_part(own_file(net, "test_path"))
             if is_own
-            else test_part(tested_on, read, whole=test is not None and not (data and same_source(data, test)))
+            else test_part(
+                tested_on, read, whole=test is not None and (data is None or Path(data).stem != Path(test).stem)
+            )
         )
     elif data is None and net.recipe.data.val_count:
         labels_N = build.data.labels_of(labeled.path)
@@ -125,22 +127,19 @@ def test_name(net: Pretrained, data: str | Path | None, test: str | Path | None)
     )
 
 
-def same_source(a: str | Path, b: str | Path) -> bool:
-    return Path(a).expanduser().resolve() == Path(b).expanduser().resolve()
-
-
 def test_part(name: str | Path, read: Callable[[str | Path, str], Part], *, whole: bool) -> Part:
     """The test split of a source; its val split, with a remark, where it has no test.
 
     Args:
         name: the source.
         read: called with the source and a split.
-        whole: whether a source without any splits is the test set, as one that is no source of training is.
+        whole: whether a source without any splits is the test set, as one that is not also learned from is; files of
+            converted sources are called by their stem, which therefore has to differ.
     """
     try:
         return read(name, "test")
     except MissingSplitError as error:
-        if whole and not error.splits - {None}:
+        if whole and not error.splits:
             return read(name, "train")
         if "val" not in error.splits:
             raise
