@@ -6,6 +6,7 @@ image, view): order and pixels are the same whatever the batch size, the number 
 V views, B images of this rank, C channels, H W pixels.
 """
 
+import contextlib
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from fastssl import build
 from fastssl.data.batch import Batch
 from fastssl.errors import UserError
 from fastssl.recipe.load import load
-from fastssl.recipe.schema import Recipe
+from fastssl.recipe.schema import Recipe, named
 from fastssl.recipe.view import Row, row_of
 from fastssl.training.prefetch import prefetch_views
 
@@ -132,7 +133,7 @@ def views(
         batch_size: images of a step, >= 2, over all ranks where torch.distributed is initialized.
         views: V >= 2 rows of the preset, or the view table: one `View` or mapping of its fields per view.
         preset: what a number of views is cut by.
-        side_px: of a number of views; the images' own side where they share one, at most 224, when None.
+        side_px: of a number of views; when None the images' own side where they share one, at most 224.
         device: "auto", "cpu", "cuda", "mps" or a torch.device.
         dtype: of the views: float32, bfloat16 or float16.
         seed: of the order and of every draw.
@@ -149,15 +150,23 @@ def views(
         ...     z = network(views.flatten(0, 1)).view(4, 256, -1)
         ...     loss = fastssl.losses.barlow_twins(z)["loss"]
     """
-    path = Path(path)
+    try:
+        path = Path(named(path))
+    except ValueError as error:
+        raise UserError(f"path: {error}.", "Name a .beton file, or a folder of shards.") from None
     if dtype not in PRECISIONS:
         raise UserError(f"dtype is {dtype}.", "Set it to torch.float32, torch.bfloat16 or torch.float16.")
-    if isinstance(views, int):
-        side_px = side_px or build.data.manifest_of(path).side_px or LARGEST_DEFAULT_PX
-        table: dict[str, Any] = {"preset": preset, "views": views, "side_px": min(side_px, LARGEST_DEFAULT_PX)}
-    else:
+    if isinstance(views, int) and not isinstance(views, bool):
+        if side_px is None:
+            side_px = min(build.data.manifest_of(path).side_px or LARGEST_DEFAULT_PX, LARGEST_DEFAULT_PX)
+        table: dict[str, Any] = {"preset": preset, "views": views, "side_px": side_px}
+    elif isinstance(views, Sequence) and not isinstance(views, str):
+        if side_px is not None or preset != "cifar":
+            raise UserError("side_px and preset are of a number of views, not of a table.", "Set side_px of each View.")
         table = {"preset": "none", "rows": [row_of(row) for row in views]}
-    place = torch.device(device) if device != "auto" else None
+    else:
+        raise UserError(f"views is {views!r}.", "Set it to a number, or to a list with one fastssl.View(...) per view.")
+    place = None if device == "auto" else place_of(device)
     recipe = load(
         {
             "seed": seed,
@@ -167,4 +176,13 @@ def views(
             "train": {"epochs": 1, "precision": PRECISIONS[dtype]},
         }
     )
-    return Views(recipe, place or build.hardware.device(recipe))
+    found = build.hardware.device(recipe)  # refuses one that is not there
+    return Views(recipe, place or found)
+
+
+def place_of(device: str | torch.device) -> torch.device:
+    with contextlib.suppress(RuntimeError, TypeError):  # of a name that torch does not know, of no name
+        place = torch.device(device)
+        if place.type in ("cpu", "cuda", "mps"):
+            return place
+    raise UserError(f"device is {device!r}.", 'Set it to "auto", "cpu", "cuda" or "mps".')

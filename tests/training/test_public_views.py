@@ -98,6 +98,11 @@ def test_ranks_share_each_batch(path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert torch.equal(torch.cat([index for _, _, index in parts]), whole[2])
 
 
+def test_a_side_that_is_given_is_taken_whatever_the_default(path: Path) -> None:
+    views, _, _ = next(iter(fastssl.views(path, batch_size=BATCH, views=2, side_px=256, device="cpu")))
+    assert views.shape[-2:] == (256, 256)
+
+
 def test_a_table_of_views_with_two_sides_gives_two_tensors(path: Path) -> None:
     table = [fastssl.View(side_px=16), {"side_px": 16, "hflip_p": 1.0}, fastssl.View(side_px=8)]
     large_VBCHW, small_VBCHW = next(iter(fastssl.views(path, batch_size=BATCH, views=table, device="cpu")))[0]
@@ -135,6 +140,16 @@ def test_a_loop_of_ones_own_learns(path: Path) -> None:
         ({"preset": "imagnet"}, "preset"),
         ({"path": "nothing.beton"}, "nothing.beton"),
         ({"loader": "fast"}, "loader"),
+        ({"device": "gpu"}, "device is 'gpu'"),
+        ({"device": None}, "device is None"),
+        ({"device": "meta"}, "device is 'meta'"),
+        ({"views": None}, "views is None"),
+        ({"views": 4.0}, r"views is 4\.0"),
+        ({"views": "4"}, "views is '4'"),
+        ({"views": True}, "views is True"),
+        ({"side_px": 0}, "side_px"),
+        ({"views": [fastssl.View(side_px=16)] * 2, "side_px": 24}, "side_px and preset are of a number"),
+        ({"path": "/"}, "path: '/' names no file"),
     ],
 )
 def test_mistakes_name_the_argument(path: Path, arguments: dict[str, Any], named: str) -> None:
