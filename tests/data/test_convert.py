@@ -13,10 +13,8 @@ from PIL import Image
 from test_sources import pack_tar, png, tree
 
 from fastssl.data.beton.reader import Beton, BetonWriter
-from fastssl.data.convert import output
 from fastssl.data.convert.convert import convert
 from fastssl.data.convert.labels import read_classes
-from fastssl.data.manifest import manifest_path
 from fastssl.data.sources import open_source
 from fastssl.errors import UserError
 
@@ -494,22 +492,6 @@ convert("shapes", sys.argv[1], count=2000, progress=wait, format=sys.argv[2], wo
 
 
 @pytest.mark.skipif(os.name != "posix", reason="no way to ask whether a process lives")
-def test_images_never_lie_next_to_the_manifest_of_others(tmp_path, monkeypatch):
-    noise(tmp_path / "a")
-    noise(tmp_path / "b", count=6)
-    out = tmp_path / "x.beton"
-    convert(tmp_path / "a", out)
-
-    def stopped(path, content):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(output, "atomic_json", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        convert(tmp_path / "b", out, overwrite=True)
-    assert len(Beton(out)) == 6
-    assert not manifest_path(out).exists()
-
-
 @pytest.mark.parametrize("format", ["beton", "webdataset"])
 def test_what_a_killed_conversion_left_goes_with_the_next_one_and_nothing_else_does(tmp_path, format):
     """Two real processes stopped in the middle of writing, of which one is killed."""

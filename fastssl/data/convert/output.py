@@ -93,8 +93,6 @@ def place(output: HiddenOutput) -> Manifest:
     with writing(output.out):
         if output.temporary.is_dir():
             check_replaceable(output.out)
-        # Killed from here on, images without a manifest are left, never some with the manifest of others.
-        manifest_path(output.out).unlink(missing_ok=True)
         put_in_place(output.temporary, output.out)
         atomic_json(manifest_path(output.out), output.manifest.to_json())
     if output.journal is not None:
