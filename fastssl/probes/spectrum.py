@@ -157,7 +157,7 @@ def dead_dims(features: Features) -> float:
 
 def invariance_residual(views_VNF: Tensor) -> float:
     """Variance among views of one image over the variance of all: 0 views agree, about 1 they are unrelated."""
-    views_VNF = (views_VNF.cpu() if views_VNF.device.type == "mps" else views_VNF).double()  # no float64 there
+    views_VNF = with_float64(views_VNF).double()
     within = views_VNF.var(0, correction=1).sum(1).mean()
     total = (views_VNF - views_VNF.mean((0, 1))).square().sum(2).mean()
     return float(within / total) if total > 0 else 0.0
@@ -209,9 +209,13 @@ def collapse_warnings(figures: Mapping[str, float], *, done: float = 1.0) -> dic
     return warnings
 
 
+def with_float64(x: Tensor) -> Tensor:
+    """The tensor where there is float64: MPS has none."""
+    return x.cpu() if x.device.type == "mps" else x
+
+
 def _covariance(features_NF: Tensor) -> Tensor:
-    if features_NF.device.type == "mps":  # no float64 there
-        features_NF = features_NF.cpu()
+    features_NF = with_float64(features_NF)
     N, F = features_NF.shape
     mean_F = features_NF.double().mean(0)
     total_FF = torch.zeros(F, F, dtype=torch.float64, device=features_NF.device)

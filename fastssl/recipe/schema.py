@@ -38,7 +38,7 @@ def named(value: Any) -> Any:
 
 
 def named_run(name: str) -> str:
-    if Path(name).name in ("", "..") or not name.strip():
+    if not name.strip() or not Path(name).name or Path(name).is_absolute() or ".." in Path(name).parts:
         raise ValueError(f"{name!r} names no folder below runs")
     return name
 

@@ -39,7 +39,7 @@ def with_own(recipe: Recipe, backbone: nn.Module | None, policy: Sequence[Row] |
             raise UserError(f"policy is a {type(policy).__name__}.", "Pass a list with one fastssl.View(...) per view.")
         rows = [row_of(row) for row in policy]
         sides = {"side_px": max(4, *(row.get("side_px", 32) for row in rows))} if rows else {}
-        tree["augment"] |= {"preset": "none", "all": {}, "rows": rows} | sides
+        tree["augment"] |= {"preset": "none", "all": {}, "rows": rows, "views": max(2, len(rows))} | sides
     return load(tree)
 
 

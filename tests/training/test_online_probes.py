@@ -122,6 +122,20 @@ def test_images_that_cannot_be_judged_are_left_out_and_reported(tiny_recipe: dic
     assert made.not_measured[1] in evaluate(tmp_path / "run", on="test", probes=["knn"])["warnings"]
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["augment.rows=[{},{},{}]", "augment.views=4"], "augment.views 4 changes nothing"),
+        (["augment.small_side_px=8"], "small_side_px changes nothing with the preset"),
+        (["evaluate.baselines=true", "data.test_path=null"], "baselines changes nothing"),
+    ],
+)
+def test_a_setting_without_effect_is_reported(tiny_recipe: dict[str, Any], changes: list[str], said: str) -> None:
+    assert not build.views.idle_settings(load(tiny_recipe))
+    (found,) = build.views.idle_settings(load(tiny_recipe, changes))
+    assert said in found
+
+
 def test_a_test_set_of_the_images_learned_from_is_reported(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     path = tiny_recipe["data"]["path"]
     recipe = tiny_recipe | {"data": tiny_recipe["data"] | {"test_path": path}}

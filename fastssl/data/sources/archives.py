@@ -33,7 +33,7 @@ TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2
 
 
 def tar_source(path: Path, split: str, choices: Choices) -> Stream:
-    """A tar archive of a folder. Its classes are known at its end, so labels arrive as directories."""
+    """A tar archive of a folder. Its classes are known once it is read, so labels arrive as directories."""
     directories: dict[str, str] = {}
     account = Account()
 

@@ -148,7 +148,7 @@ def choose_split(
 
 
 def split_places(source: str, directories: Collection[str], split: str, account: Account) -> dict[str, Place]:
-    """The place of each directory; UserError where they are none, cannot be told apart, or lack the split."""
+    """The place of each directory; UserError where there are none, cannot be told apart, or lack the split."""
     if not directories:
         raise no_images(source, account)
     places = places_of(directories)
