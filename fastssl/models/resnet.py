@@ -122,6 +122,7 @@ def initialize(module: nn.Module) -> None:
 RESNETS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...], tuple[int, ...]]] = {
     "resnet_tiny": (BasicBlock, (1, 1, 1), (32, 64, 128)),
     "resnet_small": (BasicBlock, (1, 1, 1), (64, 128, 256)),
+    "resnet_slim": (BasicBlock, (1, 1, 1), (32, 96, 256)),  # its early stages, whose pixels cost most, are narrower
     "resnet18": (BasicBlock, (2, 2, 2, 2), (64, 128, 256, 512)),
     "resnet34": (BasicBlock, (3, 4, 6, 3), (64, 128, 256, 512)),
     "resnet50": (Bottleneck, (3, 4, 6, 3), (64, 128, 256, 512)),
