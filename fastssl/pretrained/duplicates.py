@@ -26,6 +26,7 @@ from fastssl.pretrained.preparation import shape_of
 from fastssl.probes.duplicates import near_duplicates, outliers
 from fastssl.runs.directory import DUPLICATES
 from fastssl.runs.files import atomic_json, atomic_write, mode_of_new_files
+from fastssl.training.plain import plain_torch
 
 NEIGHBORS = 5
 COLUMNS = ("kind", "image", "other", "similarity")
@@ -33,6 +34,7 @@ SHOWN, TILE_PX = 16, 64  # pairs and outliers with a picture in the run's file
 Progress = Callable[[int, int | None], None]
 
 
+@plain_torch()
 def duplicates(
     weights: str | Path | Pretrained,
     source: str | Path,

@@ -29,6 +29,7 @@ from fastssl.pretrained.preparation import prepare_pixels, read, shape_of
 from fastssl.recipe.load import load as load_recipe
 from fastssl.recipe.schema import Recipe
 from fastssl.runs import checkpoint as checkpoints
+from fastssl.training.plain import plain_torch
 from fastssl.training.threads import within_cores
 
 METADATA_KEY = "fastssl"  # of an exported .safetensors file's metadata: the record of the export, as JSON
@@ -69,6 +70,7 @@ class Pretrained:
         return f"Pretrained({self.recipe.model.backbone}, {side_px} px{step}, on {self.device})"
 
     @property
+    @plain_torch()
     def features_dim(self) -> int:
         """F."""
         return pretrainer.features_dim(
@@ -80,6 +82,7 @@ class Pretrained:
         """Dtype of matrix products when features are computed, None for float32."""
         return build.hardware.features_autocast(self.recipe, self.device)
 
+    @plain_torch()
     @within_cores()
     def embed(self, images: Images, *, batch_size: int = 512) -> npt.NDArray[np.float32]:
         """Features of images, in their order.
@@ -158,6 +161,7 @@ def array_of(image: npt.NDArray[Any] | Tensor | str | Path, shape: Shape) -> npt
     return np.asarray(image.cpu() if isinstance(image, Tensor) else image)
 
 
+@plain_torch()
 def load(
     source: str | Path,
     *,

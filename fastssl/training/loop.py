@@ -28,6 +28,7 @@ from fastssl.training.distributed import agree
 from fastssl.training.finish import finish
 from fastssl.training.guards import NAMES, Interrupts, torch_settings
 from fastssl.training.own_parts import OwnLoss, with_own
+from fastssl.training.plain import plain_torch
 from fastssl.training.prefetch import prefetch_views
 from fastssl.training.progress import ConversionProgress, shown
 from fastssl.training.resume import restore, save
@@ -40,6 +41,7 @@ MOST_SKIPPED_IN_A_ROW = 50
 GROUP_TIMEOUT_S = 24 * 3600.0  # converting may take hours; a step that hangs is the watchdog's
 
 
+@plain_torch()
 def train(
     recipe: Recipe | Mapping[str, Any] | str | Path,
     *,

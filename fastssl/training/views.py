@@ -21,6 +21,7 @@ from fastssl.errors import UserError
 from fastssl.recipe.load import load
 from fastssl.recipe.schema import Recipe, named
 from fastssl.recipe.view import Row, row_of
+from fastssl.training.plain import plain_torch
 from fastssl.training.prefetch import prefetch_views
 
 Item = tuple[Tensor | tuple[Tensor, ...], Tensor, Tensor]
@@ -76,7 +77,7 @@ class Views:
         prefetched = prefetch_views(
             self.loader.epoch(epoch, self.step), make, self.device, backend=self.augment.backend
         )
-        for groups in prefetched:
+        while (groups := next_of(prefetched)) is not None:
             labels_B, index_B = batches.popleft()
             if self.device.type == "cuda":  # made on a side stream: not to be reused while this one reads them
                 for tensor in (labels_B, index_B):
@@ -112,6 +113,12 @@ class Views:
         }
 
 
+@plain_torch()
+def next_of(prefetched: Iterator[tuple[Tensor, ...]]) -> tuple[Tensor, ...] | None:
+    return next(prefetched, None)
+
+
+@plain_torch()
 def views(
     path: str | Path,
     *,

@@ -32,11 +32,13 @@ from fastssl.pretrained.embedding.table import Table, check_replaceable, pyarrow
 from fastssl.pretrained.load import Pretrained, load
 from fastssl.pretrained.preparation import shape_of
 from fastssl.runs.machine import cores
+from fastssl.training.plain import plain_torch
 from fastssl.training.threads import within_cores
 
 Progress = Callable[[int, int | None], None]
 
 
+@plain_torch()
 @within_cores()
 def embed(
     weights: str | Path | Pretrained,

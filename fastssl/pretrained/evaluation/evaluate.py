@@ -25,6 +25,7 @@ from fastssl.probes import table
 from fastssl.recipe.schema import Recipe
 from fastssl.runs.environment import environment
 from fastssl.runs.files import json_text
+from fastssl.training.plain import plain_torch
 from fastssl.training.threads import within_cores
 
 FINETUNE = "finetune"
@@ -33,6 +34,7 @@ LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 MAX_VIEWS = 256
 
 
+@plain_torch()
 @within_cores()
 def evaluate(
     run: str | Path,

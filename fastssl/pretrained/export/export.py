@@ -15,6 +15,7 @@ from fastssl.pretrained.export.record import record_of
 from fastssl.pretrained.load import Pretrained, load
 from fastssl.runs.checkpoint import Kind
 from fastssl.runs.files import atomic_json, atomic_path
+from fastssl.training.plain import plain_torch
 
 Format = Literal["torchvision", "timm", "safetensors", "torch-export", "onnx", "huggingface"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -28,6 +29,7 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
 }
 
 
+@plain_torch()
 def export(
     source: str | Path | Pretrained, out: str | Path, *, to: Format, weights: Kind | None = None
 ) -> dict[str, Any]:
