@@ -40,7 +40,7 @@ class Step:
         seeds: the number of a step to the `seed` that the loss takes, None where it takes none.
         accumulate_steps: parts the batch is cut into; loss and batch statistics are each part's own.
         clip_norm: largest norm of the whole gradient.
-        skip_nonfinite: leave weights, moments and batch statistics as they were when the gradient is not finite;
+        skip_nonfinite: leave weights, moments and batch statistics as they were when loss or gradient is not finite;
             costs a wait for the device and a copy of the statistics at every step.
         replays_graphs: the network replays CUDA graphs; what it gave in the step before is overwritten from here on.
         threads: per operator of the calling thread while it takes a step; None leaves them as they are.
@@ -98,7 +98,7 @@ class Step:
                 self.backward(terms)
             for name, term in terms.items():
                 total[name] = total.get(name, 0) + term.detach() / self.accumulate_steps
-        total["gradient_norm"], skipped = self.update()
+        total["gradient_norm"], skipped = self.update(total["loss"])
         if skipped:
             for buffer, value in before:
                 buffer.copy_(value)
@@ -128,20 +128,24 @@ class Step:
         share = terms["loss"] / self.accumulate_steps
         (self.scaler.scale(share) if self.scaler else share).backward()  # type: ignore[no-untyped-call]
 
-    def update(self) -> tuple[Tensor, bool]:
-        """The gradient's Euclidean norm before clipping, on the device, and whether the step was left out."""
+    def update(self, loss: Tensor | float = 0.0) -> tuple[Tensor, bool]:
+        """The gradient's Euclidean norm before clipping, on the device, and whether the step was left out.
+
+        Args:
+            loss: of the step; it may be infinite where its gradient is not.
+        """
         if self.scaler:
             self.scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters])
         if self.clip_norm is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
-        skipped = self.skip_nonfinite and not bool(torch.isfinite(norm))
+        skipped = self.skip_nonfinite and not bool(torch.isfinite(norm + loss))
+        if not skipped:
+            # fp16's scaler leaves out a step whose gradient is not finite by itself
+            self.scaler.step(self.optimizer) if self.scaler else self.optimizer.step()
         if self.scaler:
-            self.scaler.step(self.optimizer)  # leaves out a step whose gradient is not finite by itself
             self.scaler.update()
-        elif not skipped:
-            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm, skipped
 
