@@ -66,9 +66,19 @@ class FirstBadStep:
         self.first_bad: Tensor | None = None
 
     def watch(self, step: int, terms: Terms) -> None:
-        """Looks at the scalars of one step."""
-        self.names = tuple(terms)
-        values = torch.stack([term.detach().float().reshape(()) for term in terms.values()])
+        """Looks at the scalars of one step.
+
+        Raises:
+            UserError: for other terms than before, which a loss from Python may give.
+        """
+        self.names = self.names or tuple(terms)
+        if terms.keys() != {*self.names}:
+            differing = ", ".join(sorted(terms.keys() ^ self.names))
+            raise UserError(
+                f"loss returned other terms in step {step} than before: {differing}.",
+                "Return the same terms at every step.",
+            )
+        values = torch.stack([terms[name].detach().float().reshape(()) for name in self.names])
         bad = ~torch.isfinite(values).all()
         now = torch.cat([torch.where(bad, step, -1).float().reshape(1), values])
         self.first_bad = now if self.first_bad is None else torch.where(self.first_bad[0] >= 0, self.first_bad, now)

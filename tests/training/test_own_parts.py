@@ -13,6 +13,22 @@ from fastssl import build
 from fastssl.errors import UserError
 from fastssl.models import backbones
 from fastssl.recipe.load import load
+from fastssl.training import own_parts
+
+
+def small_backbone() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+class Changing:
+    """A loss with another term at every step."""
+
+    def __init__(self) -> None:
+        self.step = 0
+
+    def __call__(self, z_VBD: Tensor) -> dict[str, Tensor]:
+        self.step += 1
+        return {"loss": z_VBD.var(), "always": z_VBD.mean()} | ({"at_2": z_VBD.mean()} if self.step == 2 else {})
 
 
 @pytest.mark.parametrize(
@@ -25,6 +41,12 @@ from fastssl.recipe.load import load
         (lambda z: 1.0, "a float for loss"),
         (lambda z: None, "a NoneType for loss"),
         (lambda z: {"loss": z.sum(), "note": "fine"}, "the term note"),
+        (lambda z: {"loss": z.sum(), "step": z.mean()}, "a term called 'step'"),
+        (lambda z: {"loss": z.sum(), "skipped": z.mean()}, "a term called 'skipped'"),
+        (lambda z: {"loss": z.sum(), 1: z.mean()}, "a term called 1"),
+        (lambda z: torch.fft.fft(z).sum(), "a complex number for loss"),
+        (nn.Linear(16, 1), "a module with parameters"),
+        (Changing(), "other terms in step 2 than before: at_2"),
         (3.0, "loss is a float"),
         (fastssl.losses.sigreg, "sigreg takes a seed"),
     ],
@@ -33,6 +55,27 @@ def test_a_loss_that_is_none_is_refused(tiny_recipe: dict[str, Any], tmp_path: P
     with pytest.raises(UserError, match=named):
         fastssl.train(tiny_recipe, run_dir=tmp_path / "run", loss=loss)
     assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+def test_no_term_takes_the_name_of_another_number(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    progressive = {"augment": tiny_recipe["augment"] | {"progressive": {"from_px": 8}}}
+    fastssl.train(tiny_recipe | progressive, run_dir=tmp_path / "run", loss=lambda z: z[0].var() - z.var())
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    written = {key for line in lines if line["event"] == "step" for key in line}
+    assert written - {"loss"} == own_parts.TAKEN - {"skipped"}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_step_with_an_infinite_loss_and_a_finite_gradient_is_left_out(
+    tiny_recipe: dict[str, Any], tmp_path: Path, precision: str
+) -> None:
+    settings = {"epochs": 1, "on_nonfinite": "skip", "precision": precision}
+    tiny = tiny_recipe | {"train": tiny_recipe["train"] | settings}
+    kept = small_backbone()
+    before = {name: p.clone() for name, p in kept.named_parameters()}
+    done = fastssl.train(tiny, run_dir=tmp_path / "run", backbone=kept, loss=lambda z: z.var() + float("inf"))
+    assert done["skipped_steps"] == done["steps"] == 5
+    assert all(torch.equal(p, before[name]) for name, p in kept.named_parameters())
 
 
 def test_a_scalar_of_shape_one_will_do(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
@@ -48,6 +91,10 @@ def test_a_scalar_of_shape_one_will_do(tiny_recipe: dict[str, Any], tmp_path: Pa
     [
         ({"backbone": nn.Linear}, "backbone is the class Linear"),
         ({"backbone": lambda x: x}, "backbone is a function"),
+        ({"backbone": nn.Linear(768, 8).double()}, "backbone.weight is float64"),
+        ({"backbone": nn.Linear(768, 8, device="meta")}, "backbone.weight is on the device meta"),
+        ({"policy": [{"side_px": "a"}, {}]}, "side_px is 'a'"),
+        ({"policy": [{"side_px": None}] * 2}, "side_px is None"),
         ({"policy": [{"side_px": 16}, {"sidepx": 16}]}, "did you mean side_px"),
         ({"policy": "cifar"}, "policy is a str"),
         ({"policy": [16, 16]}, "A view is 16"),
