@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastssl.errors import UserError
 from fastssl.models import workers
@@ -93,6 +94,20 @@ def in_training(backbone: nn.Module, images_NCHW: Tensor) -> Any:
     buffers = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
     with torch.random.fork_rng():
         return torch.func.functional_call(backbone, buffers, (images_NCHW,))
+
+
+@torch.no_grad()
+def changing_buffer(module: nn.Module, images_NCHW: Tensor) -> str:
+    """Name of a buffer that a call in training mode changes, those of batch norms apart; empty where there is none."""
+    of_norms = {id(b) for part in module.modules() if isinstance(part, _BatchNorm) for b in part.buffers(recurse=False)}
+    before = {name: buffer for name, buffer in module.named_buffers() if id(buffer) not in of_norms}
+    if not before:
+        return ""
+    after = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    with evaluating(module), torch.random.fork_rng():
+        module.train()
+        torch.func.functional_call(module, after, (images_NCHW,))
+    return next((name for name, buffer in before.items() if not torch.equal(buffer, after[name])), "")
 
 
 def check_pooled(h_NF: Any, count: int, fix: str) -> None:

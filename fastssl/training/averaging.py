@@ -5,6 +5,7 @@ import copy
 import torch
 from torch import Tensor
 
+from fastssl.errors import UserError
 from fastssl.models.pretrainer import Pretrainer
 
 
@@ -17,10 +18,19 @@ class Average:
     Args:
         network: the one that is trained.
         decay: in (0, 1); about 1 / (1 - decay) steps are averaged over.
+
+    Raises:
+        UserError: for a network that cannot be copied.
     """
 
     def __init__(self, network: Pretrainer, *, decay: float) -> None:
-        self.network = copy.deepcopy(network).requires_grad_(False)
+        try:
+            self.network = copy.deepcopy(network).requires_grad_(False)
+        except (TypeError, RuntimeError) as error:
+            raise UserError(
+                f"optim.ema averages in a copy of the network, and it cannot be copied: {error}.",
+                "Set optim.ema to null, or give the backbone a __deepcopy__.",
+            ) from error
         self.decay = decay
         self.steps = 0
 

@@ -10,11 +10,11 @@ from fastssl import build
 from fastssl.build import ranks
 from fastssl.build.muon import Muon
 from fastssl.errors import UserError
-from fastssl.models.pretrainer import Pretrainer
+from fastssl.models.pretrainer import Pretrainer, changing_buffer
 from fastssl.recipe.presets import view_table
 from fastssl.recipe.schema import Recipe
 from fastssl.training.step import Step
-from fastssl.training.view_parallel import ViewParallel, intra_op_threads
+from fastssl.training.view_parallel import ViewParallel, intra_op_threads, replica_of
 
 VIEWS, OPERATORS = "views", "operators"
 TRIAL_IMAGES, TRIAL_CALLS = 64, 5
@@ -48,7 +48,7 @@ def choose(
     Raises:
         UserError: when the recipe asks for views where that cannot be.
     """
-    obstacle = obstacle_to_views(recipe, device)
+    obstacle = obstacle_to_views(recipe, device) or obstacle_in_network(recipe, network, in_channels=in_channels)
     if recipe.train.parallel == VIEWS and obstacle:
         raise UserError(f"train.parallel is views, but {obstacle}.", "Set train.parallel to auto.")
     if obstacle:
@@ -70,6 +70,17 @@ def obstacle_to_views(recipe: Recipe, device: torch.device) -> str:
         "several ranks train": ranks.world() > 1,
     }
     return next((text for text, is_so in obstacles.items() if is_so), "")
+
+
+def obstacle_in_network(recipe: Recipe, network: Pretrainer, *, in_channels: int) -> str:
+    """What of a module of one's own keeps views from having a copy of it each, empty where nothing does."""
+    try:
+        replica_of(network)
+    except (TypeError, RuntimeError) as error:
+        return f"the backbone cannot be copied ({error})"
+    side_px = build.model.sides_px(recipe)[0]
+    name = changing_buffer(network.backbone, torch.zeros(2, in_channels, side_px, side_px))
+    return f"the backbone changes its buffer {name}, of which each view would have its own" if name else ""
 
 
 def trial(recipe: Recipe, step: Step, network: Pretrainer, *, in_channels: int) -> tuple[str, str]:
