@@ -87,16 +87,24 @@ def network_of_seed(
     dims = [
         pretrainer.features_dim(backbone, side_px=side_px, in_channels=in_channels, training=True) for side_px in sides
     ]
-    with explained(f"model.projector {[*model.projector]} cannot be built", "Give model.projector smaller widths."):
-        projector = pretrainer.projector(
-            dims[0], widths=model.projector, norm=model.projector_norm, bias=model.projector_bias
-        )
     both = pretrainer.Pretrainer(
-        backbone, projector, per_view=model.batch_norm == "per_view", image_groups=model.batch_norm_groups
+        backbone,
+        projector(recipe, dims[0]),
+        per_view=model.batch_norm == "per_view",
+        image_groups=model.batch_norm_groups,
     )
     both.weights_account = account
     layout = torch.channels_last if recipe.train.channels_last else torch.contiguous_format
     return both.to(device).to(memory_format=layout)
+
+
+def projector(recipe: Recipe, features_dim: int) -> torch.nn.Module:
+    """The recipe's projector for features of F = features_dim, newly drawn."""
+    model = recipe.model
+    with explained(f"model.projector {[*model.projector]} cannot be built", "Give model.projector smaller widths."):
+        return pretrainer.projector(
+            features_dim, widths=model.projector, norm=model.projector_norm, bias=model.projector_bias
+        )
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ Shapes are compared before anything large is built, so that an edited recipe or 
 crash.
 """
 
-import copy
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -29,6 +28,7 @@ from fastssl.pretrained.preparation import prepare_pixels, read, shape_of
 from fastssl.recipe.load import load as load_recipe
 from fastssl.recipe.schema import Recipe
 from fastssl.runs import checkpoint as checkpoints
+from fastssl.training import own_parts
 from fastssl.training.plain import plain_torch
 from fastssl.training.threads import within_cores
 
@@ -98,8 +98,8 @@ class Pretrained:
         Raises:
             UserError: when the images have another shape, type or channel count, or cannot be read.
         """
-        if batch_size < 1:
-            raise UserError(f"batch_size is {batch_size}.", "Set it to 1 or more.")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise UserError(f"batch_size is {batch_size!r}.", "Set it to 1 or more.")
         if isinstance(images, str | bytes) or not isinstance(images, np.ndarray | Tensor | Sequence):
             raise UserError(
                 f"images is a {type(images).__name__}.", "Pass an array of images, or a list: [image, ...]."
@@ -145,6 +145,7 @@ class Pretrained:
             str(pixels.dtype).removeprefix("torch.") not in ("uint8", "uint16")
             or pixels.ndim != 4
             or pixels.shape[-1] != channels
+            or 0 in pixels.shape[1:3]
         ):
             raise UserError(
                 f"images is {str(pixels.dtype).removeprefix('torch.')} {tuple(pixels.shape)}.",
@@ -185,6 +186,8 @@ def load(
     Raises:
         UserError: when the folder is not a run, or the weights are damaged or do not fit the recipe.
     """
+    if not isinstance(source, str | Path):
+        raise UserError(f"source is a {type(source).__name__}.", "Pass the path of a run, or of a .safetensors file.")
     path = Path(source) / EXPORTED if (Path(source) / EXPORTED).is_file() else Path(source)
     run_dir = run_folder(path)
     if recipe is not None:
@@ -220,6 +223,7 @@ def load(
 def check_backbone(recipe: Recipe, backbone: nn.Module | None, path: Path) -> None:
     """A run that was given a module cannot be rebuilt from its recipe."""
     if backbone is not None:
+        own_parts.check_backbone(backbone)
         return
     if recipe.model.backbone == build.model.CUSTOM:
         raise UserError(
@@ -265,11 +269,7 @@ def check_fit(
     """Refuses weights whose names or shapes are not the recipe's; a projector may be absent as a whole."""
     fix = "Give the weights of that recipe, and a run folder nobody edited."
     try:
-        with torch.device("meta"):  # shapes without memory: an edited width may ask for terabytes
-            given = copy.deepcopy(backbone).to("meta") if backbone is not None else None
-            wanted = build.model.network(
-                recipe, in_channels=channels, device=torch.device("meta"), backbone=given
-            ).state_dict()
+        wanted = tensors_of(recipe, channels, backbone)
     except (RuntimeError, OverflowError) as error:
         raise UserError(f"The network of {path}'s recipe cannot be built.", fix) from error
     if not any(name.startswith("projector.") for name in weights):
@@ -277,6 +277,23 @@ def check_fit(
     for name in sorted({*wanted, *weights}):
         if name not in wanted or name not in weights or wanted[name].shape != weights[name].shape:
             raise UserError(f"The weights in {path} do not fit its recipe: {name} differs.", fix)
+
+
+def tensors_of(recipe: Recipe, channels: int, backbone: nn.Module | None) -> dict[str, Tensor]:
+    """What the recipe's network holds, in names and shapes alone: an edited width may ask for terabytes.
+
+    A backbone that is given has its memory already, and may be one that cannot be copied.
+    """
+    if backbone is None:
+        with torch.device("meta"):
+            network = build.model.network(recipe, in_channels=channels, device=torch.device("meta"))
+        return dict(network.state_dict())
+    side_px = build.model.sides_px(recipe)[0]
+    features_dim = pretrainer.features_dim(backbone, side_px=side_px, in_channels=channels)
+    with torch.device("meta"):
+        projector = build.model.projector(recipe, features_dim)
+    parts = {"backbone": backbone, "projector": projector}
+    return {f"{part}.{name}": tensor for part in parts for name, tensor in parts[part].state_dict().items()}
 
 
 def digest_of(weights: Mapping[str, Tensor]) -> str:

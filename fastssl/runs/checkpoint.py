@@ -12,7 +12,7 @@ import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from safetensors.torch import load as load_tensors
@@ -47,8 +47,10 @@ class Checkpoint(NamedTuple):
         """The weights asked for; the averaged ones, where there are any, when `which` is None.
 
         Raises:
-            UserError: when the average is asked for and there is none.
+            UserError: when the average is asked for and there is none, or neither is asked for.
         """
+        if which not in (None, *get_args(Kind)):
+            raise UserError(f"weights is {which!r}.", "Set it to ema or raw, or leave it out.")
         if which == "ema" and self.average is None:
             raise UserError(f"{place} holds no averaged weights.", "Set weights to raw, or train with optim.ema.")
         if which == "raw" or self.average is None:
@@ -218,7 +220,7 @@ def choose(path: Path, which: str | Path) -> Path:
         return path
     if which == "best":
         return best_of(path, folder)
-    named = folder / which if (folder / which).is_dir() else Path(which)
+    named = folder / str(which) if (folder / str(which)).is_dir() else Path(str(which))
     if not named.exists():
         names = ", ".join(checkpoint.name for checkpoint in existing(folder))
         raise UserError(f"There is no checkpoint {which}.", f"Choose last, best or one of {names or 'another run'}.")

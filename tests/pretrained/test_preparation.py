@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -173,11 +173,14 @@ def test_what_is_no_image_is_named(tmp_path: Path) -> None:
     good = np.zeros((32, 32, 3), np.uint8)
     wrong: list[Any] = ["a.jpg", None, 3, good, iter([good]), [], [None], [[1, 2]], [good[..., 0]], [good / 255]]
     wrong += [good[None] / 255, torch.zeros(2, 3, 32, 32), ["absent.jpg"], [tmp_path], [tmp_path / "text.jpg"]]
+    wrong += [np.zeros((2, 0, 32, 3), np.uint8), [np.zeros((32, 0, 3), np.uint8)]]
     for images in wrong:
         with pytest.raises(UserError, match=r"^images"):
             net.embed(images)
     with pytest.raises(UserError, match=r"^batch_size is 0"):
         net.embed([good], batch_size=0)
+    with pytest.raises(UserError, match=r"^batch_size is None"):
+        net.embed([good], batch_size=cast(int, None))
 
 
 def test_a_backbone_is_one_line_on_the_screen(tiny_run: Path) -> None:

@@ -1,6 +1,7 @@
 """What Python hands to `train`: a mistake names its argument in two sentences, before or without anything saved."""
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,57 @@ def test_a_step_with_an_infinite_loss_and_a_finite_gradient_is_left_out(
     done = fastssl.train(tiny, run_dir=tmp_path / "run", backbone=kept, loss=lambda z: z.var() + float("inf"))
     assert done["skipped_steps"] == done["steps"] == 5
     assert all(torch.equal(p, before[name]) for name, p in kept.named_parameters())
+
+
+class Locked(nn.Sequential):
+    """Cannot be copied, and keeps a plain tensor that no device but the CPU has."""
+
+    def __init__(self) -> None:
+        super().__init__(*small_backbone())
+        self.lock, self.scale = threading.Lock(), torch.ones(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with self.lock:
+            features: Tensor = super().forward(x) * self.scale
+        return features
+
+
+def test_a_backbone_that_cannot_be_copied_trains_and_loads(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    tiny = tiny_recipe | {"model": {"projector": [16], "batch_norm": "per_view"}}
+    done = fastssl.train(tiny, run_dir=tmp_path / "run", backbone=Locked())
+    assert done["parallel"] == "operators"
+    images = torch.zeros(2, 16, 16, 3, dtype=torch.uint8)
+    assert fastssl.load(tmp_path / "run", backbone=Locked(), device="cpu").embed(images).shape == (2, 8)
+    with pytest.raises(UserError, match=r"optim\.ema .* cannot be copied"):
+        fastssl.train(tiny | {"optim": {"ema": 0.9}}, run_dir=tmp_path / "ema", backbone=Locked())
+    views = tiny | {"train": tiny["train"] | {"parallel": "views"}}
+    with pytest.raises(UserError, match="parallel is views, but the backbone cannot be copied"):
+        fastssl.train(views, run_dir=tmp_path / "views", backbone=Locked())
+
+
+def test_buffers_of_ones_own_are_those_that_training_left(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    spectral = nn.utils.parametrizations.spectral_norm(nn.Linear(768, 8))
+    backbone = nn.Sequential(nn.Flatten(), spectral)
+    before = [buffer.clone() for buffer in backbone.buffers()]
+    tiny = tiny_recipe | {"model": {"projector": [16], "batch_norm": "per_view"}}
+    done = fastssl.train(tiny, run_dir=tmp_path / "run", backbone=backbone)
+    assert done["parallel"] == "operators"
+    assert not any(torch.equal(a, b) for a, b in zip(before, backbone.buffers(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"source": None}, "source is a NoneType"),
+        ({"weights": "averaged"}, "weights is 'averaged'"),
+        ({"checkpoint": 3}, "no checkpoint 3"),
+        ({"backbone": 3}, "backbone is a int"),
+        ({"backbone": nn.Conv2d(3, 8, 4)}, "not pooled features"),
+    ],
+)
+def test_load_names_a_wrong_argument(tiny_run: Path, arguments: dict[str, Any], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        fastssl.load(**{"source": tiny_run, "device": "cpu"} | arguments)
 
 
 def test_a_scalar_of_shape_one_will_do(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
