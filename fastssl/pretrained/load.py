@@ -33,6 +33,7 @@ from fastssl.training.plain import plain_torch
 from fastssl.training.threads import within_cores
 
 METADATA_KEY = "fastssl"  # of an exported .safetensors file's metadata: the record of the export, as JSON
+FIX_FIT = "Give the weights of that recipe, and a run folder nobody edited."
 EXPORTED = "model.safetensors"  # in a folder for Hugging Face
 Images = npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | Tensor | Sequence[npt.NDArray[Any] | Tensor | str | Path]
 
@@ -201,8 +202,9 @@ def load(
     check_backbone(bare, backbone, path)
     on = build.hardware.device(bare)
     tensors, step, kind = checkpoints.load_with_step(checkpoints.choose(path, checkpoint), weights)
-    named = whole_names(tensors)
-    check_fit(bare, manifest.channels, named, path, backbone=backbone)
+    wanted = wanted_tensors(bare, manifest.channels, path, backbone)
+    named = whole_names(tensors, wanted)
+    check_fit(named, wanted, path)
     network = build.model.network(bare, in_channels=manifest.channels, device=on, backbone=backbone)
     network.load_state_dict(named, strict=False)
     alone = len(network.projector.state_dict()) > 0 and not any(name.startswith("projector.") for name in named)
@@ -227,7 +229,8 @@ def check_backbone(recipe: Recipe, backbone: nn.Module | None, path: Path) -> No
         return
     if recipe.model.backbone == build.model.CUSTOM:
         raise UserError(
-            f"{path} was trained with a backbone of its own.", "Pass the same: fastssl.load(..., backbone=module)."
+            f"{path} was trained with a backbone of its own.",
+            "Pass the same: fastssl.load(..., backbone=module); evaluate, embed and export take what it gives.",
         )
     build.preflight.check(recipe)
 
@@ -256,44 +259,47 @@ def run_folder(path: Path) -> Path | None:
     return next((f for f in recipes if (f / "environment.json").is_file() or (f / "checkpoints").is_dir()), None)
 
 
-def whole_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names as in a run's weights; a file of the backbone alone has torchvision's, maybe with a classifier."""
-    if any(name.startswith("backbone.") for name in weights):
+def whole_names(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names as in a run's weights; a file of the backbone alone has its own, maybe with torchvision's classifier.
+
+    Args:
+        weights: of the file.
+        wanted: as the network names them, since parts of a backbone may be called "backbone" or "fc" too.
+    """
+    alone = {f"backbone.{name}": tensor for name, tensor in weights.items()}
+    of_backbone = {name for name in wanted if name.startswith("backbone.")}
+    if of_backbone & weights.keys() or not of_backbone & alone.keys():
         return dict(weights)
-    return {f"backbone.{name}": tensor for name, tensor in weights.items() if not name.startswith("fc.")}
+    return {name: tensor for name, tensor in alone.items() if name in wanted or not name.startswith("backbone.fc.")}
 
 
-def check_fit(
-    recipe: Recipe, channels: int, weights: Mapping[str, Tensor], path: Path, *, backbone: nn.Module | None = None
-) -> None:
-    """Refuses weights whose names or shapes are not the recipe's; a projector may be absent as a whole."""
-    fix = "Give the weights of that recipe, and a run folder nobody edited."
-    try:
-        wanted = tensors_of(recipe, channels, backbone)
-    except (RuntimeError, OverflowError) as error:
-        raise UserError(f"The network of {path}'s recipe cannot be built.", fix) from error
-    if not any(name.startswith("projector.") for name in weights):
-        wanted = {name: tensor for name, tensor in wanted.items() if not name.startswith("projector.")}
-    for name in sorted({*wanted, *weights}):
-        if name not in wanted or name not in weights or wanted[name].shape != weights[name].shape:
-            raise UserError(f"The weights in {path} do not fit its recipe: {name} differs.", fix)
-
-
-def tensors_of(recipe: Recipe, channels: int, backbone: nn.Module | None) -> dict[str, Tensor]:
+def wanted_tensors(recipe: Recipe, channels: int, path: Path, backbone: nn.Module | None) -> dict[str, Tensor]:
     """What the recipe's network holds, in names and shapes alone: an edited width may ask for terabytes.
 
     A backbone that is given has its memory already, and may be one that cannot be copied.
     """
-    if backbone is None:
+    try:
+        if backbone is None:
+            with torch.device("meta"):
+                network = build.model.network(recipe, in_channels=channels, device=torch.device("meta"))
+            return dict(network.state_dict())
+        side_px = build.model.sides_px(recipe)[0]
+        features_dim = pretrainer.features_dim(backbone, side_px=side_px, in_channels=channels)
         with torch.device("meta"):
-            network = build.model.network(recipe, in_channels=channels, device=torch.device("meta"))
-        return dict(network.state_dict())
-    side_px = build.model.sides_px(recipe)[0]
-    features_dim = pretrainer.features_dim(backbone, side_px=side_px, in_channels=channels)
-    with torch.device("meta"):
-        projector = build.model.projector(recipe, features_dim)
+            projector = build.model.projector(recipe, features_dim)
+    except (RuntimeError, OverflowError) as error:
+        raise UserError(f"The network of {path}'s recipe cannot be built.", FIX_FIT) from error
     parts = {"backbone": backbone, "projector": projector}
     return {f"{part}.{name}": tensor for part in parts for name, tensor in parts[part].state_dict().items()}
+
+
+def check_fit(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path) -> None:
+    """Refuses weights whose names or shapes are not the network's; a projector may be absent as a whole."""
+    if not any(name.startswith("projector.") for name in weights):
+        wanted = {name: tensor for name, tensor in wanted.items() if not name.startswith("projector.")}
+    for name in sorted({*wanted, *weights}):
+        if name not in wanted or name not in weights or wanted[name].shape != weights[name].shape:
+            raise UserError(f"The weights in {path} do not fit its recipe: {name} differs.", FIX_FIT)
 
 
 def digest_of(weights: Mapping[str, Tensor]) -> str:

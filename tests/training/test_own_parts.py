@@ -13,6 +13,8 @@ import fastssl
 from fastssl import build
 from fastssl.errors import UserError
 from fastssl.models import backbones
+from fastssl.pretrained.evaluation.evaluate import evaluate
+from fastssl.pretrained.export.export import export
 from fastssl.recipe.load import load
 from fastssl.training import own_parts
 
@@ -113,6 +115,36 @@ def test_buffers_of_ones_own_are_those_that_training_left(tiny_recipe: dict[str,
     done = fastssl.train(tiny, run_dir=tmp_path / "run", backbone=backbone)
     assert done["parallel"] == "operators"
     assert not any(torch.equal(a, b) for a, b in zip(before, backbone.buffers(), strict=True))
+
+
+class Named(nn.Module):
+    """A backbone whose parts are called as a run's and a classifier's are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone, self.fc = small_backbone(), nn.Linear(8, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features: Tensor = self.fc(self.backbone(x))
+        return features
+
+
+@pytest.mark.parametrize("kind", [Named, nn.Flatten])
+def test_a_backbone_of_ones_own_is_loaded_evaluated_and_exported(
+    tiny_recipe: dict[str, Any], tmp_path: Path, kind: type[nn.Module]
+) -> None:
+    run, out = tmp_path / "run", tmp_path / "own.safetensors"
+    fastssl.train(tiny_recipe, run_dir=run, backbone=kind())
+    images = torch.arange(2 * 16 * 16 * 3).view(2, 16, 16, 3).to(torch.uint8)
+    loaded = fastssl.load(run, backbone=kind(), device="cpu")
+    record = evaluate(loaded, probes=["knn"])
+    assert (record["run"], record["step"]) == (str(run), 10)
+    with pytest.raises(UserError, match="evaluate, embed and export take what it gives"):
+        evaluate(run)
+    if kind is Named:
+        export(loaded, out, to="safetensors")
+        again = fastssl.load(out, backbone=kind(), device="cpu")
+        assert (again.embed(images) == loaded.embed(images)).all()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """The whole evaluation: split, features once, every probe on every layer and number of labels, with intervals.
 
-An interval is the bootstrap's over the judged images: what other images of the same kind might have given. It says
+An interval is Wilson's over the judged images: what other images of the same kind might have given. It says
 nothing about another seed of the training.
 """
 
@@ -37,7 +37,7 @@ MAX_VIEWS = 256
 @plain_torch()
 @within_cores()
 def evaluate(
-    run: str | Path,
+    run: str | Path | Pretrained,
     *,
     recipe: str | Path | Recipe | None = None,
     data: str | Path | None = None,
@@ -59,7 +59,8 @@ def evaluate(
     """Evaluates one of a run's checkpoints, or a weights file.
 
     Args:
-        run: what `train` wrote, a checkpoint in it, or a .safetensors file.
+        run: what `train` wrote, a checkpoint in it, a .safetensors file, or what `load` gave, for which recipe, device
+            and checkpoint are not used.
         recipe: how weights outside of a run were trained.
         data: another data set's labeled train file; the run's own when absent.
         test: its labeled test file.
@@ -86,7 +87,7 @@ def evaluate(
         UserError: for everything a person can fix.
     """
     check_options(probes, views, layers, few_label_pct, on)
-    net = load(run, device=device, recipe=recipe, checkpoint=checkpoint)
+    net = run if isinstance(run, Pretrained) else load(run, device=device, recipe=recipe, checkpoint=checkpoint)
     net = replace(net, recipe=build.run_data.located(net.recipe, net.run_dir))
     if "projector" in layers and net.projector is None:
         raise UserError(
@@ -146,7 +147,7 @@ def default_on(net: Pretrained, *, data: str | Path | None, test: str | Path | N
 
 def record_of(
     net: Pretrained,
-    run: str | Path,
+    run: str | Path | Pretrained,
     *,
     on: On,
     judged: Part,
@@ -158,7 +159,7 @@ def record_of(
     return {
         "event": "evaluate",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "run": str(run),
+        "run": str(run if isinstance(run, str | Path) else net.run_dir),
         "weights": net.digest,
         "step": net.step,
         "averaged": net.weights == "ema",
@@ -200,6 +201,8 @@ def check_options(
         wrong = [value for value in chosen if value not in known]
         if wrong or not chosen:
             raise UserError(f"{name} {','.join(wrong) or 'is empty'}.", f"Choose of {', '.join(known)}.")
+    if isinstance(views, int):
+        raise UserError(f"views is {views}, a number.", f"Pass a list of them: [{views}].")
     if not views or not all(1 <= count <= MAX_VIEWS for count in views):
         raise UserError(f"{option('views')} {','.join(map(str, views))}.", f"Give numbers from 1 to {MAX_VIEWS}.")
     if not all(0 < share < 100 for share in few_label_pct):
