@@ -126,13 +126,20 @@ def make_optimizer(
         case "adamw":
             return torch.optim.AdamW(groups, lr=lr, betas=betas, capturable=capturable, **kernels)
         case "sgd":
-            return torch.optim.SGD(groups, lr=lr, momentum=momentum, **kernels)
+            sgd = torch.optim.SGD(groups, lr=lr, momentum=momentum, **kernels)
+            # torch's fused kernel leaves them uninitialized where fp16's scaler leaves the first step out
+            sgd.state.update({p: {"momentum_buffer": torch.zeros_like(p)} for p in parameters_of(sgd) if momentum})
+            return sgd
         case "lars":
             return Lars(groups, lr=lr, momentum=momentum, trust=trust, rate_in_momentum=rate_in_momentum)
         case "muon":
             return Muon(groups, lr=lr, momentum=momentum, betas=betas, fused="fused" in kernels, capturable=capturable)
         case _:
             assert_never(name)
+
+
+def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 class Lars(torch.optim.Optimizer):

@@ -256,3 +256,16 @@ def test_the_singular_values_of_muons_steps_do_not_depend_on_the_gradients() -> 
     moved = torch.linalg.svdvals(w.detach())
     assert float(moved.max() / moved.min()) < 2.0
     assert float(w.detach().square().mean().sqrt()) == pytest.approx(0.1 * 0.2 * 20**0.5 / 20**0.5, rel=0.35)
+
+
+def test_sgd_after_a_step_that_fp16s_scaler_left_out_is_sgd() -> None:
+    p = nn.Parameter(torch.ones(1000))
+    settings: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "betas": (0.9, 0.999), "trust": 0.001}
+    sgd = make_optimizer("sgd", [{"params": [p]}], device=torch.device("cpu"), **settings)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    for slope in (float("inf"), 2.0, 3.0):
+        scaler.scale((p * slope).sum()).backward()
+        scaler.step(sgd)
+        scaler.update()
+        sgd.zero_grad()
+    torch.testing.assert_close(p.detach(), torch.full((1000,), 1 - 0.1 * 2 - 0.1 * (0.9 * 2 + 3)))
