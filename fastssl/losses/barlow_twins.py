@@ -108,7 +108,11 @@ def redundancy_rule(dim: int, views: int, *, form: Form = "leave_one_out") -> fl
         dim: D, width of the embeddings, >= 1.
         views: V >= 2.
         form: of the loss.
+
+    Raises:
+        UserError: for none of the forms.
     """
+    check_form(form)
     # Without it the authors' form would weigh redundancy (V / (V - 1))^2 times as much as the two-view fit.
     shrink = ((views - 1) / views) ** 2 if form == "authors" else 1.0
     return C / dim * shrink

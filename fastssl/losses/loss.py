@@ -54,5 +54,7 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 def check_weights(**weights: Weight) -> None:
     """UserError naming a weight that is neither auto nor a number of 0 or more."""
     for name, weight in weights.items():
-        if weight != "auto" and (isinstance(weight, str) or not 0 <= weight < float("inf")):
+        if isinstance(weight, str) and weight == "auto":
+            continue
+        if not hasattr(weight, "__float__") or not 0 <= weight < float("inf"):
             raise UserError(f"{name} is {weight!r}.", "Set it to auto or to a finite number of 0 or more.")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastssl.errors import UserError
-from fastssl.losses.loss import RISK_FACTOR, Loss, Terms, Weight
+from fastssl.losses.loss import RISK_FACTOR, Loss, Terms, Weight, check_weights
 from fastssl.losses.statistics import AllSum, check_views, full_precision, identity, image_count, joined
 
 LAST_KNOT, KNOTS = 3.0, 16  # as in the authors' code, less the knot at 0, where every characteristic function is 1
@@ -45,9 +45,11 @@ def sigreg(
         gradient, the other terms are detached.
 
     Raises:
-        UserError: when z_VBD is not (V, B, D) with V >= 2, or sigreg_weight is above 1.
+        UserError: when z_VBD is not (V, B, D) with V >= 2, or an argument has another value than named here.
     """
     check_views(z_VBD)
+    check_weights(sigreg_weight=sigreg_weight)
+    check_draws(seed, slices)
     V, _, D = z_VBD.shape
     weight = weights(D, V, sigreg_weight=sigreg_weight)["sigreg_weight"]
     if not 0 <= weight <= 1:
@@ -69,6 +71,14 @@ def sigreg(
         loss = (1 - weight) * invariance + weight * statistic
     # Detached: whoever keeps a term for a log would keep the graph of the step.
     return {"loss": loss, "invariance": invariance.detach(), "sigreg": statistic.detach()}
+
+
+def check_draws(seed: int | Tensor, slices: int) -> None:
+    """UserError naming the argument that is no whole number, or no direction at all."""
+    if not hasattr(seed, "__index__") or (isinstance(seed, Tensor) and seed.is_floating_point()):
+        raise UserError(f"seed is {seed!r}.", "Set it to a whole number, another at every step.")
+    if not hasattr(slices, "__index__") or slices < 1:
+        raise UserError(f"slices is {slices!r}.", "Set it to a whole number of 1 or more.")
 
 
 @torch.no_grad()

@@ -37,10 +37,17 @@ def joined(tensors: list[Tensor], all_sum: AllSum) -> list[Tensor]:
 
 
 def check_views(z_VBD: Tensor) -> None:
-    if z_VBD.ndim != 3 or z_VBD.shape[0] < 2:
+    if not isinstance(z_VBD, Tensor):
+        raise UserError(
+            f"The embeddings are a {type(z_VBD).__name__}, not a tensor.",
+            "Pass one tensor (V, B, D): torch.stack of a list of views.",
+        )
+    if not z_VBD.is_floating_point():
+        raise UserError(f"The embeddings are {str(z_VBD.dtype).removeprefix('torch.')}.", "Pass them as floats.")
+    if z_VBD.ndim != 3 or z_VBD.shape[0] < 2 or z_VBD.shape[2] < 1:
         raise UserError(
             f"The loss compares views, but the embeddings have shape {tuple(z_VBD.shape)}.",
-            "Pass (V, B, D) with at least V = 2 views of each image.",
+            "Pass (V, B, D) with at least V = 2 views of each image and D = 1 dimension.",
         )
 
 

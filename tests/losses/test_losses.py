@@ -2,8 +2,9 @@
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import reference
 import torch
@@ -444,3 +445,36 @@ def test_a_misspelled_form_and_a_negative_weight_are_refused(loss: Any, argument
         loss(torch.randn(2, 4, 3), **arguments)
     assert error.value.what == f"{name} is {value!r}."
     assert error.value.fix == fix
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "named"),
+    [
+        ([torch.randn(4, 3)] * 2, "a list, not a tensor"),
+        (torch.ones(2, 4, 3, dtype=torch.int64), "are int64"),
+        (torch.randn(2, 4, 3, dtype=torch.complex64), "are complex64"),
+        (torch.randn(2, 4, 0), "compares views"),
+    ],
+)
+def test_what_is_no_embedding_is_refused(loss: Any, embeddings: Any, named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        loss(embeddings)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"seed": 0.5}, {"seed": None}, {"slices": 0}, {"slices": 1.5}, {"sigreg_weight": "x"}]
+)
+def test_sigreg_names_a_wrong_argument(arguments: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=f"^{next(iter(arguments))} is"):
+        sigreg(torch.randn(2, 4, 3), **{"seed": 0} | arguments)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    z = torch.randn(2, 4, 3)
+    plain = sigreg(z, seed=3, sigreg_weight=0.25, slices=4)["loss"]
+    assert sigreg(z, seed=np.int64(3), sigreg_weight=np.float32(0.25), slices=np.int64(4))["loss"] == plain
+
+
+def test_the_rule_of_a_misspelled_form_is_refused() -> None:
+    with pytest.raises(UserError, match="form is 'author'"):
+        redundancy_rule(64, 2, form=cast(Any, "author"))
