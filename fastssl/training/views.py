@@ -56,6 +56,7 @@ class Views:
 
     def set_epoch(self, epoch: int) -> None:
         """Make `epoch` the current one, from its first step; nothing changes when it is current already."""
+        check_place(epoch, 0, steps=len(self))
         if epoch != self.epoch:
             self.epoch, self.step = epoch, 0
 
@@ -95,14 +96,17 @@ class Views:
         """Continue where `state_dict` stood; the number of ranks may differ.
 
         Raises:
-            UserError: when the state is of other data, another seed or another batch size.
+            UserError: when the state is of other data, another seed or another batch size, or is none.
         """
+        if not isinstance(state, Mapping):
+            raise UserError(f"The state is a {type(state).__name__}.", "Pass what state_dict() gave.")
         differing = [key for key, value in self.identity().items() if state.get(key) != value]
         if differing:
             raise UserError(
                 f"The state is of other views: {', '.join(differing)} differ.",
                 "Build views(...) with the same file, seed and batch_size, or start without the state.",
             )
+        check_place(state.get("epoch"), state.get("step"), steps=len(self))
         self.epoch, self.step = int(state["epoch"]), int(state["step"])
 
     def identity(self) -> dict[str, Any]:
@@ -111,6 +115,14 @@ class Views:
             "seed": self.recipe.seed,
             "batch_size": self.recipe.data.batch_size,
         }
+
+
+def check_place(epoch: Any, step: Any, *, steps: int) -> None:
+    """UserError for what is no epoch, or no step of one."""
+    if not hasattr(epoch, "__index__") or epoch < 0:
+        raise UserError(f"epoch is {epoch!r}.", "Set it to a whole number, 0 or more.")
+    if not hasattr(step, "__index__") or not 0 <= step < steps:
+        raise UserError(f"step is {step!r}, and an epoch has {steps} steps.", f"Set it to 0 to {steps - 1}.")
 
 
 @plain_torch()
@@ -158,6 +170,8 @@ def views(
         ...     loss = fastssl.losses.barlow_twins(z)["loss"]
     """
     try:
+        if not isinstance(path, str | Path):
+            raise ValueError(f"{path!r} is a {type(path).__name__}")
         path = Path(named(path))
     except ValueError as error:
         raise UserError(f"path: {error}.", "Name a .beton file, or a folder of shards.") from None

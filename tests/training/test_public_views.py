@@ -1,7 +1,7 @@
 """`fastssl.views`: the loader and the views in a loop of one's own, exact, resumable, and on any number of ranks."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -87,6 +87,26 @@ def test_it_resumes_in_the_middle_of_an_epoch(path: Path) -> None:
         other.load_state_dict(state)
 
 
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"step": 99}, "step is 99, and an epoch has 6 steps"),
+        ({"step": -1}, "step is -1"),
+        ({"step": None}, "step is None"),
+        ({"epoch": 1.5}, r"epoch is 1\.5"),
+    ],
+)
+def test_a_state_or_an_epoch_that_is_none_is_refused(path: Path, change: dict[str, Any], named: str) -> None:
+    views = fastssl.views(path, batch_size=BATCH, views=2, device="cpu")
+    with pytest.raises(UserError, match=named):
+        views.load_state_dict(views.state_dict() | change)
+    with pytest.raises(UserError, match="The state is a NoneType"):
+        views.load_state_dict(cast(Any, None))
+    with pytest.raises(UserError, match="epoch is -1"):
+        views.set_epoch(-1)
+    assert len(list(views)) == 6
+
+
 def test_ranks_share_each_batch(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (whole, *_), parts = list(fastssl.views(path, batch_size=BATCH, views=2, device="cpu")), []
     for rank in range(2):
@@ -150,6 +170,7 @@ def test_a_loop_of_ones_own_learns(path: Path) -> None:
         ({"side_px": 0}, "side_px"),
         ({"views": [fastssl.View(side_px=16)] * 2, "side_px": 24}, "side_px and preset are of a number"),
         ({"path": "/"}, "path: '/' names no file"),
+        ({"path": None}, "path: None is a NoneType"),
     ],
 )
 def test_mistakes_name_the_argument(path: Path, arguments: dict[str, Any], named: str) -> None:
