@@ -103,7 +103,7 @@ def parse_color(text: str) -> Color:
     """A name ("white"), #rrggbb or rgb(r, g, b) as numbers of 0 to 255; UserError for anything else."""
     try:
         red, green, blue = ImageColor.getrgb(text)[:3]
-    except ValueError as error:
+    except (ValueError, AttributeError) as error:  # the latter for what is no text
         raise UserError(f"background is {text!r}.", "Set it to a color such as white, black or #808080.") from error
     return red, green, blue
 

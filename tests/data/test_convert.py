@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -587,4 +588,25 @@ def test_a_signal_between_opening_the_output_and_writing_leaves_nothing(
     monkeypatch.setattr(BetonWriter, "__enter__", interrupted)
     with pytest.raises(KeyboardInterrupt):
         convert("shapes", tmp_path / "out" / "a.beton", count=20, side_px=16)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"source": np.zeros((4, 8, 8, 3), np.uint8)}, "source of images is a ndarray, not a path"),
+        ({"source": None}, "source of images is a NoneType"),
+        ({"out": 3}, "out is a int"),
+        ({"dtype": "float32"}, "dtype is 'float32'"),
+        ({"dtype": np.uint8}, "dtype is <class 'numpy.uint8'>"),
+        ({"side_px": "16"}, "side_px is '16'"),
+        ({"side_px": 16.5}, r"side_px is 16\.5"),
+        ({"quality": 1000}, "quality is 1000"),
+        ({"background": (255, 255, 255)}, r"background is \(255, 255, 255\)"),
+        ({"classes": "c,b,a"}, "classes is 'c,b,a', a text"),
+    ],
+)
+def test_a_wrong_argument_is_named(tmp_path: Path, arguments: dict[str, Any], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        convert(**{"source": "shapes", "out": tmp_path / "x.beton", "count": 4} | arguments)
     assert not list(tmp_path.iterdir())

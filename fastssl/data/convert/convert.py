@@ -111,9 +111,15 @@ def convert(
     Returns:
         The manifest; `account` says what the source held and what was passed over.
     """
-    _check(split=split, format=format, mode=mode, on_error=on_error)
+    _check(split=split, format=format, mode=mode, dtype=dtype, on_error=on_error)
     _check_least(side_px=side_px, max_side_px=max_side_px, channels=channels, count=count, workers=workers)
-    _check_least(max_pixels=max_pixels, stretch=stretch)
+    _check_least(max_pixels=max_pixels, stretch=stretch, quality=quality)
+    if quality > 100:
+        raise UserError(f"quality is {quality}.", "Set it to 1 to 100.")
+    if isinstance(classes, str):
+        raise UserError(f"classes is {classes!r}, a text.", "Pass a list of names, in the order of their labels.")
+    if not isinstance(out, str | Path | None):
+        raise UserError(f"out is a {type(out).__name__}.", "Pass the path of the file to make.")
     options: dict[str, Any] = {
         "source": str(source),
         "split": split,
@@ -239,6 +245,7 @@ def _check(**choices: str) -> None:
         "split": tuple(SPLITS),
         "format": ("beton", "webdataset"),
         "mode": ("raw", "jpg", "smart"),
+        "dtype": ("uint8", "uint16"),
         "on_error": ("fail", "skip"),
     }
     for name, value in choices.items():
@@ -248,6 +255,8 @@ def _check(**choices: str) -> None:
 
 def _check_least(**numbers: int | None) -> None:
     for name, value in numbers.items():
+        if value is not None and not isinstance(value, int):
+            raise UserError(f"{name} is {value!r}.", f"Set {name} to a whole number.")
         if value is not None and value < 1:
             raise UserError(f"{name} is {value}.", f"Set {name} to 1 or more.")
 

@@ -40,6 +40,11 @@ def open_source(
         seed, count, side_px: of the shapes, and of nothing else.
         choices: columns, keys and class names, where the usual ones do not fit.
     """
+    if not isinstance(spec, str | Path):
+        raise UserError(
+            f"The source of images is a {type(spec).__name__}, not a path.",
+            "Name a folder or a file; save an array as .npy, (N, H, W, C), first.",
+        )
     if split not in SPLITS:
         raise UserError(f"There is no split {split!r}.", f"Set split to one of: {', '.join(SPLITS)}.")
     if str(spec) == "shapes":
