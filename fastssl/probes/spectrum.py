@@ -14,6 +14,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from fastssl.errors import UserError
+
 ALPHA_FIRST_RANK, ALPHA_LAST_RANK = 4, 50
 DEAD_BELOW = 1e-3
 ROUNDING = 1e-6
@@ -217,6 +219,10 @@ def with_float64(x: Tensor) -> Tensor:
 def _covariance(features_NF: Tensor) -> Tensor:
     features_NF = with_float64(features_NF)
     N, F = features_NF.shape
+    if not N or not F:
+        raise UserError(f"There are {N} features of {F} dimensions.", "Give at least one image and one dimension.")
+    if not bool(features_NF.isfinite().all()):
+        raise UserError("The features are not all finite.", "Evaluate an earlier checkpoint; this one diverged.")
     mean_F = features_NF.double().mean(0)
     total_FF = torch.zeros(F, F, dtype=torch.float64, device=features_NF.device)
     for rows in torch.split(features_NF, CHUNK_ROWS):

@@ -346,6 +346,7 @@ def log_step(run: Run, terms: Terms) -> None:
 
 def evaluate_now(run: Run) -> bool:
     """Measures the features, on held-out images too where there are labels; whether accuracy is better than ever."""
+    stop_if_bad(run)  # names the step and what to set; features that are not finite would not
     metrics = run.prober.while_training(run.evaluated.backbone)
     if not metrics:
         return False

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastssl.errors import UserError
 from fastssl.probes import spectrum
 from fastssl.probes.spectrum import collapse_warnings, eigenspectrum
 from fastssl.probes.table import FIGURES, figures, figures_text
@@ -156,3 +157,13 @@ def test_the_table_names_every_figure_and_its_number_of_images():
     views = torch.randn(2, 50, 12, generator=torch.Generator().manual_seed(0))
     assert figures(views[0], views_VNF=views).keys() == {probe.key for probe in FIGURES}
     assert figures(views[0])["spectrum_images"] == 50
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_features_that_are_not_finite_are_refused(value: float) -> None:
+    features_NF = torch.randn(9, 4)
+    features_NF[3, 2] = value
+    with pytest.raises(UserError, match="not all finite"):
+        figures(features_NF)
+    with pytest.raises(UserError, match="0 features of 4 dimensions"):
+        eigenspectrum(torch.zeros(0, 4))

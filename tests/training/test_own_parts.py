@@ -162,6 +162,19 @@ def test_load_names_a_wrong_argument(tiny_run: Path, arguments: dict[str, Any], 
         fastssl.load(**{"source": tiny_run, "device": "cpu"} | arguments)
 
 
+@pytest.mark.parametrize("val_count", [0, 40])
+def test_a_loss_that_is_not_finite_is_named_before_its_features_are(
+    tiny_recipe: dict[str, Any], tmp_path: Path, val_count: int
+) -> None:
+    rare = {
+        "data": tiny_recipe["data"] | {"val_count": val_count},
+        "train": tiny_recipe["train"] | {"log_every_steps": 100},
+        "evaluate": tiny_recipe["evaluate"] | {"every_steps": 1},
+    }
+    with pytest.raises(UserError, match="not finite at step 1"):
+        fastssl.train(tiny_recipe | rare, run_dir=tmp_path / "run", loss=lambda z: z.sum() * float("nan"))
+
+
 def test_a_scalar_of_shape_one_will_do(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     def loss(z_VBD: Tensor) -> dict[str, Tensor]:
         return {"loss": (z_VBD[0] - z_VBD[1]).square().mean().reshape(1), "level": z_VBD.mean().detach()}
