@@ -13,8 +13,10 @@ from fastssl.report import bench, curves, duplicates, page, pictures
 from fastssl.report.figure import Section, require_matplotlib
 from fastssl.report.inputs import LabeledRun, Record, read_inputs
 from fastssl.runs.files import atomic_write
+from fastssl.training.plain import plain_torch
 
 
+@plain_torch()
 def report(
     inputs: Sequence[str | Path],
     out: str | Path,
@@ -36,6 +38,7 @@ def report(
     Raises:
         UserError: when an input is none of these or damaged, or matplotlib is missing; then nothing is written.
     """
+    check(inputs, images=images)
     require_matplotlib()
     runs, records = read_inputs([Path(given) for given in inputs])
 
@@ -45,6 +48,14 @@ def report(
 
     sections = sections_of(runs, records, pictures_of)
     return write(Path(out), page.html(runs, records, sections), sections)
+
+
+def check(inputs: Sequence[str | Path], *, images: int) -> None:
+    """UserError for one path in place of a list, and for no images."""
+    if isinstance(inputs, str | Path):
+        raise UserError(f"inputs is {str(inputs)!r}, not a list.", f"Pass a list: [{str(inputs)!r}].")
+    if images < 1:
+        raise UserError(f"{option('images')} is {images}.", "Set it to 1 or more.")
 
 
 def sections_of(

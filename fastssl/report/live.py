@@ -10,15 +10,17 @@ from time import sleep
 from typing import Any
 
 from fastssl.errors import UserError
-from fastssl.report import page, pictures, sections_of, write
+from fastssl.report import check, page, pictures, sections_of, write
 from fastssl.report.figure import Section, require_matplotlib
 from fastssl.report.inputs import LabeledRun, Record, read_inputs
 from fastssl.runs import checkpoint
+from fastssl.training.plain import plain_torch
 
 WATCHED = ("recipe.yaml", "metrics.jsonl", "summary.json", "duplicates.json")
 Content = tuple[list[LabeledRun], list[tuple[str, Record]], list[Section]]
 
 
+@plain_torch()
 def live_report(
     inputs: Sequence[str | Path],
     out: str | Path,
@@ -44,6 +46,7 @@ def live_report(
     Raises:
         UserError: as `report`.
     """
+    check(inputs, images=images)
     if not every_s > 0:
         raise UserError(f"every_s is {every_s:g}.", "Set it to 10, for example.")
     require_matplotlib()

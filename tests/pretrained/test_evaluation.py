@@ -464,3 +464,19 @@ def test_a_recipe_next_to_weights_makes_no_run(tmp_path: Path) -> None:
     assert run_folder(tmp_path / "weights.safetensors") is None
     (tmp_path / "environment.json").write_text("{}")
     assert run_folder(tmp_path / "weights.safetensors") == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"probes": "knn"}, "probes is 'knn', not a list"),
+        ({"views": 16}, "views is 16, not a list"),
+        ({"few_label_pct": 10}, "few_label_pct is 10, not a list"),
+        ({"layers": "backbone"}, "layers is 'backbone', not a list"),
+        ({"linear_epochs": -1}, "linear_epochs is -1"),
+        ({"finetune_lr": 0.0}, "finetune_lr is 0"),
+    ],
+)
+def test_arguments_that_are_none_are_named(tiny_run: Path, arguments: dict[str, Any], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        judge(tiny_run, **arguments)

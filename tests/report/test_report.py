@@ -331,3 +331,18 @@ def test_the_map_keeps_groups_apart_and_cells_single() -> None:
     cells = pictures.grid_cells(xy_N2)
     assert len(cells) == len(set(cells.values())) > 10
     assert all(0 <= r < pictures.MAP_CELLS and 0 <= c < pictures.MAP_CELLS for r, c in cells)
+
+
+def test_one_path_and_no_images_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="inputs is 'runs', not a list"):
+        report("runs", tmp_path)
+    with pytest.raises(UserError, match="images is 0"):
+        report(["runs"], tmp_path, images=0)
+
+
+def test_a_report_does_not_depend_on_the_default_dtype(finished_run: Path, tmp_path: Path) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert report([finished_run], tmp_path)["skipped"] == []
+    finally:
+        torch.set_default_dtype(torch.float32)

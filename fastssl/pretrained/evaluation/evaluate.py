@@ -86,7 +86,9 @@ def evaluate(
     Raises:
         UserError: for everything a person can fix.
     """
+    check_lists(probes=probes, views=views, layers=layers, few_label_pct=few_label_pct)
     check_options(probes, views, layers, few_label_pct, on)
+    check_training(linear_epochs=linear_epochs, finetune_epochs=finetune_epochs, finetune_lr=finetune_lr)
     net = run if isinstance(run, Pretrained) else load(run, device=device, recipe=recipe, checkpoint=checkpoint)
     net = replace(net, recipe=build.run_data.located(net.recipe, net.run_dir))
     if "projector" in layers and net.projector is None:
@@ -194,6 +196,22 @@ def keep(record: dict[str, Any], path: Path) -> str | None:
     return None
 
 
+def check_lists(**options: Any) -> None:
+    """UserError for one value in place of a list of them."""
+    for name, values in options.items():
+        if isinstance(values, str) or not isinstance(values, Sequence):
+            raise UserError(f"{name} is {values!r}, not a list.", f"Pass a list: [{values!r}].")
+
+
+def check_training(*, linear_epochs: int, finetune_epochs: int, finetune_lr: float) -> None:
+    """UserError for what a classifier cannot be trained with."""
+    for name, epochs in (("linear_epochs", linear_epochs), ("finetune_epochs", finetune_epochs)):
+        if epochs < 0:
+            raise UserError(f"{option(name)} is {epochs}.", "Set it to 0 or more.")
+    if not 0 < finetune_lr < float("inf"):
+        raise UserError(f"{option('finetune_lr')} is {finetune_lr:g}.", "Set it above 0.")
+
+
 def check_options(
     probes: Sequence[str], views: Sequence[int], layers: Sequence[str], few_label_pct: Sequence[float], on: Any
 ) -> None:
@@ -201,8 +219,6 @@ def check_options(
         wrong = [value for value in chosen if value not in known]
         if wrong or not chosen:
             raise UserError(f"{name} {','.join(wrong) or 'is empty'}.", f"Choose of {', '.join(known)}.")
-    if isinstance(views, int):
-        raise UserError(f"views is {views}, a number.", f"Pass a list of them: [{views}].")
     if not views or not all(1 <= count <= MAX_VIEWS for count in views):
         raise UserError(f"{option('views')} {','.join(map(str, views))}.", f"Give numbers from 1 to {MAX_VIEWS}.")
     if not all(0 < share < 100 for share in few_label_pct):
