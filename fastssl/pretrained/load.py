@@ -99,7 +99,7 @@ class Pretrained:
         Raises:
             UserError: when the images have another shape, type or channel count, or cannot be read.
         """
-        if not isinstance(batch_size, int) or batch_size < 1:
+        if not hasattr(batch_size, "__index__") or batch_size < 1:
             raise UserError(f"batch_size is {batch_size!r}.", "Set it to 1 or more.")
         if isinstance(images, str | bytes) or not isinstance(images, np.ndarray | Tensor | Sequence):
             raise UserError(
