@@ -71,7 +71,10 @@ def schema(
 
     document = json_schema()
     if out is not None:
+        from fastssl.errors import UserError
         from fastssl.runs.files import atomic_json
 
+        if out.suffix != ".json":
+            raise UserError(f"--out is {out}.", "Give it the suffix .json.")
         atomic_json(out, document)
     print_result(document, json.dumps(document, indent=1), as_json)

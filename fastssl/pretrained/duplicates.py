@@ -19,8 +19,9 @@ from fastssl.data.convert.chunks import indexed_runs, stream_runs
 from fastssl.data.sources import Indexed, Source, open_source
 from fastssl.data.sources.base import Item
 from fastssl.data.storage import writing
-from fastssl.errors import UserError
+from fastssl.errors import UserError, option
 from fastssl.pretrained.embedding.embed import embed, side_of
+from fastssl.pretrained.embedding.table import check_no_source
 from fastssl.pretrained.load import Pretrained, load
 from fastssl.pretrained.preparation import shape_of
 from fastssl.probes.duplicates import near_duplicates, outliers
@@ -73,7 +74,7 @@ def duplicates(
     Raises:
         UserError: for everything a person can fix.
     """
-    check(out, threshold=threshold, most=most)
+    check(out, source, threshold=threshold, most=most)
     pretrained = weights if isinstance(weights, Pretrained) else load(weights, device=device)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "features.npy"
@@ -113,7 +114,7 @@ def duplicates(
     return record | keep(record | {"pictures": pictures}, pretrained.run_dir / DUPLICATES)
 
 
-def check(out: str | Path | None, *, threshold: float, most: int) -> None:
+def check(out: str | Path | None, source: str | Path, *, threshold: float, most: int) -> None:
     if not -1 <= threshold <= 1:
         raise UserError(f"threshold is {threshold:g}, and similarities lie in [-1, 1].", "Set it to 0.95, for example.")
     if most < 1:
@@ -121,6 +122,7 @@ def check(out: str | Path | None, *, threshold: float, most: int) -> None:
     if out is not None and Path(out).suffix != ".csv":
         raise UserError(f"out is {out}.", "Give it the suffix .csv.")
     if out is not None:
+        check_no_source(Path(out), source, fix=f"Give {option('out')} another name, such as duplicates.csv.")
         with writing(Path(out)):
             Path(out).parent.mkdir(parents=True, exist_ok=True)
             mode_of_new_files(Path(out))  # makes and removes a file there: better now than after all images

@@ -280,6 +280,13 @@ def test_recipes_are_listed_with_their_headers(fastssl_command: Command) -> None
     assert "Command:" in done.stdout
 
 
+def test_a_schema_does_not_replace_a_recipe(fastssl_command: Command, tmp_path: Path) -> None:
+    recipe = Path(write_recipe(tmp_path))
+    before = recipe.read_text()
+    two_lines(fastssl_command("recipe", "schema", "--out", str(recipe)), "suffix .json")
+    assert recipe.read_text() == before
+
+
 def test_the_shell_completes_verbs_and_options() -> None:
     installed = str(Path(sys.executable).with_name("fastssl"))
     for typed, wanted in (("fastssl tr", "train"), ("fastssl eval --pro", "--probe"), ("fastssl recipe sc", "schema")):

@@ -103,6 +103,14 @@ def test_a_table_that_cannot_be_written_is_refused_before_any_work(
     assert [path.name for path in out.parent.iterdir()] == ["twins.csv"]
 
 
+def test_a_table_of_images_is_not_replaced_by_the_result(tiny_run: Path, photos: Path) -> None:
+    table = photos / "photos.csv"
+    table.write_text("path\n00.png\n01.png\n")
+    with pytest.raises(UserError, match=r"photos\.csv is the source"):
+        duplicates(tiny_run, table, photos / ".." / photos.name / "photos.csv", device="cpu")
+    assert table.read_text() == "path\n00.png\n01.png\n"
+
+
 def test_weights_outside_of_a_run_keep_nothing(tiny_run: Path, photos: Path, tmp_path: Path) -> None:
     import dataclasses
 

@@ -117,12 +117,17 @@ def check_replaceable(out: Path, source: str | Path) -> None:
     record, table = manifest_path(out), out.with_suffix(".csv")
     files = [out, record, *([table] if out.suffix == ".npy" else [])]
     for path in files:
-        if path.exists() and Path(source).exists() and path.samefile(source):
-            raise UserError(f"{path} is the source, and would be replaced by what is written.", fix)
+        check_no_source(path, source, fix=fix)
     own = names_of_record(record)
     for path in files[1:]:
         if path.exists() and (own is None or path.name not in {record.name, *own}):
             raise UserError(f"{path} exists already, and was not written with {out}.", fix)
+
+
+def check_no_source(path: Path, source: str | Path, *, fix: str) -> None:
+    """UserError where a file to be written is the source."""
+    if path.exists() and Path(source).exists() and path.samefile(source):
+        raise UserError(f"{path} is the source, and would be replaced by what is written.", fix)
 
 
 def names_of_record(path: Path) -> set[str] | None:
