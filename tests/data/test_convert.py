@@ -168,6 +168,8 @@ def test_an_interruption_leaves_the_earlier_file_and_nothing_else(tmp_path, kind
         {"workers": 0},
         {"limit": 0},
         {"fraction": 1.5},
+        {"shard_mb": float("nan"), "format": "webdataset"},
+        {"shard_mb": -1.0, "format": "webdataset"},
     ],
 )
 def test_wrong_options_are_named_and_write_nothing(tmp_path, bad):

@@ -5,6 +5,7 @@ shuffled goes through an unnamed file on disk first. Memory does not grow with t
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -120,6 +121,8 @@ def convert(
         raise UserError(f"classes is {classes!r}, a text.", "Pass a list of names, in the order of their labels.")
     if not isinstance(out, str | Path | None):
         raise UserError(f"out is a {type(out).__name__}.", "Pass the path of the file to make.")
+    if not 0 < shard_mb < math.inf:
+        raise UserError(f"shard_mb is {shard_mb:g}.", "Set it above 0, to 256 for example.")
     options: dict[str, Any] = {
         "source": str(source),
         "split": split,

@@ -4,6 +4,7 @@ An interval is Wilson's over the judged images: what other images of the same ki
 nothing about another seed of the training.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -226,6 +227,14 @@ def check_options(
         raise UserError(f"{name} {','.join(map(str, few_label_pct))}.", "Give percentages between 0 and 100.")
     if on is not None and on not in get_args(On):
         raise UserError(f"{option('on', on)}.", f"Choose {', '.join(get_args(On))}.")
+
+
+def check_training(*, finetune_lr: float, **epochs: int) -> None:
+    for name, count in epochs.items():
+        if count < 1:
+            raise UserError(f"{option(name, count)}.", "Give 1 or more.")
+    if not 0 < finetune_lr < math.inf:
+        raise UserError(f"{option('finetune_lr', finetune_lr)}.", "Give a number above 0, for example 0.001.")
 
 
 def frozen_rows(
