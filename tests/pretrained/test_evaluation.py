@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import random
 import shutil
 from pathlib import Path
@@ -242,6 +243,13 @@ def test_a_test_source_without_splits_is_the_test_set(run: Path, tmp_path: Path)
         judge(run, data=train, test=train, probes=["knn"], **QUICK)
 
 
+def test_a_test_source_may_have_the_name_of_the_other(run: Path, tmp_path: Path) -> None:
+    train, test = (photo_splits(tmp_path / name, "pets") / "pets" for name in ("first", "second"))
+    (train / "cat" / "3.png").unlink()
+    record = judge(run, data=train, test=test, probes=["knn"], **QUICK)
+    assert (record["train"]["images"], record["judged"]["images"], record["judged"]["source"]) == (7, 8, str(test))
+
+
 def test_a_source_with_an_unreadable_image_is_refused_or_judged_without_it(run: Path, tmp_path: Path) -> None:
     pets = photo_splits(tmp_path / "pets", "train", "test")
     (pets / "test" / "cat" / "9.png").write_bytes(b"no image")
@@ -358,12 +366,22 @@ def two_classes(folder: Path) -> Path:
     return folder / "two.beton"
 
 
+def one_of_each(folder: Path) -> Path:
+    from PIL import Image
+
+    for name in ("circle", "square", "ring"):
+        (folder / "one" / name).mkdir(parents=True)
+        Image.new("RGB", (16, 16), "red").save(folder / "one" / name / "0.png")
+    return folder / "one"
+
+
 @pytest.mark.parametrize(
     ("options", "what"),
     [
         (lambda d, t: {"data": unlabeled(d)}, "None of the 1 images"),
         (lambda d, t: {"data": gray(d, t[0])}, "1 channels, the network takes 3"),
         (lambda d, t: {"data": two_classes(d), "test": t[1]}, "classes that train lacks"),
+        (lambda d, t: {"data": one_of_each(d)}, "No labeled image of .* can be held out"),
         (lambda d, t: {"data": d / "absent.beton"}, "does not exist"),
         (lambda d, t: {"data": "absent-folder"}, "does not exist"),
         (lambda d, t: {"data": t[0], "on": "test"}, "no test set"),
@@ -372,6 +390,9 @@ def two_classes(folder: Path) -> Path:
         (lambda d, t: {"views": [0]}, "views 0"),
         (lambda d, t: {"layers": ["stem"]}, "layers stem"),
         (lambda d, t: {"few_label_pct": [150]}, "few_label_pct 150"),
+        (lambda d, t: {"finetune_lr": -1.0}, r"finetune_lr=-1\.0"),
+        (lambda d, t: {"finetune_lr": math.nan}, "finetune_lr=nan"),
+        (lambda d, t: {"linear_epochs": 0}, "linear_epochs=0"),
     ],
 )
 def test_what_cannot_be_evaluated_is_explained(

@@ -92,9 +92,7 @@ def splits(
         tested = (
             labeled_part(own_file(net, "test_path"))
             if is_own
-            else test_part(
-                tested_on, read, whole=test is not None and (data is None or Path(data).stem != Path(test).stem)
-            )
+            else test_part(tested_on, read, whole=not is_same(tested_on, data))
         )
     elif data is None and net.recipe.data.val_count:
         labels_N = build.data.labels_of(labeled.path)
@@ -105,6 +103,11 @@ def splits(
     else:
         fit, held = measures.hold_out(labeled.labels_N, measures.HELD_OUT_SHARE, seed=HELD_OUT_SEED)
         labeled, tested = labeled.pick(fit), labeled.pick(held)
+    if not len(tested.rows_N):
+        raise UserError(
+            f"No labeled image of {labeled.path} can be held out: no class keeps another one to learn from.",
+            f"Name test images with {option('test')}, or use {option('on', 'pretraining')}, which needs no label.",
+        )
     for part in (labeled, tested):
         check_channels(net, part)
     if on == "test" and labeled.manifest.digest == tested.manifest.digest:
@@ -127,20 +130,23 @@ def test_name(net: Pretrained, data: str | Path | None, test: str | Path | None)
     )
 
 
-def test_part(name: str | Path, read: Callable[[str | Path, str], Part], *, whole: bool) -> Part:
+def is_same(name: str | Path, other: str | Path | None) -> bool:
+    return other is not None and (str(name) == str(other) or Path(name).resolve() == Path(other).resolve())
+
+
+def test_part(name: str | Path, read: Callable[..., Part], *, whole: bool) -> Part:
     """The test split of a source; its val split, with a remark, where it has no test.
 
     Args:
         name: the source.
         read: called with the source and a split.
-        whole: whether a source without any splits is the test set, as one that is not also learned from is; files of
-            converted sources are called by their stem, which therefore has to differ.
+        whole: whether a source without any splits is the test set, as one that is not also learned from is.
     """
     try:
         return read(name, "test")
     except MissingSplitError as error:
         if whole and not error.splits:
-            return read(name, "train")
+            return read(name, "train", part="whole")
         if "val" not in error.splits:
             raise
     remark = f"{name} has no test split; its val split was judged instead"
@@ -148,11 +154,23 @@ def test_part(name: str | Path, read: Callable[[str | Path, str], Part], *, whol
 
 
 def part_of(
-    name: str | Path, split: str, *, trained_on: Manifest, folder: Path | None, on_error: OnError, download: bool
+    name: str | Path,
+    split: str,
+    *,
+    trained_on: Manifest,
+    folder: Path | None,
+    on_error: OnError,
+    download: bool,
+    part: str | None = None,
 ) -> Part:
-    """The labeled images of a .beton, or of one split of a source."""
-    part = labeled_part(file_of(name, split, trained_on, folder, on_error=on_error, download=download))
-    return part if Path(name).suffix == ".beton" else replace(part, source=str(name), split=split)
+    """The labeled images of a .beton, or of one split of a source.
+
+    Args:
+        part: what the converted file is called by, next to the source's name; the split when absent.
+    """
+    path = file_of(name, split, trained_on, folder, on_error=on_error, download=download, part=part)
+    labeled = labeled_part(path)
+    return labeled if Path(name).suffix == ".beton" else replace(labeled, source=str(name), split=split)
 
 
 def file_of(
@@ -163,6 +181,7 @@ def file_of(
     *,
     on_error: OnError = "fail",
     download: bool = False,
+    part: str | None = None,
 ) -> Path:
     """The .beton itself, or one converted from a source as the images of training were.
 
@@ -177,7 +196,7 @@ def file_of(
         words += [word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", str(value))]
         fix = f"Convert it first with `{shlex.join(words)}`."
         raise UserError(f"{name} is not a .beton file, and weights outside of a run have no folder to convert to.", fix)
-    out = folder / f"{path.stem}-{split}.beton"
+    out = folder / f"{path.stem}-{part or split}.beton"
     if str(name) in NAMES and manifest_path(out).exists() and options_of(build.data.manifest_of(out)) == options:
         return out
     if str(name) not in NAMES and not path.exists():
