@@ -81,10 +81,14 @@ def cells(
         changes: texts "section.key=value" for all cells.
 
     Raises:
-        UserError: when no cell's recipe is sound, or the grid and seeds both set the seed.
+        UserError: when no cell's recipe is sound, a value comes twice, or the grid and seeds both set the seed.
     """
     if seeds > 1 and "seed" in grid:
         raise UserError(f"The grid sets seed and {option('seeds')} asks for more.", "Use one of the two.")
+    for key, values in grid.items():
+        twice = [value for i, value in enumerate(values) if value in list(values)[:i]]
+        if twice:
+            raise UserError(f"The grid gives {key} the value {twice[0]} twice.", "Give each value once.")
     first_seed = load(recipe, changes).seed
     axes = [[(key, value) for value in values] for key, values in grid.items()]
     if seeds > 1 or not grid:

@@ -55,6 +55,8 @@ def test_a_grid_of_a_wrong_key_or_two_seeds_is_refused_at_once(tiny_recipe: dict
         sweep.sweep(tiny_recipe, {"optim.lrr": [1, 2]}, out=tmp_path / "out")
     with pytest.raises(UserError, match="seed"):
         sweep.sweep(tiny_recipe, {"seed": [1, 2]}, seeds=2, out=tmp_path / "out")
+    with pytest.raises(UserError, match=r"optim\.lr the value 0\.1 twice"):
+        sweep.sweep(tiny_recipe, {"optim.lr": [0.1, 0.2, 0.10]}, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
