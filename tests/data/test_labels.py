@@ -125,9 +125,16 @@ def test_an_unknown_header_is_no_image(tmp_path, on_error):
     (tmp_path / "x.csv").write_text("foto,kind\na.png,x\n")
     with pytest.raises(UserError, match="no column that names images") as error:
         convert(tmp_path / "x.csv", tmp_path / "x.beton", on_error=on_error)
-    assert "image_column" in error.value.fix
+    assert "image_column of `convert`" in error.value.fix
     found, _ = named(tmp_path / "x.csv", tmp_path / "x.beton", image_column="foto", label_column="kind")
     assert found == ["x"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_csv_in_utf_16(tmp_path, encoding):
+    tree(tmp_path, {"ä.png": png(1)})
+    (tmp_path / "x.csv").write_bytes("\ufeffpath\tlabel\nä.png\tKöter\n".encode(encoding))
+    assert named(tmp_path / "x.csv", tmp_path / "x.beton")[0] == ["Köter"]
 
 
 def test_paths_may_start_elsewhere(tmp_path):

@@ -3,6 +3,8 @@
 import dataclasses
 from pathlib import Path
 
+from fastssl.errors import option
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Choices:
@@ -20,3 +22,8 @@ class Choices:
     image_root: Path | None = None
     image_key: str | None = None
     classes: tuple[str, ...] = ()
+
+
+def choice(name: str, value: object = None) -> str:
+    """One of the above as an option, with the verb to give it to: others that read sources lack it."""
+    return f"{option(name, value)} of `convert`"

@@ -11,7 +11,7 @@ from typing import Any
 
 from fastssl.data.sources.account import Account
 from fastssl.data.sources.base import MAX_ITEM_BYTES, SPLITS, Item, MissingSplitError, Stream, check_whole
-from fastssl.data.sources.choices import Choices
+from fastssl.data.sources.choices import Choices, choice
 from fastssl.data.sources.guard import explained
 from fastssl.data.sources.labels import read_label
 from fastssl.errors import UserError, option
@@ -127,7 +127,7 @@ def _image_column(schema: Any, name: str, given: str | None) -> str:
     usual = [column for column in IMAGE_COLUMNS if column in binary]
     if given is None and not usual and len(binary) > 1:
         raise UserError(
-            f"{name} has several columns of bytes: {', '.join(binary)}.", f"Name one with {option('image_column')}."
+            f"{name} has several columns of bytes: {', '.join(binary)}.", f"Name one with {choice('image_column')}."
         )
     return given or (usual or binary)[0]
 
@@ -139,7 +139,7 @@ def _label_column(schema: Any, name: str, given: str | None) -> str | None:
         return None
     if column not in schema.names:
         raise UserError(
-            f"{name} has no column {column!r}.", f"Set {option('label_column')} to one of: {', '.join(schema.names)}."
+            f"{name} has no column {column!r}.", f"Set {choice('label_column')} to one of: {', '.join(schema.names)}."
         )
     types, kind = _pyarrow("pyarrow.types"), schema.field(column).type
     inner = kind.value_type if types.is_dictionary(kind) else kind
@@ -147,7 +147,7 @@ def _label_column(schema: Any, name: str, given: str | None) -> str | None:
     if not any(test(inner) for test in (*tests, types.is_large_string)) and str(inner) != "string_view":
         raise UserError(
             f"{name}: the labels in column {column!r} are {str(kind)[:60]}, which are neither numbers nor names.",
-            f"Name another with {option('label_column')} (one of: {', '.join(schema.names)}), "
+            f"Name another with {choice('label_column')} (one of: {', '.join(schema.names)}), "
             f"or use {option('split', 'unlabeled')}.",
         )
     return column

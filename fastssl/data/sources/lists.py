@@ -1,5 +1,6 @@
 """Images named one per line in a .csv or .tsv file."""
 
+import codecs
 import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,10 +16,10 @@ from fastssl.data.sources.base import (
     no_labels,
     split_of,
 )
-from fastssl.data.sources.choices import Choices
+from fastssl.data.sources.choices import Choices, choice
 from fastssl.data.sources.folders import read_file
 from fastssl.data.sources.labels import number_labels, read_labels
-from fastssl.errors import UserError, option
+from fastssl.errors import UserError
 
 IMAGE_COLUMNS = (
     *("path", "file", "filename", "file_name", "filepath", "file_path", "image", "img", "image_path", "img_path"),
@@ -77,7 +78,9 @@ def csv_source(path: Path, split: str, choices: Choices) -> Indexed:
 
 def _read(path: Path) -> list[list[str]]:
     """All rows that are not empty; the separator is the one that cuts the first line into most fields."""
-    with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+    with open(path, "rb") as start:
+        wide = start.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    with open(path, newline="", encoding="utf-16" if wide else "utf-8-sig", errors="surrogateescape") as file:
         first = next((line for line in file if line.strip()), "")
         counts = {sep: len(next(csv.reader([first], delimiter=sep), [])) for sep in _SEPARATORS}
         separator = "\t" if path.suffix.lower() == ".tsv" else max(_SEPARATORS, key=lambda sep: counts[sep])
@@ -108,7 +111,7 @@ def _header(path: Path, rows: list[list[str]], choices: Choices) -> tuple[list[s
         raise UserError(
             f"{path}: the first line ({', '.join(head)[:80]}) holds no column that names images, and its first field "
             "is no image file.",
-            f"Name the column with {option('image_column')}, or call it one of: {', '.join(IMAGE_COLUMNS)}.",
+            f"Name the column with {choice('image_column')}, or call it one of: {', '.join(IMAGE_COLUMNS)}.",
         )
     return [], rows
 
@@ -118,14 +121,14 @@ def _column(path: Path, head: Sequence[str], given: str | None, known: Sequence[
     if given is not None:
         if given not in head:
             raise UserError(
-                f"{path} has no column {given!r}.", f"Set {option(f'{what}_column')} to one of: {', '.join(head)}."
+                f"{path} has no column {given!r}.", f"Set {choice(f'{what}_column')} to one of: {', '.join(head)}."
             )
         return head.index(given)
     lower = [cell.lower() for cell in head]
     position = next((lower.index(name) for name in known if name in lower), None)
     if position is None and what == "image":
         raise UserError(
-            f"{path} has no column of images.", f"Set {option('image_column')} to one of: {', '.join(head)}."
+            f"{path} has no column of images.", f"Set {choice('image_column')} to one of: {', '.join(head)}."
         )
     return position
 

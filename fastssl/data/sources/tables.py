@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from fastssl.data.beton.reader import Beton
 from fastssl.data.sources import shapes
 from fastssl.data.sources.base import Indexed, Item, names_next_to, no_labels
-from fastssl.data.sources.choices import Choices
+from fastssl.data.sources.choices import Choices, choice
 from fastssl.data.sources.labels import number_labels
 from fastssl.errors import UserError, option
 
@@ -56,7 +56,7 @@ def _labels(path: Path, beton: Beton, field: str | None) -> NDArray[np.int64]:
     if field is None and "label" not in beton.integers and names:
         raise UserError(
             f"{path} has no field 'label', but integers in: {names}.",
-            f"Name the labels with {option('label_column')}, or take {option('split', 'unlabeled')}.",
+            f"Name the labels with {choice('label_column')}, or take {option('split', 'unlabeled')}.",
         )
     if field is not None and field not in beton.integers:
         raise UserError(f"{path} has no integer field {field!r}.", f"Name one of: {names or 'none'}.")

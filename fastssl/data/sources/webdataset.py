@@ -16,10 +16,10 @@ from fastssl.data.sources.base import (
     no_images,
     reason_of,
 )
-from fastssl.data.sources.choices import Choices
+from fastssl.data.sources.choices import Choices, choice
 from fastssl.data.sources.labels import read_label
 from fastssl.data.sources.tar import leaves, read_tar
-from fastssl.errors import UserError, option
+from fastssl.errors import UserError
 
 _LABELS = ("cls", "json")
 LABEL_KEYS = ("label", "cls", "class", "target", "label_id", "class_id", "category", "class_name", "label_name")
@@ -132,7 +132,7 @@ def _image_suffix(key: str, parts: dict[str, Member], wanted: str | None) -> str
     if len(images) > 1 and len(best) != 1:
         raise UserError(
             f"Sample {key} holds several images: {', '.join(images[:_MOST_IMAGES])}.",
-            f"Say which one to take, such as {option('image_key', images[0])}.",
+            f"Say which one to take, such as {choice('image_key', images[0])}.",
         )
     return best[0] if best else None
 
