@@ -72,7 +72,7 @@ def name_of(source: Path) -> str:
     bare = source.resolve()
     while bare.suffix.lower() in DATA_SUFFIXES:
         bare = bare.with_suffix("")
-    return re.sub(r"[^\w-]+", "_", bare.name).strip("_") or "images"
+    return re.sub(r"[^\w-]+", "_", bare.name).strip("_-") or "images"
 
 
 def check(plan: Plan) -> None:

@@ -8,6 +8,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 EXIT_CODE = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
@@ -25,14 +26,19 @@ NOT_RESUMED = f"{NOTHING} With --resume a conversion keeps what it has done."
 
 
 def command(*words: object) -> str:
-    """A line for a shell, its words quoted where they have to be."""
-    return shlex.join(["fastssl", *map(str, words)])
+    """A line for a shell, its words quoted where they have to be, and no path like an option."""
+    return shlex.join(["fastssl", *map(typed, words)])
+
+
+def typed(word: object) -> str:
+    return f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word)
 
 
 def same_command(*more: str) -> str:
     """What was typed, with the options that it lacks."""
     given = sys.argv[1:]
-    return command(*given, *(word for word in more if word not in given))
+    at = given.index("--") if "--" in given else len(given)
+    return command(*given[:at], *(word for word in more if word not in given), *given[at:])
 
 
 def remains(verb: str | None) -> str:

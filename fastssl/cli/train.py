@@ -102,11 +102,11 @@ def next_text(summary: dict[str, Any], model: "Model") -> str:
     """What one does with a trained network, as commands; the export is one that needs no fastssl."""
     from fastssl.models.resnet import in_hubs
 
-    run, library = summary["run_dir"], model.backbone.rpartition("/")[0]
+    run, library = Path(summary["run_dir"]), model.backbone.rpartition("/")[0]
     if in_hubs(model.backbone) and model.width == 1:
         library = "torchvision"
     to, suffix = (library, ".safetensors") if library else ("torch-export", ".pt2")
-    weights = f"{Path(run).name}{suffix}"
+    weights = Path(f"{run.name}{suffix}")
     return "\n".join(
         [
             f"Judge it: {command('eval', run)}",

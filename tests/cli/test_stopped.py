@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from fastssl.cli.stopped import command, same_command
+
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to send")
 
 # A process that sends itself SIGINT when a verb begins to import torch, or, for convert, to read images.
@@ -79,6 +81,12 @@ def test_a_conversion_that_was_stopped_continues_with_the_line_that_it_printed(t
     first, second = done.stderr.strip().splitlines()[-2:]
     assert "converted so far remain" in first
     assert second == "Again: fastssl convert shapes 'my out/a.beton' --count 20000 --side-px 64 --resume"
+
+
+def test_printed_commands_hold_no_path_that_looks_like_an_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert command("train", Path("-a.yaml"), "--dry-run") == "fastssl train ./-a.yaml --dry-run"
+    monkeypatch.setattr(sys, "argv", ["fastssl", "train", "-s", "seed=1", "--", "-a.yaml"])
+    assert same_command("--resume") == "fastssl train -s seed=1 --resume -- -a.yaml"
 
 
 def test_an_evaluation_that_was_stopped_keeps_features_and_no_result(finished_run: Path, tmp_path: Path) -> None:

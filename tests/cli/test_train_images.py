@@ -68,7 +68,14 @@ def test_other_images_of_the_same_name_are_refused(photos: Path, monkeypatch: py
 
 @pytest.mark.parametrize(
     ("source", "name"),
-    [("photos.v1", "photos_v1"), ("photos.v2.tar.gz", "photos_v2"), ("a.b.CSV", "a_b"), ("x.beton", "x"), ("é!", "é")],
+    [
+        ("photos.v1", "photos_v1"),
+        ("photos.v2.tar.gz", "photos_v2"),
+        ("a.b.CSV", "a_b"),
+        ("x.beton", "x"),
+        ("é!", "é"),
+        ("-a", "a"),
+    ],
 )
 def test_a_name_loses_the_suffixes_of_data_alone(source: str, name: str) -> None:
     assert name_of(Path("somewhere") / source) == name
