@@ -134,3 +134,26 @@ def changed(path: Path, before: str, now: str) -> UserError:
         f"{path} has changed: its digest was {before} and is {now}.",
         f"Put the earlier file back, or start a new run with another {option('run_dir')}.",
     )
+
+
+def made_otherwise(recipe: Recipe) -> list[str]:
+    """A sentence for each file that was there already, and made from another source or in another way than asked."""
+    data, said = recipe.data, list[str]()
+    if data.source is None:
+        return said
+    for path, split, count in (
+        (data.path, data.split, data.count),
+        (data.probe_path, data.probe_split, data.count),
+        (data.test_path, data.test_split, data.test_count),
+    ):
+        if path is None:
+            continue
+        made = read_manifest(path).options
+        wanted = {"source": data.source, "split": split, "side_px": data.side_px, "count": count}
+        other = [key for key, value in wanted.items() if value is not None and key in made and made[key] != value]
+        if "source" in other and Path(str(made["source"])).resolve() == Path(data.source).resolve():
+            other.remove("source")
+        if other:
+            was, asked = (", ".join(f"{key} {of[key]}" for key in other) for of in (made, wanted))
+            said.append(f"{path} was made with {was}, and the recipe says {asked}: it is used as it is.")
+    return said

@@ -142,6 +142,7 @@ def begin(run: Run, given: Recipe, chosen: dict[str, str]) -> None:
         None if run.own_loss else build.losses.collapse_risk(run.recipe),
         build.views.idle_color(run.recipe, run.manifest.channels),
         *build.views.idle_settings(run.recipe),
+        *build.run_data.made_otherwise(run.recipe),
         build.views.fallback(run.recipe, run.augment_of(0), device=run.device),
         *run.prober.not_measured,
         build.hardware.emulation(run.recipe, run.device),

@@ -126,6 +126,24 @@ def test_a_recipe_looks_for_its_test_split_before_it_converts_and_may_skip_bad_f
     assert build.data.manifest_of(tmp_path / "train.beton").skipped_count == 1
 
 
+def test_a_file_made_from_another_source_or_in_another_way_is_reported(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder_of(tmp_path / "a", bird=2, cat=2)
+    folder_of(tmp_path / "b", bird=2, cat=2)
+    data = {"path": "train.beton", "source": "a", "side_px": 8}
+
+    def said(**changes):
+        recipe = load({"name": "x", "data": data | changes, "train": {"epochs": 1}})
+        build.data.ensure_data(recipe)
+        return build.run_data.made_otherwise(recipe)
+
+    assert not said()
+    assert not said(source=str(tmp_path / "a"))
+    assert not said(source=None, side_px=16)
+    (sentence,) = said(source="b", side_px=16)
+    assert "made with source a, side_px 8, and the recipe says source b, side_px 16" in sentence
+
+
 GROUPS = "model.batch_norm=per_view", "model.batch_norm_groups=8"
 
 
