@@ -494,8 +494,8 @@ def test_a_recipe_next_to_weights_makes_no_run(tmp_path: Path) -> None:
         ({"views": 16}, "views is 16, not a list"),
         ({"few_label_pct": 10}, "few_label_pct is 10, not a list"),
         ({"layers": "backbone"}, "layers is 'backbone', not a list"),
-        ({"linear_epochs": -1}, "linear_epochs is -1"),
-        ({"finetune_lr": 0.0}, "finetune_lr is 0"),
+        ({"linear_epochs": -1}, "linear_epochs=-1"),
+        ({"finetune_lr": 0.0}, r"finetune_lr=0\.0"),
     ],
 )
 def test_arguments_that_are_none_are_named(tiny_run: Path, arguments: dict[str, Any], named: str) -> None:

@@ -4,7 +4,6 @@ An interval is Wilson's over the judged images: what other images of the same ki
 nothing about another seed of the training.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -207,10 +206,10 @@ def check_lists(**options: Any) -> None:
 def check_training(*, linear_epochs: int, finetune_epochs: int, finetune_lr: float) -> None:
     """UserError for what a classifier cannot be trained with."""
     for name, epochs in (("linear_epochs", linear_epochs), ("finetune_epochs", finetune_epochs)):
-        if epochs < 0:
-            raise UserError(f"{option(name)} is {epochs}.", "Set it to 0 or more.")
+        if epochs < 1:
+            raise UserError(f"{option(name, epochs)}.", "Set it to 1 or more.")
     if not 0 < finetune_lr < float("inf"):
-        raise UserError(f"{option('finetune_lr')} is {finetune_lr:g}.", "Set it above 0.")
+        raise UserError(f"{option('finetune_lr', finetune_lr)}.", "Set it above 0, to 0.001 for example.")
 
 
 def check_options(
@@ -227,14 +226,6 @@ def check_options(
         raise UserError(f"{name} {','.join(map(str, few_label_pct))}.", "Give percentages between 0 and 100.")
     if on is not None and on not in get_args(On):
         raise UserError(f"{option('on', on)}.", f"Choose {', '.join(get_args(On))}.")
-
-
-def check_training(*, finetune_lr: float, **epochs: int) -> None:
-    for name, count in epochs.items():
-        if count < 1:
-            raise UserError(f"{option(name, count)}.", "Give 1 or more.")
-    if not 0 < finetune_lr < math.inf:
-        raise UserError(f"{option('finetune_lr', finetune_lr)}.", "Give a number above 0, for example 0.001.")
 
 
 def frozen_rows(
