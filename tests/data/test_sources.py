@@ -1,5 +1,6 @@
 """Every source yields the same pictures under the same labels, in a stated order."""
 
+import contextlib
 import io
 import pickle
 import tarfile
@@ -11,6 +12,7 @@ from PIL import Image
 
 from fastssl.data.convert.labels import Numbering
 from fastssl.data.sources import Indexed, Stream, open_source
+from fastssl.data.sources.choices import Choices
 from fastssl.errors import UserError
 
 
@@ -277,6 +279,45 @@ def test_unknown_names_and_kinds(tmp_path):
         open_source(tmp_path / "x.doc")
     with pytest.raises(UserError, match="no split 'trian'"):
         open_source("shapes", split="trian")
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"count": 5}, "count (data.count in a recipe): the source"),
+        ({"root": "elsewhere"}, "root (data.root in a recipe): the source"),
+        ({"choices": Choices(label_column="y")}, "label_column: a folder of images has no use for it."),
+        ({"choices": Choices(image_column="x", image_key="jpg", classes=("a",))}, "image_column and image_key: "),
+    ],
+)
+def test_options_that_a_source_has_no_use_for_are_refused(tmp_path, options, what):
+    tree(tmp_path, {"train/a/0.png": png(1)})
+    with pytest.raises(UserError) as caught:
+        open_source(tmp_path, **options)
+    assert caught.value.what.startswith(what)
+    assert len(open_source(tmp_path, choices=Choices(classes=("a",))).labels_N) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "taken"),
+    [
+        ("shapes", set()),
+        ("cifar10", set()),
+        ("x.csv", {"image_column", "label_column", "image_root"}),
+        ("x.zip", set()),
+        ("x.npy", set()),
+    ],
+)
+def test_each_source_takes_its_own_choices_alone(tmp_path, name, taken):
+    pack_zip(tmp_path / "x.zip", {"a/0.png": png(1)})
+    (tmp_path / "x.csv").write_text("file,label\n0.png,a\n")
+    np.save(tmp_path / "x.npy", np.zeros((2, 4, 4, 3), np.uint8))
+    given = {"image_column": "file", "label_column": "label", "image_root": tmp_path, "image_key": "png"}
+    for choice in given:
+        source = tmp_path / name if "." in name else name
+        with pytest.raises(UserError) if choice not in taken else contextlib.nullcontext() as caught:
+            open_source(source, choices=Choices(**{choice: given[choice]}))
+        assert choice in taken or caught.value.what.startswith(f"{choice}: ")
 
 
 def test_tar_is_streamed_and_says_so(tmp_path):

@@ -5,13 +5,15 @@ from pathlib import Path
 from fastssl.data.sources import base
 from fastssl.data.sources.account import Account
 from fastssl.data.sources.base import SPLITS, Indexed, Item, Source, Stream
-from fastssl.data.sources.choices import Choices
+from fastssl.data.sources.choices import Choices, refuse_idle
 from fastssl.data.sources.guard import guarded
-from fastssl.errors import UserError
+from fastssl.errors import UserError, option
 
 __all__ = ["SPLITS", "Indexed", "Item", "Source", "Stream", "open_source"]
 
 NAMES = ("shapes", "cifar10", "cifar100", "stl10")
+COLUMNS = ("a table of images", "image_column", "label_column")  # readers, with the choices that they take
+SHARDS = ("a set of WebDataset shards", "image_key")
 _SHAPES_COUNT = {"train": 20_000, "test": 2_000, "val": 2_000, "unlabeled": 20_000}
 
 
@@ -39,6 +41,9 @@ def open_source(
         download: allowed to fetch torchvision's files when they are absent.
         seed, count, side_px: of the shapes, and of nothing else.
         choices: columns, keys and class names, where the usual ones do not fit.
+
+    Raises:
+        UserError: when there is no such source or split, or options are given that this kind of source has no use for.
     """
     if not isinstance(spec, str | Path):
         raise UserError(
@@ -47,6 +52,12 @@ def open_source(
         )
     if split not in SPLITS:
         raise UserError(f"There is no split {split!r}.", f"Set split to one of: {', '.join(SPLITS)}.")
+    choices, kind = choices or Choices(), f"the source {spec}"
+    takes = {"count": (count, NAMES[:1]), "root": (root, NAMES[1:])}
+    for name in (name for name, (value, sources) in takes.items() if value is not None and str(spec) not in sources):
+        refuse_idle(kind, f"{option(name)} (data.{name} in a recipe)")
+    if str(spec) in NAMES:
+        choices.taken_by(kind)
     if str(spec) == "shapes":
         from fastssl.data.sources.tables import shapes_source
 
@@ -57,7 +68,7 @@ def open_source(
         from fastssl.data.sources.torchvision_files import torchvision_source
 
         return torchvision_source(str(spec), split, root=root, download=download)
-    return _open_path(Path(spec).expanduser(), split, choices or Choices())
+    return _open_path(Path(spec).expanduser(), split, choices)
 
 
 def _open_path(path: Path, split: str, choices: Choices) -> Source:
@@ -75,25 +86,27 @@ def _open_path(path: Path, split: str, choices: Choices) -> Source:
     name = path.name.lower()
     if len(shards) > 1 or (name.endswith(archives.TAR_SUFFIXES) and webdataset.is_webdataset(path)):
         base.check_whole(path, split)
-        return webdataset.webdataset_source(shards, split, choices, name=str(path))
+        return webdataset.webdataset_source(shards, split, choices.taken_by(*SHARDS), name=str(path))
     if name.endswith(archives.TAR_SUFFIXES):
-        return archives.tar_source(path, split, choices)
+        return archives.tar_source(path, split, choices.taken_by("an archive of images"))
     match path.suffix.lower():
         case ".zip":
-            return archives.zip_source(path, split, choices)
+            return archives.zip_source(path, split, choices.taken_by("an archive of images"))
         case ".parquet":
             base.check_whole(path, split)
-            return columns.parquet_source([path], split, choices, name=str(path))
+            return columns.parquet_source([path], split, choices.taken_by(*COLUMNS), name=str(path))
         case ".npz":
+            choices.taken_by("an .npz file")
             return arrays.npz_source(path, split)
         case ".npy":
             base.check_whole(path, split)
+            choices.taken_by("an .npy file")
             return arrays.npy_source(path)
         case ".csv" | ".tsv":
-            return lists.csv_source(path, split, choices)
+            return lists.csv_source(path, split, choices.taken_by("a list of paths", *COLUMNS[1:], "image_root"))
         case ".beton":
             base.check_whole(path, split)
-            return tables.beton_source(path, split, choices)
+            return tables.beton_source(path, split, choices.taken_by("a .beton file", "label_column"))
     raise UserError(
         f"Unsupported file type: {path}.",
         "Give a folder, .tar, .tar.gz, .tar.xz, .zip, .parquet, .npz, .npy, .csv or .beton.",
@@ -105,10 +118,10 @@ def _open_folder(path: Path, split: str, shards: list[Path], choices: Choices) -
     from fastssl.data.sources import columns, folders, webdataset
 
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-        return columns.arrow_source(path, split, choices)
+        return columns.arrow_source(path, split, choices.taken_by(*COLUMNS))
     parquet = sorted(path.glob("**/*.parquet"))
     if not parquet and not shards:
-        return folders.folder_source(path, split, choices)
+        return folders.folder_source(path, split, choices.taken_by("a folder of images"))
     firsts = {"Parquet files": next(iter(parquet), None), "tar files": next(iter(shards), None)}
     readings = firsts | {"image files": next(folders.walk(path, Account(), {}), None)}
     several = [f"{what} ({Path(first).name})" for what, first in readings.items() if first]
@@ -119,6 +132,6 @@ def _open_folder(path: Path, split: str, shards: list[Path], choices: Choices) -
         )
     chosen = base.files_of_split(parquet or shards, split, path)
     if parquet:
-        return columns.parquet_source(chosen, split, choices, name=str(path))
+        return columns.parquet_source(chosen, split, choices.taken_by(*COLUMNS), name=str(path))
     webdataset.check_shards(path, chosen)
-    return webdataset.webdataset_source(chosen, split, choices, name=str(path))
+    return webdataset.webdataset_source(chosen, split, choices.taken_by(*SHARDS), name=str(path))

@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from fastssl.errors import option
+from fastssl.errors import UserError, option
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -22,6 +22,23 @@ class Choices:
     image_root: Path | None = None
     image_key: str | None = None
     classes: tuple[str, ...] = ()
+
+    def taken_by(self, kind: str, *names: str) -> "Choices":
+        """These, for a reader that takes the named ones; class names suit every reader.
+
+        Raises:
+            UserError: for others that are given, which the reader would ignore.
+        """
+        given = [field.name for field in dataclasses.fields(self) if getattr(self, field.name) is not None]
+        refuse_idle(kind, *(option(name) for name in given if name not in {*names, "classes"}))
+        return self
+
+
+def refuse_idle(kind: str, *options: str) -> None:
+    """UserError where there are options that say nothing about this kind of source."""
+    if options:
+        it = "it" if len(options) == 1 else "them"
+        raise UserError(f"{' and '.join(options)}: {kind} has no use for {it}.", f"Leave {it} out.")
 
 
 def choice(name: str, value: object = None) -> str:
