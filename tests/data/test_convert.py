@@ -386,7 +386,7 @@ def test_resume_goes_on_where_it_stopped_and_ends_with_the_same_file(tmp_path, k
     source = {"folder": tmp_path / "in", "tar": tmp_path / "x.tar", "shapes": "shapes"}[kind]
     if kind == "tar":
         as_tar(tmp_path / "in", source)
-    options = {"count": 300, "limit": 299 if kind == "shapes" else None}
+    options = {"count": 300, "limit": 299} if kind == "shapes" else {}
     reference = convert(source, tmp_path / "whole.beton", **options)
     calls = []
 
