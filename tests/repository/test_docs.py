@@ -178,7 +178,6 @@ TINY = {  # what makes a command small enough for a test, by its first words; of
     "convert": ["--side-px", "16", "--force"],  # the workplace holds data/photos.beton already
     "eval": ["--linear-epochs", "2"],
     "report": ["--images", "40"],
-    "embed": ["--count", "32"],
     "recipe new": ["--minutes", "0.001"],
     "sweep": ["--seeds", "1"],
 }

@@ -94,6 +94,7 @@ class Locked(nn.Sequential):
         return features
 
 
+@pytest.mark.filterwarnings("ignore:Locked cannot be copied")  # where there is more than one core
 def test_a_backbone_that_cannot_be_copied_trains_and_loads(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     tiny = tiny_recipe | {"model": {"projector": [16], "batch_norm": "per_view"}}
     done = fastssl.train(tiny, run_dir=tmp_path / "run", backbone=Locked())
