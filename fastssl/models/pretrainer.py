@@ -111,11 +111,14 @@ def changing_buffer(module: nn.Module, images_NCHW: Tensor) -> str:
 
 
 def check_pooled(h_NF: Any, count: int, fix: str) -> None:
-    """UserError unless these are features (N, F) of `count` images."""
+    """UserError unless these are features (N, F) of `count` images, of a dtype that a projector takes."""
     if not isinstance(h_NF, Tensor) or h_NF.ndim != 2 or len(h_NF) != count:
         shape = tuple(h_NF.shape) if isinstance(h_NF, Tensor) else type(h_NF).__name__
         images = "one image" if count == 1 else f"{count} images in training mode"
         raise UserError(f"The backbone gives {shape} for {images}, not pooled features ({count}, F).", fix)
+    if not h_NF.is_floating_point() or h_NF.dtype == torch.float64:
+        dtype = str(h_NF.dtype).removeprefix("torch.")
+        raise UserError(f"The backbone gives features of {dtype}.", "Let it end with .float().")
 
 
 class Pretrainer(nn.Module):

@@ -23,6 +23,18 @@ def small_backbone() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
+class Wide(nn.Module):
+    """Gives float64, which no projector takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = small_backbone()
+
+    def forward(self, x: Tensor) -> Tensor:
+        features: Tensor = self.inner(x)
+        return features.double()
+
+
 class Changing:
     """A loss with another term at every step."""
 
@@ -156,6 +168,7 @@ def test_a_backbone_of_ones_own_is_loaded_evaluated_and_exported(
         ({"checkpoint": 3}, "no checkpoint 3"),
         ({"backbone": 3}, "backbone is a int"),
         ({"backbone": nn.Conv2d(3, 8, 4)}, "not pooled features"),
+        ({"backbone": Wide()}, "features of float64"),
     ],
 )
 def test_load_names_a_wrong_argument(tiny_run: Path, arguments: dict[str, Any], named: str) -> None:

@@ -11,7 +11,8 @@ from fastssl.errors import UserError, option
 
 __all__ = ["SPLITS", "Indexed", "Item", "Source", "Stream", "open_source"]
 
-NAMES = ("shapes", "cifar10", "cifar100", "stl10")
+TORCHVISION = ("cifar10", "cifar100", "stl10")
+NAMES = ("shapes", *TORCHVISION)
 COLUMNS = ("a table of images", "image_column", "label_column")  # readers, with the choices that they take
 SHARDS = ("a set of WebDataset shards", "image_key")
 _SHAPES_COUNT = {"train": 20_000, "test": 2_000, "val": 2_000, "unlabeled": 20_000}
@@ -53,9 +54,11 @@ def open_source(
     if split not in SPLITS:
         raise UserError(f"There is no split {split!r}.", f"Set split to one of: {', '.join(SPLITS)}.")
     choices, kind = choices or Choices(), f"the source {spec}"
-    takes = {"count": (count, NAMES[:1]), "root": (root, NAMES[1:])}
-    for name in (name for name, (value, sources) in takes.items() if value is not None and str(spec) not in sources):
-        refuse_idle(kind, f"{option(name)} (data.{name} in a recipe)")
+    idle = {
+        "count": count is not None and str(spec) != "shapes",
+        "root": root is not None and str(spec) not in TORCHVISION,
+    }
+    refuse_idle(kind, *(f"{option(name)} (data.{name} in a recipe)" for name, is_idle in idle.items() if is_idle))
     if str(spec) in NAMES:
         choices.taken_by(kind)
     if str(spec) == "shapes":
