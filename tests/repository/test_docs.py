@@ -248,7 +248,7 @@ def test_the_quick_start_runs_from_beginning_to_end(tmp_path: Path, monkeypatch:
     assert ran == ["recipes", "train", "preview", "train", "train", "runs", "eval", "report", "embed", "export"]
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"quickstart", "two-views"}
     assert (tmp_path / "report" / "index.html").exists()
-    assert np.load("features.npy").shape[0] == 32
+    assert np.load("features.npy").shape[0] == 200
     names: dict[str, Any] = {}
     exec(python_of(page, "quickstart"), names)
     assert names["backbone"].embed(names["images"]).shape == np.load("features.npy")[:3].shape
