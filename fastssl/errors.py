@@ -1,6 +1,7 @@
 """What a person sees when work ends early: a mistake with its fix, or a run that a signal stopped."""
 
 import shlex
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 _python = True
@@ -39,6 +40,26 @@ class UserError(Exception):
         super().__init__(f"{what}\n{fix}")
         self.what = what
         self.fix = fix
+
+
+def raise_all(errors: Iterable[UserError]) -> None:
+    """Raises one UserError that names every mistake and every fix; nothing where there are none."""
+    found = list(errors)
+    whats, fixes = (list(dict.fromkeys(texts)) for texts in ([e.what for e in found], [e.fix for e in found]))
+    if len(whats) == 1:
+        raise found[0]
+    if whats:
+        listed = "; ".join(what.rstrip(".") for what in whats)
+        raise UserError(f"{len(whats)} problems: {listed}.", " ".join(fixes))
+
+
+def errors_of(*checks: Callable[[], object]) -> Iterator[UserError]:
+    """The mistakes that checks raise, each of which would hide the next."""
+    for check in checks:
+        try:
+            check()
+        except UserError as error:
+            yield error
 
 
 class OwnWarning(UserWarning):

@@ -165,7 +165,10 @@ def answer(line: socket.socket) -> list[str]:
     """Forks the command, which returns here, and tells its process and its exit code."""
     request, files, _, _ = socket.recv_fds(line, 1 << 20, 2)
     while not request.endswith(b"\n"):
-        request += line.recv(1 << 20)
+        more = line.recv(1 << 20)
+        if not more:  # whoever asked is gone
+            os._exit(1)
+        request += more
     process = os.fork()
     if not process:
         return child(json.loads(request), files)

@@ -7,6 +7,7 @@ a measured step and the minutes asked for; where it is not, they are the shipped
 
 import math
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ import yaml
 from fastssl import build
 from fastssl.bench import dry_run
 from fastssl.data.beton.reader import Beton
-from fastssl.errors import UserError, option
+from fastssl.errors import UserError, errors_of, option, raise_all
 from fastssl.models import resnet
 from fastssl.recipe.json_schema import FILE_NAME, json_schema
 from fastssl.recipe.load import load
@@ -98,6 +99,20 @@ def facts_of(path: Path) -> Facts:
     )
 
 
+def check_minutes(minutes: float | None) -> None:
+    if minutes is not None and not 0 < minutes < math.inf:
+        raise UserError(f"minutes is {minutes:g}.", f"Set {option('minutes')} above 0, to 60 for example.")
+
+
+def unfit_out(out: Path) -> Iterator[UserError]:
+    if out.suffix not in (".yaml", ".yml"):
+        yield UserError(f"{option('out')} is {out}.", f"Give {option('out')} the suffix .yaml.")
+    if out.exists():
+        yield UserError(f"{out} is there already.", f"Choose another {option('out')}, or remove it.")
+    if not out.parent.is_dir():
+        yield UserError(f"{out.parent} is not a folder.", f"Make it, or choose another {option('out')}.")
+
+
 def new_recipe(
     data: str | Path,
     *,
@@ -122,8 +137,7 @@ def new_recipe(
     here: Device = "cuda" if torch.cuda.is_available() else "cpu"
     device = device or here
     minutes = minutes if minutes is not None else {"cpu": 10.0, "cuda": 60.0}[device]
-    if not 0 < minutes < math.inf:
-        raise UserError(f"minutes is {minutes:g}.", "Set it above 0, to 60 for example.")
+    check_minutes(minutes)
     template = next(t for t in TEMPLATES[device] if facts.side_px <= t.largest_px)
     base = with_backbone(load(template.recipe), facts, template, device=device, backbone=backbone)
     write = partial(written, facts, template, device=device, own_backbone=backbone is not None, out=Path(out))
@@ -178,12 +192,7 @@ def write_new(
         UserError: as `new_recipe`; when `out` is there or cannot be written.
     """
     out = Path(out)
-    if out.suffix not in (".yaml", ".yml"):
-        raise UserError(f"{option('out')} is {out}.", "Give it the suffix .yaml.")
-    if out.exists():
-        raise UserError(f"{out} is there already.", f"Choose another {option('out')}, or remove it.")
-    if not out.parent.is_dir():
-        raise UserError(f"{out.parent} is not a folder.", f"Make it, or choose another {option('out')}.")
+    raise_all([*unfit_out(out), *errors_of(lambda: facts_of(Path(data)), lambda: check_minutes(minutes))])
     text = new_recipe(data, device=device, minutes=minutes, backbone=backbone, out=out)
     recipe = load({**yaml.safe_load(text), "name": out.stem})
     atomic_json(out.parent / FILE_NAME, json_schema())

@@ -7,6 +7,7 @@ from fastssl.build.checks import check_batch
 from fastssl.build.data import images_to_train_on
 from fastssl.build.hardware import device
 from fastssl.build.views import check_backend
+from fastssl.errors import errors_of, raise_all
 from fastssl.recipe.schema import Recipe
 
 
@@ -16,8 +17,7 @@ def check(recipe: Recipe) -> None:
     Raises:
         UserError: naming the field.
     """
-    check_backend(recipe, device(recipe))
-    model.check_model(recipe)
+    raise_all(errors_of(lambda: check_backend(recipe, device(recipe)), lambda: model.check_model(recipe)))
     if recipe.model.backbone != model.CUSTOM and not recipe.data.path.exists():
         check_network(recipe)
     if recipe.data.count and not recipe.data.path.exists():

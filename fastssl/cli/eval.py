@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -35,9 +35,9 @@ def evaluate(
     """Judge a trained network: kNN, ridge, linear probe, few labels, fine-tuning, transfer; each with an interval."""
     options = {
         "probes": words(probe),
-        "views": numbers("--views", views, int),
+        "views": numbers(views, int),
         "layers": words(layers),
-        "few_label_pct": numbers("--few-label", few_label, float),
+        "few_label_pct": numbers(few_label, float),
     }
     from fastssl.cli.eval_tables import table
     from fastssl.pretrained.evaluation.evaluate import evaluate as judge
@@ -75,10 +75,13 @@ def words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
-def numbers(option: str, text: str, kind: type) -> list:
-    from fastssl.errors import UserError
+def numbers(text: str, kind: type) -> list:
+    """Of the words, those that are none as they stand: the evaluation names all that is wrong at once."""
+    return [number_of(word, kind) for word in words(text)]
 
+
+def number_of(word: str, kind: type) -> Any:
     try:
-        return [kind(word) for word in words(text)]
-    except ValueError as error:
-        raise UserError(f"{option} {text!r} is not a list of numbers.", f"Write for example {option} 1,16.") from error
+        return kind(word)
+    except ValueError:
+        return word

@@ -19,7 +19,7 @@ from fastssl.data.convert.chunks import indexed_runs, stream_runs
 from fastssl.data.sources import Indexed, Source, open_source
 from fastssl.data.sources.base import Item
 from fastssl.data.storage import writing
-from fastssl.errors import UserError, option
+from fastssl.errors import UserError, errors_of, option, raise_all
 from fastssl.pretrained.embedding.embed import embed, side_of
 from fastssl.pretrained.embedding.table import check_no_source
 from fastssl.pretrained.load import Pretrained, load
@@ -74,7 +74,9 @@ def duplicates(
     Raises:
         UserError: for everything a person can fix.
     """
-    check(out, source, threshold=threshold, most=most)
+    raise_all(unfit(out, source, threshold=threshold, most=most))
+    if out is not None:
+        check_writable(Path(out))
     pretrained = weights if isinstance(weights, Pretrained) else load(weights, device=device)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "features.npy"
@@ -114,18 +116,24 @@ def duplicates(
     return record | keep(record | {"pictures": pictures}, pretrained.run_dir / DUPLICATES)
 
 
-def check(out: str | Path | None, source: str | Path, *, threshold: float, most: int) -> None:
+def unfit(out: str | Path | None, source: str | Path, *, threshold: float, most: int) -> Iterator[UserError]:
     if not -1 <= threshold <= 1:
-        raise UserError(f"threshold is {threshold:g}, and similarities lie in [-1, 1].", "Set it to 0.95, for example.")
+        yield UserError(
+            f"threshold is {threshold:g}, and similarities lie in [-1, 1].", "Set threshold to 0.95, for example."
+        )
     if most < 1:
-        raise UserError(f"most is {most}.", "Set it to 1 or more.")
+        yield UserError(f"most is {most}.", "Set most to 1 or more.")
     if out is not None and Path(out).suffix != ".csv":
-        raise UserError(f"out is {out}.", "Give it the suffix .csv.")
-    if out is not None:
-        check_no_source(Path(out), source, fix=f"Give {option('out')} another name, such as duplicates.csv.")
-        with writing(Path(out)):
-            Path(out).parent.mkdir(parents=True, exist_ok=True)
-            mode_of_new_files(Path(out))  # makes and removes a file there: better now than after all images
+        yield UserError(f"out is {out}.", "Give out the suffix .csv.")
+    elif out is not None:
+        fix = f"Give {option('out')} another name, such as duplicates.csv."
+        yield from errors_of(lambda: check_no_source(Path(out), source, fix=fix))
+
+
+def check_writable(out: Path) -> None:
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        mode_of_new_files(out)  # makes and removes a file there: better now than after all images
 
 
 def table_of(record: dict[str, Any]) -> str:

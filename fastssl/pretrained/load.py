@@ -28,6 +28,7 @@ from fastssl.pretrained.preparation import prepare_pixels, read, shape_of
 from fastssl.recipe.load import load as load_recipe
 from fastssl.recipe.schema import Recipe
 from fastssl.runs import checkpoint as checkpoints
+from fastssl.runs.directory import comparable, different_keys
 from fastssl.training import own_parts
 from fastssl.training.plain import plain_torch
 from fastssl.training.threads import within_cores
@@ -191,11 +192,14 @@ def load(
         raise UserError(f"source is a {type(source).__name__}.", "Pass the path of a run, or of a .safetensors file.")
     path = Path(source) / EXPORTED if (Path(source) / EXPORTED).is_file() else Path(source)
     run_dir = run_folder(path)
+    record = export_record(path)
     if recipe is not None:
         resolved = load_recipe(recipe)
+        own = record[0] if record else load_recipe(run_dir / "recipe.yaml") if run_dir else resolved
+        check_same(resolved, own, path)
         manifest = build.data.manifest_of(resolved.data.path)
     else:
-        resolved, manifest = export_record(path) or run_files(run_dir or path)
+        resolved, manifest = record or run_files(run_dir or path)
     resolved = load_recipe(resolved, [f"device={device}"])
     # what the backbone started from is history: only its shape is needed here
     bare = load_recipe(resolved, ["model.weights=null", "model.freeze=0", "train.gradient_checkpointing=false"])
@@ -220,6 +224,16 @@ def load(
         step=step,
         weights=kind,
     )
+
+
+def check_same(given: Recipe, own: Recipe, path: Path) -> None:
+    """UserError where a recipe is given for weights that were trained by another; its data files may be elsewhere."""
+    keys = different_keys(comparable(given), comparable(own))
+    if differing := [key for key in keys if key not in ("name", "device")]:
+        raise UserError(
+            f"{path} has its own recipe, and the one given differs in {', '.join(differing)}.",
+            f"Leave {option('recipe')} out.",
+        )
 
 
 def check_backbone(recipe: Recipe, backbone: nn.Module | None, path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from fastssl.errors import UserError
+from fastssl.errors import UserError, errors_of, raise_all
 from fastssl.recipe import progressive
 from fastssl.recipe.presets import ViewTableError, view_table
 from fastssl.recipe.schema import Model, Progressive, Recipe, Train, ViewSpec, loss_sections
@@ -55,8 +55,14 @@ def load(recipe: "Recipe | Mapping[str, Any] | str | Path", overrides: Iterable[
             f"{origin} is not a recipe: its top level is not a mapping of sections.",
             "Start from `fastssl recipes`.",
         )
+    errors = list[UserError]()
     for override in overrides:
-        tree = apply_override(tree, override)
+        try:
+            tree = apply_override(tree, override)
+        except UserError as error:
+            errors.append(error)
+    if errors:
+        raise_all([*errors, *errors_of(lambda: validate(tree, origin))])
     return validate(tree, origin)
 
 

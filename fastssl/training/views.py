@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastssl import build
 from fastssl.data.batch import Batch
-from fastssl.errors import UserError
+from fastssl.errors import UserError, errors_of, raise_all
 from fastssl.recipe.load import load
 from fastssl.recipe.schema import Recipe, named
 from fastssl.recipe.view import Row, row_of
@@ -175,35 +175,54 @@ def views(
         path = Path(named(path))
     except ValueError as error:
         raise UserError(f"path: {error}.", "Name a .beton file, or a folder of shards.") from None
-    if dtype not in PRECISIONS:
-        raise UserError(f"dtype is {dtype}.", "Set it to torch.float32, torch.bfloat16 or torch.float16.")
-    if isinstance(views, int) and not isinstance(views, bool):
-        if side_px is None:
-            side_px = min(build.data.manifest_of(path).side_px or LARGEST_DEFAULT_PX, LARGEST_DEFAULT_PX)
-        table: dict[str, Any] = {"preset": preset, "views": views, "side_px": side_px}
-    elif isinstance(views, Sequence) and not isinstance(views, str):
-        if side_px is not None or preset != "cifar":
-            raise UserError("side_px and preset are of a number of views, not of a table.", "Set side_px of each View.")
-        table = {"preset": "none", "rows": [row_of(row) for row in views]}
-    else:
-        raise UserError(f"views is {views!r}.", "Set it to a number, or to a list with one fastssl.View(...) per view.")
-    place = None if device == "auto" else place_of(device)
+    raise_all(
+        errors_of(
+            lambda: precision_of(dtype),
+            lambda: place_of(device),
+            lambda: table_of(path, views, preset=preset, side_px=side_px),
+        )
+    )
+    place = place_of(device)
     recipe = load(
         {
             "seed": seed,
             "device": place.type if place else "auto",
             "data": {"path": str(path), "batch_size": batch_size, "loader": loader, "memory": memory},
-            "augment": table | {"backend": backend},
-            "train": {"epochs": 1, "precision": PRECISIONS[dtype]},
+            "augment": table_of(path, views, preset=preset, side_px=side_px) | {"backend": backend},
+            "train": {"epochs": 1, "precision": precision_of(dtype)},
         }
     )
     found = build.hardware.device(recipe)  # refuses one that is not there
     return Views(recipe, place or found)
 
 
-def place_of(device: str | torch.device) -> torch.device:
+def precision_of(dtype: torch.dtype) -> str:
+    if dtype not in PRECISIONS:
+        raise UserError(f"dtype is {dtype}.", "Set dtype to torch.float32, torch.bfloat16 or torch.float16.")
+    return PRECISIONS[dtype]
+
+
+def table_of(path: Path, views: object, *, preset: str, side_px: int | None) -> dict[str, Any]:
+    """The recipe's `augment`, of a number of views or of a table of them."""
+    if isinstance(views, int) and not isinstance(views, bool):
+        if side_px is None:
+            side_px = min(build.data.manifest_of(path).side_px or LARGEST_DEFAULT_PX, LARGEST_DEFAULT_PX)
+        return {"preset": preset, "views": views, "side_px": side_px}
+    if not isinstance(views, Sequence) or isinstance(views, str):
+        raise UserError(
+            f"views is {views!r}.", "Set views to a number, or to a list with one fastssl.View(...) per view."
+        )
+    if side_px is not None or preset != "cifar":
+        raise UserError("side_px and preset are of a number of views, not of a table.", "Set side_px of each View.")
+    return {"preset": "none", "rows": [row_of(row) for row in views]}
+
+
+def place_of(device: str | torch.device) -> torch.device | None:
+    """None where the machine decides."""
+    if device == "auto":
+        return None
     with contextlib.suppress(RuntimeError, TypeError):  # of a name that torch does not know, of no name
         place = torch.device(device)
         if place.type in ("cpu", "cuda", "mps"):
             return place
-    raise UserError(f"device is {device!r}.", 'Set it to "auto", "cpu", "cuda" or "mps".')
+    raise UserError(f"device is {device!r}.", 'Set device to "auto", "cpu", "cuda" or "mps".')

@@ -6,7 +6,8 @@ shuffled goes through an unnamed file on disk first. Memory does not grow with t
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from fastssl.data.convert.output import Job, Progress, check_absent, check_targe
 from fastssl.data.convert.prepare import Mode, Shape
 from fastssl.data.convert.space import check_space
 from fastssl.data.convert.spool import spool
-from fastssl.data.convert.subset import choose
+from fastssl.data.convert.subset import check_fraction, choose
 from fastssl.data.decode import parse_color
 from fastssl.data.formats.decoded import MAX_PIXELS
 from fastssl.data.manifest import Manifest
@@ -26,7 +27,7 @@ from fastssl.data.sources import SPLITS, open_source
 from fastssl.data.sources.base import Source, Stream, renumber
 from fastssl.data.sources.choices import Choices
 from fastssl.data.storage import parents
-from fastssl.errors import UserError
+from fastssl.errors import UserError, errors_of, raise_all
 from fastssl.runs.files import remove_abandoned
 from fastssl.runs.machine import cores
 
@@ -112,17 +113,20 @@ def convert(
     Returns:
         The manifest; `account` says what the source held and what was passed over.
     """
-    _check(split=split, format=format, mode=mode, dtype=dtype, on_error=on_error)
-    _check_least(side_px=side_px, max_side_px=max_side_px, channels=channels, count=count, workers=workers)
-    _check_least(max_pixels=max_pixels, stretch=stretch, quality=quality)
-    if quality > 100:
-        raise UserError(f"quality is {quality}.", "Set it to 1 to 100.")
-    if isinstance(classes, str):
-        raise UserError(f"classes is {classes!r}, a text.", "Pass a list of names, in the order of their labels.")
+    errors = [
+        *_unknown(split=split, format=format, mode=mode, dtype=dtype, on_error=on_error),
+        *_too_small(side_px=side_px, max_side_px=max_side_px, channels=channels, count=count, workers=workers),
+        *_too_small(max_pixels=max_pixels, stretch=stretch, quality=quality, limit=limit),
+        *_unfit(quality=quality, classes=classes, shard_mb=shard_mb, fraction=fraction),
+        *errors_of(lambda: None if background is None else parse_color(background)),
+    ]
     if not isinstance(out, str | Path | None):
-        raise UserError(f"out is a {type(out).__name__}.", "Pass the path of the file to make.")
-    if not 0 < shard_mb < math.inf:
-        raise UserError(f"shard_mb is {shard_mb:g}.", "Set it above 0, to 256 for example.")
+        errors.append(UserError(f"out is a {type(out).__name__}.", "Pass the path of the file to make."))
+    elif out is None and not check:
+        errors.append(
+            UserError("There is no output to write to.", "Give OUT, for example data/train.beton, or check the source.")
+        )
+    raise_all(errors)
     options: dict[str, Any] = {
         "source": str(source),
         "split": split,
@@ -174,10 +178,7 @@ def convert(
 
     if check:
         return read_all(job, opened())
-    if out is None:
-        raise UserError(
-            "There is no output to write to.", "Give OUT, for example data/train.beton, or check the source."
-        )
+    assert out is not None
     which = {"seed": seed, "val_count": val_count, "fraction": fraction, "limit": limit, "shuffle": shuffle}
     return _convert_to(job, opened, Path(out), classes=classes, which=which, overwrite=overwrite)
 
@@ -194,10 +195,8 @@ def _convert_to(
     """Check the targets, then open the source and convert it."""
     val_out = out.with_name(f"{out.stem}.val{out.suffix}") if which["val_count"] else None
     targets = (out, val_out) if val_out else (out,)
-    for target in targets:
-        check_target(target, job)
-        if not overwrite:
-            check_absent(target)
+    checks = [partial(check_target, target, job) for target in targets]
+    raise_all(errors_of(*checks, *(() if overwrite else [partial(check_absent, target) for target in targets])))
     source = opened()
     unchanged = {"seed": which["seed"], "val_count": 0, "fraction": 1.0, "limit": None, "shuffle": False}
     with parents(out.parent):
@@ -243,7 +242,7 @@ def _check_room(
     )
 
 
-def _check(**choices: str) -> None:
+def _unknown(**choices: str) -> Iterator[UserError]:
     allowed = {
         "split": tuple(SPLITS),
         "format": ("beton", "webdataset"),
@@ -253,15 +252,25 @@ def _check(**choices: str) -> None:
     }
     for name, value in choices.items():
         if value not in allowed[name]:
-            raise UserError(f"{name} is {value!r}.", f"Set {name} to one of: {', '.join(allowed[name])}.")
+            yield UserError(f"{name} is {value!r}.", f"Set {name} to one of: {', '.join(allowed[name])}.")
 
 
-def _check_least(**numbers: int | None) -> None:
+def _too_small(**numbers: int | None) -> Iterator[UserError]:
     for name, value in numbers.items():
         if value is not None and not isinstance(value, int):
-            raise UserError(f"{name} is {value!r}.", f"Set {name} to a whole number.")
-        if value is not None and value < 1:
-            raise UserError(f"{name} is {value}.", f"Set {name} to 1 or more.")
+            yield UserError(f"{name} is {value!r}.", f"Set {name} to a whole number.")
+        elif value is not None and value < 1:
+            yield UserError(f"{name} is {value}.", f"Set {name} to 1 or more.")
+
+
+def _unfit(*, quality: int, classes: object, shard_mb: float, fraction: float) -> Iterator[UserError]:
+    if isinstance(quality, int) and quality > 100:
+        yield UserError(f"quality is {quality}.", "Set quality to 1 to 100.")
+    if isinstance(classes, str):
+        yield UserError(f"classes is {classes!r}, a text.", "Pass a list of names, in the order of their labels.")
+    if not 0 < shard_mb < math.inf:
+        yield UserError(f"shard_mb is {shard_mb:g}.", "Set shard_mb above 0, to 256 for example.")
+    yield from errors_of(lambda: check_fraction(fraction))
 
 
 def _silent(done: int, total: int | None) -> None:

@@ -31,8 +31,7 @@ def choose(
         shuffle: keep them in a random order rather than in their own.
     """
     count = len(labels_N)
-    if not 0 < fraction <= 1:
-        raise UserError(f"fraction is {fraction}.", "Set it above 0 and at most 1.")
+    check_fraction(fraction)
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}.", "Set it to 1 or more.")
     if not count:
@@ -44,6 +43,12 @@ def choose(
     chosen = order_N[val_count : val_count + (keep if limit is None else min(keep, limit))]
     chosen = np.random.default_rng([seed & _64, 1]).permutation(chosen) if shuffle else np.sort(chosen)
     return chosen, np.sort(order_N[:val_count])
+
+
+def check_fraction(fraction: float) -> None:
+    """UserError for what is no share."""
+    if not 0 < fraction <= 1:
+        raise UserError(f"fraction is {fraction}.", "Set fraction above 0 and at most 1.")
 
 
 def _spread(labels_N: NDArray[np.int64], seed: int) -> NDArray[np.int64]:

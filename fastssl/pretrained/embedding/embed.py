@@ -26,7 +26,7 @@ from fastssl.data.loaders import layout
 from fastssl.data.sources import Indexed, Source, open_source
 from fastssl.data.sources.choices import Choices
 from fastssl.data.storage import parents
-from fastssl.errors import UserError, option
+from fastssl.errors import UserError, errors_of, option, raise_all
 from fastssl.models import pretrainer
 from fastssl.pretrained.embedding.table import Table, check_replaceable, pyarrow
 from fastssl.pretrained.load import Pretrained, load
@@ -83,8 +83,9 @@ def embed(
         UserError: for everything a person can fix; nothing is left half-written.
     """
     out = Path(out)
-    check(out, batch_size=batch_size)
-    check_replaceable(out, source)
+    raise_all(
+        [*unfit(out, batch_size=batch_size, on_error=on_error), *errors_of(lambda: check_replaceable(out, source))]
+    )
     pretrained = weights if isinstance(weights, Pretrained) else load(weights, device=device)
     opened = open_source(
         source, split=split, root=root, download=download, count=count, side_px=side_of(pretrained), choices=choices
@@ -125,15 +126,17 @@ def embed(
     return record
 
 
-def check(out: Path, *, batch_size: int) -> None:
+def unfit(out: Path, *, batch_size: int, on_error: str) -> Iterator[UserError]:
     if out.suffix not in (".npy", ".parquet"):
-        raise UserError(f"{option('out')} is {out}.", "Give it the suffix .npy or .parquet.")
-    if out.is_dir():
-        raise UserError(f"{out} is a folder.", "Give the name of a file, such as features.npy.")
+        yield UserError(f"{option('out')} is {out}.", f"Give {option('out')} the suffix .npy or .parquet.")
+    elif out.is_dir():
+        yield UserError(f"{out} is a folder.", "Give the name of a file, such as features.npy.")
     if batch_size < 1:
-        raise UserError(f"batch_size is {batch_size}.", "Set it to 1 or more.")
+        yield UserError(f"batch_size is {batch_size}.", "Set batch_size to 1 or more.")
+    if on_error not in ("fail", "skip"):
+        yield UserError(f"on_error is {on_error!r}.", "Set on_error to fail or skip.")
     if out.suffix == ".parquet":
-        pyarrow()
+        yield from errors_of(pyarrow)
 
 
 def side_of(pretrained: Pretrained) -> int | None:

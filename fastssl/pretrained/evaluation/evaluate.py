@@ -7,6 +7,7 @@ nothing about another seed of the training.
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastssl import build
-from fastssl.errors import UserError, option
+from fastssl.errors import UserError, option, raise_all
 from fastssl.pretrained.evaluation.features import LAYERS, Key, Progress, features
 from fastssl.pretrained.evaluation.finetune import finetune
 from fastssl.pretrained.evaluation.splits import On, OnError, Part, splits
@@ -86,9 +87,13 @@ def evaluate(
     Raises:
         UserError: for everything a person can fix.
     """
-    check_lists(probes=probes, views=views, layers=layers, few_label_pct=few_label_pct)
-    check_options(probes, views, layers, few_label_pct, on)
-    check_training(linear_epochs=linear_epochs, finetune_epochs=finetune_epochs, finetune_lr=finetune_lr)
+    raise_all(
+        [
+            *unfit_lists(probes=probes, views=views, layers=layers, few_label_pct=few_label_pct),
+            *unfit_training(linear_epochs=linear_epochs, finetune_epochs=finetune_epochs, finetune_lr=finetune_lr),
+            *unknown(on=on, on_error=on_error),
+        ]
+    )
     net = run if isinstance(run, Pretrained) else load(run, device=device, recipe=recipe, checkpoint=checkpoint)
     net = replace(net, recipe=build.run_data.located(net.recipe, net.run_dir))
     if "projector" in layers and net.projector is None:
@@ -196,36 +201,46 @@ def keep(record: dict[str, Any], path: Path) -> str | None:
     return None
 
 
-def check_lists(**options: Any) -> None:
-    """UserError for one value in place of a list of them."""
-    for name, values in options.items():
-        if isinstance(values, str) or not isinstance(values, Sequence):
-            raise UserError(f"{name} is {values!r}, not a list.", f"Pass a list: [{values!r}].")
+def unfit_lists(
+    *, probes: Sequence[str], views: Sequence[int], layers: Sequence[str], few_label_pct: Sequence[float]
+) -> Iterator[UserError]:
+    """What is no list, and lists of what cannot be computed."""
+    lists = {"probes": probes, "views": views, "layers": layers, "few_label_pct": few_label_pct}
+    no_lists = [name for name, value in lists.items() if isinstance(value, str) or not isinstance(value, Sequence)]
+    for name in no_lists:
+        yield UserError(f"{name} is {lists[name]!r}, not a list.", f"Pass a list: [{lists[name]!r}].")
+    if no_lists:
+        return
+    for name, chosen, known in ((option("probes", flag="probe"), probes, PROBES), (option("layers"), layers, LAYERS)):
+        wrong = [str(value) for value in chosen if value not in known]
+        if wrong or not chosen:
+            yield UserError(f"{name} {','.join(wrong) or 'is empty'}.", f"Choose of {', '.join(known)}.")
+    if not views or not all(isinstance(count, Integral) and 1 <= count <= MAX_VIEWS for count in views):
+        given = ",".join(map(str, views)) or "is empty"
+        yield UserError(f"{option('views')} {given}.", f"Give whole numbers from 1 to {MAX_VIEWS}, such as 1,16.")
+    if not all(isinstance(share, Real) and 0 < share < 100 for share in few_label_pct):
+        given = ",".join(map(str, few_label_pct))
+        name = option("few_label_pct", flag="few_label")
+        yield UserError(f"{name} {given}.", "Give percentages between 0 and 100, such as 1,10.")
 
 
-def check_training(*, linear_epochs: int, finetune_epochs: int, finetune_lr: float) -> None:
-    """UserError for what a classifier cannot be trained with."""
+def unfit_training(*, linear_epochs: int, finetune_epochs: int, finetune_lr: float) -> Iterator[UserError]:
+    """What a classifier cannot be trained with."""
     for name, epochs in (("linear_epochs", linear_epochs), ("finetune_epochs", finetune_epochs)):
         if epochs < 1:
-            raise UserError(f"{option(name, epochs)}.", "Set it to 1 or more.")
+            yield UserError(f"{option(name, epochs)}.", f"Set {option(name)} to 1 or more.")
     if not 0 < finetune_lr < float("inf"):
-        raise UserError(f"{option('finetune_lr', finetune_lr)}.", "Set it above 0, to 0.001 for example.")
+        yield UserError(
+            f"{option('finetune_lr', finetune_lr)}.", f"Set {option('finetune_lr')} above 0, to 0.001 for example."
+        )
 
 
-def check_options(
-    probes: Sequence[str], views: Sequence[int], layers: Sequence[str], few_label_pct: Sequence[float], on: Any
-) -> None:
-    for name, chosen, known in ((option("probes", flag="probe"), probes, PROBES), (option("layers"), layers, LAYERS)):
-        wrong = [value for value in chosen if value not in known]
-        if wrong or not chosen:
-            raise UserError(f"{name} {','.join(wrong) or 'is empty'}.", f"Choose of {', '.join(known)}.")
-    if not views or not all(1 <= count <= MAX_VIEWS for count in views):
-        raise UserError(f"{option('views')} {','.join(map(str, views))}.", f"Give numbers from 1 to {MAX_VIEWS}.")
-    if not all(0 < share < 100 for share in few_label_pct):
-        name = option("few_label_pct", flag="few_label")
-        raise UserError(f"{name} {','.join(map(str, few_label_pct))}.", "Give percentages between 0 and 100.")
+def unknown(*, on: Any, on_error: Any) -> Iterator[UserError]:
+    """Choices that there are none of."""
     if on is not None and on not in get_args(On):
-        raise UserError(f"{option('on', on)}.", f"Choose {', '.join(get_args(On))}.")
+        yield UserError(f"{option('on', on)}.", f"Choose {', '.join(get_args(On))}.")
+    if on_error not in get_args(OnError):
+        yield UserError(f"{option('on_error', on_error)}.", f"Choose {', '.join(get_args(OnError))}.")
 
 
 def frozen_rows(

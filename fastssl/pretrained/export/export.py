@@ -3,12 +3,13 @@
 Choice made: what is written has been read back and compared with our own features before it gets its name.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fastssl.data.manifest import manifest_path
 from fastssl.data.storage import parents, writing
-from fastssl.errors import UserError, option
+from fastssl.errors import UserError, errors_of, option, raise_all
 from fastssl.pretrained.export import graphs, huggingface
 from fastssl.pretrained.export import weights as files
 from fastssl.pretrained.export.record import record_of
@@ -51,7 +52,7 @@ def export(
         UserError: when the network does not exist in that form, or a package is missing.
     """
     out = Path(out)
-    check(out, to)
+    raise_all(unfit(out, to))
     net = source if isinstance(source, Pretrained) else load(source, device="cpu", weights=weights)
     record = record_of(net) | {"to": to, "file": out.name}
     with parents(out.parent), writing(out):
@@ -72,13 +73,13 @@ def export(
     return record
 
 
-def check(out: Path, to: str) -> None:
+def unfit(out: Path, to: str) -> Iterator[UserError]:
     if to not in FORMATS:
-        raise UserError(f"There is no export to {to!r}.", f"Choose one of {', '.join(FORMATS)}.")
-    if out.suffix not in SUFFIXES[to]:
+        yield UserError(f"There is no export to {to!r}.", f"Choose one of {', '.join(FORMATS)}.")
+    elif out.suffix not in SUFFIXES[to]:
         wanted = "the suffix " + " or ".join(SUFFIXES[to]) if to != "huggingface" else "no suffix: it is a folder"
-        raise UserError(f"{option('out', out)} does not suit {to}.", f"Give it {wanted}.")
+        yield UserError(f"{option('out', out)} does not suit {to}.", f"Give it {wanted}.")
     if out.is_dir() or (to == "huggingface" and out.exists()):
-        raise UserError(f"{out} exists already.", f"Choose another {option('out')}.")
+        yield UserError(f"{out} exists already.", f"Choose another {option('out')}.")
     if to == "onnx":
-        graphs.require_onnx()
+        yield from errors_of(graphs.require_onnx)
