@@ -46,7 +46,7 @@ def clean_view(recipe: Recipe, manifest: Manifest, *, device: torch.device) -> A
     own = None if recipe.model.backbone.startswith(ONE_SIDE_ONLY) else manifest.side_px
     if own is not None and own > MAX_VIEW_PX:  # no backbone takes them whole
         own = None
-    side_px = recipe.evaluate.side_px or own or recipe.augment.side_px
+    side_px = recipe.evaluate.side_px or own or progressive.full_side_px(recipe.augment)
     return make_augment(
         recipe, (View(**ViewSpec(side_px=side_px, crop="center").model_dump()),), manifest, device=device
     )

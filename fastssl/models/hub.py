@@ -158,8 +158,8 @@ def head_edits(model: nn.Module, name: str) -> dict[str, nn.Module]:
     if not linear:
         raise UserError(f"torchvision/{name} ends in no linear layer.", "Choose another model.backbone.")
     parent, _, _ = linear[-1].rpartition(".")
-    siblings = model.get_submodule(parent).named_children() if parent else ()
-    dropouts = [f"{parent}.{child}" for child, module in siblings if isinstance(module, nn.Dropout)]
+    siblings = model.get_submodule(parent).named_children()
+    dropouts = [f"{parent}.{child}".lstrip(".") for child, module in siblings if isinstance(module, nn.Dropout)]
     return {path: nn.Identity() for path in (*dropouts, linear[-1])}
 
 

@@ -49,8 +49,8 @@ def download(library: str, name: str) -> dict[str, Tensor]:
 def load_pretrained(backbone: nn.Module, loaded: Mapping[str, Any], *, origin: str) -> Match:
     """Loads weights into a backbone, every one of its tensors, and returns what of the file was and was not taken.
 
-    A first convolution of another number of channels is adapted: summed to one, else repeated and scaled, so that equal
-    channels give what they gave before.
+    A first convolution of another number of channels is adapted: its channels are shared out or summed up, so
+    that equal channels give what they gave before.
 
     Args:
         backbone: to be filled.
@@ -77,13 +77,15 @@ def load_pretrained(backbone: nn.Module, loaded: Mapping[str, Any], *, origin: s
 
 
 def with_channels(kernel_OCHW: Tensor, channels: int) -> Tensor:
-    """A first kernel for another number of input channels."""
-    have = kernel_OCHW.shape[1]
-    if have == channels or kernel_OCHW.ndim != 4:
+    """A first kernel for another number of input channels, with the same answer where all channels are equal."""
+    if kernel_OCHW.ndim != 4 or kernel_OCHW.shape[1] == channels:
         return kernel_OCHW
-    if channels == 1:
-        return kernel_OCHW.sum(dim=1, keepdim=True)
-    return kernel_OCHW[:, torch.arange(channels) % have] * (have / channels)
+    have = kernel_OCHW.shape[1]
+    if have > channels:
+        fewer = kernel_OCHW.new_zeros(len(kernel_OCHW), channels, *kernel_OCHW.shape[2:])
+        return fewer.index_add_(1, torch.arange(have) % channels, kernel_OCHW)
+    source_C = torch.arange(channels) % have
+    return kernel_OCHW[:, source_C] / torch.bincount(source_C)[source_C][:, None, None]
 
 
 def freeze(backbone: nn.Module, what: int | Sequence[str]) -> int:

@@ -132,8 +132,11 @@ class Pretrained:
         shape = shape_of(self.manifest)
         if isinstance(images, np.ndarray | Tensor) and images.ndim == 4:
             resized = shape.side_px or shape.max_side_px
-            if str(images.dtype).endswith(shape.dtype) and (
-                not resized or tuple(images.shape[1:3]) == (shape.side_px, shape.side_px)
+            raw = shape.stretch is not None and shape.dtype == "uint16"  # the stretched look alike
+            if (
+                str(images.dtype).endswith(shape.dtype)
+                and not raw
+                and (not resized or tuple(images.shape[1:3]) == (shape.side_px, shape.side_px))
             ):
                 return images
         arrays = [array_of(image, shape) for image in images]

@@ -77,8 +77,10 @@ def steps(shape: Shape, side_px: int) -> list[str]:
     elif shape.max_side_px:
         words.append(f"longer side to at most {shape.max_side_px} px (bicubic)")
     if shape.side_px != side_px:
-        words.append(f"largest centered square, from the whole pixel at or before, to {side_px} px (bilinear)")
-    return [*words, "pixels to [0, 1]", "minus mean, divided by std"]
+        words.append(
+            f"largest centered square, at the nearest whole pixel (of two the even one), to {side_px} px (bilinear)"
+        )
+    return [*words, f"pixels divided by {np.iinfo(shape.dtype).max}, to [0, 1]", "minus mean, divided by std"]
 
 
 def code(shape: Shape, side_px: int, *, mean: list[float], std: list[float]) -> list[str]:
@@ -116,7 +118,7 @@ def code(shape: Shape, side_px: int, *, mean: list[float], std: list[float]) -> 
     if shape.side_px != side_px:
         resize = f"resize(({side_px}, {side_px}), Image.Resampling.BILINEAR)"
         lines += [
-            "short, left, top = min(image.size), *((side - min(image.size)) // 2 for side in image.size)",
+            "short, left, top = min(image.size), *(round((side - min(image.size)) / 2) for side in image.size)",
             "pixels = pixels[top : top + short, left : left + short]",
             "planes = [Image.fromarray(np.ascontiguousarray(plane)) for plane in pixels.transpose(2, 0, 1)]",
             f"pixels = np.stack([np.asarray(plane.{resize}) for plane in planes], axis=2)",
@@ -133,6 +135,7 @@ def preprocessing(manifest: Manifest, *, side_px: int, mean: list[float], std: l
     shape = shape_of(manifest)
     return {
         "channels": shape.channels,
+        "dtype": shape.dtype,
         "side_px": side_px,
         "mean": mean,
         "std": std,

@@ -7,17 +7,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional as nnf
 
+ROUNDING = 1e-6  # of a cosine, and of a mean relative to its rows
 BLOCK = 1024  # rows compared with all others at a time: N x N is never held
 
 
 def unit_rows(features_NF: Tensor) -> Tensor:
-    """Rows centered and of length one, as the kNN probe compares them; float32 (N, F)."""
+    """Rows centered and of length one, as the kNN probe compares them; float32 (N, F + 1).
+
+    Rows that are the mean have no direction; the last column makes them like each other, and like nothing else.
+    """
     features_NF = features_NF.float()
-    return nnf.normalize(features_NF - features_NF.mean(0), dim=1)
+    centered_NF = features_NF - features_NF.mean(0, dtype=torch.float64).float()
+    is_mean_N = centered_NF.norm(dim=1) <= ROUNDING * features_NF.norm(dim=1)
+    unit_NF = nnf.normalize(centered_NF, dim=1) * ~is_mean_N[:, None]
+    return torch.cat([unit_NF, is_mean_N[:, None]], dim=1)
 
 
 def near_duplicates(features_NF: Tensor, *, threshold: float, most: int) -> tuple[Tensor, Tensor]:
-    """The most similar pairs of images.
+    """The most similar pairs of images, relative to the mean of all: of two different images it is -1.
 
     Args:
         features_NF: float (N, F).
@@ -31,10 +38,10 @@ def near_duplicates(features_NF: Tensor, *, threshold: float, most: int) -> tupl
     pairs, similarity = torch.zeros(0, 2, dtype=torch.int64), torch.zeros(0)
     for start in range(0, len(rows_NF), BLOCK):
         block_BF = rows_NF[start : start + BLOCK]
-        cosine_BN = block_BF @ rows_NF[start:].T
+        cosine_BN = (block_BF @ rows_NF[start:].T).clamp(-1.0, 1.0)
         # Each pair once, and no image with itself.
         cosine_BN.masked_fill_(torch.ones_like(cosine_BN, dtype=torch.bool).tril(), -2.0)
-        first, second = (cosine_BN >= threshold).nonzero(as_tuple=True)
+        first, second = (cosine_BN >= threshold - ROUNDING).nonzero(as_tuple=True)
         values = torch.cat([similarity, cosine_BN[first, second]])
         pairs = torch.cat([pairs, torch.stack([first, second], dim=1) + start])
         order = values.argsort(descending=True, stable=True)[:most]
@@ -56,7 +63,7 @@ def outliers(features_NF: Tensor, *, k: int, most: int) -> tuple[Tensor, Tensor]
     rows_NF, k = unit_rows(features_NF), min(k, len(features_NF) - 1)
     nearness = []
     for start in range(0, len(rows_NF), BLOCK):
-        cosine_BN = rows_NF[start : start + BLOCK] @ rows_NF.T
+        cosine_BN = (rows_NF[start : start + BLOCK] @ rows_NF.T).clamp(-1.0, 1.0)
         cosine_BN[torch.arange(len(cosine_BN)), torch.arange(start, start + len(cosine_BN))] = -2.0
         nearness.append(cosine_BN.topk(k, dim=1).values.mean(1))
     values, positions = torch.cat(nearness).sort(stable=True)

@@ -22,6 +22,7 @@ from fastssl.errors import UserError, option
 HELD_OUT_SHARE = 0.1
 # Relative to the mean eigenvalue of the features' second moments, so they suit any scale of features.
 RIDGE_STRENGTHS = tuple(10.0**p for p in range(-6, 3))
+USUAL_STRENGTH, USUAL_RATE = 1e-2, 1e-3  # where nothing can be held out to choose by; the paper's rate
 CHUNK_ROWS = 256
 LARGEST_EXPONENT = 40  # of two: the sum of 2^40 such squares is still a float32
 Progress = Callable[[str, int, int], None]  # what, done, total
@@ -140,6 +141,8 @@ def ridge(
 ) -> dict[str, float]:
     """Accuracy of least squares on one-hot classes, {"ridge_pct": ..., "ridge_strength": the one chosen}.
 
+    Where no class has two images nothing can be held out; the usual strength is taken, and "ridge_unchosen" says so.
+
     Args:
         train_NF, train_labels_N, test_MF, test_labels_M: as for `knn`.
         strengths: candidates, relative to the mean eigenvalue of the features' second moments.
@@ -147,7 +150,8 @@ def ridge(
     """
     check(train_NF, train_labels_N, test_MF, test_labels_M)
     predicted_M, strength = ridge_predict(train_NF, train_labels_N, test_MF, strengths=strengths, seed=seed)
-    return {"ridge_pct": top1_pct(predicted_M, test_labels_M), "ridge_strength": strength}
+    unchosen = {} if can_hold_out(train_labels_N) else {"ridge_unchosen": 1.0}
+    return {"ridge_pct": top1_pct(predicted_M, test_labels_M), "ridge_strength": strength} | unchosen
 
 
 def ridge_predict(
@@ -167,6 +171,8 @@ def ridge_predict(
     solved = (_solve(fit_FF, fit_FC, strength) for strength in strengths)
     scores = [_predicted(x_NF[held], weight_FC, mean_F, mean_C) for weight_FC in solved]
     best = strengths[int(np.argmax([top1_pct(guess_B, y_N[held]) for guess_B in scores]))]
+    if not len(held):
+        best = nearest(strengths, USUAL_STRENGTH)
     weight_FC = _solve(fit_FF + held_FF, fit_FC + held_FC, best)
     return label_C[_predicted(x_MF, weight_FC, mean_F, mean_C)].to(device), best
 
@@ -208,7 +214,8 @@ def linear_probe(
     """Accuracy of a linear classifier trained with Adam, {"linear_pct": ..., "linear_lr": the one chosen}.
 
     The paper's protocol is the default; the last epoch counts. With several learning rates all classifiers
-    train in one pass on nine tenths of train, and the tenth held out chooses among them.
+    train in one pass on nine tenths of train, and the tenth held out chooses among them; where no class has
+    two images the one nearest to the paper's 0.001 is taken, and "linear_unchosen" says so.
 
     Args:
         train_NF, train_labels_N, test_MF, test_labels_M: as for `knn`.
@@ -235,12 +242,15 @@ def linear_probe(
         seed=seed,
         progress=progress,
     )
-    chosen = 0
-    if len(learning_rates) > 1:
+    chosen, unchosen = 0, len(learning_rates) > 1 and not len(held)
+    if unchosen:
+        chosen = learning_rates.index(nearest(learning_rates, USUAL_RATE))
+    elif len(learning_rates) > 1:
         guesses = [(x_NF[held] @ w + b).argmax(1) for w, b in zip(weight_LFC, bias_LC, strict=True)]
         chosen = int(np.argmax([top1_pct(g, y_N[held]) for g in guesses]))
     predicted_M = label_C[(test_MF.float() @ weight_LFC[chosen] + bias_LC[chosen]).argmax(1)]
-    return {"linear_pct": top1_pct(predicted_M, test_labels_M), "linear_lr": float(learning_rates[chosen])}
+    accuracy = {"linear_pct": top1_pct(predicted_M, test_labels_M), "linear_lr": float(learning_rates[chosen])}
+    return accuracy | ({"linear_unchosen": 1.0} if unchosen else {})
 
 
 def fit_linear(
@@ -305,6 +315,16 @@ def hold_out(labels_N: Tensor, share: float, *, seed: int) -> tuple[Tensor, Tens
         count = min(len(rows) - 1, max(1, round(share * len(rows))))
         held[rows[torch.randperm(len(rows), generator=generator)[:count].to(rows.device)]] = True
     return (~held).nonzero()[:, 0], held.nonzero()[:, 0]
+
+
+def can_hold_out(labels_N: Tensor) -> bool:
+    """Whether some class has two images."""
+    return len(torch.unique(labels_N)) < len(labels_N)
+
+
+def nearest(candidates: Sequence[float], usual: float) -> float:
+    """The candidate nearest to a positive number, in the logarithm."""
+    return min(candidates, key=lambda value: abs(math.log(value / usual)))
 
 
 def top1_pct(predicted_M: Tensor, labels_M: Tensor) -> float:

@@ -206,6 +206,12 @@ def remarks(metrics: Mapping[str, float], *, done: float = 1.0) -> dict[str, str
         f"there are about {int(value)} labeled images of a class."
         for key, value in capped
     }
+    chosen = {"ridge": ("Ridge's strength", "ridge_strength"), "linear": ("The linear probe's rate", "linear_lr")}
+    notes |= {
+        f"{probe}_unchosen": f"{what} of {metrics[key]:g} was not chosen: no class has a second labeled image."
+        for probe, (what, key) in chosen.items()
+        if f"{probe}_unchosen" in metrics
+    }
     return notes | (spectrum.collapse_warnings(metrics, done=done) if "dims" in metrics else {})
 
 

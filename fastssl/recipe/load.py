@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from fastssl.errors import UserError, errors_of, raise_all
 from fastssl.recipe import progressive
 from fastssl.recipe.presets import ViewTableError, view_table
-from fastssl.recipe.schema import Model, Progressive, Recipe, Train, ViewSpec, loss_sections
+from fastssl.recipe.schema import MAX_VIEWS, Augment, Model, Progressive, Recipe, Train, ViewSpec, loss_sections
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 16
@@ -168,9 +168,9 @@ def validate(tree: dict[str, Any], origin: str) -> Recipe:
         view_table(recipe.augment)
         problems = disagreements(recipe)
     except ValidationError as error:
-        problems = [sentence(e["loc"], e) for e in error.errors()]
-    except ViewTableError as error:
-        problems = sorted({sentence(place, e) for place, e in error.problems})
+        problems = [sentence(e["loc"], e) for e in error.errors()] + view_problems(tree)
+    except ViewTableError:
+        problems = view_problems(tree)
     except RecursionError:
         problems = ["nested too deep"]
     if problems:
@@ -183,12 +183,25 @@ def validate(tree: dict[str, Any], origin: str) -> Recipe:
     return recipe
 
 
+def view_problems(tree: dict[str, Any]) -> list[str]:
+    """What is wrong with the rows of a view table, where its other fields are right."""
+    try:
+        view_table(Augment.model_validate(tree.get("augment") or {}))
+    except ViewTableError as error:
+        return sorted({sentence(place, e) for place, e in error.problems})
+    except (ValidationError, RecursionError):
+        pass  # named with the other fields
+    return []
+
+
 def disagreements(recipe: Recipe) -> list[str]:
     """Problems that need more than one field to see."""
     problems = list[str]()
     data, augment, optim = recipe.data, recipe.augment, recipe.optim
     if augment.rows is not None and len(augment.rows) < 2:
         problems.append("augment.rows has fewer than 2 views; the losses compare views, so write at least two")
+    elif augment.rows is not None and len(augment.rows) > MAX_VIEWS:
+        problems.append(f"augment.rows has {len(augment.rows)} views, and {MAX_VIEWS} are the most")
     else:
         problems += progressive.disagreements(augment, recipe.train.epochs)
     part, rest = divmod(data.batch_size, optim.accumulate_steps)

@@ -51,10 +51,16 @@ def view_table(augment: Augment) -> tuple[ViewSpec, ...]:
         try:
             rows.append(ViewSpec(**(base | augment.all | change)))
         except ValidationError as error:
-            problems += [(("augment", "rows" if change else "all", *e["loc"]), e) for e in error.errors()]
+            problems += [(("augment", section_of(e["loc"], change), *e["loc"]), e) for e in error.errors()]
     if problems:
         raise ViewTableError(problems)
     return tuple(rows)
+
+
+def section_of(place: tuple[Any, ...], change: dict[str, Any]) -> str:
+    """Where a wrong field was written; what says no field is wrong with a row as a whole."""
+    of_row = bool(change) if not place else place[0] in change
+    return "rows" if of_row else "all"
 
 
 def views_text(augment: Augment) -> str:

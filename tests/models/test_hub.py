@@ -11,6 +11,7 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn import functional as nnf
 
 import fastssl
 from fastssl import build
@@ -48,9 +49,19 @@ def test_a_small_stem_keeps_the_resolution_and_a_patch_stem_divides_it() -> None
     assert vit.patch_embed(torch.zeros(1, 3, 32, 32)).shape[1:3] == (8, 8)
 
 
-def test_dropout_before_the_classifier_is_gone() -> None:
-    network = backbones.backbone("torchvision/efficientnet_b0", stem="imagenet", side_px=32)
-    assert not [module for module in network.classifier.modules() if isinstance(module, nn.Dropout)]
+@pytest.mark.parametrize(("name", "side_px"), [("efficientnet_b0", 32), ("googlenet", 64), ("inception_v3", 96)])
+def test_dropout_before_the_classifier_is_gone(name: str, side_px: int) -> None:
+    network = backbones.backbone(f"torchvision/{name}", stem="imagenet", side_px=side_px)
+    assert not [module for module in network.modules() if isinstance(module, nn.Dropout)]
+
+
+@pytest.mark.parametrize(("have", "channels"), [(3, 1), (3, 2), (3, 4), (3, 6), (3, 13), (4, 3), (13, 5)])
+def test_a_first_kernel_for_other_channels_answers_equal_channels_as_before(have: int, channels: int) -> None:
+    kernel_OCHW = torch.randn(8, have, 3, 3, generator=torch.Generator().manual_seed(0))
+    x_B1HW = torch.randn(2, 1, 9, 9, generator=torch.Generator().manual_seed(1))
+    before = nnf.conv2d(x_B1HW.expand(-1, have, -1, -1), kernel_OCHW)
+    after = nnf.conv2d(x_B1HW.expand(-1, channels, -1, -1), starting_weights.with_channels(kernel_OCHW, channels))
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
 
 
 def test_the_printed_lines_build_the_same_network() -> None:

@@ -117,6 +117,26 @@ def test_every_combination_has_its_row_and_is_remembered(run: Path) -> None:
     assert json.loads(json.dumps(record)) == record
 
 
+def test_figures_are_of_the_clean_view_whatever_views_are_judged(run: Path) -> None:
+    options: dict[str, Any] = {"probes": ["knn"], **QUICK}
+    assert judge(run, views=[3], **options)["spectrum"] == judge(run, views=[1], **options)["spectrum"]
+
+
+def test_each_share_of_the_labels_has_its_own_remarks(run: Path) -> None:
+    warnings = judge(run, probes=["knn", "ridge", "linear"], few_label_pct=[1], **QUICK)["warnings"]
+    assert [text for text in warnings if text.startswith("kNN uses k = ")]
+    few = [text.removeprefix("With 1 % of the labels: ") for text in warnings if text.startswith("With 1 %")]
+    assert len(few) == 3, warnings
+    assert few[0].startswith("kNN uses k = 1 in place of 20")
+
+
+def test_what_figures_without_labels_have_no_use_for_is_refused(run: Path) -> None:
+    idle: dict[str, Any] = {"data": "absent.beton", "probes": ["knn"], "views": [16], "few_label_pct": [1]}
+    with pytest.raises(UserError, match="data and probes and views and few_label_pct: the figures"):
+        judge(run, on="pretraining", **QUICK | idle)
+    judge(run, on="pretraining", **QUICK)
+
+
 def test_a_mean_over_views_is_of_the_clean_and_augmented_ones(run: Path) -> None:
     net = fastssl.load(run, device="cpu")
     part, _ = splits(net, data=None, test=None, on="val", folder=None)
@@ -386,6 +406,7 @@ def one_of_each(folder: Path) -> Path:
         (lambda d, t: {"data": "absent-folder"}, "does not exist"),
         (lambda d, t: {"data": t[0], "on": "test"}, "no test set"),
         (lambda d, t: {"test": t[1], "on": "val"}, "the evaluation is on val"),
+        (lambda d, t: {"data": t[0], "test": d / "absent.beton", "on": "val"}, "the evaluation is on val"),
         (lambda d, t: {"probes": ["svm"]}, "probes svm"),
         (lambda d, t: {"views": [0]}, "views 0"),
         (lambda d, t: {"layers": ["stem"]}, "layers stem"),

@@ -86,6 +86,52 @@ def test_convert_embed_and_the_exported_lines_give_one_image(
         assert np.abs(other - from_stored).max() <= part * 1.001
 
 
+@pytest.mark.parametrize("width", [41, 42, 43, 45, 47])
+def test_the_exported_lines_cut_the_same_square_at_every_remainder(
+    width: int, photo: np.ndarray, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    Image.fromarray(photo[:40, :width]).save(tmp_path / "in" / "a.png")
+    manifest = convert(tmp_path / "in", tmp_path / "x.beton")
+    prepared = export(net_of(manifest, tiny_backbone(3)), tmp_path / "m.safetensors", to="safetensors")
+    names: dict[str, Any] = {"path": tmp_path / "in" / "a.png"}
+    exec("\n".join(prepared["preprocessing"]["code"]), names)
+    expected = net_of(manifest, Seen()).embed([photo[:40, :width]])
+    np.testing.assert_allclose(names["images"].reshape(1, -1), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("augment", [{"rows": [{"side_px": 64}] * 2}, {"all": {"side_px": 64}}])
+def test_images_of_many_sizes_are_looked_at_in_the_size_of_the_largest_view(
+    augment: dict[str, Any], photo: np.ndarray, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    for i in range(2):
+        Image.fromarray(photo[: 60 + i]).save(tmp_path / "in" / f"{i}.png")
+    manifest = convert(tmp_path / "in", tmp_path / "x.beton")
+    recipe = load({"data": {"path": "none.beton"}, "augment": augment, "train": {"epochs": 1}})
+    assert build.views.clean_view(recipe, manifest, device=torch.device("cpu")).views[0].side_px == 64
+
+
+def test_raw_pixels_of_16_bits_are_stretched_alone_and_in_an_array(photo: np.ndarray, tmp_path: Path) -> None:
+    raw_NHWC = photo[None, :32, :32].astype(np.uint16) * 9
+    np.save(tmp_path / "in.npy", raw_NHWC)
+    manifest = convert(tmp_path / "in.npy", tmp_path / "x.beton", dtype="uint16", stretch=4095)
+    net = net_of(manifest, Seen())
+    embed(net, tmp_path / "in.npy", tmp_path / "features.npy")
+    np.testing.assert_array_equal(net.embed(raw_NHWC), np.load(tmp_path / "features.npy"))
+    np.testing.assert_array_equal(net.embed(list(raw_NHWC)), np.load(tmp_path / "features.npy"))
+
+
+def test_an_export_says_what_pixels_are_divided_by(photo: np.ndarray, tmp_path: Path) -> None:
+    np.save(tmp_path / "in.npy", photo[None, :32, :32].astype(np.uint16) * 9)
+    net = net_of(convert(tmp_path / "in.npy", tmp_path / "x.beton", dtype="uint16"), tiny_backbone(3))
+    prepared = export(net, tmp_path / "hub", to="huggingface")["preprocessing"]
+    assert prepared["dtype"] == "uint16"
+    assert "pixels divided by 65535, to [0, 1]" in prepared["steps"]
+    processor = json.loads((tmp_path / "hub" / "preprocessor_config.json").read_text())
+    assert processor["rescale_factor"] == 1 / 65535
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
 def test_transparent_images_have_one_background(mode: str, channels: int, photo: np.ndarray, tmp_path: Path) -> None:

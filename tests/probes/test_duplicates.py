@@ -35,7 +35,24 @@ def test_pairs_are_those_of_the_double_loop(block: int) -> None:
     assert wanted[0] == (2, 7)
     torch.testing.assert_close(similarity, torch.tensor([c for c, _, _ in expected if c >= 0.3]))
     assert near_duplicates(x, threshold=0.3, most=2)[0].tolist() == pairs[:2].tolist()
-    assert near_duplicates(x, threshold=1.0, most=5)[0].shape == (0, 2) or similarity[0] >= 1
+    assert near_duplicates(x, threshold=1.0, most=5)[0].shape == (0, 2) or similarity[0] >= 1 - 1e-6
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 8])
+def test_equal_images_are_pairs_however_few_there_are(count: int, block: int) -> None:
+    x = torch.randn(1, 64, generator=torch.Generator().manual_seed(0)).expand(count, -1)
+    pairs, similarity = near_duplicates(x, threshold=1.0, most=100)
+    assert len(pairs) == count * (count - 1) // 2
+    assert similarity.tolist() == [1.0] * len(pairs)
+    assert outliers(x, k=5, most=1)[1].tolist() == [1.0]
+
+
+def test_rounding_keeps_no_pair_from_the_ends_of_the_range(block: int) -> None:
+    x = torch.randn(40, 96, generator=torch.Generator().manual_seed(0))
+    pairs, similarity = near_duplicates(torch.cat([x, x]), threshold=1.0, most=100)
+    assert sorted(pairs.tolist()) == [[i, i + 40] for i in range(40)]
+    assert similarity.max() <= 1
+    assert len(near_duplicates(x[:2], threshold=-1.0, most=5)[0]) == 1
 
 
 def test_outliers_are_far_from_their_nearest(block: int) -> None:

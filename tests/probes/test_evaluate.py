@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastssl.errors import UserError
-from fastssl.probes import evaluate
+from fastssl.probes import evaluate, table
 from fastssl.probes.evaluate import _moments, few_labels, hold_out, interval_pct, knn, knn_predict, linear_probe, ridge
 
 QUICK = {"epochs": 3, "batch_size": 64}
@@ -154,6 +154,16 @@ def test_learning_rates_side_by_side_are_each_their_own():
 def test_a_useless_learning_rate_is_not_chosen():
     found = linear_probe(*TRAIN, *TEST, learning_rates=(1e-9, 3e-2), epochs=20, batch_size=64)
     assert found["linear_lr"] == 3e-2
+
+
+def test_where_nothing_can_be_held_out_the_usual_values_are_taken_and_named():
+    x, y = torch.eye(5).repeat_interleave(4, 1), torch.arange(5)
+    linear = linear_probe(x, y, x, y, learning_rates=(1e-4, 1e-3, 3e-2), epochs=1)
+    assert (linear["linear_lr"], linear["linear_unchosen"]) == (1e-3, 1)
+    found = ridge(x, y, x, y)
+    assert (found["ridge_strength"], found["ridge_unchosen"]) == (1e-2, 1)
+    assert len(table.remarks(linear | found)) == 2
+    assert not {"linear_unchosen", "ridge_unchosen"} & {*linear_probe(*TRAIN, *TEST, epochs=1), *ridge(*TRAIN, *TEST)}
 
 
 def test_every_probe_repeats_itself(probe):

@@ -27,6 +27,7 @@ def test_every_problem_is_told_at_once() -> None:
     tree = {
         "data": {"path": "x", "bacth_size": 3},
         "augment": {"views": 1},
+        "seed": "one",
         "model": {"projector": [0]},
         "loss": {"name": "barlow_twins", "redundancy_weigth": 1},
         "train": {"epochs": "two"},
@@ -41,14 +42,23 @@ def test_every_problem_is_told_at_once() -> None:
         "loss.redundancy_weigth is unknown (did you mean redundancy_weight?",
         "train.epochs is 'two'",
         "optimizer is unknown (did you mean optim?",
-        "6 problems",
+        "7 problems",
     ):
+        assert part in error.value.what
+
+
+def test_rows_of_the_view_table_are_told_with_the_other_problems() -> None:
+    changes = ["augment.all={hflip_p: 2}", "augment.rows=[{vflip_p: 0.5}, {vflip_p: 3}]", "optim.lr=-1"]
+    with pytest.raises(UserError) as error:
+        load(MINIMAL, changes)
+    for part in ("3 problems", "augment.all.hflip_p is 2", "augment.rows.vflip_p is 3", "optim.lr is -1"):
         assert part in error.value.what
 
 
 @pytest.mark.parametrize(
     ("change", "named"),
     [
+        ("augment.rows=[" + "{}, " * 33 + "]", "augment.rows has 33 views, and 32 are the most"),
         ("augment.all={hflip_p: 1.5}", "augment.all.hflip_p is 1.5"),
         ("augment.all={hue: 0.6}", "augment.all.hue is 0.6"),
         ("evaluate.knn_k=[]", "evaluate.knn_k is []"),

@@ -103,14 +103,15 @@ def evaluate(
     on = on or default_on(net, data=data, test=test)
     folder = net.run_dir / "features" if net.run_dir else None
     if on == "pretraining":
+        refuse_labels(data=data, test=test, probe=probes, views=views, few_label=few_label_pct)
         part = pretraining_part(net)
         figures = figures_by_layer(net, part, layers=layers, folder=folder, progress=progress)
         return remembered(net, record_of(net, run, on=on, judged=part, figures=figures))
     train, judged = splits(net, data=data, test=test, on=on, folder=folder, on_error=on_error, download=download)
     frozen = [probe for probe in probes if probe != FINETUNE]
-    learned, tested = (
-        features(net, part, views=views, layers=layers, folder=folder, progress=progress) for part in (train, judged)
-    )
+    learned = features(net, train, views=views, layers=layers, folder=folder, progress=progress)
+    with_clean = sorted({1, *views})
+    tested = features(net, judged, views=with_clean, layers=layers, folder=folder, progress=progress)
     shares = [100.0, *few_label_pct]
     rows = [
         row
@@ -134,12 +135,35 @@ def evaluate(
             ),
         )
     ]
-    figures = {layer: table.figures(tested[min(views), layer]) for layer in layers}
-    capped = {key: value for row in rows for key, value in row.items() if key.endswith("_used")}
-    remarks = list(table.remarks(capped | figures[layers[0]]).values())
+    figures = {layer: table.figures(tested[1, layer]) for layer in layers}
+    remarks = [*table.remarks(figures[layers[0]]).values(), *remarks_of(rows)]
     record = record_of(net, run, on=on, judged=judged, figures=figures, rows=rows, train=train)
     remarks = [*([judged.remark] if judged.remark else []), *remarks]
     return remembered(net, record | {"warnings": list(dict.fromkeys([*remarks, *record["warnings"]]))})
+
+
+def refuse_labels(**given: Any) -> None:
+    """UserError for what asks for labels where figures without labels are asked for."""
+    usual = {"data": None, "test": None, "probe": ("knn", "ridge", "linear"), "views": (1,), "few_label": ()}
+    names = {"probe": "probes", "few_label": "few_label_pct"}
+    listed = {name: tuple(value) if isinstance(usual[name], tuple) else value for name, value in given.items()}
+    idle = [option(names.get(name, name), flag=name) for name, value in listed.items() if value != usual[name]]
+    if idle:
+        it = "it" if len(idle) == 1 else "them"
+        raise UserError(
+            f"{' and '.join(idle)}: the figures of the pretraining images have no use for {it}.",
+            f"Leave {it} out, or judge by labeled images: {option('data')} FILE {option('on', 'val')}.",
+        )
+
+
+def remarks_of(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """What was capped or could not be chosen, for each share of the labels."""
+    for share in dict.fromkeys(row["label_share_pct"] for row in rows):
+        metrics: dict[str, Any] = {}
+        for row in rows:
+            metrics |= row if row["label_share_pct"] == share else {}
+        before = "" if share == 100 else f"With {share:g} % of the labels: "
+        yield from (before + text for text in table.remarks(metrics).values())
 
 
 def default_on(net: Pretrained, *, data: str | Path | None, test: str | Path | None) -> On:

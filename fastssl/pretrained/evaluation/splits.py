@@ -77,7 +77,7 @@ def splits(
     Raises:
         UserError: when a file is absent or unlabeled, or its classes or channels do not fit.
     """
-    if data is None and test is not None and on == "val":
+    if test is not None and on == "val":
         raise UserError(
             f"{option('test')} names a test set, but the evaluation is on val.",
             f"Add {option('on', 'test')}, or leave out {option('test')}.",

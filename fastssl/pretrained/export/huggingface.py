@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from fastssl.errors import UserError
@@ -87,7 +88,7 @@ def processor(prepared: dict[str, Any]) -> dict[str, Any]:
         "do_center_crop": False,
         "crop_size": side,
         "do_rescale": True,
-        "rescale_factor": 1 / 255,
+        "rescale_factor": 1 / float(np.iinfo(prepared["dtype"]).max),
         "do_normalize": True,
         "image_mean": prepared["mean"],
         "image_std": prepared["std"],
