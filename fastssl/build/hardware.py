@@ -99,14 +99,24 @@ def replaced(recipe: Recipe, on: torch.device) -> str | None:
 def seeded(seed: int, on: torch.device) -> Iterator[None]:
     """torch's global random numbers begin at a seed for a while; the caller's go on afterwards as if nothing was."""
     with torch.random.fork_rng([on] if on.type == "cuda" else []):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed other devices too
-        match on.type:
-            case "cuda":
-                with torch.cuda.device(on):
-                    torch.cuda.manual_seed(seed)
-            case "mps":
-                torch.mps.manual_seed(seed)
+        reseed(seed, on)
         yield
+
+
+def reseed(seed: int, on: torch.device) -> None:
+    """torch's global random numbers begin at a seed on the CPU and that device; torch.manual_seed's do on all."""
+    torch.default_generator.manual_seed(seed)
+    match on.type:
+        case "cuda":
+            with torch.cuda.device(on):
+                torch.cuda.manual_seed(seed)
+        case "mps":
+            torch.mps.manual_seed(seed)
+
+
+def seed_of_step(seed: int, step: int) -> int:
+    """Of what a network draws in a step (dropout), so that a resume draws the same; far from that of other seeds."""
+    return (seed * 0x9E3779B97F4A7C15 + step) % 2**63
 
 
 def wait(device: torch.device) -> None:

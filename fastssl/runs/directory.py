@@ -38,14 +38,14 @@ def check_run_dir(folder: Path, recipe: Recipe, *, resume: bool) -> None:
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise UserError(f"{parent} is not a folder that can be written to.", f"Choose another {option('run_dir')}.")
     written = folder / "recipe.yaml"
-    if not written.exists():
-        return
-    if not resume:
+    has_checkpoints = any((folder / "checkpoints").glob("step-*"))  # which carry a recipe, too
+    if not resume and (written.exists() or has_checkpoints):
         raise UserError(
             f"{folder} already holds a run.",
             f"Add {option('resume', True)} to continue it, or choose another {option('run_dir')}.",
         )
-    same_recipe(load(written), recipe, str(folder))
+    if written.exists():
+        same_recipe(load(written), recipe, str(folder))
 
 
 def same_recipe(before: Recipe, now: Recipe, what: str) -> None:
@@ -222,6 +222,11 @@ class Records:
     def size(self) -> int:
         """Bytes on disk."""
         return self.path.stat().st_size if self.path is not None and self.path.exists() else 0
+
+    def cut_to_lines(self) -> None:
+        """Without what follows the last whole line."""
+        if self.path is not None and self.path.exists():
+            self.cut(self.path.read_bytes().rfind(b"\n") + 1)
 
     def cut(self, size: int) -> None:
         """Back to the moment of a checkpoint."""

@@ -5,7 +5,7 @@ and, when done, summary.json. Under torchrun every rank runs this same file; ran
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,7 @@ def train(
                         restore(run)
                     with record_failure(folder if ranks.is_main() else None):
                         begin(run, given, {"threads": threads_taken, "precision": precision_taken})
-                        with build.hardware.seeded(recipe.seed + run.step, run.device):  # dropout draws from them
+                        with build.hardware.seeded(recipe.seed, run.device):  # anew for each step; then the caller's
                             loop(run, interrupts)
                             return finish(run, partial(stop_asked, run, interrupts))
                 finally:
@@ -110,7 +110,7 @@ def train(
 def begin(run: Run, given: Recipe, chosen: dict[str, str]) -> None:
     """Writes the recipe as given, with every default, and the environment, and reports what is about to happen."""
     account, reason = run.network.weights_account, choose_parallel(run)
-    if ranks.is_main():
+    if ranks.is_main() and not is_finished(run):
         weights = account.to_json() if account else None
         data = run.manifest.to_json() | {"files": build.run_data.places(given, run.recipe)}
         write_beginnings(run.run_dir, given, data, weights=weights)
@@ -152,6 +152,10 @@ def begin(run: Run, given: Recipe, chosen: dict[str, str]) -> None:
             run.warn(warning)
 
 
+def is_finished(run: Run) -> bool:
+    return run.step == run.total_steps and (run.run_dir / "summary.json").exists()
+
+
 def choose_parallel(run: Run) -> str:
     """Has threads share views or operators, as at the run's beginning, and says why."""
     channels, reason = run.manifest.channels, "as the run began"
@@ -175,6 +179,7 @@ def loop(run: Run, interrupts: Interrupts) -> None:
             epoch, start = divmod(run.step, len(run.loader))
             compiling = new_side(run, epoch, sides_seen) and bool(run.recipe.train.compile)
             for views in views_of_epoch(run, epoch, start):
+                build.hardware.reseed(build.hardware.seed_of_step(run.recipe.seed, run.step), run.device)
                 terms = run.train_step(views, run.learning_rate(run.step), number=run.step)
                 run.step += 1
                 skipped_in_a_row = watch(run, terms, skipped_in_a_row)
@@ -184,7 +189,7 @@ def loop(run: Run, interrupts: Interrupts) -> None:
                 if compiling or anything_due(run, interrupts):
                     count_seconds(run, watchdog, mark, steps=run.step - counted, compiling=compiling)
                     compiling = False
-                    do_what_is_due(run, interrupts, terms=None if skipped_in_a_row else terms)
+                    do_what_is_due(run, interrupts, None if skipped_in_a_row else terms, alive=watchdog.pat)
                     watchdog.pat()
                     mark, counted = watchdog.clock(), run.step
 
@@ -193,18 +198,19 @@ def anything_due(run: Run, interrupts: Interrupts) -> bool:
     return bool(interrupts.caught) or due_to_log(run) or due_to_evaluate(run) or due_to_save(run)
 
 
-def do_what_is_due(run: Run, interrupts: Interrupts, *, terms: Terms | None) -> None:
+def do_what_is_due(run: Run, interrupts: Interrupts, terms: Terms | None, *, alive: Callable[[], None]) -> None:
     """After a step: its line of metrics, an evaluation, a checkpoint, the end.
 
     Args:
         terms: the step's, None when it was left out.
+        alive: called while an evaluation goes on, which may take longer than a step.
 
     Raises:
         Interrupted: after a signal, when the checkpoint is written.
     """
     if due_to_log(run) and terms is not None:
         log_step(run, terms)
-    improved = due_to_evaluate(run) and evaluate_now(run)
+    improved = due_to_evaluate(run) and evaluate_now(run, alive)
     signal = stop_asked(run, interrupts)
     if signal or improved or due_to_save(run):
         stop_if_bad(run)
@@ -345,10 +351,10 @@ def log_step(run: Run, terms: Terms) -> None:
     )
 
 
-def evaluate_now(run: Run) -> bool:
+def evaluate_now(run: Run, alive: Callable[[], None]) -> bool:
     """Measures the features, on held-out images too where there are labels; whether accuracy is better than ever."""
     stop_if_bad(run)  # names the step and what to set; features that are not finite would not
-    metrics = run.prober.while_training(run.evaluated.backbone)
+    metrics = run.prober.while_training(run.evaluated.backbone, progress=lambda *_: alive())
     if not metrics:
         return False
     epoch = round(run.step / len(run.loader), 6)

@@ -134,16 +134,22 @@ class Prober:
         few = build.data.some_of(images, INVARIANCE_IMAGES)
         return clean, Part(self.recipe, path, few, device=self.device, share=share or clean.loader)
 
-    def while_training(self, backbone: nn.Module) -> dict[str, float]:
-        """Accuracies on held-out images, where there are labels, and what features of pretraining images look like."""
+    def while_training(self, backbone: nn.Module, *, progress: evaluate.Progress | None = None) -> dict[str, float]:
+        """Accuracies on held-out images, where there are labels, and what features of pretraining images look like.
+
+        Args:
+            backbone: whose features.
+            progress: as for `at_the_end`.
+        """
         embed, metrics = self.embed_with(backbone), dict[str, float]()
         if self.learn is not None and self.val is not None:
             epochs = self.recipe.evaluate.linear_epochs_while_training
-            labeled = self.labeled(self.learn.features(embed), self.val.features(embed), linear_epochs=epochs)
+            learned, judged = (part.features(embed, progress=progress) for part in (self.learn, self.val))
+            labeled = self.labeled(learned, judged, linear_epochs=epochs, progress=progress)
             metrics = table.accuracies(labeled) | {"val_images": float(len(labeled.test_MF))}
         if self.pretraining is not None and self.varied is not None:
-            features_NF, _ = self.pretraining.features(embed)
-            views_NVF, _ = self.varied.features(lambda batch: self.embed_views(backbone, batch))
+            features_NF, _ = self.pretraining.features(embed, progress=progress)
+            views_NVF, _ = self.varied.features(lambda batch: self.embed_views(backbone, batch), progress=progress)
             metrics |= table.figures(features_NF, views_VNF=views_NVF.movedim(1, 0), while_training=True)
         return metrics
 

@@ -64,6 +64,11 @@ def restore(run: Run) -> None:
     same_everywhere(run, newest[2]["step"] if newest else 0)
     if newest is None:
         refuse_if_damaged(run)
+        if (run.run_dir / "summary.json").exists():
+            raise UserError(
+                f"{run.run_dir} is finished, and its checkpoints are gone.",
+                f"Nothing is left to do; to train anew, choose another {option('run_dir')}, or remove summary.json.",
+            )
         run.records.cut(0)
         return
     weights, moments, state, average = newest
@@ -80,6 +85,9 @@ def restore(run: Run) -> None:
     run.step, run.clock, run.last = state["step"], Clock(**state["clock"]), state["last"]
     run.best, run.skipped_steps = state["best"], state["skipped_steps"]
     run.parallel = state.get("parallel", "")
+    if run.records.size() < state["metrics_bytes"]:
+        run.warn(f"{run.run_dir / 'metrics.jsonl'} lacks lines of the first {run.step:,} steps; the rest follows.")
+        run.records.cut_to_lines()
     run.records.cut(state["metrics_bytes"])
 
 
@@ -87,10 +95,11 @@ def refuse_if_damaged(run: Run) -> None:
     """Starting at step 0 over a run whose checkpoints are all damaged would silently throw its work away."""
     folder = run.run_dir / "checkpoints"
     names = [path.name for path in checkpoint.existing(folder)]
+    and_summary = " and summary.json" if (run.run_dir / "summary.json").exists() else ""
     if names:
         raise UserError(
             f"Every checkpoint in {folder} is damaged: {', '.join(names)}.",
-            f"Put a whole one back; to start again from step 0 instead, remove {folder}.",
+            f"Put a whole one back; to start again from step 0 instead, remove {folder}{and_summary}.",
         )
 
 
