@@ -423,11 +423,33 @@ def test_a_folder_of_another_recipe_is_refused(pair: list[Any], tmp_path: Path):
     assert "another recipe" in refused.value.what
 
 
-def test_a_target_that_is_not_measured_is_refused_at_the_first_evaluation(pair: list[Any], tmp_path: Path):
+def test_targets_that_are_not_measured_are_refused_before_anything_runs(
+    pair: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tta, "warm_up", lambda recipe: pytest.fail("refused before"))
+    monkeypatch.setattr(tta.loop, "train", lambda *_, **__: pytest.fail("refused before"))
+    options: dict[str, Any] = {"seeds": 1, "folder": tmp_path}
     with pytest.raises(UserError) as refused:
-        tta.tta(pair[:1], {"nonsense_pct": 1.0}, seeds=1, folder=tmp_path)
-    assert "nonsense" in refused.value.what
-    assert "knn5" in refused.value.fix
+        tta.tta(pair, {"knn5_pct": 1.0, "nonsense_pct": 1.0, "knn7_pct": 1.0, "linear_pct": 1.0}, **options)
+    assert all(name in refused.value.what for name in ("3 problems", "nonsense", "knn7", "linear probe"))
+    assert "some of: knn5, knn20, ridge." in refused.value.fix
+    assert "linear_epochs_while_training" in refused.value.fix
+    with pytest.raises(UserError, match="No labeled images are held out") as refused:
+        tta.tta([load(pair[0], ["data.val_count=0"])], {"knn5_pct": 1.0}, **options)
+    assert "data.val_count" in refused.value.fix
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_half_written_last_line_is_left_out(pair: list[Any], tmp_path: Path):
+    folder = tmp_path / "two-s0"
+    options: dict[str, Any] = {"stop_at_target": True, "observe": lambda line: None}
+    tta.run(pair[0], folder, {"knn5_pct": 1.0}, **options)
+    seen = tta.evaluations_of(folder)
+    with (folder / "metrics.jsonl").open("a") as lines:
+        lines.write('{"event": "evaluation", "st')
+    assert tta.evaluations_of(folder) == seen
+    made = tta.tta(pair[:1], {"knn5_pct": 1.0}, seeds=1, folder=tmp_path, stop_at_target=True)
+    assert made["curves"]["two"][0]["evaluations"] == seen
 
 
 def test_the_linear_probe_can_be_a_target(pair: list[Any], tmp_path: Path):
@@ -445,6 +467,12 @@ def test_targets_are_parsed(pair: list[Any]):
     for wrong in ("", "knn", "knn=", "knn=x", "knn=0", "knn=101", "=3", "knn=nan"):
         with pytest.raises(UserError):
             tta.parse_targets(wrong, pair[0])
+    for twice in ("knn=80,knn=85", "knn=80,knn5=85", "ridge=1,ridge_pct=2"):
+        with pytest.raises(UserError, match="twice"):
+            tta.parse_targets(twice, pair[0])
+    with pytest.raises(UserError) as refused:
+        tta.parse_targets("knn,ridge=x,knn5=80,knn=85", pair[0])
+    assert all(part in refused.value.what for part in ("'knn'", "'ridge=x'", "knn5 twice"))
 
 
 def test_the_command_writes_and_compares(tiny_recipe: dict[str, Any], tmp_path: Path):
