@@ -27,6 +27,7 @@ from fastssl.recipe.load import load
 from fastssl.runs import reading
 from fastssl.training.online_probes import Prober
 
+ROOT = Path(__file__).parents[2]
 NOTHING = lambda: None  # noqa: E731
 
 
@@ -145,7 +146,9 @@ def test_compare_tells_differences_from_noise():
     assert compare(result(*low), result(4.0, 5.0, 6.0, 7.0))["rows"][0]["verdict"] == "within noise"
     assert compare(result(*low[:3]), result(*high[:3]))["rows"][0]["verdict"] == "too few repeats"
     assert compare(result(*low), result(*high))["rows"][0]["ratio"] == 6.5 / 2.5
-    assert verdict(row("a", {}, "s", []), row("a", {}, "s", [1.0])) == "not reached"
+    for work, said in (({"target": "knn20_pct"}, "not reached"), ({}, "not measured")):  # compile_s has no target
+        assert verdict(row("a", work, "s", []), row("a", work, "s", [1.0])) == said
+        assert verdict(row("a", work, "s", []), row("a", work, "s", [])) == "within noise"
 
 
 def test_a_seed_that_never_arrived_is_slower_than_any_that_did():
@@ -163,6 +166,29 @@ def test_compare_names_what_else_differs():
     found = compare(result(1.0, 2.0), other)
     assert found["differences"]["recipe"] == ["seed (0 and 1)"]
     assert "seed (0 and 1)" in compare_text(found)
+
+
+def test_compare_names_what_differs_in_every_recipe_of_a_record():
+    first, second = ({"recipe": {"lr": 1}, "recipes": {"A": {"lr": 1}, "B": {"lr": lr}}} for lr in (2, 3))
+    found = compare(result(1.0) | first, result(1.0) | second)
+    assert found["differences"]["recipes"] == ["B.lr (2 and 3)"]
+    assert "B.lr (2 and 3)" in compare_text(found)
+
+
+def test_parts_of_a_record_are_compared_each_with_its_own():
+    parts_of = [row("ours", {}, "s", [value], part=part) for value, part in ((1.0, "first"), (2.0, "second"))]
+    found = compare(result() | {"rows": parts_of}, result() | {"rows": parts_of[::-1]})
+    assert [(r["part"], r["ratio"]) for r in found["rows"]] == [("first", 1.0), ("second", 1.0)]
+    assert "ours second" in compare_text(found)
+    with pytest.raises(UserError, match=r"s of ours .* twice"):
+        compare(result() | {"rows": [*parts_of, parts_of[0]]}, result())
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "bench" / "results").glob("*.json")), ids=lambda path: path.stem)
+def test_every_row_of_the_shipped_records_is_compared(path: Path):
+    found = compare(read(path), read(path))
+    assert (len(found["rows"]), found["unmatched"]) == (len(read(path)["rows"]), 0)
+    assert compare_text(found)
 
 
 @pytest.mark.parametrize(
@@ -189,6 +215,26 @@ def test_what_is_not_a_record_is_refused(tmp_path: Path, text: str | None):
     with pytest.raises(UserError) as refused:
         read(path)
     assert "a.json" in refused.value.what
+
+
+@pytest.mark.parametrize(
+    ("rows", "named"),
+    [
+        ({"a": 1}, "rows are no list"),
+        ([1], "row 1 is no mapping"),
+        ([row("a", {}, "s", [1.0]), {"impl": "a", "work": {}, "metric": "s", "min": 1, "max": 1, "n": 1}], "row 2"),
+        ([row("a", {}, "s", [1.0]) | {"median": "fast"}], "median"),
+        ([row("a", {}, "s", [1.0]) | {"work": [], "n": None}], "work and n"),
+        ([row("a", {}, "s", [1.0]) | {"seeds": "three"}], "seeds"),
+        ([row("a", {}, "s", [1.0]) | {"max": None}], "without min and max"),
+    ],
+)
+def test_rows_that_are_no_measurements_are_refused_by_number(tmp_path: Path, rows: Any, named: str):
+    (tmp_path / "a.json").write_text(json.dumps(result(1.0) | {"rows": rows}))
+    with pytest.raises(UserError) as refused:
+        read(tmp_path / "a.json")
+    assert "a.json" in refused.value.what
+    assert named in refused.value.what
 
 
 def test_the_machine_check_accounts_for_the_whole_step(tiny_recipe: dict[str, Any]):
