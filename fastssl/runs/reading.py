@@ -41,6 +41,7 @@ class RunFiles:
         manifest: of the data, empty when data.json is absent.
         environment: hardware and versions, empty when environment.json is absent.
         failure: one sentence on what ended a failed run.
+        own_loss: the loss was a function from Python, and not the recipe's; known of runs that are done.
     """
 
     folder: Path
@@ -52,6 +53,7 @@ class RunFiles:
     manifest: dict[str, Any]
     environment: dict[str, Any]
     failure: str | None
+    own_loss: bool
 
     @property
     def views_per_s(self) -> float | None:
@@ -102,6 +104,7 @@ def read(folder: Path) -> RunFiles:
         manifest=read_mapping(folder / "data.json"),
         environment=read_mapping(folder / "environment.json"),
         failure=str(failure["what"]) if failure.get("what") else None,
+        own_loss=summary.get("own_loss") is True,
     )
 
 

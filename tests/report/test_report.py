@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from fastssl.errors import UserError
 from fastssl.report import curves, inputs, pictures, report
+from fastssl.training.loop import train
 
 pytest.importorskip("matplotlib")
 PAGE_FIGURES = (
@@ -153,6 +154,31 @@ def test_runs_of_one_seed_are_no_other_seeds_and_two_losses_have_charts_of_their
     assert "other seed" not in page
     assert 'id="curve-loss-barlow_twins"' in page
     assert 'id="curve-loss-vicreg"' in page
+
+
+def own_loss(z_VBD: torch.Tensor) -> dict[str, torch.Tensor]:
+    spread = z_VBD.std(1).mean()
+    return {"loss": (z_VBD - z_VBD.mean(0)).square().mean() - spread, "spread/<b>": spread}
+
+
+def test_a_run_with_an_own_loss_is_no_barlow_twins(
+    finished_run: Path, tiny_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    recipe = tiny_recipe | {"evaluate": {"linear_epochs": 0, "knn_k": [5]}}
+    done = tmp_path / "done"
+    assert train(recipe, run_dir=done, loss=own_loss)["own_loss"] is True
+    shutil.copytree(done, tmp_path / "interrupted", ignore=shutil.ignore_patterns("summary.json"))
+    for name in ("done", "interrupted"):
+        page = Path(report([tmp_path / name], tmp_path / f"page-{name}", images=16)["page"]).read_text()
+        assert "own loss" in page
+        assert "Barlow" not in page
+        assert "Spread/&lt;b&gt;" in page
+    found, _ = inputs.read_inputs([finished_run, done, tmp_path / "interrupted"])
+    assert found[0].group != found[1].group == found[2].group
+    assert [run.differences.get("loss") for run in found] == [None, "own loss", "own loss"]
+    page = Path(report([finished_run, done], tmp_path / "both", images=16)["page"]).read_text()
+    assert 'id="curve-loss-barlow_twins"' in page
+    assert 'id="curve-loss-own"' in page
 
 
 @pytest.mark.parametrize(
