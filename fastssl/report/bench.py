@@ -12,11 +12,22 @@ from fastssl.report.inputs import Record, Row, plain
 MOST_BARS = 24
 
 
-def section(name: str, record: Record) -> Section:
-    """One record: bars where rows compare, then its rows."""
+def slugs(names: Sequence[str]) -> list[str]:
+    """What the files of each record's figures begin with; numbered where two names look alike."""
+    short = ["".join(c if c.isalnum() or c in "-." else "_" for c in name)[:40] for name in names]
+    return [slug if short.count(slug) == 1 else f"{slug}-{number}" for number, slug in enumerate(short, start=1)]
+
+
+def section(name: str, record: Record, *, slug: str) -> Section:
+    """One record: bars where rows compare, then its rows.
+
+    Args:
+        name: of the record, for people.
+        record: to show.
+        slug: begins the names of its figures' files.
+    """
     timed = [row for row in record.rows if row.target]
     staged = [row for row in record.rows if "stage" in row.work]
-    slug = "".join(c if c.isalnum() or c in "-." else "_" for c in name)[:40]
     figures = tta_figures(slug, record, timed) + stage_figures(slug, staged)
     if not figures:
         figures = metric_figures(slug, record.rows)

@@ -91,13 +91,13 @@ class Record:
 
 
 def read_inputs(paths: Sequence[Path]) -> tuple[list[LabeledRun], list[tuple[str, Record]]]:
-    """Runs and (file's name, record), in the order given.
+    """Runs and (name, record), in the order given; a record's name is its file's, with folders that tell it apart.
 
     Raises:
         UserError: naming the first input that is neither, or is damaged.
     """
     folders: list[Path] = []
-    records: list[tuple[str, Record]] = []
+    files: dict[Path, Record] = {}
     for path in paths:
         if path.is_dir():
             folders_below = reading.find(path)
@@ -105,10 +105,11 @@ def read_inputs(paths: Sequence[Path]) -> tuple[list[LabeledRun], list[tuple[str
                 raise UserError(f"{path} holds no run.", "Give a folder that `fastssl train` wrote, or one above it.")
             folders += [folder for folder in folders_below if folder not in folders]
         elif path.is_file():
-            records.append((path.stem, read_record(path)))
+            files.setdefault(path.resolve(), read_record(path))
         else:
             raise UserError(f"{path} does not exist.", "Give run folders and benchmark records (.json).")
-    return labeled([reading.read(folder) for folder in folders]), records
+    records = zip(shortest_ends([file.with_suffix("") for file in files]), files.values(), strict=True)
+    return labeled([reading.read(folder) for folder in folders]), list(records)
 
 
 def labeled(runs: Sequence[reading.RunFiles]) -> list[LabeledRun]:

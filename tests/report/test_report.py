@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastssl.errors import UserError
-from fastssl.report import curves, inputs, pictures, report
+from fastssl.report import bench, curves, inputs, pictures, report
 from fastssl.training.loop import train
 
 pytest.importorskip("matplotlib")
@@ -250,6 +250,20 @@ def test_time_to_accuracy_has_bars_spread_and_what_was_not_reached(tmp_path: Pat
     assert chart.count("not reached") == 2
     assert "1 of 3 seeds" in chart
     assert "100 s" in chart
+
+
+def test_records_of_one_file_name_have_figures_and_titles_of_their_own(tmp_path: Path) -> None:
+    files = []
+    for folder, seconds in (("old", 10.0), ("new", 20.0)):
+        (tmp_path / folder).mkdir()
+        rows = [row(impl, {}, "images_per_s", seconds) for impl in ("a", "b")]
+        files.append(record(tmp_path / folder, "step", TTA | {"rows": rows}))
+    made = report([*files, files[0]], tmp_path / "out")
+    names = [Path(f).name for f in made["files"]]
+    assert names == ["index.html", "old_step-metric0.svg", "new_step-metric0.svg"], "one section per file"
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert page.count("Benchmark: old/step<") == page.count("Benchmark: new/step<") == 1
+    assert bench.slugs(["a/b", "a b", "c"]) == ["a_b-1", "a_b-2", "c"]
 
 
 def test_stages_and_any_other_record(tmp_path: Path) -> None:
