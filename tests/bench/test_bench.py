@@ -254,6 +254,19 @@ def test_the_machine_check_accounts_for_the_whole_step(tiny_recipe: dict[str, An
     assert all(stage in text for stage in stages)
 
 
+@pytest.mark.parametrize(
+    ("epochs", "steps", "apart"),
+    [(1, 0, 5), (2, 0, 10), (0, 3, 3), (0, 0, float("inf")), (1, 1, 1), (1, 5, 5), (1, 3, 15 / 7)],
+)
+def test_the_machine_check_counts_evaluations_by_epochs_and_by_steps(
+    tiny_recipe: dict[str, Any], epochs: int, steps: int, apart: float
+):
+    recipe = load(tiny_recipe, [f"evaluate.every_epochs={epochs}", f"evaluate.every_steps={steps}"])
+    assert machine.steps_between_evaluations(recipe, 5) == pytest.approx(apart)
+    due = [step for step in range(1, 31) if (epochs and step % (5 * epochs) == 0) or (steps and step % steps == 0)]
+    assert len(due) == pytest.approx(30 / apart)
+
+
 def test_backward_does_twice_the_work_of_forward(tiny_recipe: dict[str, Any]):
     from fastssl.bench.parts import parts
 
@@ -342,6 +355,24 @@ def test_a_variant_is_freed_before_the_next_and_too_little_memory_loses_its_row_
         "precision=bf16 does not run here and is left out: CUDA out of memory. Tried to allocate 75 GiB."
     )
     assert len(alive) == 3
+
+
+@pytest.mark.parametrize("left_out", ["absent", "broken"])
+def test_where_no_variant_runs_the_reasons_are_said(
+    tiny_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_out: str
+):
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(variants, "installed", lambda package: left_out == "broken")
+    if left_out == "broken":
+        monkeypatch.setattr(variants, "side_by_side", broken)
+    (tmp_path / "tiny.yaml").write_text(json.dumps(tiny_recipe))
+    words = ["bench", "loader", str(tmp_path / "tiny.yaml"), "--only", "ffcv", "--only", "dali", "--seconds", "0.05"]
+    with pytest.raises(UserError) as refused:
+        CliRunner().invoke(app, words, catch_exceptions=False)
+    assert refused.value.what.startswith("No variant runs here: ffcv ")
+    assert "dali" in refused.value.what
 
 
 def test_loaders_and_backends_side_by_side(tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
