@@ -94,6 +94,29 @@ def test_at_80_columns_a_run_is_a_line_and_differences_follow(copy: Path, monkey
     ]
 
 
+def test_links_to_runs_are_followed_and_never_in_circles(copy: Path, tmp_path: Path) -> None:
+    runs, scratch = copy.parent, tmp_path / "scratch"
+    shutil.copytree(copy, scratch / "deep" / "run")
+    (scratch / "back").symlink_to(runs)
+    (runs / "linked").symlink_to(scratch / "deep" / "run")
+    (runs / "latest").symlink_to(copy)
+    (runs / "here").symlink_to(runs)
+    (runs / "gone").symlink_to(tmp_path / "nowhere")
+    (runs / "itself").symlink_to("itself")
+    assert reading.find(runs) == [copy, runs / "linked"], "each run once, by its own name"
+    (runs / "linked").unlink()
+    (runs / "storage").symlink_to(scratch)
+    assert reading.find(runs) == [copy, runs / "storage" / "deep" / "run"]
+    (tmp_path / "all").symlink_to(runs)
+    assert reading.find(tmp_path / "all") == [tmp_path / "all" / "copy", tmp_path / "all" / "storage" / "deep" / "run"]
+
+
+def test_an_accuracy_of_zero_is_shown(copy: Path) -> None:
+    (row,) = reading.listing(copy)
+    zero = row | {"validation": row["validation"] | {"knn5_pct": 0.0}, "best_pct": 0.0, "test": {}}
+    assert "0.0 ± 4.4 % (0.0)" in runs_table([zero])
+
+
 def test_what_is_too_wide_for_the_terminal_is_a_block_with_nothing_cut(copy: Path) -> None:
     name = "a-name-of-forty-characters-as-people-give"
     copy.rename(copy.parent / name)
