@@ -57,7 +57,7 @@ def filled(texts: Sequence[str], width: int) -> list[str]:
 
 
 def runs_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """`runs.listing` for people: a line per run, then what tells each from the others."""
+    """`runs.listing` for people: a line (or block) per run, then what tells each from the others."""
     metrics = MetricColumns(rows)
     lines, differences = [], []
     for row in rows:
