@@ -6,12 +6,14 @@ happens by chance at most once in twenty times (4 against 4: 2 of 70 orders).
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fastssl.errors import UserError, option
+from fastssl.errors import UserError, option, raise_all
 
 KEYS = ("bench", "rows", "recipe", "hardware")
+IDENTITY = ("impl", "work", "metric", "part")  # of a row; a part is one of the measurements that a record joins
 CHANCE = 0.05
 
 
@@ -19,10 +21,11 @@ def compare(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     """Rows of both with their ratio b / a and a verdict, and the keys of recipe, hardware and versions that differ.
 
     Raises:
-        UserError: when bench, data, targets or work are not the same.
+        UserError: when bench, data, targets or work are not the same, or a result has a row twice.
     """
     refuse(a, b)
     ours, theirs = keyed(a), keyed(b)
+    recipes = "recipes" if "recipes" in a or "recipes" in b else "recipe"  # `recipe` is then the first of them
     common = [key for key in ours if key in theirs]
     if not common:
         raise UserError(
@@ -37,7 +40,7 @@ def compare(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
         "b": identity(b),
         "rows": [compared(ours[key], theirs[key]) for key in common],
         "unmatched": len(alone),
-        "differences": {name: differing(a.get(name), b.get(name)) for name in ("recipe", "hardware", "versions")},
+        "differences": {name: differing(a.get(name), b.get(name)) for name in (recipes, "hardware", "versions")},
     }
 
 
@@ -53,16 +56,18 @@ def refuse(a: dict[str, Any], b: dict[str, Any]) -> None:
 
 
 def compared(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
-    labels = {key: a[key] for key in ("impl", "work", "metric")}
+    labels = {key: a[key] for key in IDENTITY if key in a}
     of = [{key: each[key] for key in ("median", "min", "max", "n")} for each in (a, b)]
     ratio = b["median"] / a["median"] if a["median"] and b["median"] is not None else None
     return labels | {"a": of[0], "b": of[1], "ratio": ratio, "verdict": verdict(a, b)}
 
 
 def verdict(a: dict[str, Any], b: dict[str, Any]) -> str:
-    """higher, lower, within noise, too few repeats, or not reached."""
+    """higher, lower, within noise, too few repeats, and where one has no median, not reached or not measured."""
+    if a["median"] is None and b["median"] is None:
+        return "within noise"
     if a["median"] is None or b["median"] is None:
-        return "not reached" if a["median"] is not b["median"] else "within noise"
+        return "not reached" if has_target(a) or has_target(b) else "not measured"
     (_, most_a), (_, most_b) = of = repeats(a), repeats(b)
     if not (b["min"] > most_a or most_b < a["min"]):
         return "within noise"
@@ -77,8 +82,27 @@ def repeats(row: dict[str, Any]) -> tuple[int, float]:
     return seeds, row["max"] if seeds == row["n"] else math.inf
 
 
+def has_target(row: dict[str, Any]) -> bool:
+    """Whether the row is of a target, which a seed may not reach."""
+    return "target" in row["work"] or row.get("seeds", row["n"]) > row["n"]
+
+
 def keyed(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {json.dumps([r["impl"], r["work"], r["metric"]], sort_keys=True): r for r in result["rows"]}
+    """Rows by what they measured.
+
+    Raises:
+        UserError: naming rows that measured the same.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    twice = []
+    for row in result["rows"]:
+        key = json.dumps([row.get(name) for name in IDENTITY], sort_keys=True)
+        if key in rows:
+            what = f"{row['metric']} of {row['impl']} {short(row['work'])}"
+            twice.append(UserError(f"A result has the row {what} twice.", "Remove all but one, or name their `part`."))
+        rows[key] = row
+    raise_all(twice)
+    return rows
 
 
 def first_difference(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> str:
@@ -122,4 +146,47 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not JSON.", "Give a file that `fastssl bench` wrote.") from error
     if not isinstance(result, dict) or any(key not in result for key in KEYS):
         raise UserError(f"{path} is not a benchmark record.", "Give a file that `fastssl bench` wrote.")
+    wrong = wrong_row(result["rows"])
+    if wrong:
+        raise UserError(f"{path} is not a benchmark record: {wrong}.", "Give a file that `fastssl bench` wrote.")
     return result
+
+
+def wrong_row(rows: Any) -> str:
+    """What makes rows no measurements, in words; empty when they are."""
+    if not isinstance(rows, list):
+        return "its rows are no list"
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            return f"row {number} is no mapping"
+        wrong = [key for key, fits in FIELDS.items() if not fits(row.get(key, MISSING))]
+        wrong += ["seeds"] if "seeds" in row and not is_count(row["seeds"]) else []
+        if wrong:
+            return f"row {number} is without a sound {' and '.join(wrong)}"
+        if row["n"] and row["median"] is not None and None in (row["min"], row["max"]):
+            return f"row {number} has a median without min and max"
+    return ""
+
+
+def is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def is_number_or_none(value: Any) -> bool:
+    return value is None or (type(value) in (int, float) and abs(value) < 1e300)
+
+
+def is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+MISSING = object()
+FIELDS: dict[str, Callable[[Any], bool]] = {
+    "impl": is_text,
+    "work": lambda value: isinstance(value, dict),
+    "metric": is_text,
+    "median": is_number_or_none,
+    "min": is_number_or_none,
+    "max": is_number_or_none,
+    "n": is_count,
+}

@@ -212,13 +212,20 @@ def evaluation(run: Parts, wait: Callable[[], None], *, step_s: float) -> tuple[
     else:
         notes = ["evaluation: from the rate of feature extraction; the probes on top of it are not counted."]
     what = {"stage": "evaluation", "images": images} | work(recipe, run.device)
-    steps = recipe.evaluate.every_epochs * len(run.loader) or math.inf
+    steps = steps_between_evaluations(recipe, len(run.loader))
     return [
         row("fastssl", what, "seconds", seconds),
         row("fastssl", what, "ms_per_step", [1e3 * s / steps for s in seconds]),
         row("fastssl", what, "share_pct", [100 * s / steps / (s / steps + step_s) for s in seconds]),
         row("fastssl", what, "images_per_s", [images / s for s in seconds]),
     ], notes
+
+
+def steps_between_evaluations(recipe: Recipe, steps_per_epoch: int) -> float:
+    """On average, and infinite for those at the end only; where both settings are due, there is one evaluation."""
+    every = [recipe.evaluate.every_epochs * steps_per_epoch, recipe.evaluate.every_steps]
+    per_step = sum(1 / steps for steps in every if steps) - (1 / math.lcm(*every) if all(every) else 0)
+    return 1 / per_step if per_step else math.inf
 
 
 def extraction_rate(prober: Prober, run: Parts, wait: Callable[[], None]) -> float:

@@ -4,9 +4,8 @@ The clock is training's own (`train_s` of metrics.jsonl): evaluation, checkpoint
 reported apart. Finished runs are read from their run directories, unfinished ones continue from their checkpoints.
 """
 
-import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,11 @@ from fastssl import build
 from fastssl.bench.crossing import Timed, first_crossing, median_or_none, speed_up
 from fastssl.bench.parts import parts
 from fastssl.bench.record import record, row
-from fastssl.errors import UserError, option
+from fastssl.errors import UserError, option, raise_all
 from fastssl.recipe.load import load
 from fastssl.recipe.presets import view_table
 from fastssl.recipe.schema import Recipe
+from fastssl.runs import reading
 from fastssl.runs.files import atomic_json
 from fastssl.training import loop
 from fastssl.training.precision import holds_another
@@ -82,10 +82,7 @@ def tta(
         Interrupted: after a signal; the same call continues from there.
     """
     digest = same_work(recipes)
-    if "linear_pct" in targets and not recipes[0].evaluate.linear_epochs_while_training:
-        raise UserError(
-            "The linear probe is not trained while training.", "Add -s evaluate.linear_epochs_while_training=20, say."
-        )
+    check_targets(targets, recipes[0])
     trials: dict[str, list[Trial]] = {recipe.name: [] for recipe in recipes}
     warm: set[str] = set()
     latest: dict[str, Any] = {}
@@ -104,6 +101,43 @@ def tta(
             latest = result(recipes, targets, trials, digest)
             keep(latest)
     return latest
+
+
+def check_targets(targets: Mapping[str, float], recipe: Recipe) -> None:
+    """Refuses, before anything runs, targets that evaluations while training do not measure.
+
+    Raises:
+        UserError: naming every one of them.
+    """
+    learn, held_out = labeled_images(recipe)
+    if not learn or not held_out:
+        raise UserError(
+            f"No labeled images are held out ({learn} to learn from, {held_out} held out), so no target is measured.",
+            "Set data.val_count, in a file with labels.",
+        )
+    epochs = recipe.evaluate.linear_epochs_while_training
+    known = [f"knn{k}_pct" for k in recipe.evaluate.knn_k] + ["ridge_pct"] + ["linear_pct"] * bool(epochs)
+    raise_all(not_measured(metric, known) for metric in targets if metric not in known)
+
+
+def labeled_images(recipe: Recipe) -> tuple[int, int]:
+    """How many images probes learn from while training, and how many are held out."""
+    data = recipe.data
+    labels_N, probe_labels_N = (build.data.labels_of(path) for path in (data.path, data.probe_path or data.path))
+    sets = build.data.sets(recipe, labels_N, probe_labels_N)
+    learn = build.data.some_of(sets.probe, recipe.evaluate.max_train)
+    return len(learn), len(build.data.of_known_classes(probe_labels_N, learn, sets.val)[0])
+
+
+def not_measured(metric: str, known: Sequence[str]) -> UserError:
+    if metric == "linear_pct":
+        return UserError(
+            "The linear probe is not trained while training.", "Add -s evaluate.linear_epochs_while_training=20, say."
+        )
+    names = ", ".join(key.removesuffix("_pct") for key in known)
+    return UserError(
+        f"{metric.removesuffix('_pct')} is not measured while training.", f"Set {option('target')} to some of: {names}."
+    )
 
 
 def same_work(recipes: Sequence[Recipe]) -> str:
@@ -202,37 +236,29 @@ class Watch:
         """Crosses off the targets that an evaluation reaches; refuses those that are not measured."""
         for metric, pct in self.targets.items():
             if metric not in line:
-                known = ", ".join(key.removesuffix("_pct") for key in line if key.endswith("_pct"))
-                name = metric.removesuffix("_pct")
-                raise UserError(
-                    f"{name} is not measured while training.", f"Set {option('target')} to some of: {known}."
-                )
+                raise not_measured(metric, [key for key in line if key.endswith("_pct")])
             if line[metric] >= pct:
                 self.missing.pop(metric, None)
 
 
 def apart_of(run_dir: Path) -> float | None:
-    path = run_dir / SIDECAR
-    return float(json.loads(path.read_text(encoding="utf-8"))["apart_s"]) if path.exists() else None
-
-
-def metrics_of(run_dir: Path) -> list[dict[str, Any]]:
-    path = run_dir / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    apart_s = reading.read_mapping(run_dir / SIDECAR).get("apart_s")
+    return None if apart_s is None else float(apart_s)
 
 
 def last_train_s(run_dir: Path) -> float:
-    return max((line["train_s"] for line in metrics_of(run_dir)), default=0.0)
+    return max((line["train_s"] for _, line in reading.read_metrics(run_dir / "metrics.jsonl")), default=0.0)
 
 
 def evaluations_of(run_dir: Path) -> list[dict[str, Any]]:
-    return [line for line in metrics_of(run_dir) if line["event"] == "evaluation"]
+    """A run's evaluations; a last line without its end is left out."""
+    lines = reading.read_metrics(run_dir / "metrics.jsonl")
+    return [{"event": event} | line for event, line in lines if event == "evaluation"]
 
 
 def trial(run_dir: Path, seed: int) -> Trial:
     """A finished run, read from its directory."""
-    summary = run_dir / "summary.json"
-    compile_s = json.loads(summary.read_text(encoding="utf-8")).get("compile_s") if summary.exists() else None
+    compile_s = reading.read_mapping(run_dir / "summary.json").get("compile_s")
     return Trial(seed, evaluations_of(run_dir), last_train_s(run_dir), compile_s, apart_of(run_dir))
 
 
@@ -292,18 +318,33 @@ def parse_targets(text: str, recipe: Recipe) -> dict[str, float]:
     """knn=80,linear=85 to {"knn20_pct": 80.0, "linear_pct": 85.0}; knn is the first of the recipe's evaluate.knn_k.
 
     Raises:
-        UserError: when it is not of that form.
+        UserError: naming every part that is not of that form, and every metric that comes twice.
     """
-    fix = "Write for example knn=80 or knn=80,ridge=82, in percent."
-    targets: dict[str, float] = {}
-    for part in text.split(","):
-        name, equals, number = part.strip().partition("=")
-        try:
-            pct = float(number)
-        except ValueError:
-            pct = -1.0
-        if not equals or not name or not 0 < pct <= 100:
-            raise UserError(f"{option('target')} {part.strip()!r} is not of the form name=percent.", fix)
-        metric = f"knn{recipe.evaluate.knn_k[0]}" if name == "knn" else name
-        targets[metric.removesuffix("_pct") + "_pct"] = pct
-    return targets
+    parts = [part.strip() for part in text.split(",")]
+    wrong = [
+        UserError(
+            f"{option('target')} {part!r} is not of the form name=percent.",
+            "Write for example knn=80 or knn=80,ridge=82, in percent.",
+        )
+        for part in parts
+        if target_of(part, recipe) is None
+    ]
+    pairs = [pair for part in parts if (pair := target_of(part, recipe))]
+    metrics = [metric for metric, _ in pairs]
+    twice = dict.fromkeys(metric.removesuffix("_pct") for metric in metrics if metrics.count(metric) > 1)
+    wrong += [UserError(f"{option('target')} gives {name} twice.", "Give each accuracy once.") for name in twice]
+    raise_all(wrong)
+    return dict(pairs)
+
+
+def target_of(part: str, recipe: Recipe) -> tuple[str, float] | None:
+    """Metric and percent; None for what is not name=percent."""
+    name, equals, number = (piece.strip() for piece in part.partition("="))
+    try:
+        pct = float(number)
+    except ValueError:
+        return None
+    if not equals or not name or not 0 < pct <= 100:
+        return None
+    metric = f"knn{recipe.evaluate.knn_k[0]}" if name == "knn" else name
+    return metric.removesuffix("_pct") + "_pct", pct

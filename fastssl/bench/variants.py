@@ -19,7 +19,7 @@ from fastssl.bench.parts import Parts, parts, work
 from fastssl.bench.record import record, row
 from fastssl.bench.timing import Step, side_by_side, waiter
 from fastssl.data.loaders.choose import installed
-from fastssl.errors import UserError
+from fastssl.errors import UserError, option
 from fastssl.recipe.load import load
 from fastssl.recipe.schema import Recipe
 from fastssl.training.guards import torch_settings
@@ -148,7 +148,11 @@ def measured(
     rounds: int,
     notes: list[str],
 ) -> dict[str, Any]:
-    """The record of all variants' images per second; one that does not run here is skipped with a note."""
+    """The record of all variants' images per second; one that does not run here is skipped with a note.
+
+    Raises:
+        UserError: naming why each is left out, when all are.
+    """
     window_s, what, rows = seconds / max(1, len(steps)) / (rounds + 1), work(recipe, device), []
     with torch_settings(recipe):
         for name, build_step in steps.items():
@@ -158,11 +162,15 @@ def measured(
             except (RuntimeError, MemoryError, UserError) as error:
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0][:150]
                 notes.append(f"{name} does not run here and is left out: {reason}")
-                if len(steps) == 1:
+                if isinstance(error, UserError) and len(steps) == 1:
                     raise
             else:
                 rows.append(row(name, what, "images_per_s", rates[name]))
             free(device)
+    if not rows:
+        raise UserError(
+            f"No variant runs here: {'; '.join(notes).rstrip('.')}.", f"Choose others with {option('only')}."
+        )
     return record(
         bench,
         rows,

@@ -125,7 +125,9 @@ def compare_text(result: dict[str, Any]) -> str:
     order = sorted(result["rows"], key=lambda row: row["verdict"] not in ("higher", "lower", "not reached"))
     lines = [
         [
-            " ".join([row["impl"], *(str(row["work"][k]) for k in ("stage", "target") if k in row["work"])]),
+            " ".join(
+                [row["impl"], *(str(what[k]) for k in ("stage", "target", "part") if k in (what := row | row["work"]))]
+            ),
             row["metric"],
             spread_text(row["a"], 1),
             spread_text(row["b"], 1),

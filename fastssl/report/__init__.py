@@ -67,7 +67,10 @@ def sections_of(
     sections = [curves.section(runs)] if runs else []
     for run in runs:
         sections += [pictures_of(run), *duplicates.sections(run)]
-    return sections + [bench.section(name, record) for name, record in records]
+    slugs = bench.slugs([name for name, _ in records])
+    return sections + [
+        bench.section(name, record, slug=slug) for (name, record), slug in zip(records, slugs, strict=True)
+    ]
 
 
 def image_page(run: Path, *, checkpoint: str | Path = "last", on_warning: Callable[[str], None]) -> str | None:

@@ -12,11 +12,22 @@ from fastssl.report.inputs import Record, Row, plain
 MOST_BARS = 24
 
 
-def section(name: str, record: Record) -> Section:
-    """One record: bars where rows compare, then its rows."""
+def slugs(names: Sequence[str]) -> list[str]:
+    """What the files of each record's figures begin with; numbered where two names look alike."""
+    short = ["".join(c if c.isalnum() or c in "-." else "_" for c in name)[:40] for name in names]
+    return [slug if short.count(slug) == 1 else f"{slug}-{number}" for number, slug in enumerate(short, start=1)]
+
+
+def section(name: str, record: Record, *, slug: str) -> Section:
+    """One record: bars where rows compare, then its rows.
+
+    Args:
+        name: of the record, for people.
+        record: to show.
+        slug: begins the names of its figures' files.
+    """
     timed = [row for row in record.rows if row.target]
     staged = [row for row in record.rows if "stage" in row.work]
-    slug = "".join(c if c.isalnum() or c in "-." else "_" for c in name)[:40]
     figures = tta_figures(slug, record, timed) + stage_figures(slug, staged)
     if not figures:
         figures = metric_figures(slug, record.rows)
@@ -29,12 +40,23 @@ def section(name: str, record: Record) -> Section:
 
 def cells(row: Row) -> list[str]:
     n = f"{row.n}" if row.n == row.attempts else f"{row.n} of {row.attempts}"
-    return [row.impl, work_text(row.work), row.metric, *(figure(v) for v in (row.median, row.low, row.high)), n]
+    return [
+        row.impl,
+        work_text(row.work),
+        row.metric,
+        *(figure(v) or absent(row) for v in (row.median, row.low, row.high)),
+        n,
+    ]
+
+
+def absent(row: Row) -> str:
+    """What a row without a number says: only a target can be missed."""
+    return "not reached" if row.target or "target" in row.work or row.attempts > row.n else "not measured"
 
 
 def figure(value: float | None) -> str:
     if value is None:
-        return "not reached"
+        return ""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
@@ -97,7 +119,7 @@ def bars(axes: Any, rows: Sequence[Row], names: Sequence[str], *, unit: str = ""
     for y, row in enumerate(rows):
         tint = SERIES[impls.index(row.impl) % len(SERIES)]
         if row.median is None:
-            axes.annotate("not reached", (0, y), (4, 0), textcoords="offset points", va="center", color=MUTED)
+            axes.annotate(absent(row), (0, y), (4, 0), textcoords="offset points", va="center", color=MUTED)
             continue
         axes.barh(y, row.median, color=tint, height=0.6, alpha=0.9)
         low, high = row.low if row.low is not None else row.median, row.high if row.high is not None else row.median

@@ -37,7 +37,7 @@ class MetricColumns:
         self.rows = rows
         held_out = [row.get("validation", {}) for row in rows]
         tested = dict.fromkeys(key for row in rows for key in row.get("test", {}))
-        metrics = dict.fromkeys(row["metric"] for row in rows if row.get("validation", {}).get(row.get("metric")))
+        metrics = dict.fromkeys(row["metric"] for row in rows if row.get("metric") in row.get("validation", {}))
         self.metric = next(iter(metrics), None)
         figures = [probe for probe in probes.FIGURES if any(probe.key in numbers for numbers in held_out)]
         self.figures = [] if self.metric else [probe.key for probe in figures[:FIGURES_SHOWN]]

@@ -3,11 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fastssl.build.losses import LOSSES
 from fastssl.probes import table as probes
 from fastssl.recipe.presets import view_table
 from fastssl.report.figure import INK, LINE, MUTED, SERIES, Figure, Section, plot
-from fastssl.report.inputs import LabeledRun
+from fastssl.report.inputs import OWN_LOSS, LabeledRun, plain
 from fastssl.runs.reading import Numbers
 
 MAX_POINTS = 400
@@ -62,15 +61,18 @@ def group_name(run: LabeledRun, runs: Sequence[LabeledRun]) -> str:
 def loss_figures(runs: Sequence[LabeledRun]) -> list[Figure]:
     """One chart per loss, since values of two losses do not compare, and one per term."""
     figures = []
-    for name in dict.fromkeys(run.recipe.loss.name for run in runs):
-        alike = [run for run in runs if run.recipe.loss.name == name]
-        terms = [term for term in ("loss", *LOSSES[name].terms) if any(term in run.steps[-1] for run in alike)]
-        several = len({run.recipe.loss.name for run in runs}) > 1
-        figures += [loss_figure(alike, term, slug=f"-{name}" if several else "") for term in terms]
+    names = list(dict.fromkeys(run.loss for run in runs))
+    for name in names:
+        alike = [run for run in runs if run.loss == name]
+        terms = dict.fromkeys(term for run in alike for term in ("loss", *run.terms))
+        several = len(names) > 1
+        for i, term in enumerate(terms):
+            file = f"term{i}" if i and name == OWN_LOSS else term  # an own term may have any name
+            figures.append(loss_figure(alike, term, file=f"curve-{file}" + (f"-{name}" if several else "")))
     return figures
 
 
-def loss_figure(runs: Sequence[LabeledRun], name: str, *, slug: str = "") -> Figure:
+def loss_figure(runs: Sequence[LabeledRun], name: str, *, file: str) -> Figure:
     curves = [[(step["epoch"], step[name]) for step in run.steps if name in step] for run in runs]
     top = robust_top([[y for _, y in curve] for curve in curves])
 
@@ -82,13 +84,21 @@ def loss_figure(runs: Sequence[LabeledRun], name: str, *, slug: str = "") -> Fig
         if top is not None:
             axes.set_ylim(top=top)
 
-    label = LOSSES[runs[0].recipe.loss.name].label
-    what = f"The loss of {label} as minimized" if name == "loss" else f"The {name} term of {label}, without its weight"
+    label, is_own = runs[0].loss_label, runs[0].own_loss
+    what = f"The {plain(name)} term of {label}, without its weight"
+    if name == "loss" or is_own:
+        what = (
+            f"The loss of {label} as minimized" if name == "loss" else f"The {plain(name)} term of a loss from Python"
+        )
     many = max(len(run.steps) for run in runs) > MAX_POINTS
     caption = what + (", averaged over neighboring log steps." if many else ", at each log step.")
     caption += " The first steps lie above the axis." if top is not None else ""
-    title = f"{name.capitalize()} of {label}" if slug else name.capitalize()
-    return plot(f"curve-{name}{slug}", title, caption, draw)
+    title = f"{capital(name)} of {label}" if file.endswith(f"-{runs[0].loss}") else capital(name)
+    return plot(file, title, caption, draw)
+
+
+def capital(name: str) -> str:
+    return plain(name[:1].upper() + name[1:])
 
 
 def robust_top(curves: Sequence[Sequence[float]]) -> float | None:

@@ -3,14 +3,17 @@
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fastssl.build.losses import LOSSES
 from fastssl.errors import UserError
 from fastssl.runs import reading
+from fastssl.training.own_parts import TAKEN
 
 MAX_BYTES = 64 << 20
+OWN_LOSS = "own"
 TARGET_METRIC = re.compile(r"time_to_(?P<target>\w+?)_(?P<pct>\d+(?:\.\d+)?)_s")
 
 
@@ -22,6 +25,20 @@ class LabeledRun(reading.RunFiles):
     slug: str
     group: int
     differences: dict[str, Any]
+
+    @property
+    def loss(self) -> str:
+        """The name of the recipe's loss, or OWN_LOSS."""
+        return OWN_LOSS if self.own_loss else self.recipe.loss.name
+
+    @property
+    def loss_label(self) -> str:
+        return "own loss" if self.own_loss else LOSSES[self.recipe.loss.name].label
+
+    @property
+    def terms(self) -> list[str]:
+        """The names of the loss's terms that its steps hold."""
+        return own_terms(self) if self.own_loss else [t for t in LOSSES[self.loss].terms if t in self.steps[-1]]
 
 
 @dataclass(frozen=True)
@@ -74,13 +91,13 @@ class Record:
 
 
 def read_inputs(paths: Sequence[Path]) -> tuple[list[LabeledRun], list[tuple[str, Record]]]:
-    """Runs and (file's name, record), in the order given.
+    """Runs and (name, record), in the order given; a record's name is its file's, with folders that tell it apart.
 
     Raises:
         UserError: naming the first input that is neither, or is damaged.
     """
     folders: list[Path] = []
-    records: list[tuple[str, Record]] = []
+    files: dict[Path, Record] = {}
     for path in paths:
         if path.is_dir():
             folders_below = reading.find(path)
@@ -88,28 +105,63 @@ def read_inputs(paths: Sequence[Path]) -> tuple[list[LabeledRun], list[tuple[str
                 raise UserError(f"{path} holds no run.", "Give a folder that `fastssl train` wrote, or one above it.")
             folders += [folder for folder in folders_below if folder not in folders]
         elif path.is_file():
-            records.append((path.stem, read_record(path)))
+            files.setdefault(path.resolve(), read_record(path))
         else:
             raise UserError(f"{path} does not exist.", "Give run folders and benchmark records (.json).")
-    return labeled([reading.read(folder) for folder in folders]), records
+    records = zip(shortest_ends([file.with_suffix("") for file in files]), files.values(), strict=True)
+    return labeled([reading.read(folder) for folder in folders]), list(records)
 
 
 def labeled(runs: Sequence[reading.RunFiles]) -> list[LabeledRun]:
     """Labels are the shortest ends of the folders' paths that tell them apart."""
-    parts = [run.folder.resolve().parts for run in runs]
-    depth = next((d for d in range(1, 9) if len({p[-d:] for p in parts}) == len(parts)), 9)
-    changes = reading.differences([run.recipe for run in runs])
-    kinds = [json.dumps({k: v for k, v in change.items() if k != "seed"}, sort_keys=True) for change in changes]
+    runs = [replace(run, own_loss=has_own_loss(run)) for run in runs]
+    labels = shortest_ends([run.folder.resolve() for run in runs])
+    changes = changes_of(runs)
+    kinds = [
+        json.dumps([{k: v for k, v in change.items() if k != "seed"}, own_terms(run)], sort_keys=True)
+        for run, change in zip(runs, changes, strict=True)
+    ]
     groups = list(dict.fromkeys(kinds))
     return [
         LabeledRun(
             **vars(run),
-            label=plain("/".join(p[-depth:]), 100),
+            label=plain(label, 100),
             slug=f"run{i}-" + re.sub(r"[^A-Za-z0-9.-]+", "_", run.folder.name or "run")[:40],
             group=groups.index(kind),
             differences=change,
         )
-        for i, (run, p, kind, change) in enumerate(zip(runs, parts, kinds, changes, strict=True))
+        for i, (run, label, kind, change) in enumerate(zip(runs, labels, kinds, changes, strict=True))
+    ]
+
+
+def shortest_ends(paths: Sequence[Path]) -> list[str]:
+    """The shortest ends of paths, all of as many parts, that tell them apart."""
+    parts = [path.parts for path in paths]
+    depth = next((d for d in range(1, 9) if len({p[-d:] for p in parts}) == len(parts)), 9)
+    return ["/".join(p[-depth:]) for p in parts]
+
+
+def has_own_loss(run: reading.RunFiles) -> bool:
+    """Whether the loss was a function from Python; before a run's end its steps tell, which lack the recipe's terms."""
+    terms = LOSSES[run.recipe.loss.name].terms
+    return run.own_loss or bool(run.steps and terms and not any(term in run.steps[-1] for term in terms))
+
+
+def own_terms(run: reading.RunFiles) -> list[str]:
+    """What the steps of a run with a loss of its own hold besides what every step does; empty for other runs."""
+    return [name for name in (run.steps[-1] if run.own_loss and run.steps else {}) if name not in {*TAKEN, "loss"}]
+
+
+def changes_of(runs: Sequence[reading.RunFiles]) -> list[dict[str, Any]]:
+    """How the runs differ: their recipes, of which an own loss replaces the section `loss`."""
+    changes = reading.differences([run.recipe for run in runs])
+    if len({run.own_loss for run in runs}) < 2:
+        return changes
+    return [
+        {k: v for k, v in change.items() if not k.startswith("loss.")} | {"loss": "own loss"}
+        if run.own_loss
+        else change
+        for run, change in zip(runs, changes, strict=True)
     ]
 
 

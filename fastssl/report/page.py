@@ -11,7 +11,6 @@ from typing import Any
 
 import jinja2
 
-from fastssl.build.losses import LOSSES
 from fastssl.probes import table as probes
 from fastssl.recipe.presets import view_table
 from fastssl.report.cells import MetricColumns, changes_text, clock
@@ -72,7 +71,7 @@ def recipe_line(run: LabeledRun) -> str:
     views, widths = len(view_table(recipe.augment)), recipe.model.projector
     dims = f", D = {widths[-1]}" if widths else ""
     epochs = "1 epoch" if recipe.train.epochs == 1 else f"{recipe.train.epochs} epochs"
-    about = f"{LOSSES[recipe.loss.name].label}{dims}, {views} views, {plain(recipe.model.backbone)}, {epochs}"
+    about = f"{run.loss_label}{dims}, {views} views, {plain(recipe.model.backbone)}, {epochs}"
     date = run.environment.get("date")
     when = f", {plain(date[:10])}" if isinstance(date, str) else ""
     return f"{about}, seed {recipe.seed}, {run.state}{when}"

@@ -4,6 +4,8 @@ The pictures come from the recipe's own loader, draws and backend, so they are w
 normalization. B images, V views.
 """
 
+import errno
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from fastssl.augment.policy import NO_SOLARIZE, Column, View
 from fastssl.data.batch import Batch
 from fastssl.errors import UserError, option
 from fastssl.recipe.schema import Recipe, ViewSpec
+from fastssl.runs.files import atomic_path
 
 Picture = npt.NDArray[np.uint8]
 CELL_PX, GAP_PX, LINE_PX = 112, 10, 13
@@ -81,9 +84,13 @@ def preview(recipe: Recipe, out: Path, *, images: int = 6, epoch: int = 0) -> li
     augment = plain(build.views.augment_of_epoch(recipe, manifest, device=device)(epoch))
     operations = out.with_name(f"{out.stem}-operations.png")
     out.parent.mkdir(parents=True, exist_ok=True)
+    sheets = {out: view_grid(batch, augment, epoch=epoch), operations: operation_sheet(batch, augment)}
     try:
-        view_grid(batch, augment, epoch=epoch).save(out, "PNG")
-        operation_sheet(batch, augment).save(operations, "PNG")
+        for path, drawn in sheets.items():
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            with atomic_path(path) as temporary:
+                drawn.save(temporary, "PNG")
     except OSError as error:
         raise UserError(
             f"{out} cannot be written: {error.strerror or error}.", f"Choose another {option('out')}."

@@ -41,6 +41,7 @@ class RunFiles:
         manifest: of the data, empty when data.json is absent.
         environment: hardware and versions, empty when environment.json is absent.
         failure: one sentence on what ended a failed run.
+        own_loss: the loss was a function from Python, and not the recipe's; known of runs that are done.
     """
 
     folder: Path
@@ -52,6 +53,7 @@ class RunFiles:
     manifest: dict[str, Any]
     environment: dict[str, Any]
     failure: str | None
+    own_loss: bool
 
     @property
     def views_per_s(self) -> float | None:
@@ -64,19 +66,28 @@ def is_run(folder: Path) -> bool:
 
 
 def find(folder: Path) -> list[Path]:
-    """Run directories at and below a folder (four levels), in the order of their names.
+    """Run directories at and below a folder (four levels), in the order of their names; links are followed.
+
+    A run that several names lead to is listed once, by its own name where it is below the folder.
 
     Raises:
         UserError: when the folder does not exist.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder.", "Give a folder of runs; `fastssl train` writes into runs/.")
-    folders = []
-    for place, inside, _ in os.walk(folder):
+    folders, root, seen = [], folder.resolve(), set[Path]()
+    for place, inside, _ in os.walk(folder, followlinks=True):
         here = Path(place)
+        below, real = here.relative_to(folder), here.resolve()
+        is_elsewhere = real != root / below  # a link leads here
+        if real in seen or (is_elsewhere and real.is_relative_to(root)):
+            inside.clear()
+            continue
+        seen.add(real)
+        inside.sort()
         if is_run(here):
             folders.append(here)
-        if is_run(here) or len(here.relative_to(folder).parts) >= DEPTH:
+        if is_run(here) or len(below.parts) >= DEPTH:
             inside.clear()
     return sorted(folders)
 
@@ -102,6 +113,7 @@ def read(folder: Path) -> RunFiles:
         manifest=read_mapping(folder / "data.json"),
         environment=read_mapping(folder / "environment.json"),
         failure=str(failure["what"]) if failure.get("what") else None,
+        own_loss=summary.get("own_loss") is True,
     )
 
 

@@ -40,6 +40,7 @@ def finish(run: Run, stop_asked: StopAsked) -> dict[str, Any]:
         "parallel": run.parallel,
         "precision": recipe.train.precision,
         "data_digest": run.digest,
+        **({"own_loss": True} if run.own_loss else {}),
         **({"skipped_steps": run.skipped_steps} if run.skipped_steps else {}),
         **metrics,
         "validation": {k: v for k, v in run.last.items() if k != "event"},

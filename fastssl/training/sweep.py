@@ -8,7 +8,7 @@ import itertools
 import json
 import re
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from fastssl.errors import UserError, option
+from fastssl.errors import UserError, option, raise_all
 from fastssl.probes import table
 from fastssl.recipe.load import load
 from fastssl.recipe.schema import Recipe
@@ -85,10 +85,7 @@ def cells(
     """
     if seeds > 1 and "seed" in grid:
         raise UserError(f"The grid sets seed and {option('seeds')} asks for more.", "Use one of the two.")
-    for key, values in grid.items():
-        twice = [value for i, value in enumerate(values) if value in list(values)[:i]]
-        if twice:
-            raise UserError(f"The grid gives {key} the value {twice[0]} twice.", "Give each value once.")
+    raise_all(error for key, values in grid.items() for error in given_twice(recipe, changes, key, values))
     first_seed = load(recipe, changes).seed
     axes = [[(key, value) for value in values] for key, values in grid.items()]
     if seeds > 1 or not grid:
@@ -104,6 +101,20 @@ def cells(
     if len(wrong) == len(planned):
         raise wrong[0]
     return planned
+
+
+def given_twice(
+    recipe: str | Path | Mapping[str, Any], changes: Sequence[str], key: str, values: Sequence[Any]
+) -> Iterator[UserError]:
+    """The values of a key that a recipe takes for an earlier one: 0.001 and 1e-3, which YAML reads as text."""
+    recipes = [recipe_of(recipe, [*changes, override(key, value)]) for value in values]
+    for i, (value, made) in enumerate(zip(values, recipes, strict=True)):
+        before = next((j for j in range(i) if value == values[j]), None)
+        if before is None and isinstance(made, Recipe):
+            before = next((j for j in range(i) if made == recipes[j]), None)
+        if before is not None:
+            also = "" if str(values[before]) == str(value) else f", as {values[before]} and {value}"
+            yield UserError(f"The grid gives {key} the value {values[before]} twice{also}.", "Give each value once.")
 
 
 def override(key: str, value: Any) -> str:

@@ -27,6 +27,7 @@ from fastssl.recipe.load import load
 from fastssl.runs import reading
 from fastssl.training.online_probes import Prober
 
+ROOT = Path(__file__).parents[2]
 NOTHING = lambda: None  # noqa: E731
 
 
@@ -145,7 +146,9 @@ def test_compare_tells_differences_from_noise():
     assert compare(result(*low), result(4.0, 5.0, 6.0, 7.0))["rows"][0]["verdict"] == "within noise"
     assert compare(result(*low[:3]), result(*high[:3]))["rows"][0]["verdict"] == "too few repeats"
     assert compare(result(*low), result(*high))["rows"][0]["ratio"] == 6.5 / 2.5
-    assert verdict(row("a", {}, "s", []), row("a", {}, "s", [1.0])) == "not reached"
+    for work, said in (({"target": "knn20_pct"}, "not reached"), ({}, "not measured")):  # compile_s has no target
+        assert verdict(row("a", work, "s", []), row("a", work, "s", [1.0])) == said
+        assert verdict(row("a", work, "s", []), row("a", work, "s", [])) == "within noise"
 
 
 def test_a_seed_that_never_arrived_is_slower_than_any_that_did():
@@ -163,6 +166,29 @@ def test_compare_names_what_else_differs():
     found = compare(result(1.0, 2.0), other)
     assert found["differences"]["recipe"] == ["seed (0 and 1)"]
     assert "seed (0 and 1)" in compare_text(found)
+
+
+def test_compare_names_what_differs_in_every_recipe_of_a_record():
+    first, second = ({"recipe": {"lr": 1}, "recipes": {"A": {"lr": 1}, "B": {"lr": lr}}} for lr in (2, 3))
+    found = compare(result(1.0) | first, result(1.0) | second)
+    assert found["differences"]["recipes"] == ["B.lr (2 and 3)"]
+    assert "B.lr (2 and 3)" in compare_text(found)
+
+
+def test_parts_of_a_record_are_compared_each_with_its_own():
+    parts_of = [row("ours", {}, "s", [value], part=part) for value, part in ((1.0, "first"), (2.0, "second"))]
+    found = compare(result() | {"rows": parts_of}, result() | {"rows": parts_of[::-1]})
+    assert [(r["part"], r["ratio"]) for r in found["rows"]] == [("first", 1.0), ("second", 1.0)]
+    assert "ours second" in compare_text(found)
+    with pytest.raises(UserError, match=r"s of ours .* twice"):
+        compare(result() | {"rows": [*parts_of, parts_of[0]]}, result())
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "bench" / "results").glob("*.json")), ids=lambda path: path.stem)
+def test_every_row_of_the_shipped_records_is_compared(path: Path):
+    found = compare(read(path), read(path))
+    assert (len(found["rows"]), found["unmatched"]) == (len(read(path)["rows"]), 0)
+    assert compare_text(found)
 
 
 @pytest.mark.parametrize(
@@ -191,6 +217,26 @@ def test_what_is_not_a_record_is_refused(tmp_path: Path, text: str | None):
     assert "a.json" in refused.value.what
 
 
+@pytest.mark.parametrize(
+    ("rows", "named"),
+    [
+        ({"a": 1}, "rows are no list"),
+        ([1], "row 1 is no mapping"),
+        ([row("a", {}, "s", [1.0]), {"impl": "a", "work": {}, "metric": "s", "min": 1, "max": 1, "n": 1}], "row 2"),
+        ([row("a", {}, "s", [1.0]) | {"median": "fast"}], "median"),
+        ([row("a", {}, "s", [1.0]) | {"work": [], "n": None}], "work and n"),
+        ([row("a", {}, "s", [1.0]) | {"seeds": "three"}], "seeds"),
+        ([row("a", {}, "s", [1.0]) | {"max": None}], "without min and max"),
+    ],
+)
+def test_rows_that_are_no_measurements_are_refused_by_number(tmp_path: Path, rows: Any, named: str):
+    (tmp_path / "a.json").write_text(json.dumps(result(1.0) | {"rows": rows}))
+    with pytest.raises(UserError) as refused:
+        read(tmp_path / "a.json")
+    assert "a.json" in refused.value.what
+    assert named in refused.value.what
+
+
 def test_the_machine_check_accounts_for_the_whole_step(tiny_recipe: dict[str, Any]):
     made = machine.machine_check(load(tiny_recipe), seconds=0.1)
     of = {(r["work"].get("stage", r["impl"]), r["metric"]): r for r in made["rows"]}
@@ -206,6 +252,19 @@ def test_the_machine_check_accounts_for_the_whole_step(tiny_recipe: dict[str, An
     text = machine_text(made)
     assert "Bottleneck" in text
     assert all(stage in text for stage in stages)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "steps", "apart"),
+    [(1, 0, 5), (2, 0, 10), (0, 3, 3), (0, 0, float("inf")), (1, 1, 1), (1, 5, 5), (1, 3, 15 / 7)],
+)
+def test_the_machine_check_counts_evaluations_by_epochs_and_by_steps(
+    tiny_recipe: dict[str, Any], epochs: int, steps: int, apart: float
+):
+    recipe = load(tiny_recipe, [f"evaluate.every_epochs={epochs}", f"evaluate.every_steps={steps}"])
+    assert machine.steps_between_evaluations(recipe, 5) == pytest.approx(apart)
+    due = [step for step in range(1, 31) if (epochs and step % (5 * epochs) == 0) or (steps and step % steps == 0)]
+    assert len(due) == pytest.approx(30 / apart)
 
 
 def test_backward_does_twice_the_work_of_forward(tiny_recipe: dict[str, Any]):
@@ -296,6 +355,24 @@ def test_a_variant_is_freed_before_the_next_and_too_little_memory_loses_its_row_
         "precision=bf16 does not run here and is left out: CUDA out of memory. Tried to allocate 75 GiB."
     )
     assert len(alive) == 3
+
+
+@pytest.mark.parametrize("left_out", ["absent", "broken"])
+def test_where_no_variant_runs_the_reasons_are_said(
+    tiny_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_out: str
+):
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(variants, "installed", lambda package: left_out == "broken")
+    if left_out == "broken":
+        monkeypatch.setattr(variants, "side_by_side", broken)
+    (tmp_path / "tiny.yaml").write_text(json.dumps(tiny_recipe))
+    words = ["bench", "loader", str(tmp_path / "tiny.yaml"), "--only", "ffcv", "--only", "dali", "--seconds", "0.05"]
+    with pytest.raises(UserError) as refused:
+        CliRunner().invoke(app, words, catch_exceptions=False)
+    assert refused.value.what.startswith("No variant runs here: ffcv ")
+    assert "dali" in refused.value.what
 
 
 def test_loaders_and_backends_side_by_side(tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
@@ -423,11 +500,33 @@ def test_a_folder_of_another_recipe_is_refused(pair: list[Any], tmp_path: Path):
     assert "another recipe" in refused.value.what
 
 
-def test_a_target_that_is_not_measured_is_refused_at_the_first_evaluation(pair: list[Any], tmp_path: Path):
+def test_targets_that_are_not_measured_are_refused_before_anything_runs(
+    pair: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tta, "warm_up", lambda recipe: pytest.fail("refused before"))
+    monkeypatch.setattr(tta.loop, "train", lambda *_, **__: pytest.fail("refused before"))
+    options: dict[str, Any] = {"seeds": 1, "folder": tmp_path}
     with pytest.raises(UserError) as refused:
-        tta.tta(pair[:1], {"nonsense_pct": 1.0}, seeds=1, folder=tmp_path)
-    assert "nonsense" in refused.value.what
-    assert "knn5" in refused.value.fix
+        tta.tta(pair, {"knn5_pct": 1.0, "nonsense_pct": 1.0, "knn7_pct": 1.0, "linear_pct": 1.0}, **options)
+    assert all(name in refused.value.what for name in ("3 problems", "nonsense", "knn7", "linear probe"))
+    assert "some of: knn5, knn20, ridge." in refused.value.fix
+    assert "linear_epochs_while_training" in refused.value.fix
+    with pytest.raises(UserError, match="No labeled images are held out") as refused:
+        tta.tta([load(pair[0], ["data.val_count=0"])], {"knn5_pct": 1.0}, **options)
+    assert "data.val_count" in refused.value.fix
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_half_written_last_line_is_left_out(pair: list[Any], tmp_path: Path):
+    folder = tmp_path / "two-s0"
+    options: dict[str, Any] = {"stop_at_target": True, "observe": lambda line: None}
+    tta.run(pair[0], folder, {"knn5_pct": 1.0}, **options)
+    seen = tta.evaluations_of(folder)
+    with (folder / "metrics.jsonl").open("a") as lines:
+        lines.write('{"event": "evaluation", "st')
+    assert tta.evaluations_of(folder) == seen
+    made = tta.tta(pair[:1], {"knn5_pct": 1.0}, seeds=1, folder=tmp_path, stop_at_target=True)
+    assert made["curves"]["two"][0]["evaluations"] == seen
 
 
 def test_the_linear_probe_can_be_a_target(pair: list[Any], tmp_path: Path):
@@ -445,6 +544,12 @@ def test_targets_are_parsed(pair: list[Any]):
     for wrong in ("", "knn", "knn=", "knn=x", "knn=0", "knn=101", "=3", "knn=nan"):
         with pytest.raises(UserError):
             tta.parse_targets(wrong, pair[0])
+    for twice in ("knn=80,knn=85", "knn=80,knn5=85", "ridge=1,ridge_pct=2"):
+        with pytest.raises(UserError, match="twice"):
+            tta.parse_targets(twice, pair[0])
+    with pytest.raises(UserError) as refused:
+        tta.parse_targets("knn,ridge=x,knn5=80,knn=85", pair[0])
+    assert all(part in refused.value.what for part in ("'knn'", "'ridge=x'", "knn5 twice"))
 
 
 def test_the_command_writes_and_compares(tiny_recipe: dict[str, Any], tmp_path: Path):

@@ -1,5 +1,6 @@
 """The preview shows what the network sees: its views are the backend's, its words the drawn parameters."""
 
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,22 @@ def test_no_caption_leaves_its_column() -> None:
         gap = picture[:, x * (CELL_PX + GAP_PX) : x * (CELL_PX + GAP_PX) + GAP_PX]
         assert (gap == 255).all()
     assert (picture < 128).any()
+
+
+def test_a_full_disk_leaves_the_earlier_pictures(
+    tiny_data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load({**CONFIG, "data": {"path": str(tiny_data[0])}})
+    before = {path: path.read_bytes() for path in preview(recipe, tmp_path / "views.png", images=1)}
+
+    def full(self: Image.Image, path: Path, kind: str) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(UserError, match="No space left"):
+        preview(recipe, tmp_path / "views.png", images=2)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_target_that_cannot_be_written_is_explained(tiny_data: tuple[Path, Path], tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastssl.errors import UserError
-from fastssl.report import curves, inputs, pictures, report
+from fastssl.report import bench, curves, inputs, pictures, report
+from fastssl.training.loop import train
 
 pytest.importorskip("matplotlib")
 PAGE_FIGURES = (
@@ -155,6 +156,31 @@ def test_runs_of_one_seed_are_no_other_seeds_and_two_losses_have_charts_of_their
     assert 'id="curve-loss-vicreg"' in page
 
 
+def own_loss(z_VBD: torch.Tensor) -> dict[str, torch.Tensor]:
+    spread = z_VBD.std(1).mean()
+    return {"loss": (z_VBD - z_VBD.mean(0)).square().mean() - spread, "spread/<b>": spread}
+
+
+def test_a_run_with_an_own_loss_is_no_barlow_twins(
+    finished_run: Path, tiny_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    recipe = tiny_recipe | {"evaluate": {"linear_epochs": 0, "knn_k": [5]}}
+    done = tmp_path / "done"
+    assert train(recipe, run_dir=done, loss=own_loss)["own_loss"] is True
+    shutil.copytree(done, tmp_path / "interrupted", ignore=shutil.ignore_patterns("summary.json"))
+    for name in ("done", "interrupted"):
+        page = Path(report([tmp_path / name], tmp_path / f"page-{name}", images=16)["page"]).read_text()
+        assert "own loss" in page
+        assert "Barlow" not in page
+        assert "Spread/&lt;b&gt;" in page
+    found, _ = inputs.read_inputs([finished_run, done, tmp_path / "interrupted"])
+    assert found[0].group != found[1].group == found[2].group
+    assert [run.differences.get("loss") for run in found] == [None, "own loss", "own loss"]
+    page = Path(report([finished_run, done], tmp_path / "both", images=16)["page"]).read_text()
+    assert 'id="curve-loss-barlow_twins"' in page
+    assert 'id="curve-loss-own"' in page
+
+
 @pytest.mark.parametrize(
     ("curve", "shown"),
     [
@@ -224,6 +250,20 @@ def test_time_to_accuracy_has_bars_spread_and_what_was_not_reached(tmp_path: Pat
     assert chart.count("not reached") == 2
     assert "1 of 3 seeds" in chart
     assert "100 s" in chart
+
+
+def test_records_of_one_file_name_have_figures_and_titles_of_their_own(tmp_path: Path) -> None:
+    files = []
+    for folder, seconds in (("old", 10.0), ("new", 20.0)):
+        (tmp_path / folder).mkdir()
+        rows = [row(impl, {}, "images_per_s", seconds) for impl in ("a", "b")]
+        files.append(record(tmp_path / folder, "step", TTA | {"rows": rows}))
+    made = report([*files, files[0]], tmp_path / "out")
+    names = [Path(f).name for f in made["files"]]
+    assert names == ["index.html", "old_step-metric0.svg", "new_step-metric0.svg"], "one section per file"
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert page.count("Benchmark: old/step<") == page.count("Benchmark: new/step<") == 1
+    assert bench.slugs(["a/b", "a b", "c"]) == ["a_b-1", "a_b-2", "c"]
 
 
 def test_stages_and_any_other_record(tmp_path: Path) -> None:

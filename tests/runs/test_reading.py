@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ import command
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from terminal import ANSI, COLUMNS, in_terminal
 
-from fastssl.cli.tables import runs_table
+from fastssl.cli.tables import runs_table, sweep_table
 from fastssl.errors import UserError
 from fastssl.runs import reading
 from fastssl.runs.directory import lock
@@ -79,7 +81,8 @@ def test_at_80_columns_a_run_is_a_line_and_differences_follow(copy: Path, monkey
     monkeypatch.setenv("COLUMNS", "80")
     (row,) = reading.listing(copy)
     changes = {"loss.redundancy_weight": 0.01, "optim.lr": 0.5, "augment.side_px": 32, "model.projector": [64, 64]}
-    rows = [row | {"run_dir": f"runs/{name}", "differences": changes} for name in ("first", "second", "third")]
+    names = ("first", "second", "third")
+    rows = [row | {"run_dir": f"runs/{name}", "differences": changes, "test": {}} for name in names]
     table, _, differences = runs_table(rows).partition("\n\nDifferences\n")
     lines = table.splitlines()
     assert len(lines) == 1 + 3 + 1  # headings, runs, what was measured on
@@ -89,6 +92,60 @@ def test_at_80_columns_a_run_is_a_line_and_differences_follow(copy: Path, monkey
         "runs/second",
         "runs/third",
     ]
+
+
+def test_links_to_runs_are_followed_and_never_in_circles(copy: Path, tmp_path: Path) -> None:
+    runs, scratch = copy.parent, tmp_path / "scratch"
+    shutil.copytree(copy, scratch / "deep" / "run")
+    (scratch / "back").symlink_to(runs)
+    (runs / "linked").symlink_to(scratch / "deep" / "run")
+    (runs / "latest").symlink_to(copy)
+    (runs / "here").symlink_to(runs)
+    (runs / "gone").symlink_to(tmp_path / "nowhere")
+    (runs / "itself").symlink_to("itself")
+    assert reading.find(runs) == [copy, runs / "linked"], "each run once, by its own name"
+    (runs / "linked").unlink()
+    (runs / "storage").symlink_to(scratch)
+    assert reading.find(runs) == [copy, runs / "storage" / "deep" / "run"]
+    (tmp_path / "all").symlink_to(runs)
+    assert reading.find(tmp_path / "all") == [tmp_path / "all" / "copy", tmp_path / "all" / "storage" / "deep" / "run"]
+
+
+def test_an_accuracy_of_zero_is_shown(copy: Path) -> None:
+    (row,) = reading.listing(copy)
+    zero = row | {"validation": row["validation"] | {"knn5_pct": 0.0}, "best_pct": 0.0, "test": {}}
+    assert "0.0 ± 4.4 % (0.0)" in runs_table([zero])
+
+
+def test_what_is_too_wide_for_the_terminal_is_a_block_with_nothing_cut(copy: Path) -> None:
+    name = "a-name-of-forty-characters-as-people-give"
+    copy.rename(copy.parent / name)
+    summary = copy.parent / name / "summary.json"
+    tested = {f"test_{key}_pct": 12.345 for key in ("ridge", "linear")}
+    summary.write_text(json.dumps(json.loads(summary.read_text()) | tested))
+    words = [sys.executable, "-m", "fastssl", "runs"]
+    lines = ANSI.sub("", in_terminal(words, copy.parent.parent)).replace("\r\n", "\n").splitlines()
+    piped = command.fastssl("runs", cwd=copy.parent.parent, timeout=60).stdout
+    for text in ("\n".join(lines), piped):
+        assert f"runs/{name}" in text
+        assert all(value in text for value in ("done", "2/2", " %", "12.3 %", "test ridge", "views/s", " s"))
+        assert "…" not in text
+    assert lines[0] == f"runs/{name}"
+    assert all(line.startswith("  ") for line in lines[1:3])
+    assert max(map(len, lines[:4])) <= COLUMNS
+    assert piped.splitlines()[0].split()[0] == "run", "a pipe has room for the table"
+
+
+def test_a_cell_that_is_too_wide_for_the_terminal_begins_with_its_changes(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    (row,) = reading.listing(copy)
+    cell = row | {"changes": {"optim.lr": 0.1, "model.projector": [2048, 2048, 2048]}}
+    lines = sweep_table({"cells": [cell, cell], "settings": []}).splitlines()
+    assert lines[0] == "optim.lr 0.1; model.projector [2048, 2048, 2048]; state done"
+    assert all(len(line) <= 60 for line in lines[:4])
+    assert lines.count(lines[0]) == 2
 
 
 def test_a_line_being_written_is_not_damage(copy: Path) -> None:

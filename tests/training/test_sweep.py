@@ -57,6 +57,11 @@ def test_a_grid_of_a_wrong_key_or_two_seeds_is_refused_at_once(tiny_recipe: dict
         sweep.sweep(tiny_recipe, {"seed": [1, 2]}, seeds=2, out=tmp_path / "out")
     with pytest.raises(UserError, match=r"optim\.lr the value 0\.1 twice"):
         sweep.sweep(tiny_recipe, {"optim.lr": [0.1, 0.2, 0.10]}, out=tmp_path / "out")
+    grid = sweep.parse_grid(["optim.lr=0.001,1e-3", "data.batch_size=16,16", "train.epochs=1,2"])
+    with pytest.raises(UserError) as refused:
+        sweep.sweep(tiny_recipe, grid, out=tmp_path / "out")
+    assert "optim.lr the value 0.001 twice, as 0.001 and 1e-3" in refused.value.what
+    assert "data.batch_size the value 16 twice" in refused.value.what
     assert not (tmp_path / "out").exists()
 
 
