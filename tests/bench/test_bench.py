@@ -418,9 +418,9 @@ def test_evaluations_between_epochs_make_crossings_sharper_and_stay_off_the_cloc
 ):
     slow_s, measure = 0.3, Prober.while_training
 
-    def slowly(*arguments: Any) -> Any:
+    def slowly(*arguments: Any, **options: Any) -> Any:
         time.sleep(slow_s)
-        return measure(*arguments)
+        return measure(*arguments, **options)
 
     monkeypatch.setattr(Prober, "while_training", slowly)
     often = [load(one, ["evaluate.every_steps=2", "train.epochs=1"]) for one in pair]
