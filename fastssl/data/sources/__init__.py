@@ -122,7 +122,7 @@ def _open_folder(path: Path, split: str, shards: list[Path], choices: Choices) -
 
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         return columns.arrow_source(path, split, choices.taken_by(*COLUMNS))
-    parquet = sorted(path.glob("**/*.parquet"))
+    parquet = base.visible(path, "**/*.parquet")
     if not parquet and not shards:
         return folders.folder_source(path, split, choices.taken_by("a folder of images"))
     firsts = {"Parquet files": next(iter(parquet), None), "tar files": next(iter(shards), None)}

@@ -129,7 +129,17 @@ def is_image_name(name: str) -> bool:
     _, dot, suffix = name.rpartition(".")
     if "." + suffix.lower() not in IMAGE_SUFFIXES or not dot:
         return False
-    return ignored_folder(name) is None and not name.rpartition("/")[2].startswith(".")
+    return not is_hidden(name)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file is hidden, as macOS's `._0.cls`, or lies in a folder whose contents are never taken."""
+    return ignored_folder(name) is not None or name.rpartition("/")[2].startswith(".")
+
+
+def visible(folder: Path, pattern: str) -> list[Path]:
+    """A folder's files of a pattern, sorted; hidden ones do not count."""
+    return sorted(path for path in folder.glob(pattern) if not is_hidden(path.relative_to(folder).as_posix()))
 
 
 def ignored_folder(name: str) -> str | None:

@@ -11,10 +11,12 @@ from fastssl.data.sources.base import (
     MAX_ITEM_BYTES,
     Item,
     Stream,
+    is_hidden,
     is_image_name,
     names_next_to,
     no_images,
     reason_of,
+    visible,
 )
 from fastssl.data.sources.choices import Choices, choice
 from fastssl.data.sources.labels import read_label
@@ -33,7 +35,7 @@ def is_webdataset(path: Path) -> bool:
     """Whether this tar holds samples: among its first members an image next to a .cls, or a .json with a label."""
     images: set[str] = set()
     labeled: set[str] = set()
-    members = read_tar(path, max_bytes=1 << 20, wanted=lambda name: True)
+    members = read_tar(path, max_bytes=1 << 20, wanted=lambda name: not is_hidden(name))
     for _, (name, data) in zip(range(_PEEK), members, strict=False):
         key, suffix = _split(name)
         if suffix == "cls" or (suffix == "json" and isinstance(data, bytes) and _holds_label(data)):
@@ -191,7 +193,7 @@ def _is_image_suffix(suffix: str) -> bool:
 
 
 def _is_wanted(account: Account, name: str) -> bool:
-    if is_image_name(name) or name.lower().endswith((".cls", ".json")):
+    if is_image_name(name) or (name.lower().endswith((".cls", ".json")) and not is_hidden(name)):
         return True
     account.passed_over[reason_of(name)] += 1
     return False
@@ -200,7 +202,7 @@ def _is_wanted(account: Account, name: str) -> bool:
 def shard_paths(path: Path) -> list[Path]:
     """The shards that `path` means: a folder's .tar files, a `name-{000..012}.tar` range, or one file."""
     if path.is_dir():
-        return sorted(path.glob("*.tar"))
+        return visible(path, "*.tar")
     match = re.fullmatch(r"(.*)\{(\d+)\.\.(\d+)\}(.*)", path.name)
     if match is None:
         return [path]
