@@ -7,7 +7,7 @@ import importlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastssl.data.sources.account import Account
 from fastssl.data.sources.base import MAX_ITEM_BYTES, SPLITS, Item, MissingSplitError, Stream, check_whole
@@ -23,6 +23,15 @@ LABEL_COLUMNS = (
 )
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "picture")
 
+
+class _Columns(NamedTuple):
+    """Where a file's images and labels are; its class names, None where their numbers have none."""
+
+    image: str
+    label: str | None
+    classes: tuple[str, ...] | None
+
+
 Batches = Callable[[list[str]], Iterator[tuple[Path, Any]]]  # columns -> (file, pyarrow.RecordBatch)
 
 
@@ -30,11 +39,19 @@ def parquet_source(paths: list[Path], split: str, choices: Choices, *, name: str
     """Rows of Parquet files, one after the other.
 
     Labels are integers (with Hugging Face's class names where the schema holds them) or names.
+
+    Raises:
+        UserError: when a file's columns or class names differ from the first one's.
     """
     parquet = _pyarrow("pyarrow.parquet")
-    with explained(str(paths[0])):
-        schema = parquet.read_schema(paths[0])
-        count = sum(parquet.read_metadata(path).num_rows for path in paths)
+    schemas, count = [], 0
+    for path in paths:
+        with explained(str(path)), parquet.ParquetFile(path) as file:
+            schemas.append(file.schema_arrow)
+            count += file.metadata.num_rows
+    first = _columns(schemas[0], name, split, choices)
+    for path, schema in zip(paths[1:], schemas[1:], strict=True):
+        _check_same(path, _columns(schema, str(path), split, choices), paths[0], first)
 
     def batches(columns: list[str]) -> Iterator[tuple[Path, Any]]:
         for path in paths:
@@ -42,7 +59,7 @@ def parquet_source(paths: list[Path], split: str, choices: Choices, *, name: str
                 for batch in file.iter_batches(_ROWS, columns=columns):
                     yield path, batch
 
-    return _stream(name, paths, schema, count, batches, split, choices)
+    return _stream(name, paths, schemas[0], first, count, batches)
 
 
 def arrow_source(folder: Path, split: str, choices: Choices) -> Stream:
@@ -70,14 +87,32 @@ def arrow_source(folder: Path, split: str, choices: Choices) -> Stream:
                     for start in range(0, batch.num_rows, _ROWS):
                         yield path, batch.slice(start, _ROWS).select(columns)
 
-    return _stream(str(folder), paths, schema, None, batches, split, choices)
+    return _stream(str(folder), paths, schema, _columns(schema, str(folder), split, choices), None, batches)
+
+
+def _columns(schema: Any, name: str, split: str, choices: Choices) -> _Columns:
+    image = _image_column(schema, name, choices.image_column)
+    label = _label_column(schema, name, choices.label_column) if split != "unlabeled" else None
+    return _Columns(image, label, () if label is None else _class_names(schema, label))
+
+
+def _check_same(path: Path, columns: _Columns, first_path: Path, first: _Columns) -> None:
+    """UserError where the same row would mean something else in both files."""
+    what = {"image": "image column", "label": "label column", "classes": "class names"}
+    for field, own, other in zip(what, columns, first, strict=True):
+        if own != other:
+            shown, expected = (", ".join(x)[:80] if isinstance(x, tuple) else x for x in (own, other))
+            raise UserError(
+                f"{path} differs from {first_path.name} in its {what[field]}: {shown or 'none'} instead of "
+                f"{expected or 'none'}.",
+                "Give files of one data set, or convert each by itself.",
+            )
 
 
 def _stream(
-    name: str, paths: list[Path], schema: Any, count: int | None, batches: Batches, split: str, choices: Choices
+    name: str, paths: list[Path], schema: Any, columns: _Columns, count: int | None, batches: Batches
 ) -> Stream:
-    image = _image_column(schema, name, choices.image_column)
-    label = _label_column(schema, name, choices.label_column) if split != "unlabeled" else None
+    image, label, classes = columns
     account = Account(columns=tuple(schema.names), image_from=image, label_from=label)
 
     def items() -> Iterator[Item]:
@@ -94,7 +129,6 @@ def _stream(
                 yield Item(f"{path.name}[{row}]", data, number)
                 row += 1
 
-    classes = () if label is None else _class_names(schema, label)
     return Stream(name, classes, count, items, account=account, files=lambda: paths)
 
 
