@@ -2,6 +2,7 @@
 
 import codecs
 import csv
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -40,19 +41,15 @@ def csv_source(path: Path, split: str, choices: Choices) -> Indexed:
     suffix of an image. A column `split`, if there is one, chooses the rows.
     """
     account = Account()
-    head, rows = _header(path, _read(path), choices)
+    numbered = _read(path)
+    head, rows = _header(path, [row for _, row in numbered], choices)
+    lines = [line for line, _ in numbered][-len(rows) :]
     image = _column(path, head, choices.image_column, IMAGE_COLUMNS, "image") if head else 0
     label = _column(path, head, choices.label_column, LABEL_COLUMNS, "label") if head else 1
     if not head and any(len(row) < 2 for row in rows):
         label = None
     assert image is not None
-    wide = max(image, label or 0)
-    short = [row for row in rows if len(row) <= wide]
-    if short:
-        raise UserError(
-            f"{path} has {len(short)} lines of too few fields, such as {','.join(short[0])[:80]!r}.",
-            f"Give {wide + 1} in each.",
-        )
+    _check_rows(path, numbered[0][1], rows, lines, {image, label or 0})
     rows, other_rows = _of_split(path, head, rows, split, account)
     names = [row[image].strip() for row in rows]
     account.columns = tuple(head)
@@ -76,8 +73,12 @@ def csv_source(path: Path, split: str, choices: Choices) -> Indexed:
     return Indexed(str(path), classes, labels_N, read, account, lambda: (path, *(root / name for name in names)))
 
 
-def _read(path: Path) -> list[list[str]]:
-    """All rows that are not empty; the separator is the one that cuts the first line into most fields."""
+def _read(path: Path) -> list[tuple[int, list[str]]]:
+    """All rows that are not empty, each with its line; the separator is the one that cuts the first into most fields.
+
+    Raises:
+        UserError: for an unclosed quote, which would make one field of all lines that follow.
+    """
     with open(path, "rb") as start:
         wide = start.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
     with open(path, newline="", encoding="utf-16" if wide else "utf-8-sig", errors="surrogateescape") as file:
@@ -85,7 +86,16 @@ def _read(path: Path) -> list[list[str]]:
         counts = {sep: len(next(csv.reader([first], delimiter=sep), [])) for sep in _SEPARATORS}
         separator = "\t" if path.suffix.lower() == ".tsv" else max(_SEPARATORS, key=lambda sep: counts[sep])
         file.seek(0)
-        rows = [row for row in csv.reader(file, delimiter=separator) if any(cell.strip() for cell in row)]
+        reader, rows, line = csv.reader(file, delimiter=separator, strict=True), [], 1
+        try:
+            for row in reader:
+                if any(cell.strip() for cell in row):
+                    rows.append((line, row))
+                line = reader.line_num + 1
+        except csv.Error as error:
+            raise UserError(
+                f"{path}, line {line}: {error}.", "Close each quote, and write a quote within a quoted field twice."
+            ) from error
     if not rows:
         raise UserError(f"{path} names no images.", "Give a comma separated file of paths and labels.")
     return rows
@@ -114,6 +124,36 @@ def _header(path: Path, rows: list[list[str]], choices: Choices) -> tuple[list[s
             f"Name the column with {choice('image_column')}, or call it one of: {', '.join(IMAGE_COLUMNS)}.",
         )
     return [], rows
+
+
+def _check_rows(path: Path, first: list[str], rows: list[list[str]], lines: list[int], used: set[int]) -> None:
+    """UserError where a field was cut by a separator within it, or holds a line break; naming the first such line.
+
+    Args:
+        first: the header, or the first row where there is none.
+        lines: where each row begins.
+        used: positions of the columns that are read.
+    """
+    short = [row for row in rows if len(row) <= max(used)]
+    if short:
+        raise UserError(
+            f"{path} has {len(short)} lines of too few fields, such as {','.join(short[0])[:80]!r}.",
+            f"Give {max(used) + 1} in each.",
+        )
+    width = max(max(used) + 1, min(map(len, rows)) if first is rows[0] else _width(first))
+    for line, row in zip(lines, rows, strict=True):
+        if _width(row) > width:
+            raise UserError(
+                f"{path}, line {line} has {_width(row)} fields instead of {width}: {','.join(row)[:80]!r}.",
+                "Put a field that holds the separator in quotes.",
+            )
+        if any(re.search(r"[\r\n]", row[position].strip()) for position in used):
+            raise UserError(f"{path}, line {line}: a field holds a line break.", "Close the quote that opens there.")
+
+
+def _width(row: list[str]) -> int:
+    """Number of fields, without empty ones at the end."""
+    return max((i + 1 for i, cell in enumerate(row) if cell.strip()), default=0)
 
 
 def _column(path: Path, head: Sequence[str], given: str | None, known: Sequence[str], what: str) -> int | None:
