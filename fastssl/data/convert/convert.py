@@ -205,7 +205,8 @@ def _convert_to(
         if isinstance(source, Stream) and which == unchanged and classes is None and job.shard_bytes is None:
             _check_room(job, targets, source)
             with converted(job, out, source) as whole:
-                return place(whole)
+                place(whole)
+                return whole.manifest
         return _convert_chosen(job, source, out, val_out, classes=classes, which=which)
 
 
@@ -222,9 +223,9 @@ def _convert_chosen(
         chosen_N, val_N = choose(source.labels_N, **which)
         _check_room(job, (out, val_out) if val_out else (out,), source, np.concatenate([chosen_N, val_N]))
         chosen = stack.enter_context(converted(job, out, source, chosen_N))
-        if val_out is not None:
-            place(stack.enter_context(converted(job, val_out, source, val_N)))
-        return place(chosen)
+        val = [] if val_out is None else [stack.enter_context(converted(job, val_out, source, val_N))]
+        place(chosen, *val)
+        return chosen.manifest
 
 
 def _check_room(

@@ -26,7 +26,7 @@ from fastssl.data.manifest import Manifest, manifest_path
 from fastssl.data.sources.base import Indexed, Source
 from fastssl.data.storage import writing
 from fastssl.errors import UserError, option
-from fastssl.runs.files import atomic_json, put_in_place, remove, temporary_name
+from fastssl.runs.files import atomic_json, put_in_place, remove, sync, temporary_name
 
 MAX_SHOWN = 1000  # unreadable images named in an error
 Progress = Callable[[int, int | None], None]
@@ -88,16 +88,36 @@ def converted(
             remove(left)
 
 
-def place(output: HiddenOutput) -> Manifest:
-    """Give the output its name, replacing an earlier one, and write its manifest."""
-    with writing(output.out):
-        if output.temporary.is_dir():
-            check_replaceable(output.out)
-        put_in_place(output.temporary, output.out)
-        atomic_json(manifest_path(output.out), output.manifest.to_json())
-    if output.journal is not None:
-        output.journal.remove()
-    return output.manifest
+def place(*outputs: HiddenOutput) -> None:
+    """Give the outputs of one conversion their names, replacing earlier ones, and then their manifests.
+
+    A kill leaves new data without a manifest, never under the manifest of other data nor next to another's split.
+    """
+    with contextlib.ExitStack() as stack:
+        hidden = [_hidden_manifest(output, stack) for output in outputs]
+        for output in outputs:
+            stack.enter_context(writing(output.out))
+            if output.temporary.is_dir():
+                check_replaceable(output.out)
+        for output in outputs:
+            manifest_path(output.out).unlink(missing_ok=True)
+        sync(outputs[0].out.parent)
+        for output in outputs:
+            put_in_place(output.temporary, output.out)
+        for output, temporary in zip(outputs, hidden, strict=True):
+            put_in_place(temporary, manifest_path(output.out))
+    for output in outputs:
+        if output.journal is not None:
+            output.journal.remove()
+
+
+def _hidden_manifest(output: HiddenOutput, stack: contextlib.ExitStack) -> Path:
+    """Write the manifest under a hidden name, which is gone when the context ends unless it took its own."""
+    temporary = temporary_name(manifest_path(output.out))
+    stack.callback(remove, temporary)
+    with writing(manifest_path(output.out)):
+        atomic_json(temporary, output.manifest.to_json())
+    return temporary
 
 
 def _write(
