@@ -1,9 +1,10 @@
 """Images named one per line in a .csv or .tsv file."""
 
 import codecs
+import contextlib
 import csv
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from fastssl.data.sources.account import Account
@@ -67,10 +68,18 @@ def csv_source(path: Path, split: str, choices: Choices) -> Indexed:
     find = _finder(choices.image_root or path.parent)
 
     def read(index: int) -> Item:
-        return Item(names[index], find(names[index]), int(labels_N[index]))
+        file = find(names[index])
+        data = file if isinstance(file, Exception) else read_file(file)
+        return Item(names[index], data, int(labels_N[index]))
 
-    root = choices.image_root or path.parent
-    return Indexed(str(path), classes, labels_N, read, account, lambda: (path, *(root / name for name in names)))
+    def files() -> Iterator[Path]:
+        yield path
+        for name in names:
+            with contextlib.suppress(OSError):  # such as of a name that is too long
+                if isinstance(file := find(name), Path):
+                    yield file
+
+    return Indexed(str(path), classes, labels_N, read, account, files)
 
 
 def _read(path: Path) -> list[tuple[int, list[str]]]:
@@ -190,8 +199,8 @@ def _of_split(
     return chosen, others
 
 
-def _finder(root: Path) -> Callable[[str], bytes | Exception]:
-    """Contents of the file of a name; of an id without suffix, where one image has it."""
+def _finder(root: Path) -> Callable[[str], Path | Exception]:
+    """The file of a name; of an id without suffix, where one image has it. It may be absent."""
     listings: dict[Path, dict[str, list[str]]] = {}
 
     def listing(folder: Path) -> dict[str, list[str]]:
@@ -203,17 +212,15 @@ def _finder(root: Path) -> Callable[[str], bytes | Exception]:
             listings[folder] = stems
         return listings[folder]
 
-    def find(name: str) -> bytes | Exception:
+    def find(name: str) -> Path | Exception:
         if "\0" in name:
             return ValueError(f"{name!r} is no file's name")
         path = root / name.replace("\\", "/") if not (root / name).exists() else root / name
         if path.is_file() or is_image_name(name):
-            return read_file(path)
+            return path
         same = listing(path.parent).get(path.name, [])
-        if len(same) == 1:
-            return read_file(path.parent / same[0])
-        if same:
+        if len(same) > 1:
             return ValueError(f"{name!r} may be any of {', '.join(same)}")
-        return read_file(path)
+        return path.parent / same[0] if same else path
 
     return find
