@@ -1,9 +1,13 @@
 """Shards and Parquet files that come with other files: what is taken, what is counted, and what is refused."""
 
+import io
+import tarfile
+
 import pytest
 from test_sources import pack_tar, png
 from test_sources_tables import named
 
+from fastssl.data.convert.convert import convert
 from fastssl.data.sources import open_source
 from fastssl.errors import UserError
 
@@ -75,3 +79,40 @@ def test_parquet_files_that_differ_are_refused(tmp_path, second, named):
         open_source(tmp_path)
     assert "a-2.parquet differs from a-0.parquet" in error.value.what
     assert len(list(open_source(tmp_path, split="unlabeled").items())) == 8
+
+
+def test_files_that_are_left_out_are_counted(tmp_path):
+    shards, rows = tmp_path / "shards", tmp_path / "rows"
+    (shards / "more").mkdir(parents=True)
+    for value, name in enumerate(("train-000000", "test-000000", "extra-000000", "more/train-000001")):
+        pack_tar(shards / f"{name}.tar", samples(value))
+    pack_tar(shards / "train-000001.tar.gz", samples(4), "w:gz")
+    (shards / "train-000000.idx").write_text("")
+    manifest = convert(shards, tmp_path / "out.beton")
+    assert manifest.count == 1
+    assert manifest.account["passed_over"] == {
+        ".tar file whose name says no split": 1,
+        "archive in a folder below": 1,
+        "archive that is no plain .tar": 1,
+    }
+    for name in ("train-0", "test-0", "extra-0"):
+        parquet(rows / f"{name}.parquet", [0], labels=["a"])
+    manifest = convert(rows, tmp_path / "out.beton")
+    assert (manifest.count, manifest.account["passed_over"]) == (1, {".parquet file whose name says no split": 1})
+    (rows / "train-0.parquet").unlink()
+    (rows / "test-0.parquet").unlink()
+    assert convert(rows, tmp_path / "out.beton").account["passed_over"] == {}
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "cls", "CLS"])
+def test_two_members_of_one_suffix_in_a_sample_are_refused(tmp_path, suffix):
+    more = {"0.JPG": png(7)} if suffix == "jpg" else {f"0.{suffix}": b"1"}
+    with tarfile.open(tmp_path / "a-000000.tar", "w") as archive:
+        for members in ({"0.jpg": png(0), "0.cls": b"0"}, more, {"1.jpg": png(1), "1.cls": b"1"}):
+            for name, data in members.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+    with pytest.raises(UserError, match="one of two members of its sample"):
+        convert(tmp_path, tmp_path / "out.beton")
+    assert convert(tmp_path, tmp_path / "out.beton", on_error="skip").count == 1

@@ -1,5 +1,6 @@
 """Where images come from: one function opens them all, by name or by what lies at the path."""
 
+from collections import Counter
 from pathlib import Path
 
 from fastssl.data.sources import base
@@ -76,7 +77,7 @@ def open_source(
 
 def _open_path(path: Path, split: str, choices: Choices) -> Source:
     """Choose the reader by what lies at the path."""
-    from fastssl.data.sources import archives, arrays, columns, lists, tables, webdataset
+    from fastssl.data.sources import archives, arrays, columns, lists, tables, tar, webdataset
 
     shards = webdataset.shard_paths(path)
     if path.is_dir():
@@ -87,10 +88,10 @@ def _open_path(path: Path, split: str, choices: Choices) -> Source:
             f"Give an existing path or one of: {', '.join(NAMES)}.",
         )
     name = path.name.lower()
-    if len(shards) > 1 or (name.endswith(archives.TAR_SUFFIXES) and webdataset.is_webdataset(path)):
+    if len(shards) > 1 or (name.endswith(tar.TAR_SUFFIXES) and webdataset.is_webdataset(path)):
         base.check_whole(path, split)
         return webdataset.webdataset_source(shards, split, choices.taken_by(*SHARDS), name=str(path))
-    if name.endswith(archives.TAR_SUFFIXES):
+    if name.endswith(tar.TAR_SUFFIXES):
         return archives.tar_source(path, split, choices.taken_by("an archive of images"))
     match path.suffix.lower():
         case ".zip":
@@ -133,8 +134,12 @@ def _open_folder(path: Path, split: str, shards: list[Path], choices: Choices) -
             f"{path} can be read in {len(several)} ways: {' or '.join(several)}.",
             "Give the one that you mean, a file or a folder that holds nothing else, or move the others away.",
         )
-    chosen = base.files_of_split(parquet or shards, split, path)
+    outside = Counter[str]() if parquet else webdataset.other_archives(path, shards)
+    chosen = base.files_of_split(parquet or shards, split, path, outside)
     if parquet:
-        return columns.parquet_source(chosen, split, choices.taken_by(*COLUMNS), name=str(path))
-    webdataset.check_shards(path, chosen)
-    return webdataset.webdataset_source(chosen, split, choices.taken_by(*SHARDS), name=str(path))
+        source = columns.parquet_source(chosen, split, choices.taken_by(*COLUMNS), name=str(path))
+    else:
+        webdataset.check_shards(path, chosen)
+        source = webdataset.webdataset_source(chosen, split, choices.taken_by(*SHARDS), name=str(path))
+    source.account.outside.update(outside)
+    return source

@@ -29,8 +29,6 @@ from fastssl.data.sources.places import (
 )
 from fastssl.data.sources.tar import leaves, read_tar
 
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
-
 
 def tar_source(path: Path, split: str, choices: Choices) -> Stream:
     """A tar archive of a folder. Its classes are known once it is read, so labels arrive as directories."""

@@ -7,6 +7,7 @@ read from its beginning. Whoever needs order or a choice out of a stream spools 
 import dataclasses
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -196,10 +197,10 @@ def check_whole(source: str | Path, split: str) -> None:
         raise MissingSplitError(str(source), split, ())
 
 
-def files_of_split(paths: Sequence[Path], split: str, folder: Path) -> list[Path]:
+def files_of_split(paths: Sequence[Path], split: str, folder: Path, outside: Counter[str]) -> list[Path]:
     """Of a folder's files those of one split, sorted; recognized by a word in their path below the folder.
 
-    Where none holds such a word, all are the train split.
+    Where none holds such a word, all are the train split; else those without are counted in `outside`.
     """
     words: dict[Path, str | None] = {}
     for path in paths:
@@ -210,6 +211,7 @@ def files_of_split(paths: Sequence[Path], split: str, folder: Path) -> list[Path
     chosen = sorted(path for path in paths if words[path] == split)
     if not chosen:
         raise MissingSplitError(str(folder), split, {word for word in words.values() if word})
+    outside.update(f"{path.suffix.lower()} file whose name says no split" for path in paths if words[path] is None)
     return chosen
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from fastssl.errors import UserError
 
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
 _CHUNK = 1 << 20
 _MAX_HEADER_BYTES = 1 << 16  # of a pax or long-name header
 _BOMB_FROM_BYTES, _BOMB_RATIO = 1 << 30, 200  # image files hardly compress again; 200-fold is no data set

@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from fastssl.data.sources.base import (
 )
 from fastssl.data.sources.choices import Choices, choice
 from fastssl.data.sources.labels import read_label
-from fastssl.data.sources.tar import leaves, read_tar
+from fastssl.data.sources.tar import TAR_SUFFIXES, leaves, read_tar
 from fastssl.errors import UserError
 
 _LABELS = ("cls", "json")
@@ -104,9 +105,13 @@ def _samples(members: Iterable[tuple[str, Member]]) -> Iterator[tuple[str, dict[
             if current is not None:
                 yield from _undotted(current, parts)
             current, parts = key, {}
-        parts["jpg" if leaves(name) else suffix] = data
+        parts["jpg" if leaves(name) else suffix] = data if suffix not in parts else _twice(name)
     if current is not None:
         yield from _undotted(current, parts)
+
+
+def _twice(name: str) -> Exception:
+    return ValueError(f"{name!r} is one of two members of its sample that differ in nothing or in case")
 
 
 def _undotted(key: str, parts: dict[str, Member]) -> Iterator[tuple[str, dict[str, Member]]]:
@@ -212,6 +217,13 @@ def shard_paths(path: Path) -> list[Path]:
     if absent or not paths:
         raise UserError(f"{path} means shards that do not exist: {absent[0] if absent else 'none'}.", "Fix the range.")
     return paths
+
+
+def other_archives(folder: Path, shards: list[Path]) -> Counter[str]:
+    """How many archives lie in a folder of shards that are none of them, by the reason."""
+    others = set(visible(folder, "**/*.t*")).difference(shards)
+    names = [path.relative_to(folder).as_posix() for path in others if path.name.lower().endswith(TAR_SUFFIXES)]
+    return Counter("archive in a folder below" if "/" in name else "archive that is no plain .tar" for name in names)
 
 
 def check_shards(folder: Path, paths: list[Path]) -> None:
