@@ -82,6 +82,10 @@ def converted(
                 "which starts anew"
             )
         yield HiddenOutput(temporary, out, _write(job, temporary, source, positions_N, journal), journal)
+    except UserError as error:
+        error.what = error.what.replace(str(temporary), str(out))
+        error.args = (f"{error.what}\n{error.fix}",)
+        raise
     finally:
         remove(temporary)
         for left in out.parent.glob(f".{glob.escape(temporary.name)}.*"):  # of a signal between opening and writing
@@ -151,6 +155,8 @@ def _write(
             raise unreadable(source.name, tally.skipped, tally.skipped_count, tally.count + tally.skipped_count)
         if not tally.count:
             raise UserError(f"{source.name}: no image could be read.", "See whether it holds images at all.")
+    if path is None and job.shard_bytes is None and tally.smallest != tally.largest:
+        _check_sizes(job.shape, source.name)
     classes, labels_N = numbering.finish()
     if numbering.changed and path is not None:
         relabel(path, labels_N)
@@ -166,9 +172,18 @@ def _write(
     )
 
 
-def read_all(job: Job, source: Source) -> Manifest:
-    """Read and decode everything, write nothing; the manifest that a conversion would have."""
-    return _write(job, None, source, None, None)
+def read_all(job: Job, source: Source, positions_N: NDArray[np.int64] | None = None) -> Manifest:
+    """Read and decode everything, or the items at `positions_N`, write nothing; the manifest of a conversion."""
+    return _write(job, None, source, positions_N, None)
+
+
+def _check_sizes(shape: Shape, name: str) -> None:
+    """UserError where a `.beton` cannot hold images that differ in size."""
+    if shape.channels != 3 or shape.dtype != "uint8":
+        raise UserError(
+            f"The images of {name} differ in size; in a .beton only 8-bit RGB images may.",
+            "Set side_px so that all images get one size.",
+        )
 
 
 def _failed(job: Job, tally: Tally) -> bool:
@@ -242,6 +257,12 @@ def check_target(out: Path, job: Job) -> None:
         raise UserError(f"{out} is a folder.", "Give the name of a file, such as train.beton.")
     if job.shard_bytes is not None:
         check_replaceable(out)
+    check_pixels(job)
+
+
+def check_pixels(job: Job) -> None:
+    """UserError for channels and sample types that the format cannot hold."""
+    if job.shard_bytes is not None:
         if job.shape.dtype != "uint8" or job.shape.channels not in (1, 3):
             raise UserError(
                 f"WebDataset shards hold PNG or JPEG, not {job.shape.channels} channels of {job.shape.dtype}.",

@@ -170,6 +170,8 @@ def _decode(item: Item, shape: Shape) -> Decoded:
 
 def _from_pixels(pixels: np.ndarray, key: str, shape: Shape) -> Decoded:
     """Pixels (H, W, C) that a source holds as they are; with a background, a second or fourth channel is opacity."""
+    if not pixels.size:
+        raise ValueError(f"{key!r} has no pixels: its shape is {pixels.shape}")
     image_HWC = np.ascontiguousarray(pixels)
     if shape.background is not None and image_HWC.shape[2] in (2, 4) and shape.channels in (1, 3):
         image_HWC = over_background(image_HWC, shape.background)

@@ -87,6 +87,7 @@ def _open_path(path: Path, split: str, choices: Choices) -> Source:
             f"There is no file, folder or known source {str(path)!r}.",
             f"Give an existing path or one of: {', '.join(NAMES)}.",
         )
+    path = shards[0] if len(shards) == 1 else path  # which a range of one shard means
     name = path.name.lower()
     if len(shards) > 1 or (name.endswith(tar.TAR_SUFFIXES) and webdataset.is_webdataset(path)):
         base.check_whole(path, split)

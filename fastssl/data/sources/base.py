@@ -181,9 +181,12 @@ class MissingSplitError(UserError):
 
     def __init__(self, name: str, split: str, splits: Iterable[str]) -> None:
         words = set(splits)
-        others = ", ".join(sorted(words))
-        super().__init__(f"{name} has no images for split {split!r}.", f"Set split to one of: {others or 'train'}.")
         self.splits = {split_of(word) for word in words}
+        known = sorted(word for word in self.splits if word)
+        fix = f"Set split to one of: {', '.join(known) or 'train'}."
+        if words and not known:
+            fix = f"Call its splits {', '.join(SPLITS)}, not {', '.join(sorted(words))}."
+        super().__init__(f"{name} has no images for split {split!r}.", fix)
 
 
 def check_whole(source: str | Path, split: str) -> None:
@@ -229,14 +232,19 @@ def no_labels(count: int) -> NDArray[np.int64]:
     return np.full(count, -1, np.int64)
 
 
-def renumber(source: Indexed, classes: tuple[str, ...]) -> Indexed:
-    """The same items with labels that index `classes`."""
-    unknown = set(source.classes) - set(classes)
+def check_known(name: str, found: Iterable[str], classes: Iterable[str]) -> None:
+    """UserError for classes of a source that are not in the given list."""
+    unknown = set(found) - set(classes)
     if unknown:
         raise UserError(
-            f"{source.name} has classes that are not in the given list: {', '.join(sorted(unknown))}.",
+            f"{name} has classes that are not in the given list: {', '.join(sorted(unknown))}.",
             "Give a list of classes that names them all.",
         )
+
+
+def renumber(source: Indexed, classes: tuple[str, ...]) -> Indexed:
+    """The same items with labels that index `classes`."""
+    check_known(source.name, source.classes, classes)
     index = {name: i for i, name in enumerate(classes)}
     table = np.array([index[name] for name in source.classes] + [-1], np.int64)
     labels_N = table[source.labels_N]  # -1 picks the last entry, -1

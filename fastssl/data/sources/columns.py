@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastssl.data.sources.account import Account
-from fastssl.data.sources.base import MAX_ITEM_BYTES, SPLITS, Item, MissingSplitError, Stream, check_whole
+from fastssl.data.sources.base import MAX_ITEM_BYTES, Item, MissingSplitError, Stream, check_whole, split_of
 from fastssl.data.sources.choices import Choices, choice
 from fastssl.data.sources.guard import explained
 from fastssl.data.sources.labels import read_label
@@ -67,7 +67,7 @@ def arrow_source(folder: Path, split: str, choices: Choices) -> Stream:
     arrow = _pyarrow("pyarrow")
     if (folder / "dataset_dict.json").exists():
         splits = json.loads((folder / "dataset_dict.json").read_text()).get("splits", [])
-        wanted = next((word for word in splits if word.lower() in SPLITS[split]), None)
+        wanted = next((word for word in splits if split_of(word) == split), None)
         if wanted is None:
             raise MissingSplitError(str(folder), split, splits)
         part = folder / wanted
