@@ -113,6 +113,10 @@ def _stream(
     name: str, paths: list[Path], schema: Any, columns: _Columns, count: int | None, batches: Batches
 ) -> Stream:
     image, label, classes = columns
+    if label is not None and _is_list(schema.field(label).type):  # of one value it is a label, of more it is none
+        lists: list[Any] = next((batch.column(label).to_pylist() for _, batch in batches([label])), [])
+        if any(len(values or ()) > 1 for values in lists):
+            raise _no_labels(schema, name, label)
     account = Account(columns=tuple(schema.names), image_from=image, label_from=label)
 
     def items() -> Iterator[Item]:
@@ -176,15 +180,25 @@ def _label_column(schema: Any, name: str, given: str | None) -> str | None:
             f"{name} has no column {column!r}.", f"Set {choice('label_column')} to one of: {', '.join(schema.names)}."
         )
     types, kind = _pyarrow("pyarrow.types"), schema.field(column).type
-    inner = kind.value_type if types.is_dictionary(kind) else kind
+    inner = kind.value_type if types.is_dictionary(kind) or _is_list(kind) else kind
     tests = (types.is_integer, types.is_floating, types.is_boolean, types.is_decimal, types.is_null, types.is_string)
     if not any(test(inner) for test in (*tests, types.is_large_string)) and str(inner) != "string_view":
-        raise UserError(
-            f"{name}: the labels in column {column!r} are {str(kind)[:60]}, which are neither numbers nor names.",
-            f"Name another with {choice('label_column')} (one of: {', '.join(schema.names)}), "
-            f"or use {option('split', 'unlabeled')}.",
-        )
+        raise _no_labels(schema, name, column)
     return column
+
+
+def _is_list(kind: Any) -> bool:
+    types = _pyarrow("pyarrow.types")
+    return any(test(kind) for test in (types.is_list, types.is_large_list, types.is_fixed_size_list))
+
+
+def _no_labels(schema: Any, name: str, column: str) -> UserError:
+    return UserError(
+        f"{name}: the labels in column {column!r} are {str(schema.field(column).type)[:60]}, which are neither numbers "
+        "nor names.",
+        f"Name another with {choice('label_column')} (one of: {', '.join(schema.names)}), "
+        f"or use {option('split', 'unlabeled')}.",
+    )
 
 
 def _class_names(schema: Any, label: str) -> tuple[str, ...] | None:
