@@ -16,6 +16,8 @@ from fastssl.errors import UserError
     [
         ("path,label\na.png,cod\nb.png,salmon, smoked\n", "line 3 has 3 fields instead of 2: 'b.png,salmon, smoked'"),
         ("a.png,salmon, smoked\nb.png,cod\n", "line 1 has 3 fields instead of 2"),
+        ("a.png,salmon, smoked\nb.png,salmon, raw\n", "line 1 has 3 fields instead of 2"),
+        ("a.png\nb.png,cod\n", "line 2 has 2 fields instead of 1"),
         ("path,label,\n\na.png,salmon, smoked\n", "line 3 has 3 fields instead of 2"),
         ('path,label\na.png,"cod\nb.png,eel\n', "line 2: unexpected end of data"),
         ('path,label\na.png,cod\nb.png,"eel\na.png,"cod"\n', "line 3: ',' expected after"),
@@ -36,7 +38,7 @@ def test_rows_that_are_cut_or_swallowed_are_named_by_their_line(tmp_path, text, 
     [
         'path,label\na.png,"salmon, smoked"\nb.png,cod,,\n',
         'path,label,remark\na.png,"salmon, smoked"\nb.png,cod,"two\nlines"\n',
-        'a.png,"salmon, smoked",1\nb.png,cod,\n',
+        'a.png,"salmon, smoked",\nb.png,cod\n',
         "path;label\na.png;salmon, smoked\nb.png;cod\n",
     ],
 )

@@ -149,12 +149,12 @@ def _check_rows(path: Path, first: list[str], rows: list[list[str]], lines: list
             f"{path} has {len(short)} lines of too few fields, such as {','.join(short[0])[:80]!r}.",
             f"Give {max(used) + 1} in each.",
         )
-    width = max(max(used) + 1, min(map(len, rows)) if first is rows[0] else _width(first))
+    width = max(max(used) + 1, 0 if first is rows[0] else _width(first))  # without a header: path and label
     for line, row in zip(lines, rows, strict=True):
         if _width(row) > width:
             raise UserError(
                 f"{path}, line {line} has {_width(row)} fields instead of {width}: {','.join(row)[:80]!r}.",
-                "Put a field that holds the separator in quotes.",
+                "Put a field that holds the separator in quotes; name the columns in a header line if there are more.",
             )
         if any(re.search(r"[\r\n]", row[position].strip()) for position in used):
             raise UserError(f"{path}, line {line}: a field holds a line break.", "Close the quote that opens there.")
