@@ -52,6 +52,7 @@ def decode(
         decoded = _without_opacity(decoded, channels, background)
     if channels is None:
         return decoded
+    decoded = decoded if decoded.alpha else with_left_out(decoded, channels)
     is_subset = decoded.image_HWC.shape[2] <= channels  # else the file holds what is left out here
     image_HWC = to_channels(decoded.image_HWC, channels, key=key)
     return decoded._replace(image_HWC=image_HWC, plain=decoded.plain and is_subset)
@@ -87,6 +88,15 @@ def to_channels(image_HWC: np.ndarray, channels: int, *, key: str) -> np.ndarray
     if have in (2, 4) and channels == have - 1:
         return np.ascontiguousarray(image_HWC[..., :channels])
     raise ValueError(f"{key!r} has {have} channels; it cannot be turned into {channels}")
+
+
+def with_left_out(decoded: Decoded, channels: int) -> Decoded:
+    """With a warning where `to_channels` leaves out a last channel that is not opacity."""
+    have = decoded.image_HWC.shape[2]
+    if have not in (2, 4) or channels not in (1, 3):
+        return decoded
+    text = f"the last of {have} channels is left out; --channels {have} keeps it"
+    return decoded._replace(warnings=(*decoded.warnings, text))
 
 
 def over_background(image_HWC: np.ndarray, background: Color) -> np.ndarray:

@@ -108,6 +108,7 @@ def inflating(kind, path, size):
         file.write(member.tobuf())
         for _ in range(size >> 20):
             file.write(bytes(1 << 20))
+        file.write(bytes(1024))
     return path
 
 

@@ -40,6 +40,7 @@ COLUMNS = {
     "numbers in text": (pa.array(["10", "9", "-1", "10.0", "9"]), ["10", "9", None, "10", "9"]),
     "huge": (pa.array([30_000_000, 10**9, 10**15, 5, 5]), ["30000000", "1000000000", str(10**15), "5", "5"]),
     "composed": (pa.array(["é", "e\u0301", "z", "z", "é"]), ["é", "é", "z", "z", "é"]),
+    "lists of one": (pa.array([[3], [0], None, [-1], [3]]), ["3", "0", None, None, "3"]),
     "all null": (pa.nulls(5), [None] * 5),
 }
 if hasattr(pa, "string_view"):

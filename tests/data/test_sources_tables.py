@@ -255,7 +255,7 @@ def test_hugging_face_data_sets_on_disk(tmp_path):
     save_to_disk(tmp_path / "many" / "validation", train.slice(0, 2))
     (tmp_path / "many" / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "validation"]}))
     assert len(contents(open_source(tmp_path / "many", split="val"))[0]) == 2
-    with pytest.raises(UserError, match="train, validation"):
+    with pytest.raises(UserError, match="Set split to one of: train, val"):
         open_source(tmp_path / "many", split="test")
 
 

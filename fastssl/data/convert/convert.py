@@ -15,16 +15,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastssl.data.convert.journal import Journal
-from fastssl.data.convert.output import Job, Progress, check_absent, check_target, converted, place, read_all
+from fastssl.data.convert.output import (
+    Job,
+    Progress,
+    check_absent,
+    check_pixels,
+    check_target,
+    converted,
+    place,
+    read_all,
+)
 from fastssl.data.convert.prepare import Mode, Shape
 from fastssl.data.convert.space import check_space
 from fastssl.data.convert.spool import spool
 from fastssl.data.convert.subset import check_fraction, choose
 from fastssl.data.decode import parse_color
 from fastssl.data.formats.decoded import MAX_PIXELS
+from fastssl.data.limits import MAX_CHANNELS
 from fastssl.data.manifest import Manifest
 from fastssl.data.sources import SPLITS, open_source
-from fastssl.data.sources.base import Source, Stream, renumber
+from fastssl.data.sources.base import Indexed, Source, Stream, check_known, renumber
 from fastssl.data.sources.choices import Choices
 from fastssl.data.storage import parents
 from fastssl.errors import UserError, errors_of, raise_all
@@ -78,7 +88,7 @@ def convert(
         split: train, test, val or unlabeled.
         format: "beton", FFCV's, or "webdataset", tar shards with DALI's index.
         side_px: every image's shorter side is brought to this and its center cut out, square; None keeps sizes.
-        max_side_px: longer sides are reduced to this, aspect kept.
+        max_side_px: longer sides are reduced to this, aspect kept; not together with side_px.
         channels: 1 or 3 converts; any other number has to be the images' own.
         dtype: sample type; 16-bit images are narrowed to "uint8", or 8-bit ones widened to "uint16".
         stretch: value of 16-bit images that becomes the largest of `dtype`, such as 4095 for 12-bit data; None takes
@@ -101,7 +111,7 @@ def convert(
         label_column: likewise.
         image_root: folder that a .csv's paths start from; its own when None.
         image_key: suffix of the image in WebDataset samples that hold several, such as "left.png".
-        check: read everything and write nothing.
+        check: read what would be converted and write nothing.
         overwrite: replace what is at `out`; else that is an error.
         resume: keep finished work when interrupted, in a hidden file next to `out`, and continue from it when called
             again in the same way.
@@ -118,6 +128,7 @@ def convert(
         *_too_small(side_px=side_px, max_side_px=max_side_px, channels=channels, count=count, workers=workers),
         *_too_small(max_pixels=max_pixels, stretch=stretch, quality=quality, limit=limit),
         *_unfit(quality=quality, classes=classes, shard_mb=shard_mb, fraction=fraction),
+        *_unfit_numbers(channels=channels, val_count=val_count, side_px=side_px, max_side_px=max_side_px),
         *errors_of(lambda: None if background is None else parse_color(background)),
     ]
     if not isinstance(out, str | Path | None):
@@ -176,11 +187,25 @@ def convert(
             source, split=split, root=root, download=download, seed=seed, count=count, side_px=side_px, choices=choices
         )
 
-    if check:
-        return read_all(job, opened())
-    assert out is not None
     which = {"seed": seed, "val_count": val_count, "fraction": fraction, "limit": limit, "shuffle": shuffle}
+    if check:
+        return _check(job, opened, classes=classes, which=which)
+    assert out is not None
     return _convert_to(job, opened, Path(out), classes=classes, which=which, overwrite=overwrite)
+
+
+def _check(job: Job, opened: Callable[[], Source], *, classes: Sequence[str] | None, which: dict[str, Any]) -> Manifest:
+    """Read what would be converted and write nothing; refuses what a conversion would refuse."""
+    check_pixels(job)
+    source = opened()
+    if isinstance(source, Indexed):
+        source = source if classes is None else renumber(source, tuple(classes))
+        return read_all(job, source, np.concatenate(choose(source.labels_N, **which)))
+    manifest = read_all(job, source)
+    if classes is not None:
+        check_known(source.name, manifest.classes, classes)
+    choose(np.zeros(manifest.count + manifest.skipped_count, np.int64), **which)
+    return manifest
 
 
 def _convert_to(
@@ -205,7 +230,8 @@ def _convert_to(
         if isinstance(source, Stream) and which == unchanged and classes is None and job.shard_bytes is None:
             _check_room(job, targets, source)
             with converted(job, out, source) as whole:
-                return place(whole)
+                place(whole)
+                return whole.manifest
         return _convert_chosen(job, source, out, val_out, classes=classes, which=which)
 
 
@@ -222,9 +248,9 @@ def _convert_chosen(
         chosen_N, val_N = choose(source.labels_N, **which)
         _check_room(job, (out, val_out) if val_out else (out,), source, np.concatenate([chosen_N, val_N]))
         chosen = stack.enter_context(converted(job, out, source, chosen_N))
-        if val_out is not None:
-            place(stack.enter_context(converted(job, val_out, source, val_N)))
-        return place(chosen)
+        val = [] if val_out is None else [stack.enter_context(converted(job, val_out, source, val_N))]
+        place(chosen, *val)
+        return chosen.manifest
 
 
 def _check_room(
@@ -271,6 +297,17 @@ def _unfit(*, quality: int, classes: object, shard_mb: float, fraction: float) -
     if not 0 < shard_mb < math.inf:
         yield UserError(f"shard_mb is {shard_mb:g}.", "Set shard_mb above 0, to 256 for example.")
     yield from errors_of(lambda: check_fraction(fraction))
+
+
+def _unfit_numbers(
+    *, channels: int, val_count: int, side_px: int | None, max_side_px: int | None
+) -> Iterator[UserError]:
+    if isinstance(channels, int) and channels > MAX_CHANNELS:
+        yield UserError(f"channels is {channels}.", f"Set channels to 1 to {MAX_CHANNELS}.")
+    if not isinstance(val_count, int) or val_count < 0:
+        yield UserError(f"val_count is {val_count!r}.", "Set val_count to 0 or more.")
+    if side_px is not None and max_side_px is not None:
+        yield UserError("side_px and max_side_px are both set.", "Set one of them: side_px makes all images one size.")
 
 
 def _silent(done: int, total: int | None) -> None:

@@ -26,9 +26,11 @@ def read_classes(given: str) -> tuple[str, ...]:
     path, fix = Path(given), "Give a manifest such as train.beton.json, a file with one name per line, or a,b,c."
     try:
         if given.endswith(".json"):
-            names = [str(name) for name in json.loads(path.read_text(encoding="utf-8"))["classes"]]
+            names = [str(name) for name in json.loads(path.read_text(encoding="utf-8-sig"))["classes"]]
         elif "," not in given and path.is_file():
-            names = path.read_text(encoding="utf-8").splitlines()
+            names = path.read_text(encoding="utf-8-sig").splitlines()
+        elif "," not in given and ("/" in given or path.suffix):
+            raise UserError(f"There is no file {given} of class names.", fix)
         else:
             names = given.split(",")
     except (OSError, ValueError, KeyError, TypeError) as error:

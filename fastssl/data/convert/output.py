@@ -26,7 +26,7 @@ from fastssl.data.manifest import Manifest, manifest_path
 from fastssl.data.sources.base import Indexed, Source
 from fastssl.data.storage import writing
 from fastssl.errors import UserError, option
-from fastssl.runs.files import atomic_json, put_in_place, remove, temporary_name
+from fastssl.runs.files import atomic_json, put_in_place, remove, sync, temporary_name
 
 MAX_SHOWN = 1000  # unreadable images named in an error
 Progress = Callable[[int, int | None], None]
@@ -82,22 +82,46 @@ def converted(
                 "which starts anew"
             )
         yield HiddenOutput(temporary, out, _write(job, temporary, source, positions_N, journal), journal)
+    except UserError as error:
+        error.what = error.what.replace(str(temporary), str(out))
+        error.args = (f"{error.what}\n{error.fix}",)
+        raise
     finally:
         remove(temporary)
         for left in out.parent.glob(f".{glob.escape(temporary.name)}.*"):  # of a signal between opening and writing
             remove(left)
 
 
-def place(output: HiddenOutput) -> Manifest:
-    """Give the output its name, replacing an earlier one, and write its manifest."""
-    with writing(output.out):
-        if output.temporary.is_dir():
-            check_replaceable(output.out)
-        put_in_place(output.temporary, output.out)
-        atomic_json(manifest_path(output.out), output.manifest.to_json())
-    if output.journal is not None:
-        output.journal.remove()
-    return output.manifest
+def place(*outputs: HiddenOutput) -> None:
+    """Give the outputs of one conversion their names, replacing earlier ones, and then their manifests.
+
+    A kill leaves new data without a manifest, never under the manifest of other data nor next to another's split.
+    """
+    with contextlib.ExitStack() as stack:
+        hidden = [_hidden_manifest(output, stack) for output in outputs]
+        for output in outputs:
+            stack.enter_context(writing(output.out))
+            if output.temporary.is_dir():
+                check_replaceable(output.out)
+        for output in outputs:
+            manifest_path(output.out).unlink(missing_ok=True)
+        sync(outputs[0].out.parent)
+        for output in outputs:
+            put_in_place(output.temporary, output.out)
+        for output, temporary in zip(outputs, hidden, strict=True):
+            put_in_place(temporary, manifest_path(output.out))
+    for output in outputs:
+        if output.journal is not None:
+            output.journal.remove()
+
+
+def _hidden_manifest(output: HiddenOutput, stack: contextlib.ExitStack) -> Path:
+    """Write the manifest under a hidden name, which is gone when the context ends unless it took its own."""
+    temporary = temporary_name(manifest_path(output.out))
+    stack.callback(remove, temporary)
+    with writing(manifest_path(output.out)):
+        atomic_json(temporary, output.manifest.to_json())
+    return temporary
 
 
 def _write(
@@ -131,6 +155,8 @@ def _write(
             raise unreadable(source.name, tally.skipped, tally.skipped_count, tally.count + tally.skipped_count)
         if not tally.count:
             raise UserError(f"{source.name}: no image could be read.", "See whether it holds images at all.")
+    if path is None and job.shard_bytes is None and tally.smallest != tally.largest:
+        _check_sizes(job.shape, source.name)
     classes, labels_N = numbering.finish()
     if numbering.changed and path is not None:
         relabel(path, labels_N)
@@ -146,9 +172,18 @@ def _write(
     )
 
 
-def read_all(job: Job, source: Source) -> Manifest:
-    """Read and decode everything, write nothing; the manifest that a conversion would have."""
-    return _write(job, None, source, None, None)
+def read_all(job: Job, source: Source, positions_N: NDArray[np.int64] | None = None) -> Manifest:
+    """Read and decode everything, or the items at `positions_N`, write nothing; the manifest of a conversion."""
+    return _write(job, None, source, positions_N, None)
+
+
+def _check_sizes(shape: Shape, name: str) -> None:
+    """UserError where a `.beton` cannot hold images that differ in size."""
+    if shape.channels != 3 or shape.dtype != "uint8":
+        raise UserError(
+            f"The images of {name} differ in size; in a .beton only 8-bit RGB images may.",
+            "Set side_px so that all images get one size.",
+        )
 
 
 def _failed(job: Job, tally: Tally) -> bool:
@@ -222,6 +257,12 @@ def check_target(out: Path, job: Job) -> None:
         raise UserError(f"{out} is a folder.", "Give the name of a file, such as train.beton.")
     if job.shard_bytes is not None:
         check_replaceable(out)
+    check_pixels(job)
+
+
+def check_pixels(job: Job) -> None:
+    """UserError for channels and sample types that the format cannot hold."""
+    if job.shard_bytes is not None:
         if job.shape.dtype != "uint8" or job.shape.channels not in (1, 3):
             raise UserError(
                 f"WebDataset shards hold PNG or JPEG, not {job.shape.channels} channels of {job.shape.dtype}.",

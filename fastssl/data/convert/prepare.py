@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fastssl.data.decode import Color, decode, over_background, to_channels
+from fastssl.data.decode import Color, decode, over_background, to_channels, with_left_out
 from fastssl.data.formats import jpeg
 from fastssl.data.formats.decoded import MAX_PIXELS, Decoded
 from fastssl.data.limits import MAX_SIDE_PX
@@ -170,10 +170,13 @@ def _decode(item: Item, shape: Shape) -> Decoded:
 
 def _from_pixels(pixels: np.ndarray, key: str, shape: Shape) -> Decoded:
     """Pixels (H, W, C) that a source holds as they are; with a background, a second or fourth channel is opacity."""
+    if not pixels.size:
+        raise ValueError(f"{key!r} has no pixels: its shape is {pixels.shape}")
     image_HWC = np.ascontiguousarray(pixels)
     if shape.background is not None and image_HWC.shape[2] in (2, 4) and shape.channels in (1, 3):
         image_HWC = over_background(image_HWC, shape.background)
-    return Decoded(to_channels(image_HWC, shape.channels, key=key))
+    decoded = with_left_out(Decoded(image_HWC), shape.channels)
+    return decoded._replace(image_HWC=to_channels(image_HWC, shape.channels, key=key))
 
 
 def _prepare_one(item: Item, decoded: Decoded, shape: Shape) -> tuple[np.ndarray, np.ndarray | bytes]:

@@ -37,7 +37,10 @@ def decode(data: bytes, *, max_pixels: int, frame: int | None = None) -> Decoded
         picture.load()
         turn = _turn(picture)
         samples, alpha = _in_samples(picture)
-        image_HWC = upright(as_hwc(np.asarray(samples) if image is None else image), turn)
+        image_HWC = as_hwc(np.asarray(samples) if image is None else image)
+        if image_HWC.dtype == np.uint16 and "transparency" in picture.info:
+            image_HWC, alpha = _with_opacity(image_HWC, picture.info["transparency"]), True
+        image_HWC = upright(image_HWC, turn)
         alpha = alpha and image_HWC.shape[2] in (2, 4)
         plain = is_common and image is None and turn == 1 and not (alpha or narrowed or warnings)
         return Decoded(image_HWC, plain=plain, alpha=alpha, narrowed=narrowed, warnings=tuple(warnings))
@@ -110,6 +113,12 @@ def _in_samples(picture: Image.Image) -> tuple[Image.Image, bool]:
     if mode in ("P", "CMYK", "YCbCr", "LAB", "HSV"):
         return picture.convert("RGB"), False
     return (picture.convert("L"), False) if mode == "1" else (picture, False)
+
+
+def _with_opacity(image_HWC: np.ndarray, transparent: object) -> np.ndarray:
+    """16-bit gray or color with opacity behind it: 0 where the samples are those of the transparent color."""
+    is_clear_HW1 = (image_HWC == np.array(transparent)).all(axis=2, keepdims=True)
+    return np.concatenate([image_HWC, np.where(is_clear_HW1, 0, 65535).astype(np.uint16)], axis=2)
 
 
 def _deep_samples(picture: ImageFile.ImageFile, data: bytes, frame: int) -> tuple[np.ndarray | None, bool]:

@@ -18,7 +18,7 @@ from fastssl.data.limits import MAX_CHANNELS
 STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _WIDTH, _HEIGHT, _BITS, _ORIENTATION, _BANDS, _PLANAR = 256, 257, 258, 274, 277, 284
 _PHOTOMETRIC, _EXTRA_BANDS, _SAMPLE_FORMAT = 262, 338, 339
-_UNSIGNED, _OPACITY = 1, (1, 2)
+_UNSIGNED, _OPACITY, _WHITE_IS_ZERO = 1, (1, 2), 0
 _PLAIN_SAMPLES = (0, 1, 2)  # gray and RGB; the others (palette, CMYK, YCbCr, Lab) need Pillow to become RGB
 
 
@@ -29,11 +29,13 @@ class _Layout(NamedTuple):
         bands: samples per pixel.
         plain: the samples are gray, RGB or further bands as they are stored.
         for_pillow: Pillow may know it with all its bits.
+        black: gray value of black where zero is white, else None.
     """
 
     bands: int
     plain: bool
     for_pillow: bool
+    black: int | None
 
 
 def decode(data: bytes, *, max_pixels: int, channels: int | None) -> Decoded:
@@ -78,8 +80,11 @@ def _layout(data: bytes, max_pixels: int) -> _Layout:
     extra = tuple(tags.get(_EXTRA_BANDS, ()))
     known = bands == 1 or (bands <= 4 and bits == {8}) or (bits == {16} and int(tags.get(_PLANAR, 1)) == 1)
     unnamed = bands == 4 and bits == {16} and bool(extra) and extra[0] not in _OPACITY
-    plain = int(tags.get(_PHOTOMETRIC, 1)) in _PLAIN_SAMPLES
-    return _Layout(bands, plain, not plain or (known and bands <= 4 and not unnamed))
+    photometric = int(tags.get(_PHOTOMETRIC, 1))
+    plain = photometric in _PLAIN_SAMPLES
+    is_gray = bands == 1 or (bands == 2 and extra[:1] in {(kind,) for kind in _OPACITY})
+    black = (1 << max(bits)) - 1 if photometric == _WHITE_IS_ZERO and is_gray else None
+    return _Layout(bands, plain, not plain or (known and bands <= 4 and not unnamed), black)
 
 
 def _page(data: bytes, index: int, layout: _Layout, *, max_pixels: int) -> Decoded:
@@ -93,7 +98,8 @@ def _page(data: bytes, index: int, layout: _Layout, *, max_pixels: int) -> Decod
         else:
             shows_all = decoded.image_HWC.shape[2] >= layout.bands and not decoded.narrowed
             if shows_all or not layout.plain or (decoded.narrowed and not _has_tifffile()):
-                return decoded
+                is_deep = decoded.image_HWC.dtype == np.uint16  # Pillow inverts 8 bits only
+                return decoded._replace(image_HWC=_inverted(decoded.image_HWC, layout)) if is_deep else decoded
     tifffile = _tifffile(layout.bands)
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         page = file.pages[index]
@@ -102,10 +108,18 @@ def _page(data: bytes, index: int, layout: _Layout, *, max_pixels: int) -> Decod
     axes = page.axes.replace("S", "C")
     if axes not in ("YX", "YXC", "CYX"):
         raise ValueError(f"its axes are {page.axes}, not rows, columns and bands")
-    image_HWC = pillow.as_hwc(image.transpose(1, 2, 0) if axes == "CYX" else image)
+    image_HWC = _inverted(pillow.as_hwc(image.transpose(1, 2, 0) if axes == "CYX" else image), layout)
     tag = page.tags.get(_ORIENTATION)
     alpha = image_HWC.shape[2] in (2, 4) and bool(page.extrasamples) and page.extrasamples[-1] in _OPACITY
     return Decoded(upright(image_HWC, int(tag.value) if tag else 1), alpha=alpha)
+
+
+def _inverted(image_HWC: np.ndarray, layout: _Layout) -> np.ndarray:
+    """Gray with zero for black, whatever the file takes for it; opacity stays."""
+    if layout.black is None:
+        return image_HWC
+    gray_HW1 = image_HWC.dtype.type(layout.black) - image_HWC[..., :1]
+    return np.concatenate([gray_HW1, image_HWC[..., 1:]], axis=2)
 
 
 def _tags(data: bytes) -> Any:

@@ -1,5 +1,6 @@
 """Where images come from: one function opens them all, by name or by what lies at the path."""
 
+from collections import Counter
 from pathlib import Path
 
 from fastssl.data.sources import base
@@ -76,7 +77,7 @@ def open_source(
 
 def _open_path(path: Path, split: str, choices: Choices) -> Source:
     """Choose the reader by what lies at the path."""
-    from fastssl.data.sources import archives, arrays, columns, lists, tables, webdataset
+    from fastssl.data.sources import archives, arrays, columns, lists, tables, tar, webdataset
 
     shards = webdataset.shard_paths(path)
     if path.is_dir():
@@ -86,11 +87,12 @@ def _open_path(path: Path, split: str, choices: Choices) -> Source:
             f"There is no file, folder or known source {str(path)!r}.",
             f"Give an existing path or one of: {', '.join(NAMES)}.",
         )
+    path = shards[0] if len(shards) == 1 else path  # which a range of one shard means
     name = path.name.lower()
-    if len(shards) > 1 or (name.endswith(archives.TAR_SUFFIXES) and webdataset.is_webdataset(path)):
+    if len(shards) > 1 or (name.endswith(tar.TAR_SUFFIXES) and webdataset.is_webdataset(path)):
         base.check_whole(path, split)
         return webdataset.webdataset_source(shards, split, choices.taken_by(*SHARDS), name=str(path))
-    if name.endswith(archives.TAR_SUFFIXES):
+    if name.endswith(tar.TAR_SUFFIXES):
         return archives.tar_source(path, split, choices.taken_by("an archive of images"))
     match path.suffix.lower():
         case ".zip":
@@ -122,7 +124,7 @@ def _open_folder(path: Path, split: str, shards: list[Path], choices: Choices) -
 
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         return columns.arrow_source(path, split, choices.taken_by(*COLUMNS))
-    parquet = sorted(path.glob("**/*.parquet"))
+    parquet = base.visible(path, "**/*.parquet")
     if not parquet and not shards:
         return folders.folder_source(path, split, choices.taken_by("a folder of images"))
     firsts = {"Parquet files": next(iter(parquet), None), "tar files": next(iter(shards), None)}
@@ -133,8 +135,12 @@ def _open_folder(path: Path, split: str, shards: list[Path], choices: Choices) -
             f"{path} can be read in {len(several)} ways: {' or '.join(several)}.",
             "Give the one that you mean, a file or a folder that holds nothing else, or move the others away.",
         )
-    chosen = base.files_of_split(parquet or shards, split, path)
+    outside = Counter[str]() if parquet else webdataset.other_archives(path, shards)
+    chosen = base.files_of_split(parquet or shards, split, path, outside)
     if parquet:
-        return columns.parquet_source(chosen, split, choices.taken_by(*COLUMNS), name=str(path))
-    webdataset.check_shards(path, chosen)
-    return webdataset.webdataset_source(chosen, split, choices.taken_by(*SHARDS), name=str(path))
+        source = columns.parquet_source(chosen, split, choices.taken_by(*COLUMNS), name=str(path))
+    else:
+        webdataset.check_shards(path, chosen)
+        source = webdataset.webdataset_source(chosen, split, choices.taken_by(*SHARDS), name=str(path))
+    source.account.outside.update(outside)
+    return source

@@ -11,6 +11,7 @@ class Account:
 
     Attributes:
         passed_over: number of files, members or rows by the reason why they are not images here.
+        outside: the same of files next to those that are read, known before any is.
         columns: columns or keys of a table, in their order.
         image_from, label_from: where images and labels were taken from, None where that is not a choice.
         splits: number of images of each split that was seen.
@@ -18,6 +19,7 @@ class Account:
     """
 
     passed_over: Counter[str] = dataclasses.field(default_factory=Counter)
+    outside: Counter[str] = dataclasses.field(default_factory=Counter)
     columns: tuple[str, ...] = ()
     image_from: str | None = None
     label_from: str | None = None
@@ -32,7 +34,7 @@ class Account:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {
-            "passed_over": dict(sorted(self.passed_over.items())),
+            "passed_over": dict(sorted((self.passed_over + self.outside).items())),
             "columns": list(self.columns),
             "image_from": self.image_from,
             "label_from": self.label_from,

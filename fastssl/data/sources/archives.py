@@ -2,6 +2,7 @@
 
 import threading
 import zipfile
+from array import array
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -29,7 +30,7 @@ from fastssl.data.sources.places import (
 )
 from fastssl.data.sources.tar import leaves, read_tar
 
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
+_COPY = "earlier file of the same name"
 
 
 def tar_source(path: Path, split: str, choices: Choices) -> Stream:
@@ -48,7 +49,7 @@ def _tar_items(
     path: Path, split: str, directories: dict[str, str], known: Collection[str], account: Account
 ) -> Iterator[Item]:
     """Reads the archive twice: only its end tells which folders all images share, and so where its splits begin."""
-    counts = _tar_directories(path, account)
+    counts, copies = _tar_directories(path, account)
     places = split_places(str(path), counts, split, account)
     key = split if is_divided(places) else None
     if key is not None:
@@ -59,21 +60,36 @@ def _tar_items(
         directory = name.rpartition("/")[0]
         if isinstance(data, Exception) and leaves(name):
             yield Item(name, data)
+        elif _is_earlier_copy(name, copies):
+            account.passed_over[_COPY] += 1
+            if key is not None:
+                account.splits[outside_of(places[directory])] -= 1
         elif places[directory].split == key:
             yield Item(name, data, -1 if split == "unlabeled" else directory)
 
 
-def _tar_directories(path: Path, account: Account) -> Counter[str]:
-    """Number of images by directory; nothing but headers is kept."""
-    counts, is_wanted = Counter[str](), counting(account)
+def _tar_directories(path: Path, account: Account) -> tuple[Counter[str], dict[int, int]]:
+    """Number of images by directory, and by hash of the name where several have it; no header is kept."""
+    counts, hashes, is_wanted = Counter[str](), array("q"), counting(account)
 
     def count(name: str) -> bool:
-        counts[name.rpartition("/")[0]] += is_wanted(name)
+        if is_wanted(name):
+            counts[name.rpartition("/")[0]] += 1
+            hashes.append(hash(name))
         return False
 
     for _ in read_tar(path, max_bytes=0, wanted=count):
         pass
-    return +counts
+    names, copies = np.unique(np.frombuffer(hashes, np.int64), return_counts=True)
+    return counts, dict(zip(names[copies > 1].tolist(), copies[copies > 1].tolist(), strict=True))
+
+
+def _is_earlier_copy(name: str, copies: dict[int, int]) -> bool:
+    """Whether another member of this name follows, which would replace this one; counts `copies` down."""
+    left = copies.get(hash(name), 1) - 1
+    if left:
+        copies[hash(name)] = left
+    return left > 0
 
 
 def counting(account: Account) -> Callable[[str], bool]:
@@ -94,6 +110,9 @@ def zip_source(path: Path, split: str, choices: Choices) -> Indexed:
     archive, wanted = zipfile.ZipFile(path), counting(account)
     members = [(m, _name_of(m)) for m in archive.infolist() if not m.is_dir()]
     members = [(m, name) for m, name in members if leaves(name) or wanted(name)]
+    last = {name: member for member, name in members}
+    account.passed_over += Counter({_COPY: len(members) - len(last)})
+    members = [(member, name) for member, name in members if last[name] is member]
     sound = [(member, name) for member, name in members if not leaves(name)]
     names = [name for _, name in sound]
     chosen, classes, labels_N = choose_split(str(path), names, split, account=account, known=choices.classes)

@@ -7,6 +7,7 @@ read from its beginning. Whoever needs order or a choice out of a stream spools 
 import dataclasses
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -129,7 +130,17 @@ def is_image_name(name: str) -> bool:
     _, dot, suffix = name.rpartition(".")
     if "." + suffix.lower() not in IMAGE_SUFFIXES or not dot:
         return False
-    return ignored_folder(name) is None and not name.rpartition("/")[2].startswith(".")
+    return not is_hidden(name)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file is hidden, as macOS's `._0.cls`, or lies in a folder whose contents are never taken."""
+    return ignored_folder(name) is not None or name.rpartition("/")[2].startswith(".")
+
+
+def visible(folder: Path, pattern: str) -> list[Path]:
+    """A folder's files of a pattern, sorted; hidden ones do not count."""
+    return sorted(path for path in folder.glob(pattern) if not is_hidden(path.relative_to(folder).as_posix()))
 
 
 def ignored_folder(name: str) -> str | None:
@@ -170,9 +181,12 @@ class MissingSplitError(UserError):
 
     def __init__(self, name: str, split: str, splits: Iterable[str]) -> None:
         words = set(splits)
-        others = ", ".join(sorted(words))
-        super().__init__(f"{name} has no images for split {split!r}.", f"Set split to one of: {others or 'train'}.")
         self.splits = {split_of(word) for word in words}
+        known = sorted(word for word in self.splits if word)
+        fix = f"Set split to one of: {', '.join(known) or 'train'}."
+        if words and not known:
+            fix = f"Call its splits {', '.join(SPLITS)}, not {', '.join(sorted(words))}."
+        super().__init__(f"{name} has no images for split {split!r}.", fix)
 
 
 def check_whole(source: str | Path, split: str) -> None:
@@ -186,10 +200,10 @@ def check_whole(source: str | Path, split: str) -> None:
         raise MissingSplitError(str(source), split, ())
 
 
-def files_of_split(paths: Sequence[Path], split: str, folder: Path) -> list[Path]:
+def files_of_split(paths: Sequence[Path], split: str, folder: Path, outside: Counter[str]) -> list[Path]:
     """Of a folder's files those of one split, sorted; recognized by a word in their path below the folder.
 
-    Where none holds such a word, all are the train split.
+    Where none holds such a word, all are the train split; else those without are counted in `outside`.
     """
     words: dict[Path, str | None] = {}
     for path in paths:
@@ -200,6 +214,7 @@ def files_of_split(paths: Sequence[Path], split: str, folder: Path) -> list[Path
     chosen = sorted(path for path in paths if words[path] == split)
     if not chosen:
         raise MissingSplitError(str(folder), split, {word for word in words.values() if word})
+    outside.update(f"{path.suffix.lower()} file whose name says no split" for path in paths if words[path] is None)
     return chosen
 
 
@@ -217,14 +232,19 @@ def no_labels(count: int) -> NDArray[np.int64]:
     return np.full(count, -1, np.int64)
 
 
-def renumber(source: Indexed, classes: tuple[str, ...]) -> Indexed:
-    """The same items with labels that index `classes`."""
-    unknown = set(source.classes) - set(classes)
+def check_known(name: str, found: Iterable[str], classes: Iterable[str]) -> None:
+    """UserError for classes of a source that are not in the given list."""
+    unknown = set(found) - set(classes)
     if unknown:
         raise UserError(
-            f"{source.name} has classes that are not in the given list: {', '.join(sorted(unknown))}.",
+            f"{name} has classes that are not in the given list: {', '.join(sorted(unknown))}.",
             "Give a list of classes that names them all.",
         )
+
+
+def renumber(source: Indexed, classes: tuple[str, ...]) -> Indexed:
+    """The same items with labels that index `classes`."""
+    check_known(source.name, source.classes, classes)
     index = {name: i for i, name in enumerate(classes)}
     table = np.array([index[name] for name in source.classes] + [-1], np.int64)
     labels_N = table[source.labels_N]  # -1 picks the last entry, -1

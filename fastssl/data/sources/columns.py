@@ -7,10 +7,10 @@ import importlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastssl.data.sources.account import Account
-from fastssl.data.sources.base import MAX_ITEM_BYTES, SPLITS, Item, MissingSplitError, Stream, check_whole
+from fastssl.data.sources.base import MAX_ITEM_BYTES, Item, MissingSplitError, Stream, check_whole, split_of
 from fastssl.data.sources.choices import Choices, choice
 from fastssl.data.sources.guard import explained
 from fastssl.data.sources.labels import read_label
@@ -23,6 +23,15 @@ LABEL_COLUMNS = (
 )
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "picture")
 
+
+class _Columns(NamedTuple):
+    """Where a file's images and labels are; its class names, None where their numbers have none."""
+
+    image: str
+    label: str | None
+    classes: tuple[str, ...] | None
+
+
 Batches = Callable[[list[str]], Iterator[tuple[Path, Any]]]  # columns -> (file, pyarrow.RecordBatch)
 
 
@@ -30,11 +39,19 @@ def parquet_source(paths: list[Path], split: str, choices: Choices, *, name: str
     """Rows of Parquet files, one after the other.
 
     Labels are integers (with Hugging Face's class names where the schema holds them) or names.
+
+    Raises:
+        UserError: when a file's columns or class names differ from the first one's.
     """
     parquet = _pyarrow("pyarrow.parquet")
-    with explained(str(paths[0])):
-        schema = parquet.read_schema(paths[0])
-        count = sum(parquet.read_metadata(path).num_rows for path in paths)
+    schemas, count = [], 0
+    for path in paths:
+        with explained(str(path)), parquet.ParquetFile(path) as file:
+            schemas.append(file.schema_arrow)
+            count += file.metadata.num_rows
+    first = _columns(schemas[0], name, split, choices)
+    for path, schema in zip(paths[1:], schemas[1:], strict=True):
+        _check_same(path, _columns(schema, str(path), split, choices), paths[0], first)
 
     def batches(columns: list[str]) -> Iterator[tuple[Path, Any]]:
         for path in paths:
@@ -42,7 +59,7 @@ def parquet_source(paths: list[Path], split: str, choices: Choices, *, name: str
                 for batch in file.iter_batches(_ROWS, columns=columns):
                     yield path, batch
 
-    return _stream(name, paths, schema, count, batches, split, choices)
+    return _stream(name, paths, schemas[0], first, count, batches)
 
 
 def arrow_source(folder: Path, split: str, choices: Choices) -> Stream:
@@ -50,7 +67,7 @@ def arrow_source(folder: Path, split: str, choices: Choices) -> Stream:
     arrow = _pyarrow("pyarrow")
     if (folder / "dataset_dict.json").exists():
         splits = json.loads((folder / "dataset_dict.json").read_text()).get("splits", [])
-        wanted = next((word for word in splits if word.lower() in SPLITS[split]), None)
+        wanted = next((word for word in splits if split_of(word) == split), None)
         if wanted is None:
             raise MissingSplitError(str(folder), split, splits)
         part = folder / wanted
@@ -70,14 +87,36 @@ def arrow_source(folder: Path, split: str, choices: Choices) -> Stream:
                     for start in range(0, batch.num_rows, _ROWS):
                         yield path, batch.slice(start, _ROWS).select(columns)
 
-    return _stream(str(folder), paths, schema, None, batches, split, choices)
+    return _stream(str(folder), paths, schema, _columns(schema, str(folder), split, choices), None, batches)
+
+
+def _columns(schema: Any, name: str, split: str, choices: Choices) -> _Columns:
+    image = _image_column(schema, name, choices.image_column)
+    label = _label_column(schema, name, choices.label_column) if split != "unlabeled" else None
+    return _Columns(image, label, () if label is None else _class_names(schema, label))
+
+
+def _check_same(path: Path, columns: _Columns, first_path: Path, first: _Columns) -> None:
+    """UserError where the same row would mean something else in both files."""
+    what = {"image": "image column", "label": "label column", "classes": "class names"}
+    for field, own, other in zip(what, columns, first, strict=True):
+        if own != other:
+            shown, expected = (", ".join(x)[:80] if isinstance(x, tuple) else x for x in (own, other))
+            raise UserError(
+                f"{path} differs from {first_path.name} in its {what[field]}: {shown or 'none'} instead of "
+                f"{expected or 'none'}.",
+                "Give files of one data set, or convert each by itself.",
+            )
 
 
 def _stream(
-    name: str, paths: list[Path], schema: Any, count: int | None, batches: Batches, split: str, choices: Choices
+    name: str, paths: list[Path], schema: Any, columns: _Columns, count: int | None, batches: Batches
 ) -> Stream:
-    image = _image_column(schema, name, choices.image_column)
-    label = _label_column(schema, name, choices.label_column) if split != "unlabeled" else None
+    image, label, classes = columns
+    if label is not None and _is_list(schema.field(label).type):  # of one value it is a label, of more it is none
+        lists: list[Any] = next((batch.column(label).to_pylist() for _, batch in batches([label])), [])
+        if any(len(values or ()) > 1 for values in lists):
+            raise _no_labels(schema, name, label)
     account = Account(columns=tuple(schema.names), image_from=image, label_from=label)
 
     def items() -> Iterator[Item]:
@@ -94,7 +133,6 @@ def _stream(
                 yield Item(f"{path.name}[{row}]", data, number)
                 row += 1
 
-    classes = () if label is None else _class_names(schema, label)
     return Stream(name, classes, count, items, account=account, files=lambda: paths)
 
 
@@ -142,15 +180,25 @@ def _label_column(schema: Any, name: str, given: str | None) -> str | None:
             f"{name} has no column {column!r}.", f"Set {choice('label_column')} to one of: {', '.join(schema.names)}."
         )
     types, kind = _pyarrow("pyarrow.types"), schema.field(column).type
-    inner = kind.value_type if types.is_dictionary(kind) else kind
+    inner = kind.value_type if types.is_dictionary(kind) or _is_list(kind) else kind
     tests = (types.is_integer, types.is_floating, types.is_boolean, types.is_decimal, types.is_null, types.is_string)
     if not any(test(inner) for test in (*tests, types.is_large_string)) and str(inner) != "string_view":
-        raise UserError(
-            f"{name}: the labels in column {column!r} are {str(kind)[:60]}, which are neither numbers nor names.",
-            f"Name another with {choice('label_column')} (one of: {', '.join(schema.names)}), "
-            f"or use {option('split', 'unlabeled')}.",
-        )
+        raise _no_labels(schema, name, column)
     return column
+
+
+def _is_list(kind: Any) -> bool:
+    types = _pyarrow("pyarrow.types")
+    return any(test(kind) for test in (types.is_list, types.is_large_list, types.is_fixed_size_list))
+
+
+def _no_labels(schema: Any, name: str, column: str) -> UserError:
+    return UserError(
+        f"{name}: the labels in column {column!r} are {str(schema.field(column).type)[:60]}, which are neither numbers "
+        "nor names.",
+        f"Name another with {choice('label_column')} (one of: {', '.join(schema.names)}), "
+        f"or use {option('split', 'unlabeled')}.",
+    )
 
 
 def _class_names(schema: Any, label: str) -> tuple[str, ...] | None:

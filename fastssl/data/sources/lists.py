@@ -1,8 +1,10 @@
 """Images named one per line in a .csv or .tsv file."""
 
 import codecs
+import contextlib
 import csv
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from fastssl.data.sources.account import Account
@@ -40,19 +42,15 @@ def csv_source(path: Path, split: str, choices: Choices) -> Indexed:
     suffix of an image. A column `split`, if there is one, chooses the rows.
     """
     account = Account()
-    head, rows = _header(path, _read(path), choices)
+    numbered = _read(path)
+    head, rows = _header(path, [row for _, row in numbered], choices)
+    lines = [line for line, _ in numbered][-len(rows) :]
     image = _column(path, head, choices.image_column, IMAGE_COLUMNS, "image") if head else 0
     label = _column(path, head, choices.label_column, LABEL_COLUMNS, "label") if head else 1
     if not head and any(len(row) < 2 for row in rows):
         label = None
     assert image is not None
-    wide = max(image, label or 0)
-    short = [row for row in rows if len(row) <= wide]
-    if short:
-        raise UserError(
-            f"{path} has {len(short)} lines of too few fields, such as {','.join(short[0])[:80]!r}.",
-            f"Give {wide + 1} in each.",
-        )
+    _check_rows(path, numbered[0][1], rows, lines, {image, label or 0})
     rows, other_rows = _of_split(path, head, rows, split, account)
     names = [row[image].strip() for row in rows]
     account.columns = tuple(head)
@@ -70,14 +68,26 @@ def csv_source(path: Path, split: str, choices: Choices) -> Indexed:
     find = _finder(choices.image_root or path.parent)
 
     def read(index: int) -> Item:
-        return Item(names[index], find(names[index]), int(labels_N[index]))
+        file = find(names[index])
+        data = file if isinstance(file, Exception) else read_file(file)
+        return Item(names[index], data, int(labels_N[index]))
 
-    root = choices.image_root or path.parent
-    return Indexed(str(path), classes, labels_N, read, account, lambda: (path, *(root / name for name in names)))
+    def files() -> Iterator[Path]:
+        yield path
+        for name in names:
+            with contextlib.suppress(OSError):  # such as of a name that is too long
+                if isinstance(file := find(name), Path):
+                    yield file
+
+    return Indexed(str(path), classes, labels_N, read, account, files)
 
 
-def _read(path: Path) -> list[list[str]]:
-    """All rows that are not empty; the separator is the one that cuts the first line into most fields."""
+def _read(path: Path) -> list[tuple[int, list[str]]]:
+    """All rows that are not empty, each with its line; the separator is the one that cuts the first into most fields.
+
+    Raises:
+        UserError: for an unclosed quote, which would make one field of all lines that follow.
+    """
     with open(path, "rb") as start:
         wide = start.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
     with open(path, newline="", encoding="utf-16" if wide else "utf-8-sig", errors="surrogateescape") as file:
@@ -85,7 +95,16 @@ def _read(path: Path) -> list[list[str]]:
         counts = {sep: len(next(csv.reader([first], delimiter=sep), [])) for sep in _SEPARATORS}
         separator = "\t" if path.suffix.lower() == ".tsv" else max(_SEPARATORS, key=lambda sep: counts[sep])
         file.seek(0)
-        rows = [row for row in csv.reader(file, delimiter=separator) if any(cell.strip() for cell in row)]
+        reader, rows, line = csv.reader(file, delimiter=separator, strict=True), [], 1
+        try:
+            for row in reader:
+                if any(cell.strip() for cell in row):
+                    rows.append((line, row))
+                line = reader.line_num + 1
+        except csv.Error as error:
+            raise UserError(
+                f"{path}, line {line}: {error}.", "Close each quote, and write a quote within a quoted field twice."
+            ) from error
     if not rows:
         raise UserError(f"{path} names no images.", "Give a comma separated file of paths and labels.")
     return rows
@@ -114,6 +133,36 @@ def _header(path: Path, rows: list[list[str]], choices: Choices) -> tuple[list[s
             f"Name the column with {choice('image_column')}, or call it one of: {', '.join(IMAGE_COLUMNS)}.",
         )
     return [], rows
+
+
+def _check_rows(path: Path, first: list[str], rows: list[list[str]], lines: list[int], used: set[int]) -> None:
+    """UserError where a field was cut by a separator within it, or holds a line break; naming the first such line.
+
+    Args:
+        first: the header, or the first row where there is none.
+        lines: where each row begins.
+        used: positions of the columns that are read.
+    """
+    short = [row for row in rows if len(row) <= max(used)]
+    if short:
+        raise UserError(
+            f"{path} has {len(short)} lines of too few fields, such as {','.join(short[0])[:80]!r}.",
+            f"Give {max(used) + 1} in each.",
+        )
+    width = max(max(used) + 1, 0 if first is rows[0] else _width(first))  # without a header: path and label
+    for line, row in zip(lines, rows, strict=True):
+        if _width(row) > width:
+            raise UserError(
+                f"{path}, line {line} has {_width(row)} fields instead of {width}: {','.join(row)[:80]!r}.",
+                "Put a field that holds the separator in quotes; name the columns in a header line if there are more.",
+            )
+        if any(re.search(r"[\r\n]", row[position].strip()) for position in used):
+            raise UserError(f"{path}, line {line}: a field holds a line break.", "Close the quote that opens there.")
+
+
+def _width(row: list[str]) -> int:
+    """Number of fields, without empty ones at the end."""
+    return max((i + 1 for i, cell in enumerate(row) if cell.strip()), default=0)
 
 
 def _column(path: Path, head: Sequence[str], given: str | None, known: Sequence[str], what: str) -> int | None:
@@ -150,8 +199,8 @@ def _of_split(
     return chosen, others
 
 
-def _finder(root: Path) -> Callable[[str], bytes | Exception]:
-    """Contents of the file of a name; of an id without suffix, where one image has it."""
+def _finder(root: Path) -> Callable[[str], Path | Exception]:
+    """The file of a name; of an id without suffix, where one image has it. It may be absent."""
     listings: dict[Path, dict[str, list[str]]] = {}
 
     def listing(folder: Path) -> dict[str, list[str]]:
@@ -163,17 +212,15 @@ def _finder(root: Path) -> Callable[[str], bytes | Exception]:
             listings[folder] = stems
         return listings[folder]
 
-    def find(name: str) -> bytes | Exception:
+    def find(name: str) -> Path | Exception:
         if "\0" in name:
             return ValueError(f"{name!r} is no file's name")
         path = root / name.replace("\\", "/") if not (root / name).exists() else root / name
         if path.is_file() or is_image_name(name):
-            return read_file(path)
+            return path
         same = listing(path.parent).get(path.name, [])
-        if len(same) == 1:
-            return read_file(path.parent / same[0])
-        if same:
+        if len(same) > 1:
             return ValueError(f"{name!r} may be any of {', '.join(same)}")
-        return read_file(path)
+        return path.parent / same[0] if same else path
 
     return find

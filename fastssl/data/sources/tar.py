@@ -17,6 +17,7 @@ from typing import Any
 
 from fastssl.errors import UserError
 
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
 _CHUNK = 1 << 20
 _MAX_HEADER_BYTES = 1 << 16  # of a pax or long-name header
 _BOMB_FROM_BYTES, _BOMB_RATIO = 1 << 30, 200  # image files hardly compress again; 200-fold is no data set
@@ -58,7 +59,7 @@ def read_tar(path: Path, *, max_bytes: int, wanted: Callable[[str], bool]) -> It
         archive's own folder (absolute or `..`), is a link, a device, sparse or too large.
 
     Raises:
-        UserError: the archive is damaged, truncated or inflates beyond reason.
+        UserError: the archive is damaged, truncated (also between two members) or inflates beyond reason.
     """
     try:
         with open(path, "rb") as raw:
@@ -109,13 +110,18 @@ class _Header(tarfile.TarInfo):
 def _members(
     archive: tarfile.TarFile, file: _Bytes, *, max_bytes: int, wanted: Callable[[str], bool]
 ) -> Iterator[tuple[str, bytes | Exception]]:
+    is_ended = False  # by a block of zeros, without which whatever followed may be cut off
     while True:
         try:
             info = _Header.fromtarfile(archive)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined] # zeros: another archive may follow
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined] # another archive may follow
+            is_ended = True
             continue
-        except tarfile.EmptyHeaderError:  # type: ignore[attr-defined]
+        except tarfile.EmptyHeaderError as error:  # type: ignore[attr-defined]
+            if not is_ended:
+                raise ValueError("it ends without an end marker, as one that was cut off") from error
             return
+        is_ended = False
         if info.size < 0:
             raise ValueError("a header states an impossible size")
         end = archive.offset

@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -11,14 +12,16 @@ from fastssl.data.sources.base import (
     MAX_ITEM_BYTES,
     Item,
     Stream,
+    is_hidden,
     is_image_name,
     names_next_to,
     no_images,
     reason_of,
+    visible,
 )
 from fastssl.data.sources.choices import Choices, choice
 from fastssl.data.sources.labels import read_label
-from fastssl.data.sources.tar import leaves, read_tar
+from fastssl.data.sources.tar import TAR_SUFFIXES, leaves, read_tar
 from fastssl.errors import UserError
 
 _LABELS = ("cls", "json")
@@ -33,7 +36,7 @@ def is_webdataset(path: Path) -> bool:
     """Whether this tar holds samples: among its first members an image next to a .cls, or a .json with a label."""
     images: set[str] = set()
     labeled: set[str] = set()
-    members = read_tar(path, max_bytes=1 << 20, wanted=lambda name: True)
+    members = read_tar(path, max_bytes=1 << 20, wanted=lambda name: not is_hidden(name))
     for _, (name, data) in zip(range(_PEEK), members, strict=False):
         key, suffix = _split(name)
         if suffix == "cls" or (suffix == "json" and isinstance(data, bytes) and _holds_label(data)):
@@ -102,9 +105,13 @@ def _samples(members: Iterable[tuple[str, Member]]) -> Iterator[tuple[str, dict[
             if current is not None:
                 yield from _undotted(current, parts)
             current, parts = key, {}
-        parts["jpg" if leaves(name) else suffix] = data
+        parts["jpg" if leaves(name) else suffix] = data if suffix not in parts else _twice(name)
     if current is not None:
         yield from _undotted(current, parts)
+
+
+def _twice(name: str) -> Exception:
+    return ValueError(f"{name!r} is one of two members of its sample that differ in nothing or in case")
 
 
 def _undotted(key: str, parts: dict[str, Member]) -> Iterator[tuple[str, dict[str, Member]]]:
@@ -191,7 +198,7 @@ def _is_image_suffix(suffix: str) -> bool:
 
 
 def _is_wanted(account: Account, name: str) -> bool:
-    if is_image_name(name) or name.lower().endswith((".cls", ".json")):
+    if is_image_name(name) or (name.lower().endswith((".cls", ".json")) and not is_hidden(name)):
         return True
     account.passed_over[reason_of(name)] += 1
     return False
@@ -200,7 +207,7 @@ def _is_wanted(account: Account, name: str) -> bool:
 def shard_paths(path: Path) -> list[Path]:
     """The shards that `path` means: a folder's .tar files, a `name-{000..012}.tar` range, or one file."""
     if path.is_dir():
-        return sorted(path.glob("*.tar"))
+        return visible(path, "*.tar")
     match = re.fullmatch(r"(.*)\{(\d+)\.\.(\d+)\}(.*)", path.name)
     if match is None:
         return [path]
@@ -210,6 +217,13 @@ def shard_paths(path: Path) -> list[Path]:
     if absent or not paths:
         raise UserError(f"{path} means shards that do not exist: {absent[0] if absent else 'none'}.", "Fix the range.")
     return paths
+
+
+def other_archives(folder: Path, shards: list[Path]) -> Counter[str]:
+    """How many archives lie in a folder of shards that are none of them, by the reason."""
+    others = set(visible(folder, "**/*.t*")).difference(shards)
+    names = [path.relative_to(folder).as_posix() for path in others if path.name.lower().endswith(TAR_SUFFIXES)]
+    return Counter("archive in a folder below" if "/" in name else "archive that is no plain .tar" for name in names)
 
 
 def check_shards(folder: Path, paths: list[Path]) -> None:
