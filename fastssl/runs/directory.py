@@ -93,12 +93,18 @@ def different_keys(a: Any, b: Any, prefix: str = "") -> list[str]:
 
 
 def write_beginnings(
-    folder: Path, recipe: Recipe, manifest: dict[str, Any], *, weights: dict[str, Any] | None = None
+    folder: Path,
+    recipe: Recipe,
+    manifest: dict[str, Any],
+    *,
+    weights: dict[str, Any] | None = None,
+    trains: bool = True,
 ) -> None:
-    """The resolved recipe, the data's manifest, the machine, and what of a file of weights the backbone took."""
+    """The resolved recipe, the data's manifest, the machine that trains, and what of a file of weights it took."""
     atomic_write(folder / "recipe.yaml", dump(recipe))
     atomic_json(folder / "data.json", manifest)
-    atomic_json(folder / "environment.json", environment())
+    if trains:
+        atomic_json(folder / "environment.json", environment())
     if weights is not None:
         atomic_json(folder / "weights.json", weights)
 

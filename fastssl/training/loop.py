@@ -110,10 +110,10 @@ def train(
 def begin(run: Run, given: Recipe, chosen: dict[str, str]) -> None:
     """Writes the recipe as given, with every default, and the environment, and reports what is about to happen."""
     account, reason = run.network.weights_account, choose_parallel(run)
-    if ranks.is_main() and not is_finished(run):
+    if ranks.is_main():
         weights = account.to_json() if account else None
         data = run.manifest.to_json() | {"files": build.run_data.places(given, run.recipe)}
-        write_beginnings(run.run_dir, given, data, weights=weights)
+        write_beginnings(run.run_dir, given, data, weights=weights, trains=not is_finished(run))
         if run.step < run.total_steps:  # of an end that is no more: begun again, or given more epochs
             (run.run_dir / "summary.json").unlink(missing_ok=True)
     run.observe(
