@@ -101,7 +101,7 @@ def facts_of(path: Path) -> Facts:
 
 def check_minutes(minutes: float | None) -> None:
     if minutes is not None and not 0 < minutes < math.inf:
-        raise UserError(f"minutes is {minutes:g}.", f"Set {option('minutes')} above 0, to 60 for example.")
+        raise UserError(f"{option('minutes')} is {minutes:g}.", f"Set {option('minutes')} above 0, to 60 for example.")
 
 
 def unfit_out(out: Path) -> Iterator[UserError]:

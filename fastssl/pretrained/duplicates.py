@@ -119,12 +119,13 @@ def duplicates(
 def unfit(out: str | Path | None, source: str | Path, *, threshold: float, most: int) -> Iterator[UserError]:
     if not -1 <= threshold <= 1:
         yield UserError(
-            f"threshold is {threshold:g}, and similarities lie in [-1, 1].", "Set threshold to 0.95, for example."
+            f"{option('threshold')} is {threshold:g}, and similarities lie in [-1, 1].",
+            f"Set {option('threshold')} to 0.95, for example.",
         )
     if most < 1:
-        yield UserError(f"most is {most}.", "Set most to 1 or more.")
+        yield UserError(f"{option('most')} is {most}.", f"Set {option('most')} to 1 or more.")
     if out is not None and Path(out).suffix != ".csv":
-        yield UserError(f"out is {out}.", "Give out the suffix .csv.")
+        yield UserError(f"{option('out')} is {out}.", f"Give {option('out')} the suffix .csv.")
     elif out is not None:
         fix = f"Give {option('out')} another name, such as duplicates.csv."
         yield from errors_of(lambda: check_no_source(Path(out), source, fix=fix))

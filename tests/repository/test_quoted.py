@@ -299,6 +299,10 @@ def test_the_seconds_of_resnet50_are_those_of_its_record():
     assert f"for {sum(run['clock_s'] for done in runs.values() for run in done) / 3600:.1f} hours in all" in text
     (target,) = {one["target_pct"] for one in record("resnet50")["speed_ups"]}
     assert f"{target:.1f} % by ridge regression" in text
+    (four,) = [one for one in record("resnet50")["speed_ups"] if one["recipe"] == "V4-D256-scaled-f1"]
+    assert f"{times(four)} times sooner ({four['low']:.2f} to {four['high']:.2f} by bootstrap over seeds)" in text
+    ends = [run["curve"][-1]["ridge_pct"] for run in runs["V2-D8192-fixed-f1"]]
+    assert f"the second ends below it at {ends[1]:.1f} %" in text
 
 
 def means(name: str, metric: str, **work: object) -> dict[str, float]:

@@ -15,6 +15,7 @@ import fastssl
 from fastssl.errors import Interrupted, UserError
 from fastssl.runs import checkpoint
 from fastssl.training import guards
+from fastssl.training.online_probes import Prober
 
 Data = tuple[Path, Path]
 SHORT: dict[str, dict[str, Any]] = {"optim": {"schedule": "constant"}, "evaluate": {"linear_epochs": 0, "knn_k": [5]}}
@@ -146,8 +147,17 @@ def test_metrics_that_are_missing_are_reported_and_the_file_stays_readable(
 
 
 def test_an_evaluation_is_no_step_that_hangs(tiny_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pats = list[str]()
+    pats, during, measure = list[str](), list[int](), Prober.while_training
+
+    def counted(self: Prober, *arguments: Any, **options: Any) -> dict[str, float]:
+        before = len(pats)
+        metrics = measure(self, *arguments, **options)
+        during.append(len(pats) - before)
+        return metrics
+
+    monkeypatch.setattr(Prober, "while_training", counted)
     monkeypatch.setattr(guards.Watchdog, "pat", lambda self: pats.append("pat"))
     evaluate = {"linear_epochs_while_training": 7, "linear_epochs": 0}
     fastssl.train(tiny((tiny_data[0], None), evaluate=evaluate, train={"epochs": 1}), run_dir=tmp_path)
-    assert len(pats) >= 5 + 7  # every step, every epoch of the probe
+    assert len(during) == 1
+    assert during[0] >= 7 + 4  # every epoch of the linear probe, every part whose features are extracted

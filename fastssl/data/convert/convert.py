@@ -37,7 +37,7 @@ from fastssl.data.sources import SPLITS, open_source
 from fastssl.data.sources.base import Indexed, Source, Stream, check_known, renumber
 from fastssl.data.sources.choices import Choices
 from fastssl.data.storage import parents
-from fastssl.errors import UserError, errors_of, raise_all
+from fastssl.errors import UserError, errors_of, option, raise_all
 from fastssl.runs.files import remove_abandoned
 from fastssl.runs.machine import cores
 
@@ -127,9 +127,9 @@ def convert(
         *_unknown(split=split, format=format, mode=mode, dtype=dtype, on_error=on_error),
         *_too_small(side_px=side_px, max_side_px=max_side_px, channels=channels, count=count, workers=workers),
         *_too_small(max_pixels=max_pixels, stretch=stretch, quality=quality, limit=limit),
-        *_unfit(quality=quality, classes=classes, shard_mb=shard_mb, fraction=fraction),
-        *_unfit_numbers(channels=channels, val_count=val_count, side_px=side_px, max_side_px=max_side_px),
-        *errors_of(lambda: None if background is None else parse_color(background)),
+        *_too_large(channels=(channels, MAX_CHANNELS), quality=(quality, 100)),
+        *_unfit(classes=classes, shard_mb=shard_mb, val_count=val_count, side_px=side_px, max_side_px=max_side_px),
+        *errors_of(lambda: check_fraction(fraction), lambda: None if background is None else parse_color(background)),
     ]
     if not isinstance(out, str | Path | None):
         errors.append(UserError(f"out is a {type(out).__name__}.", "Pass the path of the file to make."))
@@ -278,36 +278,41 @@ def _unknown(**choices: str) -> Iterator[UserError]:
     }
     for name, value in choices.items():
         if value not in allowed[name]:
-            yield UserError(f"{name} is {value!r}.", f"Set {name} to one of: {', '.join(allowed[name])}.")
+            yield UserError(
+                f"{option(name)} is {value!r}.", f"Set {option(name)} to one of: {', '.join(allowed[name])}."
+            )
 
 
 def _too_small(**numbers: int | None) -> Iterator[UserError]:
     for name, value in numbers.items():
         if value is not None and not isinstance(value, int):
-            yield UserError(f"{name} is {value!r}.", f"Set {name} to a whole number.")
+            yield UserError(f"{option(name)} is {value!r}.", f"Set {option(name)} to a whole number.")
         elif value is not None and value < 1:
-            yield UserError(f"{name} is {value}.", f"Set {name} to 1 or more.")
+            yield UserError(f"{option(name)} is {value}.", f"Set {option(name)} to 1 or more.")
 
 
-def _unfit(*, quality: int, classes: object, shard_mb: float, fraction: float) -> Iterator[UserError]:
-    if isinstance(quality, int) and quality > 100:
-        yield UserError(f"quality is {quality}.", "Set quality to 1 to 100.")
+def _too_large(**numbers: tuple[int, int]) -> Iterator[UserError]:
+    for name, (value, most) in numbers.items():
+        if isinstance(value, int) and value > most:
+            yield UserError(f"{option(name)} is {value}.", f"Set {option(name)} to 1 to {most}.")
+
+
+def _unfit(
+    *, classes: object, shard_mb: float, val_count: int, side_px: int | None, max_side_px: int | None
+) -> Iterator[UserError]:
     if isinstance(classes, str):
         yield UserError(f"classes is {classes!r}, a text.", "Pass a list of names, in the order of their labels.")
     if not 0 < shard_mb < math.inf:
-        yield UserError(f"shard_mb is {shard_mb:g}.", "Set shard_mb above 0, to 256 for example.")
-    yield from errors_of(lambda: check_fraction(fraction))
-
-
-def _unfit_numbers(
-    *, channels: int, val_count: int, side_px: int | None, max_side_px: int | None
-) -> Iterator[UserError]:
-    if isinstance(channels, int) and channels > MAX_CHANNELS:
-        yield UserError(f"channels is {channels}.", f"Set channels to 1 to {MAX_CHANNELS}.")
+        yield UserError(
+            f"{option('shard_mb')} is {shard_mb:g}.", f"Set {option('shard_mb')} above 0, to 256 for example."
+        )
     if not isinstance(val_count, int) or val_count < 0:
-        yield UserError(f"val_count is {val_count!r}.", "Set val_count to 0 or more.")
+        yield UserError(f"{option('val_count')} is {val_count!r}.", f"Set {option('val_count')} to 0 or more.")
     if side_px is not None and max_side_px is not None:
-        yield UserError("side_px and max_side_px are both set.", "Set one of them: side_px makes all images one size.")
+        yield UserError(
+            f"{option('side_px')} and {option('max_side_px')} are both set.",
+            f"Set one of them: {option('side_px')} makes all images one size.",
+        )
 
 
 def _silent(done: int, total: int | None) -> None:

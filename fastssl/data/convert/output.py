@@ -83,9 +83,7 @@ def converted(
             )
         yield HiddenOutput(temporary, out, _write(job, temporary, source, positions_N, journal), journal)
     except UserError as error:
-        error.what = error.what.replace(str(temporary), str(out))
-        error.args = (f"{error.what}\n{error.fix}",)
-        raise
+        raise UserError(error.what.replace(str(temporary), str(out)), error.fix) from error
     finally:
         remove(temporary)
         for left in out.parent.glob(f".{glob.escape(temporary.name)}.*"):  # of a signal between opening and writing

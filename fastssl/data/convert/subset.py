@@ -6,7 +6,7 @@ N samples before the choice.
 import numpy as np
 from numpy.typing import NDArray
 
-from fastssl.errors import UserError
+from fastssl.errors import UserError, option
 
 _64 = 0xFFFFFFFFFFFFFFFF  # a seed may be negative; numpy takes none that is
 
@@ -48,7 +48,7 @@ def choose(
 def check_fraction(fraction: float) -> None:
     """UserError for what is no share."""
     if not 0 < fraction <= 1:
-        raise UserError(f"fraction is {fraction}.", "Set fraction above 0 and at most 1.")
+        raise UserError(f"{option('fraction')} is {fraction}.", f"Set {option('fraction')} above 0 and at most 1.")
 
 
 def _spread(labels_N: NDArray[np.int64], seed: int) -> NDArray[np.int64]:

@@ -132,9 +132,9 @@ def unfit(out: Path, *, batch_size: int, on_error: str) -> Iterator[UserError]:
     elif out.is_dir():
         yield UserError(f"{out} is a folder.", "Give the name of a file, such as features.npy.")
     if batch_size < 1:
-        yield UserError(f"batch_size is {batch_size}.", "Set batch_size to 1 or more.")
+        yield UserError(f"{option('batch_size')} is {batch_size}.", f"Set {option('batch_size')} to 1 or more.")
     if on_error not in ("fail", "skip"):
-        yield UserError(f"on_error is {on_error!r}.", "Set on_error to fail or skip.")
+        yield UserError(f"{option('on_error')} is {on_error!r}.", f"Set {option('on_error')} to fail or skip.")
     if out.suffix == ".parquet":
         yield from errors_of(pyarrow)
 

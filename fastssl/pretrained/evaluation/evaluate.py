@@ -159,9 +159,7 @@ def refuse_labels(**given: Any) -> None:
 def remarks_of(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     """What was capped or could not be chosen, for each share of the labels."""
     for share in dict.fromkeys(row["label_share_pct"] for row in rows):
-        metrics: dict[str, Any] = {}
-        for row in rows:
-            metrics |= row if row["label_share_pct"] == share else {}
+        metrics = {key: value for row in rows if row["label_share_pct"] == share for key, value in row.items()}
         before = "" if share == 100 else f"With {share:g} % of the labels: "
         yield from (before + text for text in table.remarks(metrics).values())
 
