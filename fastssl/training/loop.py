@@ -183,8 +183,8 @@ def loop(run: Run, interrupts: Interrupts) -> None:
                 terms = run.train_step(views, run.learning_rate(run.step), number=run.step)
                 run.step += 1
                 skipped_in_a_row = watch(run, terms, skipped_in_a_row)
-                if run.average and not skipped_in_a_row:
-                    run.average.update(run.network)
+                if not skipped_in_a_row:
+                    average_weights(run, terms)
                 watchdog.pat()
                 if compiling or anything_due(run, interrupts):
                     count_seconds(run, watchdog, mark, steps=run.step - counted, compiling=compiling)
@@ -192,6 +192,12 @@ def loop(run: Run, interrupts: Interrupts) -> None:
                     do_what_is_due(run, interrupts, None if skipped_in_a_row else terms, alive=watchdog.pat)
                     watchdog.pat()
                     mark, counted = watchdog.clock(), run.step
+
+
+def average_weights(run: Run, terms: Terms) -> None:
+    """Takes the step into the average, from the first that was taken on: fp16's scaler leaves out some before."""
+    if run.average and (run.average.steps or bool(terms["gradient_norm"].isfinite())):
+        run.average.update(run.network)
 
 
 def anything_due(run: Run, interrupts: Interrupts) -> bool:

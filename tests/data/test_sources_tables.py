@@ -235,14 +235,15 @@ def test_parquet_labels_by_name_by_bare_number_and_absent(tmp_path):
         open_source(tmp_path / "x.parquet")
 
 
-def save_to_disk(folder, arrow_table):
-    """What Hugging Face's `Dataset.save_to_disk` leaves behind."""
+def save_to_disk(folder, *tables):
+    """What Hugging Face's `Dataset.save_to_disk` leaves behind, a file for each table."""
     pa = pytest.importorskip("pyarrow")
     folder.mkdir(parents=True)
-    path = folder / "data-00000-of-00001.arrow"
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, arrow_table.schema) as stream:
-        stream.write_table(arrow_table, max_chunksize=2)
-    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}))
+    names = [f"data-{number:05d}-of-{len(tables):05d}.arrow" for number in range(len(tables))]
+    for name, one in zip(names, tables, strict=True):
+        with pa.OSFile(str(folder / name), "wb") as file, pa.ipc.new_stream(file, one.schema) as stream:
+            stream.write_table(one, max_chunksize=2)
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name} for name in names]}))
 
 
 def test_hugging_face_data_sets_on_disk(tmp_path):
@@ -257,6 +258,17 @@ def test_hugging_face_data_sets_on_disk(tmp_path):
     assert len(contents(open_source(tmp_path / "many", split="val"))[0]) == 2
     with pytest.raises(UserError, match="Set split to one of: train, val"):
         open_source(tmp_path / "many", split="test")
+
+
+def test_files_of_a_data_set_on_disk_that_differ_are_refused(tmp_path):
+    rows = table("struct", LABELS.tolist())
+    cow, cat = named(rows, ["ant", "bee", "cow"]), named(rows, ["ant", "bee", "cat"])
+    save_to_disk(tmp_path / "same", cow, cow)
+    assert len(list(open_source(tmp_path / "same").items())) == 2 * len(FILES)
+    save_to_disk(tmp_path / "others", cow, cow, cat)
+    with pytest.raises(UserError, match="ant, bee, cat instead of ant, bee, cow") as error:
+        open_source(tmp_path / "others")
+    assert "data-00002-of-00003.arrow differs from data-00000-of-00003.arrow" in error.value.what
 
 
 def sample(key, value, **parts):

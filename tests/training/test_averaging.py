@@ -1,5 +1,6 @@
 """Averaged weights: their closed form, an exact resume, and that evaluation, loading and exports take them."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,22 @@ def test_the_average_has_its_closed_form(tiny_data: tuple[Path, Path], tmp_path:
         else:
             assert torch.equal(tensor, values[-1])
     assert any("running_var" in name for name in average)
+
+
+def test_the_average_begins_with_the_first_step_taken(tiny_data: tuple[Path, Path], tmp_path: Path) -> None:
+    """The scaler of fp16 begins too high and leaves steps out: the initial weights would have the largest share."""
+    changes = {"precision": "fp16", "checkpoint_every_steps": 1, "keep_checkpoints": 20}
+    train(tiny((tiny_data[0], None), optim={"ema": DECAY}, train=changes), run_dir=tmp_path)
+    found = [checkpoint.read(checkpoint.path_of(tmp_path / "checkpoints", step)) for step in range(1, 11)]
+    names = [name for name in found[0].weights if name.endswith("conv1.weight")]
+    taken = [any(not torch.equal(a.weights[n], b.weights[n]) for n in names) for a, b in itertools.pairwise(found)]
+    assert not taken[0]
+    first = taken.index(True) + 1  # place of the first step that moved the weights
+    assert all(step.state["averaged_steps"] == max(0, place - first + 1) for place, step in enumerate(found))
+    average = found[first].average
+    assert average is not None
+    for name, tensor in found[first].weights.items():
+        assert torch.equal(average[name], tensor)
 
 
 def test_a_resume_is_exact(averaged: Path, tiny_data: tuple[Path, Path], tmp_path: Path) -> None:

@@ -49,9 +49,7 @@ def parquet_source(paths: list[Path], split: str, choices: Choices, *, name: str
         with explained(str(path)), parquet.ParquetFile(path) as file:
             schemas.append(file.schema_arrow)
             count += file.metadata.num_rows
-    first = _columns(schemas[0], name, split, choices)
-    for path, schema in zip(paths[1:], schemas[1:], strict=True):
-        _check_same(path, _columns(schema, str(path), split, choices), paths[0], first)
+    first = _columns_of_all(paths, schemas, split, choices, name=name)
 
     def batches(columns: list[str]) -> Iterator[tuple[Path, Any]]:
         for path in paths:
@@ -77,7 +75,8 @@ def arrow_source(folder: Path, split: str, choices: Choices) -> Stream:
     with explained(str(part)):
         state = json.loads((part / "state.json").read_text())
         paths = [part / entry["filename"] for entry in state["_data_files"]]
-        schema = arrow.ipc.open_stream(arrow.memory_map(str(paths[0]))).schema
+        schemas = [arrow.ipc.open_stream(arrow.memory_map(str(path))).schema for path in paths]
+    first = _columns_of_all(paths, schemas, split, choices, name=str(folder))
 
     def batches(columns: list[str]) -> Iterator[tuple[Path, Any]]:
         for path in paths:
@@ -87,13 +86,21 @@ def arrow_source(folder: Path, split: str, choices: Choices) -> Stream:
                     for start in range(0, batch.num_rows, _ROWS):
                         yield path, batch.slice(start, _ROWS).select(columns)
 
-    return _stream(str(folder), paths, schema, _columns(schema, str(folder), split, choices), None, batches)
+    return _stream(str(folder), paths, schemas[0], first, None, batches)
 
 
 def _columns(schema: Any, name: str, split: str, choices: Choices) -> _Columns:
     image = _image_column(schema, name, choices.image_column)
     label = _label_column(schema, name, choices.label_column) if split != "unlabeled" else None
     return _Columns(image, label, () if label is None else _class_names(schema, label))
+
+
+def _columns_of_all(paths: list[Path], schemas: list[Any], split: str, choices: Choices, *, name: str) -> _Columns:
+    """The first file's columns; UserError where another file's differ."""
+    first = _columns(schemas[0], name, split, choices)
+    for path, schema in zip(paths[1:], schemas[1:], strict=True):
+        _check_same(path, _columns(schema, str(path), split, choices), paths[0], first)
+    return first
 
 
 def _check_same(path: Path, columns: _Columns, first_path: Path, first: _Columns) -> None:
