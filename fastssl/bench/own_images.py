@@ -1,19 +1,24 @@
 """From images to a recipe that trains on them: what `fastssl train my_photos/` does before it trains."""
 
+import json
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from fastssl import build
-from fastssl.bench.new_recipe import write_new
+from fastssl.bench.new_recipe import MAX_EPOCHS, TEMPLATES, write_new
 from fastssl.data.convert.convert import convert
 from fastssl.data.sources import open_source
 from fastssl.errors import UserError
-from fastssl.recipe.load import load
+from fastssl.recipe.load import apply_override, load
 
 SIDE_PX = 64  # of the squares that images become: what a CPU trains on in minutes
+OF_CONVERSION = ("side_px", "split", "on_error", "workers")  # fields of `data` that decide how images are converted
 DATA_SUFFIXES = (".tar", ".gz", ".tgz", ".xz", ".bz2", ".zip", ".csv", ".tsv", ".parquet", ".npy", ".npz", ".beton")
 ConvertProgress = Callable[[str, int, int | None], None]
 
@@ -26,17 +31,21 @@ class Plan:
         source: a folder, an archive, or any other source that `convert` reads.
         data: the .beton file, made unless it is there.
         recipe: the YAML file, written unless it is there.
+        options: arguments of `convert`.
     """
 
     source: Path
     data: Path
     recipe: Path
+    options: Mapping[str, Any]
 
     def text(self) -> str:
         """The steps, for a person, before they are taken."""
         reuse = "use {}, which is there already"
         count = f" ({build.data.manifest_of(self.data).count:,} images)" if self.data.exists() else ""
-        convert_it = f"convert it to {self.data} ({SIDE_PX} px squares)"
+        side_px = self.options["side_px"]
+        shape = "sizes kept" if side_px is None else f"{side_px} px squares"
+        convert_it = f"convert it to {self.data} ({shape})"
         write_it = f"write {self.recipe}, a commented recipe for these images and this machine"
         steps = [
             reuse.format(self.data) + count if self.data.exists() else convert_it,
@@ -50,11 +59,16 @@ class Plan:
         )
 
 
-def plan_of(source: str) -> Plan | None:
+def plan_of(source: str, changes: Iterable[str] = ()) -> Plan | None:
     """The plan for a folder or file of images; None for a recipe, a run, or a name that is no path.
 
+    Args:
+        source: where the images are.
+        changes: of the recipe, "section.key=value"; those of `data` that decide a conversion go into its options.
+
     Raises:
-        UserError: when what is there under the plan's names belongs to other images.
+        UserError: when what is there under the plan's names belongs to other images or was made otherwise, and for
+            changes that no recipe takes.
     """
     path = Path(source)
     is_images = path.is_dir() and not (path / "recipe.yaml").exists()
@@ -62,9 +76,35 @@ def plan_of(source: str) -> Plan | None:
         return None
     name = name_of(path)
     data = path if path.suffix == ".beton" else Path("data") / f"{name}.beton"
-    plan = Plan(path, data, Path(f"{name}.yaml"))
-    check(plan)
+    recipe = Path(f"{name}.yaml")
+    given = data_changes(data, recipe, list(changes))
+    plan = Plan(path, data, recipe, {"side_px": SIDE_PX, **given})
+    check(plan, given)
     return plan
+
+
+def data_changes(data: Path, recipe: Path, changes: list[str]) -> dict[str, Any]:
+    """The fields of `data` among the changes that decide a conversion.
+
+    Raises:
+        UserError: for changes that no recipe takes, and for another `data.path` or `data.source`.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    # where the recipe is not written yet, a shipped one stands for it, with room for every warm-up
+    base, room = (str(recipe), []) if recipe.exists() else (TEMPLATES[device][0].recipe, [f"train.epochs={MAX_EPOCHS}"])
+    merged = load(base, [*room, f"data.path={json.dumps(str(data))}", *changes]).data
+    tree: dict[str, Any] = {}
+    for change in changes:
+        tree = apply_override(tree, change)
+    given = tree.get("data", {})
+    for field in ("path", "source"):
+        if field in given:
+            raise UserError(
+                f"-s data.{field} is given, and the images to train on are given in place of a recipe.",
+                "Leave one of them out.",
+            )
+    fields = {field: getattr(merged, field) for field in OF_CONVERSION if field in given}
+    return {**fields, "workers": fields.get("workers") or None}
 
 
 def name_of(source: Path) -> str:
@@ -75,8 +115,16 @@ def name_of(source: Path) -> str:
     return re.sub(r"[^\w-]+", "_", bare.name).strip("_-") or "images"
 
 
-def check(plan: Plan) -> None:
-    """Refuses data or a recipe of the plan's names that belong to other images."""
+def check(plan: Plan, given: Mapping[str, Any]) -> None:
+    """Refuses data or a recipe of the plan's names that belong to other images, or data made otherwise than asked."""
+    if plan.data.exists():
+        made = build.data.manifest_of(plan.data).options
+        for field in ("side_px", "split"):
+            if field in given and made.get(field) != given[field]:
+                raise UserError(
+                    f"{plan.data} is there already and was made with {field} {made.get(field)}, not {given[field]}.",
+                    f"Leave -s data.{field} out, or move the file and {plan.recipe} away.",
+                )
     if plan.data != plan.source and plan.data.exists():
         made_from = str(build.data.manifest_of(plan.data).options.get("source", "other images"))
         if Path(made_from).resolve() != plan.source.resolve():
@@ -101,9 +149,11 @@ def carry_out(plan: Plan, progress: ConvertProgress | None = None) -> Path:
         UserError: as `convert` and `new_recipe` do.
     """
     if not plan.data.exists():
-        open_source(str(plan.source))  # refuses what holds no images before a folder is made for them
+        open_source(
+            str(plan.source), split=plan.options.get("split", "train")
+        )  # refuses what holds no images before a folder is made for them
         plan.data.parent.mkdir(parents=True, exist_ok=True)
-        convert(str(plan.source), plan.data, side_px=SIDE_PX, progress=progress_of(plan, progress))
+        convert(str(plan.source), plan.data, **plan.options, progress=progress_of(plan, progress))
     if not plan.recipe.exists():
         write_new(plan.data, plan.recipe)
     return plan.recipe

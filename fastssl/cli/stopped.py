@@ -67,4 +67,4 @@ def say(name: str, stop: BaseException) -> None:
     verb = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
     kept = " ".join(getattr(stop, "__notes__", [])) or remains(verb)
     again = same_command("--resume") if verb == "train" else same_command()
-    print(f"Stopped by {name}. {kept}\nAgain: {again}", file=sys.stderr)
+    print(f"Stopped by {name}. {kept}\nRun it again: {again}", file=sys.stderr)

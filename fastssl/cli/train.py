@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,7 +34,7 @@ def train(
     """Pretrain a backbone as a recipe says, or on a folder of images, which is converted and given a recipe first."""
     from fastssl.recipe.load import load
 
-    plan = images_plan(recipe)
+    plan = images_plan(recipe, changes or ())
     if plan is not None and dry_run and not (plan.data.exists() and plan.recipe.exists()):
         print_result(
             {"source": str(plan.source), "data": str(plan.data), "recipe": str(plan.recipe)}, plan.text(), as_json
@@ -109,20 +110,20 @@ def next_text(summary: dict[str, Any], model: "Model") -> str:
     weights = Path(f"{run.name}{suffix}")
     return "\n".join(
         [
-            f"Judge it: {command('eval', run)}",
-            f"Look at it: {command('report', run)}",
-            f"Take it along: {command('export', run, '--to', to, '--out', weights)}",
+            f"Evaluate it: {command('eval', run)}",
+            f"See the report: {command('report', run)}",
+            f"Export it: {command('export', run, '--to', to, '--out', weights)}",
         ]
     )
 
 
-def images_plan(recipe: str) -> "Plan | None":
+def images_plan(recipe: str, changes: Sequence[str]) -> "Plan | None":
     """What to make of a folder or file of images given in place of a recipe."""
     if not Path(recipe).exists() or Path(recipe).suffix in (".yaml", ".yml"):
         return None
     from fastssl.bench.own_images import plan_of
 
-    return plan_of(recipe)
+    return plan_of(recipe, changes)
 
 
 def made_recipe(plan: "Plan") -> Path:

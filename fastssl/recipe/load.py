@@ -23,6 +23,12 @@ RENAMED = {
     "loss.standardise": "loss.standardize",
     "loss.l2_normalise": "loss.l2_normalize",
 }
+# What a field takes, by the kind of Pydantic's error, where its own words are a programmer's.
+KINDS = {
+    **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "a mapping: write -s {field}.{key}=VALUE"),
+    **dict.fromkeys(("tuple_type", "list_type"), "a list: write -s '{field}=[VALUE, VALUE]'"),
+    "path_type": "a path",
+}
 
 
 def load(recipe: "Recipe | Mapping[str, Any] | str | Path", overrides: Iterable[str] = ()) -> Recipe:
@@ -247,8 +253,9 @@ def group_problems(model: Model, *, images: int) -> list[str]:
 
 def sentence(place: tuple[Any, ...], error: Any) -> str:
     """One problem in words: the field's name first."""
-    tags = set(loss_sections())
-    parts = [str(p) for i, p in enumerate(place) if not (i == 1 and place[0] == "loss" and p in tags)]
+    losses = loss_sections()
+    tag = str(place[1]) if len(place) > 1 and place[0] == "loss" and place[1] in losses else None
+    parts = [str(p) for i, p in enumerate(place) if not (i == 1 and tag)]
     field = ".".join(parts) or "the recipe"
     match error["type"]:
         case "extra_forbidden" if field in RENAMED:
@@ -256,6 +263,8 @@ def sentence(place: tuple[Any, ...], error: Any) -> str:
         case "extra_forbidden" if len(parts) == 1:
             near = nearest_keys(field)
             return f"{field} is unknown" + (f" (did you mean {' or '.join(near)}?)" if near else "")
+        case "extra_forbidden" if tag and parts[-1] not in losses[tag].model_fields:
+            return f"{field} {unknown_to_loss(parts[-1], tag)}"
         case "extra_forbidden":
             near = difflib.get_close_matches(parts[-1], known_keys(parts[:-1]), n=1, cutoff=0.5)
             return f"{field} is unknown" + (f" (did you mean {near[0]}?)" if near else "")
@@ -265,8 +274,21 @@ def sentence(place: tuple[Any, ...], error: Any) -> str:
             return f"{field} is missing"
         case "value_error":
             return f"{field}: {error['msg'].removeprefix('Value error, ')}"
+        case kind if kind in KINDS:
+            key = "name" if field in ("loss", "optim") else "KEY"
+            return f"{field} is {short(error.get('input'))}, not {KINDS[kind].format(field=field, key=key)}"
         case _:
             return f"{field} is {short(error.get('input'))}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def unknown_to_loss(key: str, name: str) -> str:
+    """What is wrong with a key that the loss of this name lacks: it is another's, or misspelled."""
+    losses = loss_sections()
+    owners = [other for other, section in losses.items() if key in section.model_fields]
+    if owners:
+        return f"is a key of {' and '.join(owners)}, not of {name}; begin the section anew: -s 'loss={{name: {name}}}'"
+    near = difflib.get_close_matches(key, losses[name].model_fields, n=1, cutoff=0.5)
+    return "is unknown" + (f" (did you mean {near[0]}?)" if near else "")
 
 
 def short(value: Any) -> str:
@@ -280,7 +302,7 @@ def known_keys(sections: list[str]) -> list[str]:
         return list(Progressive.model_fields)
     if sections and sections[0] == "augment" and len(sections) > 1:
         return list(ViewSpec.model_fields)
-    if sections == ["loss"]:
+    if sections == ["loss"]:  # of every loss
         return sorted({key for section in loss_sections().values() for key in section.model_fields})
     model: Any = Recipe
     for section in sections:

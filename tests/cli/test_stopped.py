@@ -49,7 +49,7 @@ def test_ctrl_c_says_what_remains_and_the_command_again(verb: str, tmp_path: Pat
     first, second = done.stderr.strip().splitlines()[-2:]
     assert first.startswith("Stopped by SIGINT. ")
     assert remains in first
-    assert second.startswith(f"Again: fastssl {verb} ")
+    assert second.startswith(f"Run it again: fastssl {verb} ")
     assert "'my out.beton'" in second or "'my photos'" in second or " my " not in second
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
@@ -80,7 +80,7 @@ def test_a_conversion_that_was_stopped_continues_with_the_line_that_it_printed(t
     assert os.listdir(out) == [journal.name]
     first, second = done.stderr.strip().splitlines()[-2:]
     assert "converted so far remain" in first
-    assert second == "Again: fastssl convert shapes 'my out/a.beton' --count 20000 --side-px 64 --resume"
+    assert second == "Run it again: fastssl convert shapes 'my out/a.beton' --count 20000 --side-px 64 --resume"
 
 
 def test_printed_commands_hold_no_path_that_looks_like_an_option(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,6 +98,6 @@ def test_an_evaluation_that_was_stopped_keeps_features_and_no_result(finished_ru
     done = interrupted(words, tmp_path, lambda: len(list(features.glob("[!.]*.safetensors"))) == 2)
     assert done.returncode == 130, done.stderr
     assert "Traceback" not in done.stderr
-    assert re.search(r"^Again: fastssl eval run --probe linear", done.stderr, re.MULTILINE)
+    assert re.search(r"^Run it again: fastssl eval run --probe linear", done.stderr, re.MULTILINE)
     assert not (tmp_path / "run" / "evaluations.jsonl").exists()
     assert {path.suffix for path in features.iterdir()} == {".safetensors"}

@@ -46,6 +46,39 @@ def test_images_in_place_of_a_recipe(photos: Path) -> None:
     assert (photos.parent / "my_photos.yaml").read_bytes() == written
 
 
+def test_changes_of_the_data_decide_the_conversion(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(photos.parent)
+    (photos / "damaged.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"for `fastssl train` with -s data\.on_error=skip"):
+        carry_out(plan_of("my photos"))  # type: ignore[arg-type]
+    plan = plan_of("my photos", ["data.on_error=skip", "data.side_px=32", "optim.warmup_epochs=5", "train.epochs=5"])
+    assert plan is not None
+    assert "convert it to data/my_photos.beton (32 px squares)" in plan.text()
+    carry_out(plan)
+    made = json.loads(Path("data/my_photos.beton.json").read_text())
+    assert (made["count"], made["side_px"], made["skipped_count"]) == (48, 32, 1)
+    assert plan_of("my photos", ["data.side_px=32"]) is not None
+    with pytest.raises(UserError, match=r"was made with side_px 32, not 64"):
+        plan_of("my photos", ["data.side_px=64"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        (["optim.lrr=1", "nonsense=2"], "2 problems: optim.lrr is unknown"),
+        (["train.epochs=many"], "train.epochs is 'many'"),
+        (["data.path=other.beton"], "-s data.path is given, and the images to train on are given"),
+        (["data.source=cifar10"], "-s data.source is given"),
+    ],
+)
+def test_changes_are_checked_before_anything_is_made(photos: Path, changes: list[str], named: str) -> None:
+    words = [word for change in changes for word in ("-s", change)]
+    done = command.fastssl("train", str(photos), *words, "--dry-run", cwd=photos.parent)
+    assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 2)
+    assert named in done.stderr
+    assert not (photos.parent / "data").exists()
+
+
 def test_other_images_of_the_same_name_are_refused(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What lies under the names of the plan is used for the images that it was made of, and for no others."""
     monkeypatch.chdir(photos.parent)

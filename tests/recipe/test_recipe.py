@@ -1,5 +1,6 @@
 """Recipes: round trips, all problems at once, suggestions, limits, and every shipped recipe."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,11 @@ def test_rows_of_the_view_table_are_told_with_the_other_problems() -> None:
         ("optim.accumulate_steps=3", "does not divide"),
         ("optim.warmup_epochs=3", "longer than train.epochs"),
         ("loss.name=simclr", "loss.name is unknown"),
+        ("loss=vicreg", "loss is 'vicreg', not a mapping: write -s loss.name=VALUE"),
+        ("augment.all=none", "augment.all is 'none', not a mapping: write -s augment.all.KEY=VALUE"),
+        ("data.path=", "data.path is None, not a path"),
+        ("optim.betas=0.9", "optim.betas is 0.9, not a list"),
+        ("model.projector=64", "model.projector is 64, not a list"),
         ("loss.redundancy_weight=-1", "loss.redundancy_weight"),
         ("optim.lr=.nan", "optim.lr"),
         ("loss.orthogonality=0.1", "loss.orthogonality is now called redundancy_weight"),
@@ -85,6 +91,13 @@ def test_bad_values_name_their_field(change: str, named: str) -> None:
     assert named in error.value.what
     assert "\n" not in error.value.what
     assert "\n" not in error.value.fix
+
+
+def test_a_key_of_another_loss_is_told_from_a_misspelled_one() -> None:
+    with pytest.raises(UserError, match="redundancy_weight is a key of barlow_twins, not of vicreg") as error:
+        load("quickstart", ["loss.name=vicreg"])
+    (written,) = re.findall(r"-s '(.*)'", error.value.what)
+    assert load("quickstart", [written]).loss.name == "vicreg"
 
 
 @pytest.mark.parametrize("override", ["novalue", "=3", "data.batch_size=[1", "data.batch_size={a: b: c}"])

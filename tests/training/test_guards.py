@@ -173,7 +173,7 @@ def test_a_second_signal_ends_at_once_and_says_what_is_saved(recipe: Path, tmp_p
     assert done.returncode == 130, done.stderr[-2000:]
     said, again = done.stderr.strip().splitlines()[-2:]
     assert said == f"Stopped by SIGINT. The first 6 steps are saved in {folder}."
-    assert again == f"Again: fastssl train {recipe} --run-dir {folder} --resume"
+    assert again == f"Run it again: fastssl train {recipe} --run-dir {folder} --resume"
     assert whole(folder) == 6
     done = command.fastssl("train", str(recipe), "--run-dir", str(tmp_path / "b"), before=causing("two-signals", 1))
     said, again = done.stderr.strip().splitlines()[-2:]

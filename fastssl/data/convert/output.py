@@ -191,7 +191,7 @@ def _failed(job: Job, tally: Tally) -> bool:
 def unreadable(name: str, skipped: Sequence[tuple[str, str]], count: int, total: int) -> UserError:
     """The error that lists the images that cannot be read, (key, reason), `count` of `total`."""
     lines = [reason if key in reason or repr(key) in reason else f"{key!r}: {reason}" for key, reason in skipped]
-    skip = f"{option('on_error', 'skip')} (data.on_error in a recipe)"
+    skip = f"{option('on_error', 'skip')}, for `fastssl train` with -s data.on_error=skip"
     fix = f"Fix or remove what cannot be read, or leave it out with {skip}."
     if count == 1:
         return UserError(f"{lines[0].rstrip('.')}.", fix)
