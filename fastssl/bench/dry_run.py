@@ -52,6 +52,7 @@ def describe(recipe: Recipe) -> dict[str, Any]:
         "loss_weights": build.losses.weights(recipe, dim),
         "collapse_risk": build.losses.collapse_risk(recipe),
         "idle_color": build.views.idle_color(recipe, channels),
+        "idle_settings": build.idle.idle_settings(recipe),
         "backbone_parameters": pretrainer.parameter_count(network.backbone),
         "projector_parameters": pretrainer.parameter_count(network.projector),
         "projector_pct": round(100 * min(1.0, projector_s / seconds), 1),
@@ -137,7 +138,8 @@ def text_of(record: dict[str, Any], recipe: Recipe) -> str:
         if estimate
         else "known once the data is converted",
     }
-    warnings = [f"{'warning:':15s} {record[key]}" for key in ("collapse_risk", "idle_color") if record[key]]
+    said = [record["collapse_risk"], record["idle_color"], *record["idle_settings"]]
+    warnings = [f"{'warning:':15s} {sentence}" for sentence in said if sentence]
     return "\n".join([*(f"{name + ':':15s} {value}" for name, value in lines.items()), *warnings])
 
 

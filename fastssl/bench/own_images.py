@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from fastssl import build
-from fastssl.bench.new_recipe import MAX_EPOCHS, TEMPLATES, write_new
+from fastssl.bench.new_recipe import MAX_EPOCHS, TEMPLATES, Device, write_new
 from fastssl.data.convert.convert import convert
 from fastssl.data.sources import open_source
 from fastssl.errors import UserError
@@ -89,7 +89,7 @@ def data_changes(data: Path, recipe: Path, changes: list[str]) -> dict[str, Any]
     Raises:
         UserError: for changes that no recipe takes, and for another `data.path` or `data.source`.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device: Device = "cuda" if torch.cuda.is_available() else "cpu"
     # where the recipe is not written yet, a shipped one stands for it, with room for every warm-up
     base, room = (str(recipe), []) if recipe.exists() else (TEMPLATES[device][0].recipe, [f"train.epochs={MAX_EPOCHS}"])
     merged = load(base, [*room, f"data.path={json.dumps(str(data))}", *changes]).data

@@ -25,7 +25,7 @@ def device(recipe: Recipe) -> torch.device:
     """The recipe's device; auto prefers cuda, then mps, then cpu.
 
     Raises:
-        UserError: when it is asked for and absent.
+        UserError: when it is asked for and absent, or there are more ranks on a machine than GPUs.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if recipe.device == "auto":
@@ -36,7 +36,14 @@ def device(recipe: Recipe) -> torch.device:
         raise UserError(
             f"device is {recipe.device}, but torch finds none on this machine.", "Set device to auto or cpu."
         )
-    return torch.device(name, ranks.local_rank()) if name == "cuda" else torch.device(name)
+    if name != "cuda":
+        return torch.device(name)
+    if ranks.local_rank() >= torch.cuda.device_count():
+        raise UserError(
+            f"Rank {ranks.local_rank()} of this machine has no GPU: torch finds {torch.cuda.device_count()}.",
+            "Start as many processes as there are GPUs (--nproc-per-node), or set device to cpu.",
+        )
+    return torch.device(name, ranks.local_rank())
 
 
 def precision(recipe: Recipe, on: torch.device | None = None) -> Precision:

@@ -46,6 +46,11 @@ def check_model(recipe: Recipe) -> None:
         )
 
 
+def drawn(recipe: Recipe) -> Recipe:
+    """The recipe for a network whose weights are drawn, whatever it would start from."""
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": None})})
+
+
 def network(
     recipe: Recipe, *, in_channels: int, device: torch.device, backbone: torch.nn.Module | None = None
 ) -> pretrainer.Pretrainer:

@@ -30,5 +30,4 @@ def check_network(recipe: Recipe) -> None:
     Raises:
         UserError: naming the field.
     """
-    drawn = recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": None})})
-    optim.check_trainable(model.network(drawn, in_channels=3, device=torch.device("cpu")))
+    optim.check_trainable(model.network(model.drawn(recipe), in_channels=3, device=torch.device("cpu")))

@@ -162,18 +162,6 @@ def fallback(recipe: Recipe, augment: Augment, *, device: torch.device) -> str |
     )
 
 
-def idle_settings(recipe: Recipe) -> list[str]:
-    """A sentence for each setting that another one leaves without effect."""
-    augment, said = recipe.augment, list[str]()
-    if augment.rows is not None and "views" in augment.model_fields_set and augment.views != len(augment.rows):
-        said.append(f"augment.views {augment.views} changes nothing: augment.rows has {len(augment.rows)} views.")
-    if augment.small_side_px is not None and augment.preset != "multicrop":
-        said.append(f"augment.small_side_px changes nothing with the preset {augment.preset}: set multicrop.")
-    if recipe.evaluate.baselines and recipe.data.test_path is None:
-        said.append("evaluate.baselines changes nothing without data.test_path.")
-    return said
-
-
 def idle_color(recipe: Recipe, channels: int) -> str | None:
     """One sentence when jitter or grayscale is asked for and the images do not have three channels, else None."""
     asked = [key for key in ("jitter_p", "gray_p") if any(getattr(row, key) for row in view_table(recipe.augment))]

@@ -53,23 +53,12 @@ def train(
     from fastssl.cli.progress import conversion_progress, summary_text
     from fastssl.training import guards
     from fastssl.training.loop import train as run
-    from fastssl.training.progress import TrainingProgress, console
-    from fastssl.training.trackers import Writers
+    from fastssl.training.progress import TrainingProgress
 
     folder = run_dir or Path("runs") / resolved.name
     try:
-        with (
-            conversion_progress() as converting,
-            TrainingProgress() as progress,
-            Writers(resolved, folder, warn=lambda text: console.print(f"Warning: {text}")) as writers,
-        ):
-
-            def observe(record: dict[str, Any]) -> None:
-                for observer in (progress, writers):
-                    observer(record)
-
-            summary = run(resolved, run_dir=folder, resume=resume, observe=observe, convert_progress=converting)
-            writers.summary(summary)
+        with conversion_progress() as converting, TrainingProgress() as progress:
+            summary = run(resolved, run_dir=folder, resume=resume, observe=progress, convert_progress=converting)
     except Interrupted as stop:
         # torchrun sends SIGTERM to all ranks once one has ended; an exception while Python shuts down would abort
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -53,13 +53,18 @@ class SumBatchNorm(_BatchNorm):
     def remember(self, mean_C: Tensor, variance_C: Tensor) -> None:
         if not self.track_running_stats:
             return
-        assert self.momentum is not None
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         self.num_batches_tracked += 1
-        self.running_mean.lerp_(mean_C.to(self.running_mean.dtype), self.momentum)
-        self.running_var.lerp_(variance_C.to(self.running_var.dtype), self.momentum)
+        mean, var = self.running_mean, self.running_var
+        if self.momentum is None:  # the mean over all batches up to now
+            share = 1 / self.num_batches_tracked.to(mean.dtype)
+            mean.lerp_(mean_C.to(mean.dtype), share)
+            var.lerp_(variance_C.to(var.dtype), share)
+        else:
+            mean.lerp_(mean_C.to(mean.dtype), self.momentum)
+            var.lerp_(variance_C.to(var.dtype), self.momentum)
 
 
 def followed(norm: nn.Module, y: Tensor) -> Tensor:
@@ -127,7 +132,9 @@ def followers(norm: _BatchNorm, path: str) -> dict[str, nn.Module]:
     )
 
 
-def data_parallel(network: nn.Module, device: torch.device, *, compression: str = "none") -> nn.Module:
+def data_parallel(
+    network: nn.Module, device: torch.device, *, compression: str = "none", may_leave_out: bool = False
+) -> nn.Module:
     """The network with gradients averaged over ranks during backward; itself in a single process.
 
     A loss that sums over ranks has W times its share of the gradient on each rank, so the mean is the gradient of the
@@ -137,6 +144,7 @@ def data_parallel(network: nn.Module, device: torch.device, *, compression: str 
         network: its parameters' gradients are averaged.
         device: of the network.
         compression: "bf16" rounds gradients to bfloat16 on their way between ranks, "none" sends them as they are.
+        may_leave_out: a forward may use only some of the parameters, which costs a look at every graph.
     """
     if ranks.world() == 1:
         return network
@@ -144,7 +152,13 @@ def data_parallel(network: nn.Module, device: torch.device, *, compression: str 
     sync_buffers = "forward_sync_buffers" if is_new else "broadcast_buffers"
     device_ids = [device] if device.type == "cuda" else None
     each_step: dict[str, Any] = {sync_buffers: False}  # synchronized statistics are already equal
-    parallel = DistributedDataParallel(network, device_ids=device_ids, gradient_as_bucket_view=True, **each_step)
+    parallel = DistributedDataParallel(
+        network,
+        device_ids=device_ids,
+        gradient_as_bucket_view=True,
+        find_unused_parameters=may_leave_out,
+        **each_step,
+    )
     if compression == "bf16":
         parallel.register_comm_hook(None, bf16_compress_hook)
     return parallel

@@ -64,9 +64,15 @@ class FirstBadStep:
     def __init__(self) -> None:
         self.names: tuple[str, ...] = ()
         self.first_bad: Tensor | None = None
+        self.bad_in_a_row: Tensor | None = None
 
-    def watch(self, step: int, terms: Terms) -> None:
+    def watch(self, step: int, terms: Terms, *, may_be_bad: Tensor | None = None) -> None:
         """Looks at the scalars of one step.
+
+        Args:
+            step: its number.
+            terms: those that have to be finite.
+            may_be_bad: one of which only `in_a_row` counts how often it was not finite.
 
         Raises:
             UserError: for other terms than before, which a loss from Python may give.
@@ -81,7 +87,14 @@ class FirstBadStep:
         values = torch.stack([terms[name].detach().float().reshape(()) for name in self.names])
         bad = ~torch.isfinite(values).all()
         now = torch.cat([torch.where(bad, step, -1).float().reshape(1), values])
+        if may_be_bad is not None:
+            before = may_be_bad.new_zeros(()) if self.bad_in_a_row is None else self.bad_in_a_row
+            self.bad_in_a_row = torch.where(torch.isfinite(may_be_bad.detach()), 0, before + 1)
         self.first_bad = now if self.first_bad is None else torch.where(self.first_bad[0] >= 0, self.first_bad, now)
+
+    def in_a_row(self) -> int:
+        """Steps up to now of which `may_be_bad` was not finite; waits for the device."""
+        return 0 if self.bad_in_a_row is None else int(self.bad_in_a_row)
 
     def values(self) -> tuple[int, dict[str, float]] | None:
         """The step and its scalars, or None while all is well; waits for the device."""

@@ -22,6 +22,7 @@ from fastssl.probes import table
 from fastssl.recipe import progressive
 from fastssl.recipe.load import load
 from fastssl.recipe.schema import Recipe, ViewSpec
+from fastssl.runs import checkpoint
 from fastssl.runs.directory import check_run_dir, lock, record_failure, write_beginnings
 from fastssl.training import guards, parallel, precision, step_graph
 from fastssl.training.distributed import agree
@@ -30,11 +31,12 @@ from fastssl.training.guards import NAMES, Interrupts, torch_settings
 from fastssl.training.own_parts import OwnLoss, with_own
 from fastssl.training.plain import plain_torch
 from fastssl.training.prefetch import prefetch_views
-from fastssl.training.progress import ConversionProgress, shown
+from fastssl.training.progress import ConversionProgress
 from fastssl.training.resume import restore, save
 from fastssl.training.saver import must_be_whole
 from fastssl.training.state import Observer, Run, assemble
 from fastssl.training.threads import threads
+from fastssl.training.trackers import observers
 from fastssl.training.warm_up import compile_kernels
 
 MOST_SKIPPED_IN_A_ROW = 50
@@ -78,17 +80,18 @@ def train(
     """
     given = with_own(load(recipe), backbone, policy)
     folder = Path(run_dir) if run_dir is not None else Path("runs") / given.name
-    build.preflight.check(given)
+    goes_on = resume and bool(checkpoint.existing(folder / "checkpoints"))  # from weights of its own
+    build.preflight.check(build.model.drawn(given) if goes_on else given)
     given, precision_taken = precision.choose(given, folder)
     check_run_dir(folder, given, resume=resume)
     recipe = build.run_data.resumed(given, folder) if resume else given
     ranks.start(build.hardware.device(recipe).type, timeout_s=GROUP_TIMEOUT_S)
     build.checks.check_parts(recipe)
     step_graph.check(recipe)
-    with shown(progress, observe, convert_progress) as (observing, converting):
+    with observers(given, folder, progress, observe, convert_progress) as (observing, converting, writers):
         build.data.ensure_data_once(recipe, progress=converting)
         with torch_settings(recipe), threads(recipe) as threads_taken:
-            run = assemble(recipe, folder, observing, backbone=backbone, loss=loss)
+            run = assemble(recipe, folder, observing, backbone=backbone, loss=loss, goes_on=goes_on)
             if ranks.is_main():
                 folder.mkdir(parents=True, exist_ok=True)
             alone = lock(folder, on_warning=run.warn) if ranks.is_main() else contextlib.nullcontext()
@@ -101,7 +104,9 @@ def train(
                         begin(run, given, {"threads": threads_taken, "precision": precision_taken})
                         with build.hardware.seeded(recipe.seed, run.device):  # anew for each step; then the caller's
                             loop(run, interrupts)
-                            return finish(run, partial(stop_asked, run, interrupts))
+                            summary = finish(run, partial(stop_asked, run, interrupts))
+                            writers.summary(summary)
+                            return summary
                 finally:
                     run.saver.close()
                     parallel.close(run.train_step)
@@ -141,7 +146,7 @@ def begin(run: Run, given: Recipe, chosen: dict[str, str]) -> None:
     for warning in (
         None if run.own_loss else build.losses.collapse_risk(run.recipe),
         build.views.idle_color(run.recipe, run.manifest.channels),
-        *build.views.idle_settings(run.recipe),
+        *build.idle.idle_settings(run.recipe),
         *build.run_data.made_otherwise(run.recipe),
         build.views.fallback(run.recipe, run.augment_of(0), device=run.device),
         *run.prober.not_measured,
@@ -158,12 +163,14 @@ def is_finished(run: Run) -> bool:
 
 def choose_parallel(run: Run) -> str:
     """Has threads share views or operators, as at the run's beginning, and says why."""
-    channels, reason = run.manifest.channels, "as the run began"
-    if not run.parallel:
+    began, reason = run.parallel, "as the run began"
+    if not began or (began == parallel.VIEWS and parallel.obstacle_to_views(run.recipe, run.device)):
         with build.hardware.seeded(run.recipe.seed, run.device):
             run.parallel, reason = parallel.choose(
-                run.recipe, run.train_step, run.network, in_channels=channels, device=run.device
+                run.recipe, run.train_step, run.network, in_channels=run.manifest.channels, device=run.device
             )
+    if began and run.parallel != began:
+        reason += f"; the run began with {began}"
     if run.parallel == parallel.VIEWS:
         run.train_step = parallel.view_parallel(run.train_step, run.network, workers=torch.get_num_threads())
     return reason
@@ -260,8 +267,11 @@ def watch(run: Run, terms: Terms, skipped_in_a_row: int) -> int:
         UserError: when nothing but such steps come.
     """
     if "skipped" not in terms:
-        looked_at = {k: v for k, v in terms.items() if not (k == "gradient_norm" and run.train_step.scaler)}
-        run.bad.watch(run.step, looked_at)
+        if run.train_step.scaler:  # it leaves out a step whose gradient is not finite, and tries a smaller scale
+            looked_at = {name: term for name, term in terms.items() if name != "gradient_norm"}
+            run.bad.watch(run.step, looked_at, may_be_bad=terms["gradient_norm"])
+        else:
+            run.bad.watch(run.step, terms)
         return 0
     if not float(terms.pop("skipped")):
         return 0
@@ -280,6 +290,10 @@ def stop_if_bad(run: Run) -> None:
     bad = run.bad.values()
     if bad:
         raise guards.not_finite(*bad, run.network, last_good=run.saver.last_good())
+    left_out = run.bad.in_a_row()
+    if left_out >= MOST_SKIPPED_IN_A_ROW:
+        norm = {"gradient_norm": float("nan")}
+        raise guards.not_finite(run.step, norm, run.network, last_good=run.saver.last_good())
 
 
 def count_seconds(run: Run, watchdog: guards.Watchdog, mark: float, *, steps: int, compiling: bool) -> None:
@@ -360,7 +374,7 @@ def log_step(run: Run, terms: Terms) -> None:
 def evaluate_now(run: Run, alive: Callable[[], None]) -> bool:
     """Measures the features, on held-out images too where there are labels; whether accuracy is better than ever."""
     stop_if_bad(run)  # names the step and what to set; features that are not finite would not
-    metrics = run.prober.while_training(run.evaluated.backbone, progress=lambda *_: alive())
+    metrics = run.prober.while_training(run.evaluated.backbone, alive=alive)
     if not metrics:
         return False
     epoch = round(run.step / len(run.loader), 6)

@@ -49,17 +49,22 @@ class Part:
         """This rank's batches."""
         return self.loader.epoch(epoch)
 
-    def features(self, embed: Embed, *, progress: evaluate.Progress | None = None) -> tuple[Tensor, Tensor]:
+    def features(
+        self, embed: Embed, *, progress: evaluate.Progress | None = None, alive: Callable[[], None] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Features (N, F) float32 and labels (N,) of all its images, the last short batch included, on every rank.
 
         Args:
             embed: a batch's features.
             progress: called with ("features", batches done, batches in all), as often on one rank as on another.
+            alive: called after every batch.
         """
         pairs = []
         with torch.inference_mode():
             for done, batch in enumerate(self.epoch(0), start=1):
                 pairs.append((embed(batch).float(), batch.labels_B))
+                if alive:
+                    alive()
                 if progress and not self.shared:  # shares may differ by a batch
                     progress("features", done, len(self.loader))
         columns = (torch.cat(column).clone() for column in zip(*pairs, strict=True))
@@ -134,22 +139,23 @@ class Prober:
         few = build.data.some_of(images, INVARIANCE_IMAGES)
         return clean, Part(self.recipe, path, few, device=self.device, share=share or clean.loader)
 
-    def while_training(self, backbone: nn.Module, *, progress: evaluate.Progress | None = None) -> dict[str, float]:
+    def while_training(self, backbone: nn.Module, *, alive: Callable[[], None] = lambda: None) -> dict[str, float]:
         """Accuracies on held-out images, where there are labels, and what features of pretraining images look like.
 
         Args:
             backbone: whose features.
-            progress: as for `at_the_end`.
+            alive: called after every batch and probe, since all of it may take longer than a step may.
         """
         embed, metrics = self.embed_with(backbone), dict[str, float]()
         if self.learn is not None and self.val is not None:
             epochs = self.recipe.evaluate.linear_epochs_while_training
-            learned, judged = (part.features(embed, progress=progress) for part in (self.learn, self.val))
-            labeled = self.labeled(learned, judged, linear_epochs=epochs, progress=progress)
+            learned, judged = (part.features(embed, alive=alive) for part in (self.learn, self.val))
+            labeled = self.labeled(learned, judged, linear_epochs=epochs, progress=lambda *_: alive())
             metrics = table.accuracies(labeled) | {"val_images": float(len(labeled.test_MF))}
+            alive()
         if self.pretraining is not None and self.varied is not None:
-            features_NF, _ = self.pretraining.features(embed, progress=progress)
-            views_NVF, _ = self.varied.features(lambda batch: self.embed_views(backbone, batch), progress=progress)
+            features_NF, _ = self.pretraining.features(embed, alive=alive)
+            views_NVF, _ = self.varied.features(lambda batch: self.embed_views(backbone, batch), alive=alive)
             metrics |= table.figures(features_NF, views_VNF=views_NVF.movedim(1, 0), while_training=True)
         return metrics
 

@@ -3,14 +3,16 @@
 V views, B images, D embedding dimensions.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from fastssl import build
-from fastssl.errors import UserError
+from fastssl.errors import OwnWarning, UserError
 from fastssl.losses.loss import Terms
+from fastssl.losses.statistics import full_precision
 from fastssl.recipe.load import load
 from fastssl.recipe.schema import Recipe
 from fastssl.recipe.view import Row, row_of
@@ -29,9 +31,14 @@ def with_own(recipe: Recipe, backbone: nn.Module | None, policy: Sequence[Row] |
     Raises:
         UserError: naming the argument that is not what it should be.
     """
+    if backbone is None and policy is None:
+        return recipe
     tree = recipe.model_dump(mode="json")
     if backbone is not None:
         check_backbone(backbone)
+        if not backbone.training:  # as `from_pretrained` and `fastssl.load` give one: dropout off, statistics fixed
+            warnings.warn("backbone is in evaluation mode; backbone.train() is called.", OwnWarning, stacklevel=4)
+            backbone.train()
         if recipe.model.weights is not None:
             raise UserError(
                 f"model.weights is {recipe.model.weights}, and backbone has weights of its own.",
@@ -90,7 +97,7 @@ def terms_of(loss: OwnLoss) -> Callable[[Tensor], Terms]:
             raise UserError(f"{name} takes a seed that is another at every step.", f"Set loss.name to {name} instead.")
 
     def terms(z_VBD: Tensor) -> Terms:
-        value = loss(z_VBD)
+        value = loss(full_precision(z_VBD))
         return check_terms(dict(value) if isinstance(value, Mapping) else {"loss": value})
 
     return terms

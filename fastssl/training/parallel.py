@@ -79,7 +79,8 @@ def obstacle_in_network(recipe: Recipe, network: Pretrainer, *, in_channels: int
     except (TypeError, RuntimeError) as error:
         return f"the backbone cannot be copied ({error})"
     side_px = build.model.sides_px(recipe)[0]
-    name = changing_buffer(network.backbone, torch.zeros(2, in_channels, side_px, side_px))
+    images = torch.randn(2, in_channels, side_px, side_px, generator=torch.Generator().manual_seed(0))  # zeros stay 0
+    name = changing_buffer(network.backbone, images)
     return f"the backbone changes its buffer {name}, of which each view would have its own" if name else ""
 
 

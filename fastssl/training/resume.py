@@ -21,7 +21,8 @@ from fastssl.version import __version__
 
 def save(run: Run) -> None:
     """A checkpoint of this moment; keeps the newest ones and the best. Skipped while metrics cannot be written."""
-    if run.records.sync():
+    if problem := run.records.sync():
+        run.saver.refuse(f"metrics.jsonl cannot be written: {problem}")
         return
     epoch, position = divmod(run.step, len(run.loader))
     scaler = run.train_step.scaler

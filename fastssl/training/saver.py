@@ -81,6 +81,11 @@ class Saver:
         self.writing = None
         return not self.problem
 
+    def refuse(self, problem: str) -> None:
+        """In place of `save`, where a checkpoint would count lines that are not on disk; as after a failed write."""
+        self.wait()
+        self.problem, self.saved_s = problem, time.monotonic()
+
     def retry_due(self) -> bool:
         """Whether the last write failed and it is time for another."""
         if self.writing is not None and self.writing.done():

@@ -133,6 +133,7 @@ def assemble(
     *,
     backbone: nn.Module | None = None,
     loss: OwnLoss | None = None,
+    goes_on: bool = False,
 ) -> Run:
     """Builds every part; refuses what cannot work before anything is written.
 
@@ -141,6 +142,7 @@ def assemble(
         folder: the run's, written by rank 0 alone.
         observe: called with the records of rank 0.
         backbone, loss: in place of the recipe's, see `train`.
+        goes_on: a checkpoint will be restored, so the weights that the run started from are not needed.
     """
     device = build.hardware.device(recipe)
     if device.type == "cpu":
@@ -149,7 +151,8 @@ def assemble(
     probe_path = recipe.data.probe_path or recipe.data.path
     sets = build.data.sets(recipe, build.data.labels_of(recipe.data.path), build.data.labels_of(probe_path))
     loader = build.data.loader(recipe, recipe.data.path, sets.train, device=device)
-    network = build.model.network(recipe, in_channels=manifest.channels, device=device, backbone=backbone)
+    start = build.model.drawn(recipe) if goes_on else recipe
+    network = build.model.network(start, in_channels=manifest.channels, device=device, backbone=backbone)
     clean = build.views.clean_view(recipe, manifest, device=device)
     features_dim(
         network.backbone,
@@ -176,7 +179,12 @@ def assemble(
             network,
             device=device,
             loss=None if loss is None else terms_of(loss),
-            parallel=partial(data_parallel, device=device, compression=recipe.train.gradient_compression),
+            parallel=partial(
+                data_parallel,
+                device=device,
+                compression=recipe.train.gradient_compression,
+                may_leave_out=backbone is not None,
+            ),
             may_compile=True,
         ),
         learning_rate=build.optim.learning_rate(recipe, steps_per_epoch=len(loader)),

@@ -15,7 +15,7 @@ from fastssl import build
 from fastssl.build.optim import set_learning_rate
 from fastssl.losses.loss import Terms
 from fastssl.recipe.schema import Recipe
-from fastssl.training.distributed import without_sync
+from fastssl.training.distributed import agree, without_sync
 from fastssl.training.objective import Objective, Views, objective
 from fastssl.training.step_graph import StepGraphs
 from fastssl.training.view_parallel import intra_op_threads
@@ -141,6 +141,8 @@ class Step:
         if self.clip_norm is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
         skipped = self.skip_nonfinite and not bool(torch.isfinite(norm + loss))
+        if self.skip_nonfinite:  # by all or by none: a loss of one's own has a value of its own on each rank
+            skipped = bool(agree(int(skipped), norm.device))
         if not skipped:
             # fp16's scaler leaves out a step whose gradient is not finite by itself
             self.scaler.step(self.optimizer) if self.scaler else self.optimizer.step()
@@ -179,6 +181,7 @@ def step_of(
         parallel: makes the module that is called data-parallel.
         may_compile: compile network and loss together where the recipe says so; else nothing is compiled.
     """
+    build.optim.check_trainable(network)
     of_embeddings, autocast = build.losses.loss(recipe) if loss is None else loss, build.hardware.autocast(recipe)
     compiled, called = None, network
     if may_compile and recipe.train.compile:

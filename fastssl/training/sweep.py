@@ -10,7 +10,6 @@ import re
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from fastssl.runs import reading
 from fastssl.runs.files import atomic_json
 from fastssl.training import loop
 from fastssl.training.precision import holds_another
-from fastssl.training.trackers import Writers
 
 Observer = Callable[[dict[str, Any]], None]
 LONGEST_NAME = 100
@@ -193,26 +191,7 @@ def run(cell: Cell, *, observe: Observer, convert_progress: Callable[[str, int, 
         raise cell.recipe
     if (cell.folder / "summary.json").exists() and not holds_another(cell.folder, cell.recipe):
         return
-    warn = partial(observe_warning, observe)
-    with Writers(cell.recipe, cell.folder, warn=warn) as writers:
-
-        def observe_all(record: dict[str, Any]) -> None:
-            for observer in (observe, writers):
-                observer(record)
-
-        writers.summary(
-            loop.train(
-                cell.recipe,
-                run_dir=cell.folder,
-                resume=True,
-                observe=observe_all,
-                convert_progress=convert_progress,
-            )
-        )
-
-
-def observe_warning(observe: Observer, message: str) -> None:
-    observe({"event": "warning", "message": message})
+    loop.train(cell.recipe, run_dir=cell.folder, resume=True, observe=observe, convert_progress=convert_progress)
 
 
 def tabulated(name: str, planned: Sequence[Cell], errors: Mapping[Path, UserError]) -> dict[str, Any]:

@@ -3,11 +3,12 @@
 Whatever goes wrong with one (not installed, service away, disk full) is said once; the run continues without it.
 """
 
+import contextlib
 import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,8 @@ from fastssl.build import ranks
 from fastssl.data.loaders.choose import installed
 from fastssl.recipe.schema import Recipe
 from fastssl.runs.files import atomic_write
+from fastssl.training.progress import ConversionProgress, shown
+from fastssl.training.state import Observer
 
 PREFIXES = {"step": "train", "evaluation": "val", "summary": "test"}
 POSITIONS = ("step", "epoch", "images", "views")
@@ -113,7 +116,7 @@ OPENERS: dict[str, Callable[[Recipe, Path, int], Writer]] = {
 
 
 class Writers:
-    """Give it to `train` as its observer, or call it from one, inside a `with`.
+    """An observer of a run, inside a `with`; `train` has one.
 
     Args:
         recipe: `log` says which writers are on.
@@ -176,6 +179,29 @@ class Writers:
             closing.join(CLOSE_TIMEOUT_S)
             if closing.is_alive():
                 self.warn(f"{name} has not finished after {CLOSE_TIMEOUT_S} s and is left behind.")
+
+
+@contextlib.contextmanager
+def observers(
+    recipe: Recipe,
+    folder: Path,
+    progress: bool | None,
+    observe: Observer | None,
+    convert_progress: ConversionProgress | None,
+) -> Iterator[tuple[Observer, ConversionProgress | None, Writers]]:
+    """Who is told what happens: the observers given, the progress shown, and the recipe's writers (`log`)."""
+    with shown(progress, observe, convert_progress) as (observer, converting):
+
+        def warn(message: str) -> None:
+            observer({"event": "warning", "message": message})
+
+        with Writers(recipe, folder, warn=warn) as writers:
+
+            def tell(record: dict[str, Any]) -> None:
+                observer(record)
+                writers(record)
+
+            yield tell, converting, writers
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

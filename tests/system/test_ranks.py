@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -72,6 +73,34 @@ def gradients() -> dict[str, torch.Tensor]:
     return found
 
 
+class Partial(torch.nn.Module):
+    """Has a layer that its forward does not use, and a norm that averages over all its batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.unused = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+        self.norm = torch.nn.BatchNorm1d(4, momentum=None)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.norm(self.used(x))
+        return y
+
+
+def trained_partial() -> dict[str, torch.Tensor]:
+    """Weights and statistics after three steps on this rank's share of each batch."""
+    torch.manual_seed(0)
+    network, mine = Partial().double(), ranks.shard(BATCH)
+    distributed.synchronize_batch_norm(network, torch.device("cpu"))
+    called = distributed.data_parallel(network, torch.device("cpu"), may_leave_out=True)
+    sgd = torch.optim.SGD(network.parameters(), lr=0.1)
+    for _ in range(3):
+        rows = torch.randn(BATCH, 4, dtype=torch.float64)[mine.start : mine.stop]
+        (ranks.all_sum(called(rows).pow(3).sum()) / BATCH).backward()
+        sgd.step()
+        sgd.zero_grad(set_to_none=True)
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
 def samples(recipe: dict[str, Any]) -> list[list[int]]:
     """Which images each step of two epochs trains on, over all ranks."""
     made = load(recipe)
@@ -88,7 +117,8 @@ def worker(rank: int, world: int, port: int, folder: str, recipe: dict[str, Any]
     found: dict[str, Any] = {
         name: trained(partial(loss, all_sum=ranks.all_sum), parts) for name, (loss, parts) in JOBS.items()
     }
-    torch.save({**found, "samples": samples(recipe), "gradients": gradients()}, Path(folder) / f"{rank}.pt")
+    more = {"samples": samples(recipe), "gradients": gradients(), "partial": trained_partial()}
+    torch.save({**found, **more}, Path(folder) / f"{rank}.pt")
     ranks.stop()
 
 
@@ -119,6 +149,13 @@ def test_ten_float64_steps_and_their_samples_are_one_processs(
             for key, tensor in rank[name][1].items():
                 torch.testing.assert_close(tensor, expected[key], rtol=1e-10, atol=1e-10)
     assert all(rank["samples"] == samples(tiny_recipe) for rank in of_ranks)
+
+
+def test_unused_layers_and_norms_without_momentum_train_as_in_one_process(of_ranks: list[dict[str, Any]]) -> None:
+    expected = trained_partial()
+    for rank in of_ranks:
+        for key, tensor in rank["partial"].items():
+            torch.testing.assert_close(tensor, expected[key], rtol=1e-10, atol=1e-10)
 
 
 def test_compressed_gradients_are_the_mean_but_for_bfloat16s_roundings(of_ranks: list[dict[str, Any]]) -> None:
@@ -225,6 +262,24 @@ def test_a_run_of_four_ranks_stopped_by_a_signal_goes_on_with_two(recipe: Path, 
     train(*command(recipe, run, 2))
     assert column(run, "step") == list(range(1, 21))
     assert column(run, "loss") == pytest.approx(column(alone, "loss"), rel=1e-5)
+
+
+def test_a_run_whose_threads_share_views_goes_on_with_two_ranks(recipe: Path, tmp_path: Path) -> None:
+    """Ranks share operators; what was copied to each view's thread has to be one network again."""
+    run, changed = tmp_path / "run", tmp_path / "views.yaml"
+    tree = yaml.safe_load(recipe.read_text())
+    changes = {"model": {"batch_norm": "per_view"}, "train": {"epochs": 2, "keep_checkpoints": 9, "parallel": "auto"}}
+    changed.write_text(yaml.safe_dump(tree | {key: tree[key] | new for key, new in changes.items()}))
+    assert fastssl("train", str(changed), "--run-dir", str(run), env=one_thread()).returncode == 0
+    assert json.loads((run / "summary.json").read_text())["parallel"] == "views"
+    whole = column(run, "loss")
+    (run / "summary.json").unlink()
+    for path in checkpoint.existing(run / "checkpoints"):
+        if checkpoint.steps_in(path) > 3:
+            shutil.rmtree(path)
+    done = train(*command(changed, run, 2))
+    assert done["parallel"] == "operators"
+    assert column(run, "loss") == pytest.approx(whole, rel=1e-4)
 
 
 def test_a_killed_rank_is_started_again_and_nothing_is_lost(recipe: Path, alone: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from tiny import one_torch_thread, tiny
 
 import fastssl
 from fastssl.errors import Interrupted, UserError
+from fastssl.pretrained.export.export import export
 from fastssl.runs import checkpoint
 from fastssl.training import guards
 from fastssl.training.online_probes import Prober
@@ -161,3 +162,21 @@ def test_an_evaluation_is_no_step_that_hangs(tiny_data: Data, tmp_path: Path, mo
     fastssl.train(tiny((tiny_data[0], None), evaluate=evaluate, train={"epochs": 1}), run_dir=tmp_path)
     assert len(during) == 1
     assert during[0] >= 7 + 4  # every epoch of the linear probe, every part whose features are extracted
+
+
+def test_a_run_goes_on_without_the_weights_that_it_started_from(
+    tiny_recipe: dict[str, Any], tiny_run: Path, tmp_path: Path
+) -> None:
+    start, run = tmp_path / "start.safetensors", tmp_path / "run"
+    export(tiny_run, start, to="safetensors")
+    settings = {"train": tiny_recipe["train"] | {"checkpoint_every_steps": 1, "keep_checkpoints": 20}}
+    tiny = tiny_recipe | settings | {"model": tiny_recipe["model"] | {"weights": str(start)}}
+    whole = fastssl.train(tiny, run_dir=run)
+    (run / "summary.json").unlink()
+    for path in checkpoint.existing(run / "checkpoints"):
+        if checkpoint.steps_in(path) > 4:
+            shutil.rmtree(path)
+    start.unlink()
+    assert fastssl.train(tiny, run_dir=run, resume=True)["validation"]["loss"] == whole["validation"]["loss"]
+    with pytest.raises(UserError, match=r"model\.weights .* does not exist"):
+        fastssl.train(tiny, run_dir=tmp_path / "new")

@@ -16,7 +16,10 @@ import torch
 import yaml
 from tiny import tiny
 
+import fastssl
+from fastssl.errors import UserError
 from fastssl.runs import checkpoint
+from fastssl.runs.directory import Records
 from fastssl.training.guards import EXIT_CODE, FirstBadStep, SlowSteps
 
 HERE = Path(__file__).parent
@@ -230,6 +233,23 @@ def test_a_full_disk_keeps_what_was_there_and_takes_the_rest_later(
     ballast.unlink()
     assert train(recipe, folder).returncode == 0
     assert losses(folder) == reference
+
+
+def test_lines_that_cannot_be_written_end_a_run_as_a_checkpoint_does(
+    tiny_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkpoints wait for the lines before them, so a signal after them has saved nothing."""
+    monkeypatch.setattr(Records, "flush", lambda self: "No space left on device")
+    for steps, stop in ((10, -1), (3, 3)):
+
+        def observe(record: dict[str, Any], stop: int = stop) -> None:
+            if record["event"] == "step" and record["step"] == stop:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        told = f"checkpoint of step {steps} cannot be written: metrics.jsonl cannot be written: No space left"
+        with pytest.raises(UserError, match=told):
+            fastssl.train(tiny_recipe, run_dir=tmp_path / f"{steps}", observe=observe)
+        assert not (tmp_path / f"{steps}" / "summary.json").exists()
 
 
 def test_a_read_only_run_directory_is_refused_before_anything_else(recipe: Path, small_disk: Path) -> None:

@@ -20,7 +20,7 @@ from fastssl.data.convert.convert import convert
 from fastssl.models import pretrainer
 from fastssl.pretrained.evaluation.evaluate import evaluate
 from fastssl.probes import spectrum, table
-from fastssl.recipe.load import load
+from fastssl.recipe.load import load, shipped
 from fastssl.training.online_probes import Part, Prober, views_of
 
 Data = tuple[Path, Path]
@@ -127,13 +127,36 @@ def test_images_that_cannot_be_judged_are_left_out_and_reported(tiny_recipe: dic
     [
         (["augment.rows=[{},{},{}]", "augment.views=4"], "augment.views 4 changes nothing"),
         (["augment.small_side_px=8"], "small_side_px changes nothing with the preset"),
+        (["augment.all.rotate_p=0.5"], "rotate_p changes nothing without rotate_max_deg"),
+        (["augment.all.rotate_max_deg=15"], "rotate_max_deg changes nothing without rotate_p"),
+        (["augment.all.pad_px=4"], "pad_px changes nothing without crop: pad"),
+        (["augment.all.crop=pad"], "crop: pad changes nothing without pad_px"),
+        (["augment={preset: none, side_px: 16, all: {jitter_p: 0.8}}"], "jitter_p changes nothing without one of"),
+        (["optim.momentum=0.99"], "momentum changes nothing with the optimizer adamw: it is of sgd, lars, muon"),
+        (["optim.name=sgd", "optim.betas=[0.8, 0.9]"], "betas changes nothing with the optimizer sgd"),
+        (["optim.trust=0.1"], "trust changes nothing"),
+        (["optim.schedule=constant", "optim.final_fraction=0.1"], "final_fraction changes nothing"),
+        (["data.loader=ffcv", "data.memory=mmap"], "data.memory mmap changes nothing with data.loader ffcv"),
+        (["train.gradient_compression=bf16"], "gradient_compression bf16 changes nothing in a single process"),
         (["evaluate.baselines=true", "data.test_path=null"], "baselines changes nothing"),
     ],
 )
 def test_a_setting_without_effect_is_reported(tiny_recipe: dict[str, Any], changes: list[str], said: str) -> None:
-    assert not build.views.idle_settings(load(tiny_recipe))
-    (found,) = build.views.idle_settings(load(tiny_recipe, changes))
+    assert not build.idle.idle_settings(load(tiny_recipe))
+    (found,) = build.idle.idle_settings(load(tiny_recipe, changes))
     assert said in found
+
+
+@pytest.mark.parametrize("path", shipped(), ids=lambda path: path.stem)
+def test_shipped_recipes_have_no_setting_without_effect(path: Path) -> None:
+    compression = "train.gradient_compression"  # has an effect under torchrun
+    assert not [said for said in build.idle.idle_settings(load(path)) if compression not in said]
+
+
+def test_rows_without_a_number_of_views_are_no_mistake(tiny_recipe: dict[str, Any]) -> None:
+    rows = load(tiny_recipe, ["augment.rows=[{},{},{}]"])
+    assert not build.idle.idle_settings(rows)
+    assert not build.idle.idle_settings(load(rows.model_dump(mode="json")))  # as a run's recipe.yaml, every field set
 
 
 def test_a_test_set_of_the_images_learned_from_is_reported(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:

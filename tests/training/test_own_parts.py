@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import fastssl
 from fastssl import build
-from fastssl.errors import UserError
+from fastssl.errors import OwnWarning, UserError
 from fastssl.models import backbones
 from fastssl.pretrained.evaluation.evaluate import evaluate
 from fastssl.pretrained.export.export import export
@@ -91,6 +91,58 @@ def test_a_step_with_an_infinite_loss_and_a_finite_gradient_is_left_out(
     done = fastssl.train(tiny, run_dir=tmp_path / "run", backbone=kept, loss=lambda z: z.var() + float("inf"))
     assert done["skipped_steps"] == done["steps"] == 5
     assert all(torch.equal(p, before[name]) for name, p in kept.named_parameters())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_loss_of_ones_own_is_given_float32(tiny_recipe: dict[str, Any], tmp_path: Path, precision: str) -> None:
+    seen = set[torch.dtype]()
+
+    def loss(z_VBD: Tensor) -> Tensor:
+        seen.add(z_VBD.dtype)
+        return z_VBD.square().mean()
+
+    tiny = tiny_recipe | {"train": tiny_recipe["train"] | {"epochs": 1, "precision": precision}}
+    fastssl.train(tiny, run_dir=tmp_path / "run", loss=loss)
+    assert seen == {torch.float32}
+
+
+def test_fp16_whose_gradient_is_never_finite_ends(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    """Its scaler leaves out each of these steps by itself; the loss is finite."""
+    tiny = tiny_recipe | {"train": tiny_recipe["train"] | {"epochs": 12, "precision": "fp16"}}
+    with pytest.raises(UserError, match=r"gradient is not finite at step 5[0-9]: gradient_norm nan"):
+        fastssl.train(tiny, run_dir=tmp_path / "run", loss=lambda z: (z - z).square().sum().sqrt() + z.var())
+
+
+def test_a_backbone_in_evaluation_mode_is_trained(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    backbone = small_backbone().eval()
+    tiny = tiny_recipe | {"train": tiny_recipe["train"] | {"epochs": 1}}
+    with pytest.warns(OwnWarning, match="backbone is in evaluation mode"):
+        fastssl.train(tiny, run_dir=tmp_path / "run", backbone=backbone)
+    norm = backbone[1]
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_mean is not None
+    assert norm.running_mean.abs().max() > 0
+
+
+class Center(nn.Module):
+    """Subtracts a running mean, which images of zeros do not move."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.mean.lerp_(x.detach().mean(0), 0.1)
+        return x - self.mean
+
+
+def test_a_buffer_that_zeros_leave_alone_is_found(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    conv = nn.Conv2d(3, 8, 4, stride=4, bias=False)
+    backbone = nn.Sequential(conv, nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), Center())
+    tiny = tiny_recipe | {"model": {"projector": [16], "batch_norm": "per_view"}}
+    done = fastssl.train(tiny, run_dir=tmp_path / "run", backbone=backbone)
+    assert done["parallel"] == "operators"
 
 
 class Locked(nn.Sequential):
