@@ -25,12 +25,14 @@ class VicReg(lightning.LightningModule):
         self.log_dict(terms, batch_size=views.shape[1])
         return terms["loss"]
 
+    def train_dataloader(self):  # called on each rank once torch.distributed is initialized
+        return fastssl.views(path, batch_size=64, views=4, side_px=32, device=self.device)
+
     def configure_optimizers(self):
         return torch.optim.AdamW(self.parameters(), lr=1e-3)
 
 
 # The views are made on the device already: Lightning only hands them on.
-train = fastssl.views(path, batch_size=64, views=4, side_px=32)
 trainer = lightning.Trainer(max_epochs=epochs, logger=False, enable_checkpointing=False, enable_progress_bar=False)
-trainer.fit(VicReg(), train)
+trainer.fit(VicReg())
 print(f"loss {trainer.callback_metrics['loss']:.2f}")

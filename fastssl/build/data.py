@@ -24,7 +24,7 @@ from fastssl.data.loaders import resident
 from fastssl.data.loaders.choose import choose, installed
 from fastssl.data.loaders.loader import BetonLoader
 from fastssl.data.loaders.plan import PlanOptions
-from fastssl.data.manifest import Manifest, manifest_path, read_manifest
+from fastssl.data.manifest import Manifest, check_belongs, manifest_path, read_manifest
 from fastssl.data.sources import open_source
 from fastssl.errors import UserError, option
 from fastssl.recipe.schema import Recipe
@@ -304,7 +304,8 @@ def ordered_loader(
 
 def open_loader(recipe: Recipe, path: Path, *, device: torch.device, **plan: Unpack[PlanOptions]) -> BetonLoader:
     """The recipe's loader over a file."""
-    data, threads = recipe.data, recipe.data.workers or None
+    data, threads, beton = recipe.data, recipe.data.workers or None, Beton(path)
+    check_belongs(manifest_of(path), path, count=len(beton), channels=beton.channels)
     match loader_choice(recipe, path, device)[0]:
         case "ffcv":
             from fastssl.data.loaders import ffcv
@@ -348,6 +349,8 @@ def loader_choice(recipe: Recipe, path: Path, device: torch.device) -> tuple[str
         return "dali", "a folder of shards is streamed by DALI's own reader"
     if wanted != "auto":
         return wanted, "the recipe says so"
+    if recipe.data.memory != "device":
+        return "resident", f"data.memory is {recipe.data.memory}, and the others keep no pixels"
     beton = Beton(path)
     # The ranks of a machine share its memory; a GPU is one rank's own.
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_host_bytes() // ranks.local_world()

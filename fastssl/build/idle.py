@@ -3,12 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel
-
 from fastssl.build import ranks
 from fastssl.build.model import CUSTOM
 from fastssl.recipe.presets import view_table
-from fastssl.recipe.schema import Recipe
+from fastssl.recipe.schema import Recipe, Section
 
 OPTIMIZERS = {
     "momentum": ("sgd", "lars", "muon"),
@@ -35,7 +33,7 @@ def idle_views(recipe: Recipe) -> list[str]:
         said.append(f"augment.small_side_px changes nothing with the preset {augment.preset}: set multicrop.")
     rows = view_table(augment)
     factors = ("brightness", "contrast", "saturation", "hue")
-    for sentence, is_so in {
+    cases: dict[str, list[Any]] = {
         "rotate_p changes nothing without rotate_max_deg.": [r.rotate_p and not r.rotate_max_deg for r in rows],
         "rotate_max_deg changes nothing without rotate_p.": [r.rotate_max_deg and not r.rotate_p for r in rows],
         "pad_px changes nothing without crop: pad.": [r.pad_px and r.crop != "pad" for r in rows],
@@ -43,7 +41,8 @@ def idle_views(recipe: Recipe) -> list[str]:
         f"jitter_p changes nothing without one of {', '.join(factors)}.": [
             r.jitter_p and not any(getattr(r, factor) for factor in factors) for r in rows
         ],
-    }.items():
+    }
+    for sentence, is_so in cases.items():
         if any(is_so):
             said.append(f"In the view table {sentence}")
     return said
@@ -71,6 +70,6 @@ def idle_elsewhere(recipe: Recipe) -> list[str]:
     return said
 
 
-def default_of(section: BaseModel, field: str) -> Any:
+def default_of(section: Section, field: str) -> Any:
     fields: Mapping[str, Any] = type(section).model_fields
     return fields[field].default

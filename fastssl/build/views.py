@@ -162,13 +162,17 @@ def fallback(recipe: Recipe, augment: Augment, *, device: torch.device) -> str |
     )
 
 
-def idle_color(recipe: Recipe, channels: int) -> str | None:
-    """One sentence when jitter or grayscale is asked for and the images do not have three channels, else None."""
+def idle_color(recipe: Recipe, channels: int, *, fix: bool = True) -> str | None:
+    """One sentence when jitter or grayscale is asked for and the images do not have three channels, else None.
+
+    Args:
+        recipe: asks for the views.
+        channels: of the images.
+        fix: say what to set in the recipe.
+    """
     asked = [key for key in ("jitter_p", "gray_p") if any(getattr(row, key) for row in view_table(recipe.augment))]
     if channels == 3 or not asked:
         return None
     off = ", ".join(f"{key}: 0" for key in asked)
-    return (
-        f"Jitter and grayscale act on 3 channels and the images have {channels}, so they change nothing; "
-        f"set augment.all={{{off}}} to say so."
-    )
+    said = f"Jitter and grayscale act on 3 channels and the images have {channels}, so they change nothing"
+    return f"{said}; set augment.all={{{off}}} to say so." if fix else f"{said}."

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from fastssl.data.limits import MAX_CHANNELS, MAX_SIDE_PX
+from fastssl.errors import UserError
 
 _PAIRS = ("size_min_px", "size_max_px")
 
@@ -148,6 +149,16 @@ def _is_finite(value: object) -> bool:
 def manifest_path(out: Path) -> Path:
     """Where the manifest of `out` lies: the same name with .json behind it."""
     return out.with_name(out.name + ".json")
+
+
+def check_belongs(manifest: Manifest, path: Path, *, count: int, channels: int) -> None:
+    """UserError for the manifest of another file, such as an earlier one, next to a file of so many images."""
+    if (manifest.count, manifest.channels) != (count, channels):
+        raise UserError(
+            f"{path} has {count} images of {channels} channels, and its manifest {manifest_path(path).name} says "
+            f"{manifest.count} of {manifest.channels}.",
+            "Put its own manifest back, or convert it again.",
+        )
 
 
 def read_manifest(out: Path) -> Manifest:

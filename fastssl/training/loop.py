@@ -131,7 +131,7 @@ def begin(run: Run, given: Recipe, chosen: dict[str, str]) -> None:
             "device": str(run.device),
             "ranks": ranks.world(),
             **chosen,
-            "loader": ": ".join(build.data.loader_choice(run.recipe, run.recipe.data.path, run.device)),
+            "loader": ": ".join(run.loader_chosen),
             "parallel": f"{run.parallel}: {reason}",
             "evaluated": run.prober.val is not None,
         }

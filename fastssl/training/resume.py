@@ -86,6 +86,11 @@ def restore(run: Run) -> None:
     run.step, run.clock, run.last = state["step"], Clock(**state["clock"]), state["last"]
     run.best, run.skipped_steps = state["best"], state["skipped_steps"]
     run.parallel = state.get("parallel", "")
+    if run.recipe.data.path.is_dir() and state["step_in_epoch"] and state["ranks"] != ranks.world():
+        run.warn(
+            f"A folder of shards is read in another order by {ranks.world()} ranks than by {state['ranks']}: in this "
+            "epoch some images come twice and others not at all."
+        )
     if run.records.size() < state["metrics_bytes"]:
         run.warn(f"{run.run_dir / 'metrics.jsonl'} lacks lines of the first {run.step:,} steps; the rest follows.")
         run.records.cut_to_lines()

@@ -56,6 +56,7 @@ class Run:
         step: how many have been taken.
         parallel: what the threads of a CPU share, "views" or "operators"; empty until that is chosen.
         own_loss: the loss is a function from Python, and not the recipe's.
+        loader_chosen: name of the loader, and why it was chosen.
     """
 
     recipe: Recipe
@@ -83,6 +84,7 @@ class Run:
     parallel: str = ""
     slow_steps: SlowSteps = field(default_factory=SlowSteps)
     own_loss: bool = False
+    loader_chosen: tuple[str, str] = ("", "")
 
     @property
     def views(self) -> int:
@@ -150,6 +152,7 @@ def assemble(
     manifest = build.data.manifest_of(recipe.data.path)
     probe_path = recipe.data.probe_path or recipe.data.path
     sets = build.data.sets(recipe, build.data.labels_of(recipe.data.path), build.data.labels_of(probe_path))
+    loader_chosen = build.data.loader_choice(recipe, recipe.data.path, device)  # before it takes memory
     loader = build.data.loader(recipe, recipe.data.path, sets.train, device=device)
     start = build.model.drawn(recipe) if goes_on else recipe
     network = build.model.network(start, in_channels=manifest.channels, device=device, backbone=backbone)
@@ -206,4 +209,5 @@ def assemble(
             folder / "checkpoints" if main else None, keep=recipe.train.keep_checkpoints, on_warning=on_warning
         ),
         own_loss=loss is not None,
+        loader_chosen=loader_chosen,
     )

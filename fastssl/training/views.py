@@ -2,11 +2,13 @@
 
 Images are read and decoded once per step, views are cut on the device, and everything is a function of (seed, epoch,
 image, view): order and pixels are the same whatever the batch size, the number of ranks, or where a run was resumed.
+The order of a folder of shards depends on the number of ranks.
 
 V views, B images of this rank, C channels, H W pixels.
 """
 
 import contextlib
+import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,8 +18,9 @@ import torch
 from torch import Tensor
 
 from fastssl import build
+from fastssl.build import ranks
 from fastssl.data.batch import Batch
-from fastssl.errors import UserError, errors_of, raise_all
+from fastssl.errors import OwnWarning, UserError, errors_of, raise_all
 from fastssl.recipe.load import load
 from fastssl.recipe.schema import Recipe, named
 from fastssl.recipe.view import Row, row_of
@@ -40,11 +43,16 @@ class Views:
         build.views.check_backend(recipe, device)
         path = recipe.data.path
         self.recipe, self.device = recipe, device
+        self.place = ranks.rank(), ranks.world()
         self.manifest = build.data.manifest_of(path)
         labels_N = build.data.labels_of(path)
         self.loader = build.data.loader(recipe, path, torch.arange(len(labels_N)), device=device)
         self.augment = build.views.augment(recipe, self.manifest, device=device)
         self.epoch = self.step = 0
+        color = build.views.idle_color(recipe, self.manifest.channels, fix=False)
+        for said in (color, build.views.fallback(recipe, self.augment, device=device)):
+            if said:
+                warnings.warn(said, OwnWarning, stacklevel=4)
 
     def __len__(self) -> int:
         """Steps of an epoch; a last batch that is not full is left out."""
@@ -68,7 +76,16 @@ class Views:
                 rows differ in side_px, a tuple of one such tensor per run of rows of equal side.
             labels: int64 (B,), -1 for images without a label.
             index: int64 (B,), positions in the file.
+
+        Raises:
+            UserError: when torch.distributed was initialized since the views were made.
         """
+        if self.place != (ranks.rank(), ranks.world()):
+            raise UserError(
+                f"This is rank {ranks.rank()} of {ranks.world()}, and fastssl.views(...) was called as rank "
+                f"{self.place[0]} of {self.place[1]}: every rank would train on the same images.",
+                "Initialize torch.distributed before fastssl.views(...); with Lightning call it in train_dataloader.",
+            )
         epoch, batches = self.epoch, deque[tuple[Tensor, Tensor]]()
 
         def make(batch: Batch) -> tuple[Tensor, ...]:
@@ -90,10 +107,10 @@ class Views:
 
     def state_dict(self) -> dict[str, Any]:
         """Where iteration stands, as JSON values: the step after the one that was yielded last."""
-        return {"epoch": self.epoch, "step": self.step} | self.identity()
+        return {"epoch": self.epoch, "step": self.step, "ranks": self.place[1]} | self.identity()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where `state_dict` stood; the number of ranks may differ.
+        """Continue where `state_dict` stood; the number of ranks may differ, but not within an epoch of shards.
 
         Raises:
             UserError: when the state is of other data, another seed or another batch size, or is none.
@@ -107,6 +124,12 @@ class Views:
                 "Build views(...) with the same file, seed and batch_size, or start without the state.",
             )
         check_place(state.get("epoch"), state.get("step"), steps=len(self))
+        if self.recipe.data.path.is_dir() and state["step"] and state.get("ranks") != self.place[1]:
+            raise UserError(
+                f"The state is of {state.get('ranks')} ranks in the middle of an epoch, and {self.place[1]} read a "
+                "folder of shards in another order.",
+                "Continue with as many ranks, or from the beginning of an epoch: set_epoch(...).",
+            )
         self.epoch, self.step = int(state["epoch"]), int(state["step"])
 
     def identity(self) -> dict[str, Any]:
@@ -193,7 +216,7 @@ def views(
         }
     )
     found = build.hardware.device(recipe)  # refuses one that is not there
-    return Views(recipe, place or found)
+    return Views(recipe, found if place is None or place.index is None else place)
 
 
 def precision_of(dtype: torch.dtype) -> str:

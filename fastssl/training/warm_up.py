@@ -9,12 +9,12 @@ QUIET_S = 2.0  # kernels that are in numba's or Triton's cache take less
 
 
 def compile_kernels(run: Run) -> None:
-    """Makes the next batch's views once, unseen; the seconds count as compilation, and a long wait is announced."""
-    epoch, start = divmod(run.step, len(run.loader))
+    """Makes a batch's views once, unseen; the seconds count as compilation, and a long wait is announced."""
+    epoch = run.step // len(run.loader)
     augment = run.augment_of(epoch)
     if augment.backend.name == "torch" or run.step >= run.total_steps:
         return
-    batches = run.loader.epoch(epoch, start)
+    batches = run.loader.epoch(epoch)  # any batch will do, and a stream decodes all that come before one
     batch = next(batches)
     note = {"event": "note", "message": "Compiling the kernels that make views, once on this machine ..."}
     announced = threading.Timer(QUIET_S, run.observe, [note])

@@ -5,6 +5,7 @@ import importlib
 import subprocess
 import sys
 import threading
+import time
 from functools import partial
 from pathlib import Path
 
@@ -335,6 +336,23 @@ def test_a_dead_ffcv_thread_is_an_error(files, monkeypatch):
     monkeypatch.setattr(loader.store, "decode", lambda **_: 1 / 0)
     with pytest.raises(RuntimeError, match="ended early"):
         next(loader.epoch(0))
+
+
+def test_breaking_off_ends_ffcvs_decoding(files, monkeypatch):
+    """And does not decode the rest of the epoch, which of a large set takes minutes."""
+    loader, decoded = open_loader("ffcv", files / "jpg.beton"), []
+    honest = loader.store.decode
+
+    def decode(batch_indices, *arguments, **options):
+        decoded.append(len(batch_indices))
+        time.sleep(0.02)  # else it is done before anyone can break off
+        return honest(batch_indices, *arguments, **options)
+
+    monkeypatch.setattr(loader.store, "decode", decode)
+    batches = loader.subset(batch_size=1, order=partial(shuffled, 7), indices=None, drop_last=True).epoch(0)
+    next(batches)
+    batches.close()
+    assert 1 <= len(decoded) < COUNT / 2
 
 
 @pytest.mark.parametrize("kind", LOADERS)

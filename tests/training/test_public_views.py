@@ -1,5 +1,6 @@
 """`fastssl.views`: the loader and the views in a loop of one's own, exact, resumable, and on any number of ranks."""
 
+import shutil
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,8 +11,10 @@ from torch import Tensor, nn
 import fastssl
 from fastssl import build
 from fastssl.build import ranks
-from fastssl.errors import UserError
+from fastssl.data.convert.convert import convert
+from fastssl.errors import OwnWarning, UserError
 from fastssl.recipe.load import load
+from fastssl.training import views as public_views
 from fastssl.training.loop import train
 
 Epoch = list[tuple[Any, Tensor, Tensor]]
@@ -116,6 +119,46 @@ def test_ranks_share_each_batch(path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             parts.append(next(iter(fastssl.views(path, batch_size=BATCH, views=2, device="cpu"))))
     assert torch.equal(torch.cat([views for views, _, _ in parts], dim=1), whole[0])
     assert torch.equal(torch.cat([index for _, _, index in parts]), whole[2])
+
+
+def test_views_made_before_the_ranks_are_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each rank would train on all images of the global batch."""
+    views = fastssl.views(path, batch_size=BATCH, views=2, device="cpu")
+    next(iter(views))
+    monkeypatch.setattr(ranks, "world", lambda: 2)
+    with pytest.raises(UserError, match=r"rank 0 of 2, and fastssl\.views\(\.\.\.\) was called as rank 0 of 1"):
+        next(iter(views))
+
+
+def test_a_device_without_a_number_is_the_ranks(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = list[torch.device]()
+    monkeypatch.setattr(build.hardware, "device", lambda recipe: torch.device("cuda", 3))
+    monkeypatch.setattr(public_views, "Views", lambda recipe, device: seen.append(device))
+    for device in ("cuda", "cuda:1", "auto"):
+        fastssl.views(path, batch_size=BATCH, views=2, device=device)
+    assert [device.index for device in seen] == [3, 1, 3]
+
+
+def test_what_changes_nothing_is_said(tmp_path: Path) -> None:
+    convert("shapes", tmp_path / "gray.beton", count=16, side_px=16, channels=1)
+    with pytest.warns(OwnWarning, match="act on 3 channels and the images have 1, so they change nothing"):
+        fastssl.views(tmp_path / "gray.beton", batch_size=4, views=2, device="cpu")
+
+
+def test_a_manifest_of_other_images_is_refused(path: Path, tmp_path: Path) -> None:
+    convert("shapes", tmp_path / "new.beton", count=16, side_px=16, channels=1)
+    shutil.copy(f"{path}.json", tmp_path / "new.beton.json")
+    with pytest.raises(
+        UserError, match=r"has 16 images of 1 channels, and its manifest new\.beton\.json says 200 of 3"
+    ):
+        fastssl.views(tmp_path / "new.beton", batch_size=4, views=2, device="cpu")
+
+
+def test_where_pixels_are_to_be_held_decides_the_loader(path: Path) -> None:
+    recipe = {"data": {"path": str(path)}, "train": {"epochs": 1}}
+    for memory in ("host", "mmap"):
+        chosen, reason = build.data.loader_choice(load(recipe, [f"data.memory={memory}"]), path, torch.device("cpu"))
+        assert (chosen, f"data.memory is {memory}" in reason) == ("resident", True)
 
 
 def test_a_side_that_is_given_is_taken_whatever_the_default(path: Path) -> None:

@@ -6,6 +6,7 @@ more, over a scratch copy, because rotation, contrast and blur need all of the v
 B batch, V views, C channels, S side of a view.
 """
 
+import contextlib
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -46,11 +47,16 @@ class CudaBackend:
 
     def sample_params(self, views: tuple[View, ...], key: DrawKey, sizes_B2: Tensor) -> Parameters:
         """In one launch."""
-        return Parameters(sample(views, key, sizes_B2)[..., : len(Column)])
+        with _current(sizes_B2.device):
+            return Parameters(sample(views, key, sizes_B2)[..., : len(Column)])
 
     def apply(self, images: Images, params: Parameters | DrawKey, views: tuple[View, ...], output: Output) -> Tensor:
         """No host sync; once it has run, a call can be captured in a CUDA graph. float32 views and uint16 images are
         computed with float32's precision, others pass through float16."""
+        with _current(images.pixels.device):
+            return self._made(images, params, views, output)
+
+    def _made(self, images: Images, params: Parameters | DrawKey, views: tuple[View, ...], output: Output) -> Tensor:
         sizes_B2, side, channels = images.sizes_B2, views[0].side_px, len(output.mean_C)
         rows_BVP = sample(views, params, sizes_B2) if isinstance(params, DrawKey) else extend(params)
         # channels last in memory, as convolutions read fastest; the strides returned say (V, B, C, S, S)
@@ -65,6 +71,11 @@ class CudaBackend:
             plan = _plan(some, channels, images.pixels.dtype, exact)
             _render(images, rows_BVP[:, first:last], norm_2C, out_VBSSC[first:last], _passes(some, plan), plan)
         return out_VBSSC.permute(0, 1, 4, 2, 3)
+
+
+def _current(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Triton launches on the current device, whatever its tensors are on; its interpreter has no device."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 @lru_cache(maxsize=64)

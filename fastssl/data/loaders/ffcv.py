@@ -160,6 +160,7 @@ class _Epoch(EpochIterator):  # type: ignore[misc]
     """FFCV's thread over one epoch, which can be waited for with a limit, can fail aloud and can be ended."""
 
     error: BaseException | None = None
+    hangs: bool = False
 
     def run(self) -> None:
         try:
@@ -179,14 +180,16 @@ class _Epoch(EpochIterator):  # type: ignore[misc]
             if not alive:
                 raise RuntimeError("FFCV's thread ended early") from self.error
             if monotonic() > stop:
+                self.hangs = True
                 raise hang(limit_s)
         (batch,) = next(self)
         return batch  # type: ignore[no-any-return]
 
     def end(self, limit_s: float) -> None:
-        """End the thread, whatever it is waiting for."""
+        """End the thread, whatever it is waiting for, once it is done with the batch in hand."""
+        self.iter_ixes = iter(())  # FFCV looks whether it is closed only while its queue is full
         self.close()
-        stop = monotonic() + limit_s
+        stop = monotonic() + (min(EXIT_S, limit_s) if self.hangs else limit_s)
         while self.is_alive() and monotonic() < stop:
             with contextlib.suppress(Empty):
                 self.output_queue.get(timeout=0.02)
