@@ -63,9 +63,7 @@ def compared(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
 
 
 def verdict(a: dict[str, Any], b: dict[str, Any]) -> str:
-    """higher, lower, within noise, too few repeats, and where one has no median, not reached or not measured."""
-    if a["median"] is None and b["median"] is None:
-        return "within noise"
+    """higher, lower, within noise, too few repeats, and where either has no median, not reached or not measured."""
     if a["median"] is None or b["median"] is None:
         return "not reached" if has_target(a) or has_target(b) else "not measured"
     (_, most_a), (_, most_b) = of = repeats(a), repeats(b)
@@ -155,14 +153,14 @@ def read(path: Path) -> dict[str, Any]:
 def wrong_row(rows: Any) -> str:
     """What makes rows no measurements, in words; empty when they are."""
     if not isinstance(rows, list):
-        return "its rows are no list"
+        return "its rows are not a list"
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
-            return f"row {number} is no mapping"
+            return f"row {number} is not a mapping"
         wrong = [key for key, fits in FIELDS.items() if not fits(row.get(key, MISSING))]
         wrong += ["seeds"] if "seeds" in row and not is_count(row["seeds"]) else []
         if wrong:
-            return f"row {number} is without a sound {' and '.join(wrong)}"
+            return f"row {number} has no valid {' and '.join(wrong)}"
         if row["n"] and row["median"] is not None and None in (row["min"], row["max"]):
             return f"row {number} has a median without min and max"
     return ""

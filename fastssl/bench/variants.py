@@ -81,7 +81,7 @@ def cutting(run: Parts, batch: Any, epoch: int) -> Step:
 def step(recipe: Recipe, *, seconds: float, only: list[str] | None = None, rounds: int = 5) -> dict[str, Any]:
     """Images per second of the step, fed views that stay in memory, with one setting changed at a time.
 
-    "as trained" also loads and augments: its `share_of_fixed` row is what that costs (1 is nothing).
+    "as trained" also loads and augments: its `time_against_fixed` row is what that costs (1 is nothing).
     """
     device, notes = build.hardware.device(recipe), list[str]()
 

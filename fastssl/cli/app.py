@@ -52,7 +52,10 @@ def options(
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or a shipped recipe's name.")]
 RecipeOrImagesArgument = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A YAML file, a shipped recipe's name, or a folder of images.")
+    str,
+    typer.Argument(
+        metavar="RECIPE", help="A YAML file, a shipped recipe's name, or images: a folder, archive, table or .beton."
+    ),
 ]
 SetOption = Annotated[
     list[str] | None, typer.Option("-s", "--set", metavar="SECTION.KEY=VALUE", help="Change the recipe; repeatable.")

@@ -83,7 +83,9 @@ def tta(
     target: Annotated[str, typer.Option(help="Accuracies in percent, such as knn=80,ridge=82.")],
     changes: SetOption = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each recipe.")] = 3,
-    run_dir: Annotated[Path, typer.Option(help="One run directory a recipe and seed goes here.")] = Path("runs/tta"),
+    run_dir: Annotated[Path, typer.Option(help="Folder for the runs, one for each recipe and seed.")] = Path(
+        "runs/tta"
+    ),
     stop_at_target: Annotated[
         bool, typer.Option("--stop-at-target", help="End a run once all targets are reached.")
     ] = False,

@@ -108,9 +108,8 @@ def speed_up_text(gain: dict[str, Any]) -> str:
     """One sentence."""
     to = f"{gain['metric'].removesuffix('_pct')} {gain['target_pct']:g} %"
     if gain["ratio"] is None:
-        return (
-            f"{gain['recipe']} against {gain['against']} to {to}: seeds of both did not arrive, so nothing can be said."
-        )
+        pair = f"{gain['recipe']} against {gain['against']}"
+        return f"{pair} to {to}: some seeds of both never reached it, so there is no ratio."
     bound = "" if gain["bound"] == "exact" else gain["bound"] + " "
     interval = (
         "one seed, so no interval"

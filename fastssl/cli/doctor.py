@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from fastssl.cli.app import JsonOption, SetOption, app, print_result
+from fastssl.errors import UserError
 
 
 @app.command()
@@ -22,5 +23,7 @@ def doctor(
     from fastssl.cli.tables import doctor_text
 
     is_data = target is not None and (target.endswith(".beton") or Path(target).is_dir())
+    if changes and (is_data or not target):
+        raise UserError("-s changes a recipe, and none is given.", "Give a recipe, or leave -s out.")
     result = examine(Path(target) if is_data and target else load(target, changes or ()) if target else None)
     print_result(result, "" if as_json else doctor_text(result), as_json)

@@ -7,7 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from fastssl.cli.app import CountOption, DeviceOption, JsonOption, OnErrorOption, SplitOption, app, print_result
+from fastssl.cli.app import (
+    CountOption,
+    DeviceOption,
+    DownloadOption,
+    JsonOption,
+    OnErrorOption,
+    RootOption,
+    SplitOption,
+    app,
+    print_result,
+)
 
 SHOWN = 10
 
@@ -25,6 +35,8 @@ def duplicates(
     device: DeviceOption = "auto",
     on_error: OnErrorOption = "fail",
     count: CountOption = None,
+    root: RootOption = None,
+    download: DownloadOption = True,
     as_json: JsonOption = False,
 ) -> None:
     """Find near-duplicates and outliers among images, by the features of a trained backbone."""
@@ -42,6 +54,8 @@ def duplicates(
             device=device,
             on_error=on_error,
             count=count,
+            root=root,
+            download=download,
             progress=progress,
         )
     print_result(record, text_of(record, out), as_json)

@@ -14,17 +14,21 @@ On = Literal["val", "test", "pretraining"]
 @app.command("eval")
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN|WEIGHTS", help="A run, a checkpoint in it, or .safetensors.")],
-    recipe: Annotated[str | None, typer.Option(help="Of weights that lie outside of a run.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Recipe of weights that are not in a run.")] = None,
     data: Annotated[str | None, typer.Option(help="Labeled images of another set: a .beton or a source.")] = None,
     test: Annotated[str | None, typer.Option(help="That set's test images; implies --on test.")] = None,
     on: Annotated[On | None, typer.Option(help="Judge on held-out labels, on test, or without labels.")] = None,
-    probe: Annotated[str, typer.Option(help="Of knn, ridge, linear, finetune.")] = "knn,ridge,linear",
+    probe: Annotated[
+        str, typer.Option(help="Any of knn, ridge, linear, finetune, separated by commas.")
+    ] = "knn,ridge,linear",
     views: Annotated[str, typer.Option(help="Average features over so many views; 1 is the clean image.")] = "1",
-    layers: Annotated[str, typer.Option(help="Of backbone, projector.")] = "backbone",
+    layers: Annotated[
+        str, typer.Option(help="Features of backbone, projector, or both, separated by commas.")
+    ] = "backbone",
     few_label: Annotated[str, typer.Option(help="Also learn from these percentages of the labels: 1,10.")] = "",
-    linear_epochs: Annotated[int, typer.Option(min=1, help="Of the linear probe.")] = 200,
-    finetune_epochs: Annotated[int, typer.Option(min=1, help="Of fine-tuning.")] = 10,
-    finetune_lr: Annotated[float, typer.Option(help="Of fine-tuning.")] = 1e-3,
+    linear_epochs: Annotated[int, typer.Option(min=1, help="Epochs of the linear probe.")] = 200,
+    finetune_epochs: Annotated[int, typer.Option(min=1, help="Epochs of fine-tuning.")] = 10,
+    finetune_lr: Annotated[float, typer.Option(help="Learning rate of fine-tuning.")] = 1e-3,
     checkpoint: Annotated[str, typer.Option(metavar="best|last|PATH", help="Which checkpoint of a run.")] = "last",
     page: Annotated[bool, typer.Option(help="Without labels, also draw neighbors and a map, in RUN/images/.")] = True,
     on_error: OnErrorOption = "fail",
@@ -64,7 +68,9 @@ def evaluate(
     if page and record["on"] == "pretraining":
         from fastssl.report import image_page
 
-        record["page"] = image_page(run, checkpoint=checkpoint, on_warning=lambda line: print(line, file=sys.stderr))
+        record["page"] = image_page(
+            run, checkpoint=checkpoint, device=device, on_warning=lambda line: print(line, file=sys.stderr)
+        )
         text += f"\nNeighbors, spectrum and map: {record['page']}" if record["page"] else ""
     print_result(record, text, as_json)
     if record.get("not_kept"):

@@ -5,7 +5,7 @@ from fastssl.cli.app import JsonOption, app, print_result
 
 @app.command()
 def recipes(as_json: JsonOption = False) -> None:
-    """List the shipped recipes with the first lines of their headers."""
+    """List the shipped recipes with their headers."""
     from fastssl.recipe.load import header, shipped
 
     headers = {path.name: header(path) for path in shipped()}

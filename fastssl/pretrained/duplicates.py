@@ -47,6 +47,8 @@ def duplicates(
     device: str = "auto",
     on_error: Literal["fail", "skip"] = "fail",
     count: int | None = None,
+    root: Path | None = None,
+    download: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Pairs of images that look alike to a backbone, and images that look like none of the others.
@@ -64,6 +66,8 @@ def duplicates(
         device: as for `embed`.
         on_error: as for `embed`.
         count: as for `embed`.
+        root: as for `embed`.
+        download: as for `embed`.
         progress: as for `embed`.
 
     Returns:
@@ -80,7 +84,17 @@ def duplicates(
     pretrained = weights if isinstance(weights, Pretrained) else load(weights, device=device)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "features.npy"
-        written = embed(pretrained, source, path, split=split, on_error=on_error, count=count, progress=progress)
+        written = embed(
+            pretrained,
+            source,
+            path,
+            split=split,
+            on_error=on_error,
+            count=count,
+            root=root,
+            download=download,
+            progress=progress,
+        )
         features_NF = torch.from_numpy(np.load(path))
         with open(path.with_suffix(".csv"), encoding="utf-8", errors="surrogateescape", newline="") as file:
             names = [row["id"] for row in csv.DictReader(file)]
@@ -110,7 +124,7 @@ def duplicates(
             atomic_write(Path(out), table_of(record).encode(errors="surrogateescape"))
     if pretrained.run_dir is None:
         return record
-    opened = open_source(source, split=split, count=count, side_px=side_of(pretrained))
+    opened = open_source(source, split=split, count=count, root=root, side_px=side_of(pretrained))
     positions = sorted({*pairs_P2[:SHOWN].flatten().tolist(), *lonely[:SHOWN].tolist()})
     pictures = thumbnails(pretrained, opened, names, positions, whole=not written["skipped"])
     return record | keep(record | {"pictures": pictures}, pretrained.run_dir / DUPLICATES)

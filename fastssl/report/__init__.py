@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastssl.errors import UserError, option
+from fastssl.pretrained.load import run_folder
 from fastssl.report import bench, curves, duplicates, page, pictures
 from fastssl.report.figure import Section, require_matplotlib
 from fastssl.report.inputs import LabeledRun, Record, read_inputs
@@ -73,15 +74,32 @@ def sections_of(
     ]
 
 
-def image_page(run: Path, *, checkpoint: str | Path = "last", on_warning: Callable[[str], None]) -> str | None:
+def image_page(
+    weights: Path, *, checkpoint: str | Path = "last", device: str = "auto", on_warning: Callable[[str], None]
+) -> str | None:
     """Writes neighbors, spectrum and map of a run's images into `images/` of the run; returns the page's path.
 
-    None when `run` is no run folder or matplotlib is missing, which `on_warning` is then called with.
+    None when these weights lie in no run or matplotlib is missing, which `on_warning` is then called with.
+
+    Args:
+        weights: a run folder, or a checkpoint in it.
+        checkpoint: of a run folder, see `load`.
+        device: that computes features.
+        on_warning: called with one sentence.
     """
+    run = run_folder(weights)
+    if run is None:
+        on_warning(f"No page of images: {weights} lies in no run, whose folder would take it.")
+        return None
+    if run.resolve() != weights.resolve():
+        checkpoint = weights
     try:
         require_matplotlib()
         runs, _ = read_inputs([run])
-        sections = [pictures.section(labeled, images=pictures.PAGE_IMAGES, checkpoint=checkpoint) for labeled in runs]
+        sections = [
+            pictures.section(labeled, images=pictures.PAGE_IMAGES, checkpoint=checkpoint, device=device)
+            for labeled in runs
+        ]
         return str(write(runs[0].folder / "images", page.html(runs, [], sections), sections)["page"])
     except UserError as error:
         on_warning(f"No page of images: {error.what} {error.fix}")

@@ -104,7 +104,7 @@ def speed_up_text(of: Any, target: tuple[str, float]) -> str:
             return ""
         bound = "" if of.get("bound") == "exact" else f"{of['bound']} "
         if of["ratio"] is None:
-            return f"{of['recipe']} against {of['against']}: unknown, neither arrived every time."
+            return f"{of['recipe']} against {of['against']}: unknown, some seeds of both never reached the target."
         seeds = f"{of['n']} seeds" if "n" in of else "seeds"
         interval = f" ({of['low']:.2f} to {of['high']:.2f} by bootstrap over {seeds})" if of.get("low") else ""
         return f"{of['recipe']} is {bound}{of['ratio']:.2f} times as fast as {of['against']}{interval}."

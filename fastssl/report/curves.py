@@ -236,7 +236,12 @@ def test_figure(runs: Sequence[LabeledRun]) -> Figure:
     count = runs[0].summary.get(f"{probes.TEST}images")
     images = f" on {count:,.0f} images" if count else ""
     caption = f"Backbone frozen; measured once, at the end{images}."
-    return plot("accuracy-test", "Accuracy on test", caption + ("" if alone else " Bars are means, points runs."), draw)
+    return plot(
+        "accuracy-test",
+        "Accuracy on test",
+        caption + ("" if alone else " Bars are means; points are single runs."),
+        draw,
+    )
 
 
 def horizontal_bars(axes: Any, names: Sequence[str], values: Sequence[float], tints: Sequence[str]) -> None:

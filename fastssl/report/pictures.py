@@ -61,7 +61,7 @@ class Embedded:
     tiles: list[Picture]
 
 
-def section(run: LabeledRun, *, images: int, checkpoint: str | Path = "last") -> Section:
+def section(run: LabeledRun, *, images: int, checkpoint: str | Path = "last", device: str = "auto") -> Section:
     """All picture figures of one run; what cannot be drawn is said."""
     section = Section(f"Images: {run.label}")
     run = replace(run, recipe=build.run_data.located(run.recipe, run.folder))
@@ -76,7 +76,7 @@ def section(run: LabeledRun, *, images: int, checkpoint: str | Path = "last") ->
         section.figures.append(views_figure(run))
     with Skipping(section, f"{run.label}: spectrum, neighbors and map"):
         path, what = probe_file(run.recipe)
-        net = load(run.folder, checkpoint=checkpoint)
+        net = load(run.folder, checkpoint=checkpoint, device=device)
         section.figures.extend(embedded_figures(run, embed(net, path, images), what))
     return section
 

@@ -221,9 +221,12 @@ def choose(path: Path, which: str | Path) -> Path:
     if which == "best":
         return best_of(path, folder)
     named = folder / str(which) if (folder / str(which)).is_dir() else Path(str(which))
+    names = ", ".join(checkpoint.name for checkpoint in existing(folder))
+    fix = f"Choose last, best or one of {names}." if names else "Give the folder of a run that saved at least once."
     if not named.exists():
-        names = ", ".join(checkpoint.name for checkpoint in existing(folder))
-        raise UserError(f"There is no checkpoint {which}.", f"Choose last, best or one of {names or 'another run'}.")
+        raise UserError(f"There is no checkpoint {which}.", fix)
+    if named.resolve().parent != folder.resolve():
+        raise UserError(f"{named} is not a checkpoint of {path}.", fix)
     return named
 
 
@@ -287,7 +290,7 @@ def load_with_step(path: Path, which: Kind | None = None) -> tuple[dict[str, Ten
             "Give the folder of a run that saved at least once.",
         )
     if which is not None and path.is_file():
-        raise UserError(f"{path} holds one set of weights.", "Leave weights out, or give the run.")
+        raise UserError(f"{path} holds one set of weights.", f"Leave {option('weights')} out, or give the run.")
     fix = "Give a run folder, a checkpoint folder or a .safetensors file."
     try:
         tensors: dict[str, Tensor] = load_tensors(path.read_bytes())

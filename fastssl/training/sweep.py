@@ -191,7 +191,10 @@ def run(cell: Cell, *, observe: Observer, convert_progress: Callable[[str, int, 
         raise cell.recipe
     if (cell.folder / "summary.json").exists() and not holds_another(cell.folder, cell.recipe):
         return
-    loop.train(cell.recipe, run_dir=cell.folder, resume=True, observe=observe, convert_progress=convert_progress)
+    try:
+        loop.train(cell.recipe, run_dir=cell.folder, resume=True, observe=observe, convert_progress=convert_progress)
+    except UserError as error:  # a sweep chooses the folders of its runs, below its own
+        raise UserError(error.what, error.fix.replace(option("run_dir"), option("out"))) from error
 
 
 def tabulated(name: str, planned: Sequence[Cell], errors: Mapping[Path, UserError]) -> dict[str, Any]:

@@ -148,7 +148,7 @@ def test_compare_tells_differences_from_noise():
     assert compare(result(*low), result(*high))["rows"][0]["ratio"] == 6.5 / 2.5
     for work, said in (({"target": "knn20_pct"}, "not reached"), ({}, "not measured")):  # compile_s has no target
         assert verdict(row("a", work, "s", []), row("a", work, "s", [1.0])) == said
-        assert verdict(row("a", work, "s", []), row("a", work, "s", [])) == "within noise"
+        assert verdict(row("a", work, "s", []), row("a", work, "s", [])) == said
 
 
 def test_a_seed_that_never_arrived_is_slower_than_any_that_did():
@@ -220,8 +220,8 @@ def test_what_is_not_a_record_is_refused(tmp_path: Path, text: str | None):
 @pytest.mark.parametrize(
     ("rows", "named"),
     [
-        ({"a": 1}, "rows are no list"),
-        ([1], "row 1 is no mapping"),
+        ({"a": 1}, "rows are not a list"),
+        ([1], "row 1 is not a mapping"),
         ([row("a", {}, "s", [1.0]), {"impl": "a", "work": {}, "metric": "s", "min": 1, "max": 1, "n": 1}], "row 2"),
         ([row("a", {}, "s", [1.0]) | {"median": "fast"}], "median"),
         ([row("a", {}, "s", [1.0]) | {"work": [], "n": None}], "work and n"),
@@ -456,7 +456,7 @@ def test_not_reached_is_a_result(pair: list[Any], tmp_path: Path):
     assert "not reached" in tta_text(made)
     assert len(made["curves"]["two"][0]["evaluations"]) == 3
     save(tmp_path / "a.json", made)
-    assert compare(read(tmp_path / "a.json"), made)["rows"][0]["verdict"] == "within noise"
+    assert compare(read(tmp_path / "a.json"), made)["rows"][0]["verdict"] == "not reached"
 
 
 def test_trials_leave_every_group_of_images_its_statistics(pair: list[Any]):

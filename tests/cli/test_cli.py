@@ -142,6 +142,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "no cuda": (lambda d: ["train", write_recipe(d, device="cuda")], "cuda"),
     "archive leaves its folder": (lambda d: ["convert", evil_archive(d), "out.beton"], "../outside.png"),
     "not YAML": (lambda d: ["train", not_yaml(d)], "not YAML"),
+    "changes of no recipe": (lambda d: ["doctor", "-s", "seed=1"], "-s changes a recipe"),
     "not an override": (lambda d: ["train", write_recipe(d), "-s", "seed"], "-s"),
     "an unknown backbone": (
         lambda d: ["train", write_recipe(d, model={"backbone": "resnet19"}, data={"path": str(d / "s.beton")})],

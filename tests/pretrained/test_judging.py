@@ -54,6 +54,10 @@ def test_a_checkpoint_is_the_last_the_best_or_the_one_named(run: Path) -> None:
     with pytest.raises(UserError, match="no checkpoint worst") as error:
         fastssl.load(run, checkpoint="worst")
     assert first in error.value.fix
+    other = shutil.copytree(run, run.parent / "other") / "checkpoints" / first
+    with pytest.raises(UserError, match="is not a checkpoint of") as error:
+        fastssl.load(run, checkpoint=other)
+    assert first in error.value.fix
 
 
 def test_the_record_tells_the_step_and_the_weights_are_that_steps(run: Path) -> None:

@@ -127,6 +127,8 @@ def test_loading_and_exports_take_the_average_and_say_so(averaged: Path, tmp_pat
     features = {kind: fastssl.load(averaged, weights=kind).embed(images) for kind in ("ema", "raw")}  # type: ignore[arg-type]
     assert np.abs(features["ema"] - features["raw"]).max() > 0
     assert fastssl.load(averaged).weights == "ema"
+    with pytest.raises(UserError, match="loaded with weights 'ema'"):
+        export(fastssl.load(averaged), tmp_path / "raw.safetensors", to="safetensors", weights="raw")
     np.testing.assert_array_equal(fastssl.load(averaged).embed(images), features["ema"])
     for kind in ("ema", "raw"):
         out = tmp_path / f"{kind}.safetensors"

@@ -33,7 +33,7 @@ def check_size(height: int, width: int, max_pixels: int) -> None:
     if height < 1 or width < 1:
         raise ValueError(f"its header states {width}x{height} pixels")
     if height * width > max_pixels:
-        fix = f"raise it with {option('max_pixels')}"
+        fix = f"raise it with {option('max_pixels')} of `convert`"
         raise ValueError(f"its {width}x{height} pixels exceed the limit of {max_pixels}; {fix}")
 
 

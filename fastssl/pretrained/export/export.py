@@ -42,7 +42,8 @@ def export(
         to: "torchvision" or "timm": weights that load with strict=True into the library's own model (.pth or
             .safetensors); "safetensors": our own names; "torch-export": a .pt2 program; "onnx": checked with
             onnxruntime; "huggingface": a folder with card, configuration and preprocessing.
-        weights: of a run: "ema" or "raw"; when None the averaged ones, if the run has them.
+        weights: of a run: "ema" or "raw"; when None the averaged ones, if the run has them. What `load` gave has those
+            that it was loaded with.
 
     Returns:
         The record, which is also in `<out>.json` (for huggingface in `<out>/fastssl.json`) and in the metadata of every
@@ -53,6 +54,11 @@ def export(
     """
     out = Path(out)
     raise_all(unfit(out, to))
+    if isinstance(source, Pretrained) and weights not in (None, source.weights):
+        raise UserError(
+            f"weights is {weights!r}, and what is exported was loaded with weights {source.weights!r}.",
+            "Pass weights to `load`, or give the run folder.",
+        )
     net = source if isinstance(source, Pretrained) else load(source, device="cpu", weights=weights)
     record = record_of(net) | {"to": to, "file": out.name}
     with parents(out.parent), writing(out):
