@@ -290,7 +290,7 @@ loss:
 optim:
   name: {optim.name}
   lr: {number(optim.lr)}
-  weight_decay: {number(optim.weight_decay)}
+  weight_decay: {number(optim.weight_decay)}{why_rate(base)}
   schedule: {optim.schedule}
   warmup_epochs: {number(min(optim.warmup_epochs, epochs / 5))}
 train:
@@ -301,6 +301,13 @@ evaluate:
   side_px: {clean_px}  # of the whole image, as the probes and your own features see it
   knn_k: {"[20, 200]" if facts.labeled - held_out >= FEW_LABELS else "[5, 20]"}
 """
+
+
+def why_rate(base: Recipe) -> str:
+    """The line of LARS's momentum, where it is not the default."""
+    if base.optim.rate_in_momentum:
+        return ""
+    return "\n  rate_in_momentum: false  # the rate scales what leaves the momentum, as in the losses' own codes"
 
 
 def why_norm(base: Recipe) -> str:

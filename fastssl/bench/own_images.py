@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from fastssl import build
-from fastssl.bench.new_recipe import MAX_EPOCHS, TEMPLATES, Device, write_new
+from fastssl.bench.new_recipe import TEMPLATES, Device, write_new
 from fastssl.data.convert.convert import convert
 from fastssl.data.sources import open_source
 from fastssl.errors import UserError
-from fastssl.recipe.load import apply_override, load
+from fastssl.recipe.load import apply_override, find, load, parse
 
 SIDE_PX = 64  # of the squares that images become: what a CPU trains on in minutes
 OF_CONVERSION = ("side_px", "split", "on_error", "workers")  # fields of `data` that decide how images are converted
@@ -90,9 +90,9 @@ def data_changes(data: Path, recipe: Path, changes: list[str]) -> dict[str, Any]
         UserError: for changes that no recipe takes, and for another `data.path` or `data.source`.
     """
     device: Device = "cuda" if torch.cuda.is_available() else "cpu"
-    # where the recipe is not written yet, a shipped one stands for it, with room for every warm-up
-    base, room = (str(recipe), []) if recipe.exists() else (TEMPLATES[device][0].recipe, [f"train.epochs={MAX_EPOCHS}"])
-    merged = load(base, [*room, f"data.path={json.dumps(str(data))}", *changes]).data
+    written = recipe.exists()  # until it is, a shipped one stands for it: its sides and epochs will be others
+    base = parse(recipe if written else find(Path(TEMPLATES[device][0].recipe)))
+    merged = load(base, [f"data.path={json.dumps(str(data))}", *changes], each_alone=not written).data
     tree: dict[str, Any] = {}
     for change in changes:
         tree = apply_override(tree, change)

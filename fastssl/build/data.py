@@ -349,7 +349,7 @@ def loader_choice(recipe: Recipe, path: Path, device: torch.device) -> tuple[str
         return "dali", "a folder of shards is streamed by DALI's own reader"
     if wanted != "auto":
         return wanted, "the recipe says so"
-    if recipe.data.memory != "device":
+    if recipe.data.memory == "mmap" or (recipe.data.memory == "host" and device.type != "cpu"):
         return "resident", f"data.memory is {recipe.data.memory}, and the others keep no pixels"
     beton = Beton(path)
     # The ranks of a machine share its memory; a GPU is one rank's own.

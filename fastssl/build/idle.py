@@ -37,7 +37,7 @@ def idle_views(recipe: Recipe) -> list[str]:
         "rotate_p changes nothing without rotate_max_deg.": [r.rotate_p and not r.rotate_max_deg for r in rows],
         "rotate_max_deg changes nothing without rotate_p.": [r.rotate_max_deg and not r.rotate_p for r in rows],
         "pad_px changes nothing without crop: pad.": [r.pad_px and r.crop != "pad" for r in rows],
-        "crop: pad changes nothing without pad_px.": [r.crop == "pad" and not r.pad_px for r in rows],
+        "crop: pad is a plain resize without pad_px.": [r.crop == "pad" and not r.pad_px for r in rows],
         f"jitter_p changes nothing without one of {', '.join(factors)}.": [
             r.jitter_p and not any(getattr(r, factor) for factor in factors) for r in rows
         ],

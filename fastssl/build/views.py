@@ -152,13 +152,13 @@ def cuda_failure(augment: Augment, device: torch.device) -> str | None:
     return None
 
 
-def fallback(recipe: Recipe, augment: Augment, *, device: torch.device) -> str | None:
+def fallback(recipe: Recipe, augment: Augment, *, device: torch.device, setting: str = "augment.backend") -> str | None:
     """Two lines when `auto` had to leave the CUDA backend for torch, else None."""
     if recipe.augment.backend != "auto" or device.type != "cuda" or augment.backend.name != "torch":
         return None
     return (
         f"The CUDA backend of the augmentation does not run here ({cuda_failure(augment, device)}).\n"
-        "The torch backend makes the views, more slowly; install another Triton, or set augment.backend to torch."
+        f"The torch backend makes the views, more slowly; install another Triton, or set {setting} to torch."
     )
 
 

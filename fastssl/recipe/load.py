@@ -31,12 +31,15 @@ KINDS = {
 }
 
 
-def load(recipe: "Recipe | Mapping[str, Any] | str | Path", overrides: Iterable[str] = ()) -> Recipe:
+def load(
+    recipe: "Recipe | Mapping[str, Any] | str | Path", overrides: Iterable[str] = (), *, each_alone: bool = False
+) -> Recipe:
     """A validated recipe.
 
     Args:
         recipe: a Recipe, a mapping, or the path of a YAML file (a shipped recipe's name works from any folder).
         overrides: texts of the form "section.key=value", the value being YAML.
+        each_alone: do not ask whether the fields go together.
 
     Raises:
         UserError: naming every problem at once.
@@ -68,8 +71,8 @@ def load(recipe: "Recipe | Mapping[str, Any] | str | Path", overrides: Iterable[
         except UserError as error:
             errors.append(error)
     if errors:
-        raise_all([*errors, *errors_of(lambda: validate(tree, origin))])
-    return validate(tree, origin)
+        raise_all([*errors, *errors_of(lambda: validate(tree, origin, each_alone=each_alone))])
+    return validate(tree, origin, each_alone=each_alone)
 
 
 def find(path: Path) -> Path:
@@ -166,13 +169,13 @@ def apply_override(tree: dict[str, Any], override: str) -> dict[str, Any]:
     return result
 
 
-def validate(tree: dict[str, Any], origin: str) -> Recipe:
+def validate(tree: dict[str, Any], origin: str, *, each_alone: bool = False) -> Recipe:
     problems: list[str] = []
     recipe: Recipe | None = None
     try:
         recipe = Recipe.model_validate(tree)
         view_table(recipe.augment)
-        problems = disagreements(recipe)
+        problems = [] if each_alone else disagreements(recipe)
     except ValidationError as error:
         problems = [sentence(e["loc"], e) for e in error.errors()] + view_problems(tree)
     except ViewTableError:

@@ -82,7 +82,7 @@ def image_page(
     None when these weights lie in no run or matplotlib is missing, which `on_warning` is then called with.
 
     Args:
-        weights: a run folder, or a checkpoint in it.
+        weights: a run folder, or a checkpoint or file of weights in it.
         checkpoint: of a run folder, see `load`.
         device: that computes features.
         on_warning: called with one sentence.
@@ -91,13 +91,13 @@ def image_page(
     if run is None:
         on_warning(f"No page of images: {weights} lies in no run, whose folder would take it.")
         return None
-    if run.resolve() != weights.resolve():
-        checkpoint = weights
     try:
         require_matplotlib()
         runs, _ = read_inputs([run])
         sections = [
-            pictures.section(labeled, images=pictures.PAGE_IMAGES, checkpoint=checkpoint, device=device)
+            pictures.section(
+                labeled, images=pictures.PAGE_IMAGES, weights=weights, checkpoint=checkpoint, device=device
+            )
             for labeled in runs
         ]
         return str(write(runs[0].folder / "images", page.html(runs, [], sections), sections)["page"])

@@ -61,8 +61,23 @@ class Embedded:
     tiles: list[Picture]
 
 
-def section(run: LabeledRun, *, images: int, checkpoint: str | Path = "last", device: str = "auto") -> Section:
-    """All picture figures of one run; what cannot be drawn is said."""
+def section(
+    run: LabeledRun,
+    *,
+    images: int,
+    weights: Path | None = None,
+    checkpoint: str | Path = "last",
+    device: str = "auto",
+) -> Section:
+    """All picture figures of one run; what cannot be drawn is said.
+
+    Args:
+        run: its recipe and data.
+        images: that are embedded, at most.
+        weights: in the run's folder; the run's own when None.
+        checkpoint: of a run folder, see `load`.
+        device: that computes features.
+    """
     section = Section(f"Images: {run.label}")
     run = replace(run, recipe=build.run_data.located(run.recipe, run.folder))
     manifest = manifest_of_run(run)
@@ -76,7 +91,7 @@ def section(run: LabeledRun, *, images: int, checkpoint: str | Path = "last", de
         section.figures.append(views_figure(run))
     with Skipping(section, f"{run.label}: spectrum, neighbors and map"):
         path, what = probe_file(run.recipe)
-        net = load(run.folder, checkpoint=checkpoint, device=device)
+        net = load(weights or run.folder, checkpoint=checkpoint, device=device)
         section.figures.extend(embedded_figures(run, embed(net, path, images), what))
     return section
 

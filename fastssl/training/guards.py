@@ -64,15 +64,15 @@ class FirstBadStep:
     def __init__(self) -> None:
         self.names: tuple[str, ...] = ()
         self.first_bad: Tensor | None = None
-        self.bad_in_a_row: Tensor | None = None
+        self.norms: Tensor | None = None  # how many in a row were not finite, and the last
 
-    def watch(self, step: int, terms: Terms, *, may_be_bad: Tensor | None = None) -> None:
+    def watch(self, step: int, terms: Terms, *, norm: Tensor | None = None) -> None:
         """Looks at the scalars of one step.
 
         Args:
             step: its number.
             terms: those that have to be finite.
-            may_be_bad: one of which only `in_a_row` counts how often it was not finite.
+            norm: of the gradient, where one that is not finite is left out: `in_a_row` counts those.
 
         Raises:
             UserError: for other terms than before, which a loss from Python may give.
@@ -87,14 +87,19 @@ class FirstBadStep:
         values = torch.stack([terms[name].detach().float().reshape(()) for name in self.names])
         bad = ~torch.isfinite(values).all()
         now = torch.cat([torch.where(bad, step, -1).float().reshape(1), values])
-        if may_be_bad is not None:
-            before = may_be_bad.new_zeros(()) if self.bad_in_a_row is None else self.bad_in_a_row
-            self.bad_in_a_row = torch.where(torch.isfinite(may_be_bad.detach()), 0, before + 1)
+        if norm is not None:
+            last = norm.detach().float()
+            before = torch.zeros_like(last) if self.norms is None else self.norms[0]
+            self.norms = torch.stack([torch.where(torch.isfinite(last), 0.0, before + 1), last])
         self.first_bad = now if self.first_bad is None else torch.where(self.first_bad[0] >= 0, self.first_bad, now)
 
     def in_a_row(self) -> int:
-        """Steps up to now of which `may_be_bad` was not finite; waits for the device."""
-        return 0 if self.bad_in_a_row is None else int(self.bad_in_a_row)
+        """Steps up to now whose gradient was not finite; waits for the device."""
+        return 0 if self.norms is None else int(self.norms[0])
+
+    def last_norm(self) -> float:
+        """Of the gradient, of the last step; waits for the device."""
+        return float("nan") if self.norms is None else float(self.norms[1])
 
     def values(self) -> tuple[int, dict[str, float]] | None:
         """The step and its scalars, or None while all is well; waits for the device."""

@@ -164,13 +164,14 @@ def is_finished(run: Run) -> bool:
 def choose_parallel(run: Run) -> str:
     """Has threads share views or operators, as at the run's beginning, and says why."""
     began, reason = run.parallel, "as the run began"
-    if not began or (began == parallel.VIEWS and parallel.obstacle_to_views(run.recipe, run.device)):
+    obstacle = parallel.obstacle_to_views(run.recipe, run.device)
+    if began == parallel.VIEWS and obstacle:  # it went on elsewhere; its recipe may not change
+        run.parallel, reason = parallel.OPERATORS, f"{obstacle}; the run began with {began}"
+    elif not began:
         with build.hardware.seeded(run.recipe.seed, run.device):
             run.parallel, reason = parallel.choose(
                 run.recipe, run.train_step, run.network, in_channels=run.manifest.channels, device=run.device
             )
-    if began and run.parallel != began:
-        reason += f"; the run began with {began}"
     if run.parallel == parallel.VIEWS:
         run.train_step = parallel.view_parallel(run.train_step, run.network, workers=torch.get_num_threads())
     return reason
@@ -269,7 +270,7 @@ def watch(run: Run, terms: Terms, skipped_in_a_row: int) -> int:
     if "skipped" not in terms:
         if run.train_step.scaler:  # it leaves out a step whose gradient is not finite, and tries a smaller scale
             looked_at = {name: term for name, term in terms.items() if name != "gradient_norm"}
-            run.bad.watch(run.step, looked_at, may_be_bad=terms["gradient_norm"])
+            run.bad.watch(run.step, looked_at, norm=terms["gradient_norm"])
         else:
             run.bad.watch(run.step, terms)
         return 0
@@ -292,7 +293,7 @@ def stop_if_bad(run: Run) -> None:
         raise guards.not_finite(*bad, run.network, last_good=run.saver.last_good())
     left_out = run.bad.in_a_row()
     if left_out >= MOST_SKIPPED_IN_A_ROW:
-        norm = {"gradient_norm": float("nan")}
+        norm = {"gradient_norm": run.bad.last_norm()}
         raise guards.not_finite(run.step, norm, run.network, last_good=run.saver.last_good())
 
 

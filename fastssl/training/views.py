@@ -8,6 +8,7 @@ V views, B images of this rank, C channels, H W pixels.
 """
 
 import contextlib
+import os
 import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -50,7 +51,7 @@ class Views:
         self.augment = build.views.augment(recipe, self.manifest, device=device)
         self.epoch = self.step = 0
         color = build.views.idle_color(recipe, self.manifest.channels, fix=False)
-        for said in (color, build.views.fallback(recipe, self.augment, device=device)):
+        for said in (color, build.views.fallback(recipe, self.augment, device=device, setting="backend")):
             if said:
                 warnings.warn(said, OwnWarning, stacklevel=4)
 
@@ -83,7 +84,7 @@ class Views:
         if self.place != (ranks.rank(), ranks.world()):
             raise UserError(
                 f"This is rank {ranks.rank()} of {ranks.world()}, and fastssl.views(...) was called as rank "
-                f"{self.place[0]} of {self.place[1]}: every rank would train on the same images.",
+                f"{self.place[0]} of {self.place[1]}, for other images.",
                 "Initialize torch.distributed before fastssl.views(...); with Lightning call it in train_dataloader.",
             )
         epoch, batches = self.epoch, deque[tuple[Tensor, Tensor]]()
@@ -126,8 +127,8 @@ class Views:
         check_place(state.get("epoch"), state.get("step"), steps=len(self))
         if self.recipe.data.path.is_dir() and state["step"] and state.get("ranks") != self.place[1]:
             raise UserError(
-                f"The state is of {state.get('ranks')} ranks in the middle of an epoch, and {self.place[1]} read a "
-                "folder of shards in another order.",
+                f"The state is of {state.get('ranks', 'an unknown number of')} ranks in the middle of an epoch, and "
+                f"{self.place[1]} read a folder of shards in another order.",
                 "Continue with as many ranks, or from the beginning of an epoch: set_epoch(...).",
             )
         self.epoch, self.step = int(state["epoch"]), int(state["step"])
@@ -215,8 +216,7 @@ def views(
             "train": {"epochs": 1, "precision": precision_of(dtype)},
         }
     )
-    found = build.hardware.device(recipe)  # refuses one that is not there
-    return Views(recipe, found if place is None or place.index is None else place)
+    return Views(recipe, found_place(place, recipe))
 
 
 def precision_of(dtype: torch.dtype) -> str:
@@ -238,6 +238,21 @@ def table_of(path: Path, views: object, *, preset: str, side_px: int | None) -> 
     if side_px is not None or preset != "cifar":
         raise UserError("side_px and preset are of a number of views, not of a table.", "Set side_px of each View.")
     return {"preset": "none", "rows": [row_of(row) for row in views]}
+
+
+def found_place(place: torch.device | None, recipe: Recipe) -> torch.device:
+    """The device asked for. One of CUDA without a number is the rank's under torchrun, else torch's current one.
+
+    Raises:
+        UserError: when it is not there.
+    """
+    if place is None or place.type != "cuda" or not torch.cuda.is_available():
+        return build.hardware.device(recipe)
+    if place.index is not None:
+        return place
+    if "LOCAL_RANK" in os.environ:
+        return build.hardware.device(recipe)
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def place_of(device: str | torch.device) -> torch.device | None:

@@ -51,7 +51,10 @@ def test_changes_of_the_data_decide_the_conversion(photos: Path, monkeypatch: py
     (photos / "damaged.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"for `fastssl train` with -s data\.on_error=skip"):
         carry_out(plan_of("my photos"))  # type: ignore[arg-type]
-    plan = plan_of("my photos", ["data.on_error=skip", "data.side_px=32", "optim.warmup_epochs=5", "train.epochs=5"])
+    plan = plan_of(
+        "my photos",
+        ["data.on_error=skip", "data.side_px=32", "optim.warmup_epochs=5", "augment.progressive.from_px=32"],
+    )
     assert plan is not None
     assert "convert it to data/my_photos.beton (32 px squares)" in plan.text()
     carry_out(plan)

@@ -268,7 +268,7 @@ def test_a_run_whose_threads_share_views_goes_on_with_two_ranks(recipe: Path, tm
     """Ranks share operators; what was copied to each view's thread has to be one network again."""
     run, changed = tmp_path / "run", tmp_path / "views.yaml"
     tree = yaml.safe_load(recipe.read_text())
-    changes = {"model": {"batch_norm": "per_view"}, "train": {"epochs": 2, "keep_checkpoints": 9, "parallel": "auto"}}
+    changes = {"model": {"batch_norm": "per_view"}, "train": {"epochs": 2, "keep_checkpoints": 9, "parallel": "views"}}
     changed.write_text(yaml.safe_dump(tree | {key: tree[key] | new for key, new in changes.items()}))
     assert fastssl("train", str(changed), "--run-dir", str(run), env=one_thread()).returncode == 0
     assert json.loads((run / "summary.json").read_text())["parallel"] == "views"

@@ -130,7 +130,7 @@ def test_images_that_cannot_be_judged_are_left_out_and_reported(tiny_recipe: dic
         (["augment.all.rotate_p=0.5"], "rotate_p changes nothing without rotate_max_deg"),
         (["augment.all.rotate_max_deg=15"], "rotate_max_deg changes nothing without rotate_p"),
         (["augment.all.pad_px=4"], "pad_px changes nothing without crop: pad"),
-        (["augment.all.crop=pad"], "crop: pad changes nothing without pad_px"),
+        (["augment.all.crop=pad"], "crop: pad is a plain resize without pad_px"),
         (["augment={preset: none, side_px: 16, all: {jitter_p: 0.8}}"], "jitter_p changes nothing without one of"),
         (["optim.momentum=0.99"], "momentum changes nothing with the optimizer adamw: it is of sgd, lars, muon"),
         (["optim.name=sgd", "optim.betas=[0.8, 0.9]"], "betas changes nothing with the optimizer sgd"),

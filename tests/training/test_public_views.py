@@ -126,17 +126,29 @@ def test_views_made_before_the_ranks_are_refused(path: Path, monkeypatch: pytest
     views = fastssl.views(path, batch_size=BATCH, views=2, device="cpu")
     next(iter(views))
     monkeypatch.setattr(ranks, "world", lambda: 2)
-    with pytest.raises(UserError, match=r"rank 0 of 2, and fastssl\.views\(\.\.\.\) was called as rank 0 of 1"):
+    with pytest.raises(
+        UserError, match=r"rank 0 of 2, and fastssl\.views\(\.\.\.\) was called as rank 0 of 1, for other"
+    ):
         next(iter(views))
 
 
 def test_a_device_without_a_number_is_the_ranks(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = list[torch.device]()
-    monkeypatch.setattr(build.hardware, "device", lambda recipe: torch.device("cuda", 3))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(public_views, "Views", lambda recipe, device: seen.append(device))
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    for device in ("cuda", "cuda:1"):
+        fastssl.views(path, batch_size=BATCH, views=2, device=device)
+    monkeypatch.setenv("LOCAL_RANK", "3")
     for device in ("cuda", "cuda:1", "auto"):
         fastssl.views(path, batch_size=BATCH, views=2, device=device)
-    assert [device.index for device in seen] == [3, 1, 3]
+    assert [device.index for device in seen] == [2, 1, 3, 1, 3]
+    monkeypatch.setenv("LOCAL_RANK", "4")
+    fastssl.views(path, batch_size=BATCH, views=2, device="cuda:0")  # of those that the launcher left visible
+    with pytest.raises(UserError, match="Rank 4 of this machine has no GPU: torch finds 4"):
+        fastssl.views(path, batch_size=BATCH, views=2, device="cuda")
 
 
 def test_what_changes_nothing_is_said(tmp_path: Path) -> None:
@@ -156,8 +168,8 @@ def test_a_manifest_of_other_images_is_refused(path: Path, tmp_path: Path) -> No
 
 def test_where_pixels_are_to_be_held_decides_the_loader(path: Path) -> None:
     recipe = {"data": {"path": str(path)}, "train": {"epochs": 1}}
-    for memory in ("host", "mmap"):
-        chosen, reason = build.data.loader_choice(load(recipe, [f"data.memory={memory}"]), path, torch.device("cpu"))
+    for memory, device in (("host", "cuda"), ("mmap", "cuda"), ("mmap", "cpu")):
+        chosen, reason = build.data.loader_choice(load(recipe, [f"data.memory={memory}"]), path, torch.device(device))
         assert (chosen, f"data.memory is {memory}" in reason) == ("resident", True)
 
 
