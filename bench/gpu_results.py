@@ -29,7 +29,16 @@ def pack(folder: Path, archive: Path) -> str:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Put the results of an earlier call where the next one looks for them."""
+    """Put the results of an earlier call where the next one looks for them.
+
+    Raises:
+        ValueError: for an archive with anything but files and folders inside of it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    inside, has_filter = folder.resolve(), hasattr(tarfile, "data_filter")  # since Python 3.11.4; Debian 12 has 3.11.2
     with tarfile.open(archive) as tar:
-        tar.extractall(folder, filter="data")
+        for member in tar:
+            place = (inside / member.name).resolve()
+            if not (member.isfile() or member.isdir()) or not place.is_relative_to(inside):
+                raise ValueError(f"{archive} holds {member.name}, which is no file inside of it")
+        tar.extractall(folder, **({"filter": "data"} if has_filter else {}))

@@ -80,14 +80,21 @@ def busy_processes(count: int) -> Iterator[None]:
             process.wait()
 
 
+def works(command: list[str]) -> bool:
+    """Whether it ends well, and soon: a desktop may ask for a password."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        return subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=10).returncode == 0
+    return False
+
+
 @contextlib.contextmanager
 def quota(wanted: float | None) -> Iterator[tuple[list[str], str]]:
     """A command's prefix that leaves it so many cores, and what sets the quota; neither without one."""
     if wanted is None:
         yield [], ""
         return
-    systemd = ["systemd-run", "--scope", "--quiet", "-p", f"CPUQuota={100 * wanted:.0f}%"]
-    if shutil.which("systemd-run") and subprocess.run([*systemd, "true"], capture_output=True).returncode == 0:
+    systemd = ["systemd-run", "--scope", "--quiet", "--no-ask-password", "-p", f"CPUQuota={100 * wanted:.0f}%"]
+    if shutil.which("systemd-run") and works([*systemd, "true"]):
         yield systemd, "systemd"
         return
     version_2 = (CGROUP / "cgroup.controllers").exists()

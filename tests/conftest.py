@@ -108,7 +108,7 @@ def tiny_run(tiny_data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(autouse=True)
 def _no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("FORCE_COLOR", "FASTSSL_TRACEBACK"):
+    for name in ("FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "FASTSSL_TRACEBACK"):  # typer takes them for a terminal
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COLUMNS", "200")
     os.environ.setdefault("PYTHONWARNINGS", "default")

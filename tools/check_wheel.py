@@ -49,6 +49,7 @@ STEPS: list[tuple[str, str, str]] = [  # what to run, the extra it needs, a modu
     ("train mine.yaml --run-dir runs/dali -s data.loader=dali CHANGES", "dali", "nvidia.dali"),
     ("train mine.yaml --run-dir runs/log -s log.tensorboard=true CHANGES", "+tensorboard", "tensorboard"),
     ("train mine.yaml --run-dir runs/wandb -s log.wandb=true CHANGES", "+wandb", "wandb"),
+    ("train mine.yaml --run-dir runs/mlflow -s log.mlflow=true CHANGES", "+mlflow", "mlflow"),
 ]  # + before an extra: what is missing is a warning, and the run continues
 
 

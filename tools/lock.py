@@ -88,6 +88,8 @@ def main(words: list[str]) -> None:
         header = ["As constraints.txt, with torch's wheels for CUDA 12; resolved by tools/lock.py cuda12;", bounds]
         write(ROOT / "constraints-cuda12.txt", header, resolved_for_cuda12(pins_of(ROOT / "constraints.txt")))
     else:
+        # an extra of which some needs are absent or out of bounds was not tested, and could not be installed
+        subprocess.run([sys.executable, "-m", "pip", "check"], check=True)
         header = [f"Versions the tests pass with ({system}), made by tools/lock.py;", bounds]
         pins = [f"{name}=={version}" for name, version in sorted(installed(direct()).items())]
         write(ROOT / "constraints.txt", header, pins)

@@ -22,13 +22,21 @@ apt() {
 }
 
 find_python() {
-  local candidate
-  for candidate in ${PYTHON:-} python3.11 python3.12 python3.13 python3; do
-    if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
-      echo "$candidate"
-      return
+  local candidate found=
+  local fits='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'
+  if [ -n "${PYTHON:-}" ]; then
+    "$PYTHON" -c "$fits" 2>/dev/null && { echo "$PYTHON"; return; }
+    say "PYTHON is $PYTHON, which is no Python 3.11, 3.12 or 3.13. Set it to the path of one, or unset it."
+    exit 2
+  fi
+  for candidate in python3.11 python3.12 python3.13 python3; do
+    if "$candidate" -c "$fits" 2>/dev/null; then
+      # one that can make environments goes before one that first needs a system package
+      "$candidate" -c 'import venv, ensurepip' 2>/dev/null && { echo "$candidate"; return; }
+      found=${found:-$candidate}
     fi
   done
+  [ -n "$found" ] && { echo "$found"; return; }
   say "Python 3.11, 3.12 or 3.13 is needed and none was found; install one, or set PYTHON to its path."
   exit 2
 }
@@ -43,7 +51,7 @@ pkg-config --exists libturbojpeg 2>/dev/null || missing+=(libturbojpeg0-dev)
 "$python" -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3-venv)
 if [ ${#missing[@]} -gt 0 ]; then
   say "System packages: ${missing[*]}"
-  apt "${missing[@]}" >/dev/null || say "These could not be installed here: ${missing[*]}. Going on without FFCV."
+  apt "${missing[@]}" >/dev/null || say "These could not be installed here: ${missing[*]}. Going on without them."
 fi
 
 if [ "$what" = test ] && ! command -v chromium >/dev/null && ! command -v google-chrome >/dev/null; then
@@ -51,7 +59,20 @@ if [ "$what" = test ] && ! command -v chromium >/dev/null && ! command -v google
   apt chromium >/dev/null || say "chromium could not be installed here; that test will be skipped."
 fi
 
-[ -x .venv/bin/python ] || "$python" -m venv .venv
+if [ -n "${PYTHON:-}" ] && [ -x .venv/bin/python ]; then
+  version='import sys; print(*sys.version_info[:2], sep=".")'
+  [ "$(.venv/bin/python -c "$version")" = "$("$python" -c "$version")" ] ||
+    say ".venv has another Python than $python and is used as it is; remove it to change that."
+fi
+# a venv that was interrupted, or made without ensurepip, has a python without pip
+if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
+  rm -rf .venv
+  if ! "$python" -m venv .venv; then
+    rm -rf .venv
+    say "$python cannot make an environment. Install python3-venv, or set PYTHON to another Python."
+    exit 2
+  fi
+fi
 pip() { .venv/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt "$@"; }
 
 say "Python packages (the first time takes a few minutes)"
@@ -66,5 +87,6 @@ else
 fi
 if [ "$what" = test ]; then
   pip "nvidia-dali-cuda130" || say "DALI could not be installed; its tests will be skipped."
+  pip "tensorboard" "wandb" || say "TensorBoard and W&B could not be installed; their tests will be skipped."
 fi
 touch "$stamp"

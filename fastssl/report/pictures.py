@@ -62,12 +62,7 @@ class Embedded:
 
 
 def section(
-    run: LabeledRun,
-    *,
-    images: int,
-    weights: Path | None = None,
-    checkpoint: str | Path = "last",
-    device: str = "auto",
+    run: LabeledRun, *, images: int, weights: Path | None = None, checkpoint: str | Path = "last", device: str = "auto"
 ) -> Section:
     """All picture figures of one run; what cannot be drawn is said.
 

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 import triton
+from filelock import FileLock
 
 from fastssl.augment.cuda.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[2]
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fastssl-tests"
 VERSIONS = dict.fromkeys(("3.6.0", triton.__version__))  # torch 2.10's, and that of the torch that is installed
 
 pytestmark = [
@@ -33,9 +33,17 @@ def installed_beside(version: str) -> Path | None:
     """The folder of that Triton, installed once; None for the one that is installed here."""
     if version == triton.__version__:
         return None
-    folder = CACHE / f"triton-{version}"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastssl-tests"
+    cache.mkdir(parents=True, exist_ok=True)
+    folder = cache / f"triton-{version}"
+    with FileLock(f"{folder}.lock"):
+        return install(version, folder)
+
+
+def install(version: str, folder: Path) -> Path:
     if not folder.exists():
-        part = CACHE / f"triton-{version}.{os.getpid()}"
+        part = folder.with_name(f"{folder.name}.part")
+        shutil.rmtree(part, ignore_errors=True)  # of an interrupted call
         command = [
             sys.executable,
             "-m",

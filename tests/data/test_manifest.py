@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastssl.data.convert.convert import convert
@@ -62,6 +62,7 @@ JSON = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from([*RECORD, "options", "skipped", "size_min_px", "shards"]), JSON) | JSON)
 def test_any_json_is_a_manifest_or_a_sentence(changes):
     record = RECORD | changes if isinstance(changes, dict) else changes

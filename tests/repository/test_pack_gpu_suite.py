@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from checkout import git
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -36,6 +37,7 @@ def wheel(folder: Path, name: str, *, needs: tuple[str, ...] = ()) -> Path:
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with nothing in it but what came out of the archive."""
+    git("rev-parse", "HEAD")  # git archive packs it
     folder = tmp_path_factory.mktemp("pack")
     (folder / "wheels").mkdir()
     wheel(folder / "wheels", "only_in_the_wheelhouse")
@@ -44,20 +46,19 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = folder / "gpu-suite.tar.gz"
     subprocess.run([*command, "--images", str(folder / "images.tar"), "--out", str(out)], check=True, timeout=120)
     with tarfile.open(out) as archive:
-        archive.extractall(folder / "machine", filter="data")
+        # Debian 12's Python 3.11.2 has no filter, 3.12 and later warn without one
+        archive.extractall(folder / "machine", **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
     return folder / "machine" / "gpu-suite"
 
 
 def test_the_archive_holds_tree_wheels_images_and_the_commit(machine: Path) -> None:
     assert (machine / "shared" / "data" / "images.tar").read_bytes() == b"images"
     assert [path.name for path in (machine / "wheels").iterdir()] == ["only_in_the_wheelhouse-1.0-py3-none-any.whl"]
-    committed = subprocess.run(["git", "-C", str(ROOT), "ls-files"], capture_output=True, text=True, check=True).stdout
+    committed = git("ls-files")
     packed = {str(path.relative_to(machine / "fastssl")) for path in (machine / "fastssl").rglob("*") if path.is_file()}
     assert {"bench/gpu_suite.py", "Makefile", "recipes/cifar10_lowdim.yaml"} <= packed <= {*committed.splitlines()}
     code = "from fastssl.runs.environment import commit; print(commit())"
-    head = subprocess.run(
-        ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-    ).stdout
+    head = git("rev-parse", "HEAD")
     environment = os.environ | {"PYTHONPATH": str(machine / "fastssl")}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment, cwd=machine, capture_output=True, text=True, check=True)

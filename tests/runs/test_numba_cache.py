@@ -45,7 +45,7 @@ def test_kernels_compiled_at_once_keep_their_names(tmp_path: Path, is_locked: bo
     def overtaken(overloads: dict[str, str]) -> None:
         """The other process comes between the choice of a name and its writing."""
         second.start()
-        second.join(timeout=0.5)
+        second.join(timeout=0.5 if is_locked else None)  # the lock makes it wait for this one
         save_index(overloads)
 
     file._save_index = overtaken

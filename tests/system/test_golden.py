@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numba
 import pytest
 import torch
+from llvmlite import binding
 from tiny import one_torch_thread, tiny
 
 from fastssl.training.loop import train
@@ -39,7 +41,12 @@ def test_losses_are_the_recorded_ones(name: str, tiny_data: tuple[Path, Path], t
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in rows if row["event"] == "step"]
     recorded = [float.fromhex(value) for value in GOLDEN["losses"][name]]
-    here = {"torch": torch.__version__, "capability": torch.backends.cpu.get_cpu_capability()}
+    here = {
+        "torch": torch.__version__,
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "cpu": binding.get_host_cpu_name(),
+        "numba": numba.__version__,
+    }
     if here == {key: GOLDEN[key] for key in here}:
         assert losses == recorded
     else:  # another processor or torch adds in another order, and training amplifies that from step to step

@@ -113,7 +113,7 @@ def test_no_memory_says_what_was_asked_for_and_what_halves_it(recipe: Path, tmp_
 
 
 def test_a_step_that_hangs_ends_with_the_stack_of_every_thread(recipe: Path, tmp_path: Path) -> None:
-    done = train(recipe, tmp_path / "run", "-s", "train.step_timeout_s=5", fault="hang", step=7)
+    done = train(recipe, tmp_path / "run", "-s", "train.step_timeout_s=20", fault="hang", step=7)
     assert done.returncode == 1
     assert "Timeout" in done.stderr
     assert "hang_in_the_loss" in done.stderr

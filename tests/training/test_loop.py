@@ -214,7 +214,7 @@ def test_killed_and_resumed_equals_uninterrupted(reference: Path, tmp_path: Path
             process.send_signal(signal.SIGKILL)
             break
         time.sleep(0.01)
-    process.wait(timeout=60)
+    assert process.wait(timeout=60) == -signal.SIGKILL
     done = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=300, check=True)
     assert json.loads(done.stdout.splitlines()[-1])["steps"] == 20
     assert metrics(run) == metrics(reference)

@@ -57,7 +57,7 @@ def names_of_threads(views_s: float, step_s: float, count: int) -> list[str]:
 @pytest.mark.usefixtures("_two_threads")
 def test_short_work_stays_in_the_background_and_long_work_comes_back():
     here = threading.current_thread().name
-    assert here not in names_of_threads(0.005, 0.05, 20)  # the wait is a hand-over, far below half of the work
+    assert here not in names_of_threads(0.05, 0.1, 20)  # the wait is a hand-over, far below half of the work
     names = names_of_threads(0.02, 0.0, 20)  # every step waits for all of its views
     assert names.index(here) == prefetch.TRIAL_STEPS + 1
     assert set(names[prefetch.TRIAL_STEPS + 1 :]) == {here}
