@@ -21,8 +21,8 @@ ESTIMATE_IMAGES = 16
 def describe(recipe: Recipe) -> dict[str, Any]:
     """The resolved recipe, the shapes along the data's path, steps, parameters, and an estimate from three real steps.
 
-    The estimate runs random images in a batch of about ESTIMATE_IMAGES, so it leaves out loading and says little
-    about a GPU's full batch; it is a rough guide.
+    The estimate runs random images, uncompiled, in a batch of about ESTIMATE_IMAGES on a CPU and in a whole one on a
+    GPU. It leaves out loading; it is a rough guide.
     """
     build.preflight.check(recipe)
     device = build.hardware.device(recipe)
@@ -80,20 +80,38 @@ def images_per_second(recipe: Recipe, channels: int) -> float:
 
 def seconds_per_image(recipe: Recipe, network: pretrainer.Pretrainer, channels: int, device: torch.device) -> float:
     """Seconds of a step (not loading) for one image's views: the fastest of three steps after one unmeasured."""
-    batch = build.model.few_images(recipe, ESTIMATE_IMAGES)
+    batch = estimate_images(recipe, device)
+    while True:
+        try:
+            return seconds_of_step(recipe, network, channels, device, batch=batch) / batch
+        except torch.OutOfMemoryError:
+            smaller = build.model.few_images(recipe, batch // 2)
+            if smaller >= batch:
+                raise
+            batch = smaller
+
+
+def estimate_images(recipe: Recipe, device: torch.device) -> int:
+    """Images of a step that is timed: a few on a CPU; as many as in training on a GPU, which a few leave idle."""
+    return build.model.few_images(recipe, ESTIMATE_IMAGES if device.type == "cpu" else recipe.data.batch_size)
+
+
+def seconds_of_step(
+    recipe: Recipe, network: pretrainer.Pretrainer, channels: int, device: torch.device, *, batch: int
+) -> float:
     rows = view_table(recipe.augment)
     groups = tuple(
         torch.rand(1, batch, row.side_px, row.side_px, channels, device=device).permute(0, 1, 4, 2, 3) for row in rows
     )
     step = step_of(recipe, network, device=device)
-    return fastest_s(lambda: step(groups, 0.0)["loss"]) / batch
+    return fastest_s(lambda: step(groups, 0.0)["loss"])
 
 
 def projector_seconds_per_image(
     recipe: Recipe, network: pretrainer.Pretrainer, features_dim: int, device: torch.device
 ) -> float:
     """Of those, the projector's forward and backward pass over the features of one image's views."""
-    batch = min(ESTIMATE_IMAGES, recipe.data.batch_size)
+    batch = estimate_images(recipe, device)
     h_NF = torch.randn(len(view_table(recipe.augment)) * batch, features_dim, device=device, requires_grad=True)
     autocast = build.hardware.autocast(recipe)
 
@@ -134,7 +152,7 @@ def text_of(record: dict[str, Any], recipe: Recipe) -> str:
         if record["steps"]
         else "known once the data is converted",
         "estimate": f"about {estimate / 60:.0f} min of training (rough: from a batch of "
-        f"{build.model.few_images(recipe, ESTIMATE_IMAGES)})"
+        f"{estimate_images(recipe, torch.device(record['device']))})"
         if estimate
         else "known once the data is converted",
     }

@@ -136,6 +136,11 @@ def new_recipe(
     facts = facts_of(Path(data))
     here: Device = "cuda" if torch.cuda.is_available() else "cpu"
     device = device or here
+    if device == "cuda" and here != "cuda" and minutes is not None:
+        raise UserError(
+            f"{option('minutes')} is given for a GPU, and there is none here to measure a step on.",
+            f"Leave {option('minutes')} out, or write the recipe on the machine that trains.",
+        )
     minutes = minutes if minutes is not None else {"cpu": 10.0, "cuda": 60.0}[device]
     check_minutes(minutes)
     template = next(t for t in TEMPLATES[device] if facts.side_px <= t.largest_px)
@@ -148,7 +153,8 @@ def new_recipe(
     images_s = dry_run.images_per_second(load(yaml.safe_load(text)), facts.channels)
     per_epoch_s = (facts.count - val_count(facts)) / images_s
     epochs = max(1, min(MAX_EPOCHS, round(minutes * 60 / per_epoch_s)))
-    why = f"about {epochs * per_epoch_s / 60:.2g} min of steps here (measured; {minutes:g} asked for), probes apart"
+    how = "measured without torch.compile" if base.train.compile else "measured"
+    why = f"about {epochs * per_epoch_s / 60:.2g} min of steps here ({how}; {minutes:g} asked for), probes apart"
     return write(base, epochs=epochs, why=why)
 
 

@@ -7,6 +7,7 @@ reported apart. Finished runs are read from their run directories, unfinished on
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from fastssl import build
 from fastssl.bench.crossing import Timed, first_crossing, median_or_none, speed_up
 from fastssl.bench.parts import parts
 from fastssl.bench.record import record, row
-from fastssl.errors import UserError, option, raise_all
+from fastssl.errors import UserError, errors_of, option, raise_all
 from fastssl.recipe.load import load
 from fastssl.recipe.presets import view_table
 from fastssl.recipe.schema import Recipe
@@ -26,6 +27,7 @@ from fastssl.training.precision import holds_another
 Observer = Callable[[dict[str, Any]], None]
 WARMUP_STEPS = 2
 SIDECAR = "tta.json"
+MADE_BY = ("commit", "hardware", "versions")
 ALIKE = (
     "data.val_count",
     *(f"evaluate.{name}" for name in ("knn_k", "max_train", "side_px", "linear_epochs_while_training")),
@@ -45,6 +47,7 @@ class Trial:
         trained_s: training time in all.
         compile_s: of torch.compile, not in `trained_s`; None for a run stopped at its target.
         apart_s: evaluation, saving, set-up and compilation, over all sittings; None for a run made elsewhere.
+        made_by: commit, hardware and versions of the run, which may be of an earlier call.
     """
 
     seed: int
@@ -52,6 +55,7 @@ class Trial:
     trained_s: float
     compile_s: float | None
     apart_s: float | None
+    made_by: dict[str, Any]
 
 
 def tta(
@@ -82,6 +86,7 @@ def tta(
         Interrupted: after a signal; the same call continues from there.
     """
     digest = same_work(recipes)
+    raise_all(errors_of(*(partial(check_data, folder, recipe, seed) for recipe in recipes for seed in range(seeds))))
     check_targets(targets, recipes[0])
     trials: dict[str, list[Trial]] = {recipe.name: [] for recipe in recipes}
     warm: set[str] = set()
@@ -179,6 +184,17 @@ def warm_up(recipe: Recipe) -> None:
         training.step(training.views(batch, epoch))
 
 
+def check_data(folder: Path, recipe: Recipe, seed: int) -> None:
+    """Refuses a run of an earlier call that learned from other images under the same name."""
+    run_dir = folder / f"{recipe.name}-s{recipe.seed + seed}"
+    before = reading.read_mapping(run_dir / "data.json").get("digest")
+    if before is not None and before != build.data.manifest_of(recipe.data.path).digest:
+        raise UserError(
+            f"{run_dir} was trained on other images than {recipe.data.path} holds now.",
+            f"Choose another {option('run_dir')}, or remove that folder.",
+        )
+
+
 def finished(run_dir: Path, recipe: Recipe, targets: dict[str, float], *, stop_at_target: bool) -> bool:
     """Whether a run directory holds all that is wanted.
 
@@ -259,7 +275,9 @@ def evaluations_of(run_dir: Path) -> list[dict[str, Any]]:
 def trial(run_dir: Path, seed: int) -> Trial:
     """A finished run, read from its directory."""
     compile_s = reading.read_mapping(run_dir / "summary.json").get("compile_s")
-    return Trial(seed, evaluations_of(run_dir), last_train_s(run_dir), compile_s, apart_of(run_dir))
+    made = reading.read_mapping(run_dir / "environment.json")
+    made_by = {key: made.get(key) for key in MADE_BY}
+    return Trial(seed, evaluations_of(run_dir), last_train_s(run_dir), compile_s, apart_of(run_dir), made_by)
 
 
 def result(

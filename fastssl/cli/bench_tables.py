@@ -101,7 +101,22 @@ def tta_text(result: dict[str, Any]) -> str:
         title = f"{metric.removesuffix('_pct')} {target:g} %"
         columns = ["recipe", "seconds of training [min, max]", "seeds", "steps", "views", "best seen"]
         parts.append(table_of(title, columns, lines))
-    return rendered(*parts, *[speed_up_text(gain) for gain in result["speed_ups"]], f"Clock: {result['clock']}.")
+    said = [*[speed_up_text(gain) for gain in result["speed_ups"]], f"Clock: {result['clock']}."]
+    return rendered(*parts, *said, *made_earlier(result))
+
+
+def made_earlier(result: dict[str, Any]) -> list[str]:
+    """A sentence where runs of an earlier call are of another commit or machine than this record."""
+
+    def maker(of: dict[str, Any]) -> tuple[Any, ...]:
+        hardware = of.get("hardware") or {}
+        return of.get("commit"), hardware.get("cpu"), hardware.get("gpus")
+
+    runs = [(name, trial) for name, trials in result["curves"].items() for trial in trials if trial.get("made_by")]
+    other = [f"{name}, seed {trial['seed']}" for name, trial in runs if maker(trial["made_by"]) != maker(result)]
+    if not other:
+        return []
+    return [f"Made earlier, by another commit or machine (see curves in the record): {'; '.join(other)}."]
 
 
 def speed_up_text(gain: dict[str, Any]) -> str:

@@ -72,6 +72,8 @@ def steps(shape: Shape, side_px: int) -> list[str]:
         words.append(f"transparent pixels over the color rgb{shape.background}")
     if shape.stretch:
         words.append(f"16-bit images: values of 0 to {shape.stretch} stretched to the whole range, larger ones cut")
+    elif shape.dtype == "uint8":
+        words.append("16-bit images: 65535 becomes 255, rounded")
     if shape.side_px:
         words.append(f"largest centered square, which may begin at half a pixel, to {shape.side_px} px (bicubic)")
     elif shape.max_side_px:
@@ -100,6 +102,8 @@ def code(shape: Shape, side_px: int, *, mean: list[float], std: list[float]) -> 
         "import numpy as np",
         "from PIL import Image, ImageOps",
         "image = ImageOps.exif_transpose(Image.open(path))",
+        'if image.mode.startswith("I"):  # gray of 16 bits, which convert would cut at 255',
+        "    image = Image.fromarray(((np.asarray(image).astype(np.uint32) * 510 + 65535) // 131070).astype(np.uint8))",
         *(below if shape.background else []),
         f'image = image.convert("{"L" if gray else "RGB"}")',
         *(['image = image.convert("F")  # floating point: one rounding at the end of a resize'] if gray else []),

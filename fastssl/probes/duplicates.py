@@ -41,7 +41,10 @@ def near_duplicates(features_NF: Tensor, *, threshold: float, most: int) -> tupl
         cosine_BN = (block_BF @ rows_NF[start:].T).clamp(-1.0, 1.0)
         # Each pair once, and no image with itself.
         cosine_BN.masked_fill_(torch.ones_like(cosine_BN, dtype=torch.bool).tril(), -2.0)
-        first, second = (cosine_BN >= threshold - ROUNDING).nonzero(as_tuple=True)
+        # Of a block, no more pairs than can be among the most similar: a low threshold would keep B x N of them.
+        found = cosine_BN.flatten().topk(min(most, cosine_BN.numel()))
+        at = found.indices[found.values >= threshold - ROUNDING].sort().values
+        first, second = at // cosine_BN.shape[1], at % cosine_BN.shape[1]
         values = torch.cat([similarity, cosine_BN[first, second]])
         pairs = torch.cat([pairs, torch.stack([first, second], dim=1) + start])
         order = values.argsort(descending=True, stable=True)[:most]

@@ -163,7 +163,7 @@ def ridge_predict(
     x_NF, x_MF = in_range(train_NF.to(work), test_MF.to(work))
     label_C, y_N = torch.unique(train_labels_N.to(work), return_inverse=True)
     fit, held = hold_out(y_N, HELD_OUT_SHARE, seed=seed)
-    mean_F = x_NF.double().mean(0)
+    mean_F = torch.stack([part.double().sum(0) for part in torch.split(x_NF, 16 * CHUNK_ROWS)]).sum(0) / len(x_NF)
     mean_C = torch.bincount(y_N, minlength=len(label_C)).double() / len(y_N)
     # Moments add up: the whole train is the fitted part plus the part held out, so each row is used once.
     fit_FF, fit_FC = _moments(x_NF[fit] - mean_F.float(), y_N[fit], mean_C)

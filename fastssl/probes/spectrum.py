@@ -179,7 +179,8 @@ def collapse_warnings(figures: Mapping[str, float], *, done: float = 1.0) -> dic
             "constant": f"All {dims:.0f} features are constant: the run has collapsed. "
             "Set the weights under loss to auto, or lower optim.lr, and start again."
         }
-    if rank < max(2.0, dims / 100):
+    most = min(dims, figures.get("spectrum_images", float("inf")) - 1)  # that so many centered images can span
+    if rank < max(2.0, most / 100):
         return {
             "few directions": f"The {dims:.0f} features span only about {rank:.1f} directions: the run is collapsing. "
             "Set the weights under loss to auto; if they are, lower optim.lr."

@@ -61,7 +61,9 @@ def same_recipe(before: Recipe, now: Recipe, what: str) -> None:
 
 def comparable(recipe: Recipe) -> dict[str, Any]:
     """What may not change: of data files whether there is one, since they may move and their digests tell them."""
-    tree = recipe.model_dump(mode="json", exclude={"log": True, "train": {"threads"}})
+    tree = recipe.model_dump(
+        mode="json", exclude={"log": True, "train": {"threads"}, "evaluate": {"baselines", "batch_size"}}
+    )
     return tree | {"data": tree["data"] | {field: tree["data"][field] is not None for field in DATA_FILES}}
 
 

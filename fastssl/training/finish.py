@@ -7,6 +7,7 @@ from fastssl.build import ranks
 from fastssl.errors import Interrupted, UserError, option
 from fastssl.recipe.presets import view_table
 from fastssl.runs.files import atomic_json
+from fastssl.training import guards
 from fastssl.training.saver import must_be_whole
 from fastssl.training.state import Run
 
@@ -73,7 +74,8 @@ def final_evaluation(run: Run, stop_asked: StopAsked) -> dict[str, float]:
 
     if recipe.data.test_path is None:
         return {}
-    metrics = prober.at_the_end(run.evaluated.backbone, recipe.data.test_path, progress=progress)
-    if recipe.evaluate.baselines and metrics:
-        metrics |= prober.baselines(run.manifest.channels, recipe.data.test_path, progress=progress)
+    with guards.evaluation_explained(recipe):
+        metrics = prober.at_the_end(run.evaluated.backbone, recipe.data.test_path, progress=progress)
+        if recipe.evaluate.baselines and metrics:
+            metrics |= prober.baselines(run.manifest.channels, recipe.data.test_path, progress=progress)
     return metrics

@@ -132,25 +132,50 @@ def largest_weight(network: nn.Module) -> str:
 
 @contextlib.contextmanager
 def memory_explained(recipe: Recipe) -> Iterator[None]:
-    """Turns a lack of memory into what was asked for and the settings that halve it.
+    """Turns a lack of memory in a step into what was asked for and the settings that halve it.
 
     Raises:
         UserError: in place of torch's and Python's out-of-memory errors.
     """
+    batch, rows = recipe.data.batch_size, view_table(recipe.augment)
+    parts = recipe.optim.accumulate_steps * 2
+    with lack_explained(
+        f"with data.batch_size {batch} and {len(rows)} views of {max(r.side_px for r in rows)} px",
+        f"Set data.batch_size to {max(2, batch // 2)}, optim.accumulate_steps to {parts} (loss and batch statistics"
+        " are then each part's own), train.gradient_checkpointing to true, or fewer augment.views.",
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def evaluation_explained(recipe: Recipe, *, where: str = "") -> Iterator[None]:
+    """The same in an evaluation.
+
+    Args:
+        recipe: of the network that is evaluated.
+        where: of a finished run, the file that holds its settings.
+
+    Raises:
+        UserError: in place of torch's and Python's out-of-memory errors.
+    """
+    batch = recipe.evaluate.batch_size
+    with lack_explained(
+        f"in an evaluation with evaluate.batch_size {batch}",
+        f"Set evaluate.batch_size to {max(1, batch // 2)}{where}, or evaluate.max_train to fewer images.",
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def lack_explained(where: str, fix: str) -> Iterator[None]:
+    """UserError in place of torch's and Python's out-of-memory errors."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        batch, rows = recipe.data.batch_size, view_table(recipe.augment)
-        parts = recipe.optim.accumulate_steps * 2
         asked = " ".join((str(error).strip() or "allocation refused").splitlines()[0].split())
-        raise UserError(
-            f"Out of memory with data.batch_size {batch} and {len(rows)} views of {max(r.side_px for r in rows)} px:"
-            f" {asked[:200].rstrip('.')}.",
-            f"Set data.batch_size to {max(2, batch // 2)}, optim.accumulate_steps to {parts} (loss and batch statistics"
-            " are then each part's own), train.gradient_checkpointing to true, or fewer augment.views.",
-        ) from error
+        raise UserError(f"Out of memory {where}: {asked[:200].rstrip('.')}.", fix) from error
 
 
 def out_of_memory(error: BaseException) -> bool:

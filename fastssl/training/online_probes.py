@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as nnf
 
 from fastssl import build
 from fastssl.augment.augment import Augment
@@ -23,6 +24,7 @@ from fastssl.recipe.load import load
 from fastssl.recipe.schema import Recipe
 
 Embed = Callable[[Batch], Tensor]
+PIXELS_PX = 32  # of the raw pixels' baseline
 SPECTRUM_IMAGES, INVARIANCE_IMAGES, INVARIANCE_VIEWS = 2000, 512, 2
 
 
@@ -212,7 +214,11 @@ class Prober:
         return Part(self.recipe, test_path, build.data.labeled_rows(test_path), device=self.device)
 
     def pixels(self, batch: Batch) -> Tensor:
-        return views_of(self.clean, batch)[0][0].flatten(1)
+        """Of the clean view, at most PIXELS_PX on a side: all of a large image's would not fit for a whole set."""
+        view_BCHW = views_of(self.clean, batch)[0][0]
+        if view_BCHW.shape[-1] > PIXELS_PX:
+            view_BCHW = nnf.adaptive_avg_pool2d(view_BCHW, PIXELS_PX)
+        return view_BCHW.flatten(1)
 
     def embed_with(self, backbone: nn.Module) -> Embed:
         """Batches to pooled features, with the network's batch statistics fixed."""

@@ -85,6 +85,8 @@ def restore(run: Run) -> None:
         run.train_step.scaler.load_state_dict(state["scaler"])
     run.step, run.clock, run.last = state["step"], Clock(**state["clock"]), state["last"]
     run.best, run.skipped_steps = state["best"], state["skipped_steps"]
+    if run.saver.folder is not None and run.best:
+        run.saver.best = checkpoint.path_of(run.saver.folder, run.best["step"])
     run.parallel = state.get("parallel", "")
     if run.recipe.data.path.is_dir() and state["step_in_epoch"] and state["ranks"] != ranks.world():
         run.warn(

@@ -34,6 +34,7 @@ class Saver:
         self.writing: Future[Path] | None = None
         self.saved_s = time.monotonic()
         self.problem = ""
+        self.best: Path | None = None  # the newest of the best checkpoints that was written
 
     def save(
         self,
@@ -60,7 +61,9 @@ class Saver:
     ) -> Path:
         assert self.folder is not None
         path = checkpoint.save(self.folder, step=step, weights=weights, optimizer=moments, state=state, average=average)
-        checkpoint.prune(self.folder, keep=self.keep, protect=best)
+        if best is not None and best.is_dir():
+            self.best = best
+        checkpoint.prune(self.folder, keep=self.keep, protect=self.best)
         return path
 
     def wait(self) -> bool:

@@ -122,6 +122,22 @@ def test_figures_are_of_the_clean_view_whatever_views_are_judged(run: Path) -> N
     assert judge(run, views=[3], **options)["spectrum"] == judge(run, views=[1], **options)["spectrum"]
 
 
+def test_what_is_given_twice_is_computed_once(run: Path) -> None:
+    once, twice = (judge(run, probes=["knn"] * n, views=[2] * n, layers=["backbone"] * n, **QUICK) for n in (1, 2))
+    assert twice["rows"] == once["rows"]
+
+
+def test_rows_tell_the_passes_that_were_made(run: Path) -> None:
+    record = judge(run, probes=["linear", "finetune"], few_label_pct=[10.0], **QUICK | {"finetune_lr": 0.01})
+    found = {(row["probe"], row["label_share_pct"]): row for row in record["rows"]}
+    assert found["linear", 100.0]["linear_epochs"] == QUICK["linear_epochs"]
+    few = found["finetune", 10.0]
+    assert few["train_images"] < 128  # one step an epoch
+    assert few["finetune_epochs"] == 100
+    warnings = judge(run, probes=["knn"], finetune_lr=0.01)["warnings"]
+    assert any("finetune_lr changes nothing" in text for text in warnings)
+
+
 def test_each_share_of_the_labels_has_its_own_remarks(run: Path) -> None:
     warnings = judge(run, probes=["knn", "ridge", "linear"], few_label_pct=[1], **QUICK)["warnings"]
     assert [text for text in warnings if text.startswith("kNN uses k = ")]
@@ -243,7 +259,7 @@ def test_a_source_without_a_test_split_is_judged_on_val_and_says_so(run: Path, t
     pets = photo_splits(tmp_path / "pets", "train", "val")
     record = judge(run, data=pets, on="test", probes=["knn"], **QUICK)
     assert (record["judged"]["split"], record["judged"]["images"]) == ("val", 8)
-    assert record["warnings"][0] == f"{pets} has no test split; its val split was judged instead"
+    assert record["warnings"][0] == f"{pets} has no test split; its val split was judged instead."
     assert (
         judge(run, data=photo_splits(tmp_path / "all", "train", "val", "test"), on="test", probes=["knn"], **QUICK)[
             "judged"
@@ -318,7 +334,7 @@ def test_fine_tuning_learns_and_leaves_the_network_alone(run: Path) -> None:
     net = fastssl.load(run, device="cpu")
     learn, held = splits(net, data=None, test=None, on="val", folder=None)
     before = digest_of(net.backbone.state_dict())
-    fitted = finetune(net, learn, learn, epochs=15, lr=3e-3)
+    fitted, _ = finetune(net, learn, learn, epochs=15, lr=3e-3)
     chance = 100 / len(set(learn.labels_N.tolist()))
     assert fitted > 2 * chance
     assert digest_of(net.backbone.state_dict()) == before

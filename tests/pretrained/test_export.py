@@ -164,6 +164,31 @@ def test_exported_weights_embed_and_export_again_like_the_run(tiny_run: Path, tm
     }  # fmt: skip
 
 
+class Tied(torch.nn.Module):
+    """Two layers with one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 8, 4, stride=4)
+        self.one, self.other = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
+        self.other.weight = self.one.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h_NF: torch.Tensor = self.other(self.one(self.stem(x).mean((2, 3))))
+        return h_NF
+
+
+def test_tied_weights_are_exported(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    fastssl.train(tiny_recipe | {"model": {"projector": [8]}}, run_dir=tmp_path / "run", backbone=Tied())
+    net = fastssl.load(tmp_path / "run", backbone=Tied(), device="cpu")
+    export(net, tmp_path / "tied.safetensors", to="safetensors")
+    from safetensors.torch import load_file
+
+    tensors = load_file(tmp_path / "tied.safetensors")
+    assert torch.equal(tensors["one.weight"], tensors["other.weight"])
+    assert torch.equal(tensors["one.weight"], net.backbone.state_dict()["one.weight"])
+
+
 @pytest.mark.parametrize(("to", "out"), [("torchvision", "a.pth"), ("timm", "a.pth")])
 def test_a_network_of_our_own_is_refused_with_the_reason(tiny_run: Path, tmp_path: Path, to: Any, out: str) -> None:
     with pytest.raises(UserError, match=r"resnet_tiny of width 0\.25"):

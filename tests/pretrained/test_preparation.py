@@ -86,6 +86,26 @@ def test_convert_embed_and_the_exported_lines_give_one_image(
         assert np.abs(other - from_stored).max() <= part * 1.001
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("kind", ["square", "own"])
+def test_the_exported_lines_read_gray_of_16_bits_as_convert_does(
+    kind: str, channels: int, photo: np.ndarray, tmp_path: Path
+) -> None:
+    """Pillow's own conversion would cut every value above 255 to 255."""
+    (tmp_path / "in").mkdir()
+    gray = photo[..., 0].astype(np.uint16) * 257 + photo[..., 1]
+    Image.fromarray(gray).save(tmp_path / "in" / "a.png")
+    manifest = convert(tmp_path / "in", tmp_path / "x.beton", channels=channels, **WIDTHS[kind])
+    stored = Beton(tmp_path / "x.beton").image(0)
+    expected = net_of(manifest, Seen()).batch(stored[None])
+    prepared = export(net_of(manifest, tiny_backbone(channels)), tmp_path / "m.safetensors", to="safetensors")
+    assert "16-bit images: 65535 becomes 255, rounded" in prepared["preprocessing"]["steps"]
+    names: dict[str, Any] = {"path": tmp_path / "in" / "a.png"}
+    exec("\n".join(prepared["preprocessing"]["code"]), names)
+    part = 1 / 255 / min(manifest.std)
+    assert np.abs(names["images"].reshape(1, -1) - expected).max() <= part * 1.001
+
+
 @pytest.mark.parametrize("width", [41, 42, 43, 45, 47])
 def test_the_exported_lines_cut_the_same_square_at_every_remainder(
     width: int, photo: np.ndarray, tmp_path: Path

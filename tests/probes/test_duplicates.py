@@ -35,6 +35,9 @@ def test_pairs_are_those_of_the_double_loop(block: int) -> None:
     assert wanted[0] == (2, 7)
     torch.testing.assert_close(similarity, torch.tensor([c for c, _, _ in expected if c >= 0.3]))
     assert near_duplicates(x, threshold=0.3, most=2)[0].tolist() == pairs[:2].tolist()
+    everything = [[i, j] for _, i, j in expected]
+    for most in (3, 7, len(everything)):
+        assert near_duplicates(x, threshold=-1.0, most=most)[0].tolist() == everything[:most]
     assert near_duplicates(x, threshold=1.0, most=5)[0].shape == (0, 2) or similarity[0] >= 1 - 1e-6
 
 

@@ -107,6 +107,14 @@ def test_invariance_residual_runs_from_agreement_to_unrelated():
     assert spectrum.invariance_residual(torch.ones(2, 5, 3)) == 0
 
 
+@pytest.mark.parametrize("count", [20, 40])
+def test_few_images_of_wide_features_are_no_collapse(count):
+    """So many centered images span count - 1 directions at most, fewer than a hundredth of many features."""
+    found = figures(torch.randn(count, 4096, generator=torch.Generator().manual_seed(0)))
+    assert found["rankme"] < 4096 / 100
+    assert "few directions" not in collapse_warnings(found)
+
+
 def test_healthy_features_raise_no_warning():
     assert collapse_warnings(figures(features(torch.arange(1.0, 65) ** -1))) == {}
     assert collapse_warnings(figures(torch.randn(50, 100, generator=torch.Generator().manual_seed(0)))) == {}

@@ -1,6 +1,7 @@
 """What goes wrong in long runs, in real processes: bad values, no memory, full and read-only disks, hangs, signals."""
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ from fastssl.errors import UserError
 from fastssl.runs import checkpoint
 from fastssl.runs.directory import Records
 from fastssl.training.guards import EXIT_CODE, FirstBadStep, SlowSteps
+from fastssl.training.saver import Saver
 
 HERE = Path(__file__).parent
 Done = subprocess.CompletedProcess[str]
@@ -250,6 +252,26 @@ def test_lines_that_cannot_be_written_end_a_run_as_a_checkpoint_does(
         with pytest.raises(UserError, match=told):
             fastssl.train(tiny_recipe, run_dir=tmp_path / f"{steps}", observe=observe)
         assert not (tmp_path / f"{steps}" / "summary.json").exists()
+
+
+def test_the_best_checkpoint_outlives_a_better_one_that_could_not_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, warnings, honest = torch.nn.Linear(2, 2), list[str](), checkpoint.save
+
+    def full_at_step_2(folder: Path, *, step: int, **parts: Any) -> Path:
+        if step == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return honest(folder, step=step, **parts)
+
+    monkeypatch.setattr(checkpoint, "save", full_at_step_2)
+    saver = Saver(tmp_path, keep=1, on_warning=warnings.append)
+    optimizer = torch.optim.SGD(network.parameters())
+    for step, best in ((1, 1), (2, 2), (3, 2), (4, 2)):
+        saver.save(network, optimizer, step=step, state={"step": step}, best_step=best)
+    saver.close()
+    assert len(warnings) == 1
+    assert [checkpoint.steps_in(path) for path in checkpoint.existing(tmp_path)] == [4, 1]
 
 
 def test_a_read_only_run_directory_is_refused_before_anything_else(recipe: Path, small_disk: Path) -> None:

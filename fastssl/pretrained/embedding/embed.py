@@ -32,6 +32,7 @@ from fastssl.pretrained.embedding.table import Table, check_replaceable, pyarrow
 from fastssl.pretrained.load import Pretrained, load
 from fastssl.pretrained.preparation import shape_of
 from fastssl.runs.machine import cores
+from fastssl.training.guards import lack_explained
 from fastssl.training.plain import plain_torch
 from fastssl.training.threads import within_cores
 
@@ -94,7 +95,9 @@ def embed(
     start = time.perf_counter()
     refused: list[tuple[str, str]] = []
     read, notices, shape = 0, Notices(), shape_of(pretrained.manifest)
-    with parents(out.parent), Table(out, opened) as table:
+    fewer = f"Set {option('batch_size')} to {max(1, batch_size // 2)}, or {option('device', 'cpu')}."
+    lack = lack_explained(f"with {option('batch_size')} {batch_size}", fewer)
+    with lack, parents(out.parent), Table(out, opened) as table:
         for run in runs_of(opened, shape, workers or cores().count):
             refused += run.refused
             notices.add(run)

@@ -26,6 +26,7 @@ from fastssl.probes import table
 from fastssl.recipe.schema import Recipe
 from fastssl.runs.environment import environment
 from fastssl.runs.files import json_text
+from fastssl.training.guards import evaluation_explained
 from fastssl.training.plain import plain_torch
 from fastssl.training.threads import within_cores
 
@@ -33,6 +34,7 @@ FINETUNE = "finetune"
 PROBES = (*(probe.name for probe in table.ACCURACIES), FINETUNE)
 LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 MAX_VIEWS = 256
+LINEAR_EPOCHS, TUNED_EPOCHS, TUNED_LR = 200, 10, 1e-3
 
 
 @plain_torch()
@@ -48,9 +50,9 @@ def evaluate(
     views: Sequence[int] = (1,),
     layers: Sequence[str] = ("backbone",),
     few_label_pct: Sequence[float] = (),
-    linear_epochs: int = 200,
-    finetune_epochs: int = 10,
-    finetune_lr: float = 1e-3,
+    linear_epochs: int = LINEAR_EPOCHS,
+    finetune_epochs: int = TUNED_EPOCHS,
+    finetune_lr: float = TUNED_LR,
     device: str = "auto",
     checkpoint: str | Path = "last",
     on_error: OnError = "fail",
@@ -94,6 +96,8 @@ def evaluate(
             *unknown(on=on, on_error=on_error),
         ]
     )
+    probes, views, layers = [*dict.fromkeys(probes)], [*dict.fromkeys(views)], [*dict.fromkeys(layers)]
+    few_label_pct = [*dict.fromkeys(few_label_pct)]
     net = run if isinstance(run, Pretrained) else load(run, device=device, recipe=recipe, checkpoint=checkpoint)
     net = replace(net, recipe=build.run_data.located(net.recipe, net.run_dir))
     if "projector" in layers and net.projector is None:
@@ -109,9 +113,12 @@ def evaluate(
         return remembered(net, record_of(net, run, on=on, judged=part, figures=figures))
     train, judged = splits(net, data=data, test=test, on=on, folder=folder, on_error=on_error, download=download)
     frozen = [probe for probe in probes if probe != FINETUNE]
-    learned = features(net, train, views=views, layers=layers, folder=folder, progress=progress)
     with_clean = sorted({1, *views})
-    tested = features(net, judged, views=with_clean, layers=layers, folder=folder, progress=progress)
+    with evaluation_explained(net.recipe, where=f" in {net.run_dir / 'recipe.yaml'}" if net.run_dir else ""):
+        learned, tested = (
+            features(net, part, views=counts, layers=layers, folder=folder, progress=progress)
+            for part, counts in ((train, views), (judged, with_clean))
+        )
     shares = [100.0, *few_label_pct]
     rows = [
         row
@@ -138,7 +145,10 @@ def evaluate(
     figures = {layer: table.figures(tested[1, layer]) for layer in layers}
     remarks = [*table.remarks(figures[layers[0]]).values(), *remarks_of(rows)]
     record = record_of(net, run, on=on, judged=judged, figures=figures, rows=rows, train=train)
-    remarks = [*([judged.remark] if judged.remark else []), *remarks]
+    useless = without_effect(
+        rows, linear_epochs=linear_epochs, finetune_epochs=finetune_epochs, finetune_lr=finetune_lr
+    )
+    remarks = [*filter(None, [train.remark, judged.remark]), *remarks, *useless]
     return remembered(net, record | {"warnings": list(dict.fromkeys([*remarks, *record["warnings"]]))})
 
 
@@ -257,6 +267,14 @@ def unfit_training(*, linear_epochs: int, finetune_epochs: int, finetune_lr: flo
         )
 
 
+def without_effect(rows: Sequence[dict[str, Any]], **given: float) -> Iterator[str]:
+    """A sentence for each setting of a probe that has no row."""
+    for name, usual in (("linear_epochs", LINEAR_EPOCHS), ("finetune_epochs", TUNED_EPOCHS), ("finetune_lr", TUNED_LR)):
+        probe = name.partition("_")[0]
+        if given[name] != usual and probe not in {row["probe"] for row in rows}:
+            yield f"{option(name)} changes nothing: {probe} is not among the probes."
+
+
 def unknown(*, on: Any, on_error: Any) -> Iterator[UserError]:
     """Choices that there are none of."""
     if on is not None and on not in get_args(On):
@@ -297,7 +315,9 @@ def frozen_rows(
             chosen = {name: value for name, value in metrics.items() if not name.endswith("_pct")}
             for name, value in metrics.items():
                 if name.endswith("_pct"):
-                    yield row(name, value, judged, len(few), share_pct) | {"views": count, "layer": layer} | chosen
+                    passes = {"linear_epochs": linear_epochs} if probe == "linear" else {}
+                    place = {"views": count, "layer": layer} | passes
+                    yield row(name, value, judged, len(few), share_pct) | place | chosen
 
 
 def tuned_rows(
@@ -312,7 +332,7 @@ def tuned_rows(
 ) -> Iterator[dict[str, Any]]:
     """The row of fine-tuning."""
     few = train.pick(positions(train, share_pct))
-    value = finetune(net, few, judged, epochs=epochs, lr=lr, progress=progress)
+    value, epochs = finetune(net, few, judged, epochs=epochs, lr=lr, progress=progress)
     tuned = row("finetune_pct", value, judged, len(few.rows_N), share_pct)
     yield tuned | {"views": 1, "layer": "whole network", "finetune_epochs": epochs, "finetune_lr": lr}
 

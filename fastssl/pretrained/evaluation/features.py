@@ -53,7 +53,7 @@ def features(
         folder: of the cache; None keeps nothing.
         progress: called with (file name, images done, images in all).
     """
-    keys = [(count, layer) for count in views for layer in layers]
+    keys = list(dict.fromkeys((count, layer) for count in views for layer in layers))
     files = {key: folder / f"{name_of(net, part, key)}.safetensors" if folder else None for key in keys}
     by_key = {key: rows for key, file in files.items() if file and (rows := read(file, len(part.rows_N))) is not None}
     missing = [key for key in keys if key not in by_key]

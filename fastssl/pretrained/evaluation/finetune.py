@@ -18,10 +18,12 @@ from torch.nn import functional as nnf
 from fastssl import build
 from fastssl.augment.policy import View
 from fastssl.build import optim
+from fastssl.errors import option
 from fastssl.pretrained.evaluation.splits import Part
 from fastssl.pretrained.load import Pretrained
 from fastssl.probes.evaluate import Progress, top1_pct
 from fastssl.recipe.schema import ViewSpec
+from fastssl.training.guards import lack_explained
 from fastssl.training.online_probes import views_of
 
 BATCH_SIZE, WEIGHT_DECAY, LABEL_SMOOTHING, AREA_MIN = 128, 0.05, 0.1, 0.35
@@ -37,8 +39,8 @@ def finetune(
     lr: float,
     seed: int = 0,
     progress: Progress | None = None,
-) -> float:
-    """Top-1 accuracy on `test` in percent after the last epoch; the network given stays as it is.
+) -> tuple[float, int]:
+    """Top-1 accuracy on `test` in percent after the last epoch, and the epochs; the network given stays as it is.
 
     Args:
         net: where training starts.
@@ -48,13 +50,14 @@ def finetune(
         seed: of the order of images, and of dropout.
         progress: called with ("fine-tuning", steps done, steps in all).
     """
-    with build.hardware.seeded(seed, net.device):
+    fix = f"Leave finetune out of {option('probes', flag='probe')}, or set {option('device', 'cpu')}."
+    with build.hardware.seeded(seed, net.device), lack_explained(f"in fine-tuning with batches of {BATCH_SIZE}", fix):
         return finetuned_pct(net, train, test, epochs=epochs, lr=lr, seed=seed, progress=progress)
 
 
 def finetuned_pct(
     net: Pretrained, train: Part, test: Part, *, epochs: int, lr: float, seed: int, progress: Progress | None
-) -> float:
+) -> tuple[float, int]:
     """As `finetune`, with dropout drawn from torch's global random numbers as they are."""
     classes_C = torch.unique(train.labels_N).to(net.device)  # sorted; labels may be any numbers
     model = classifier(net, len(classes_C))
@@ -89,7 +92,7 @@ def finetuned_pct(
             step += 1
             if progress:
                 progress("fine-tuning", step, total)
-    return accuracy_pct(model, net, test, classes_C)
+    return accuracy_pct(model, net, test, classes_C), epochs
 
 
 def classifier(net: Pretrained, classes: int) -> nn.Sequential:

@@ -99,7 +99,7 @@ def splits(
         fit, held = build.data.labeled_parts(net.recipe, labels_N)
         known, left_out = build.data.of_known_classes(labels_N, fit, held)
         labeled, tested = (labeled.pick(torch.searchsorted(labeled.rows_N, rows)) for rows in (fit, known))
-        tested = replace(tested, remark=left_out or tested.remark)
+        tested = remarked(tested, left_out)
     else:
         fit, held = measures.hold_out(labeled.labels_N, measures.HELD_OUT_SHARE, seed=HELD_OUT_SEED)
         labeled, tested = labeled.pick(fit), labeled.pick(held)
@@ -112,7 +112,7 @@ def splits(
         check_channels(net, part)
     if on == "test" and labeled.manifest.digest == tested.manifest.digest:
         remark = f"{tested.path} has the images of {labeled.path}: the accuracies are of images learned from."
-        tested = replace(tested, remark=remark)
+        tested = remarked(tested, remark)
     tested = numbered_as(labeled, tested)
     measures.check_labels(labeled.labels_N, tested.labels_N)
     return labeled, tested
@@ -149,8 +149,12 @@ def test_part(name: str | Path, read: Callable[..., Part], *, whole: bool) -> Pa
             return read(name, "train", part="whole")
         if "val" not in error.splits:
             raise
-    remark = f"{name} has no test split; its val split was judged instead"
-    return replace(read(name, "val"), remark=remark)
+    return remarked(read(name, "val"), f"{name} has no test split; its val split was judged instead.")
+
+
+def remarked(part: Part, remark: str | None) -> Part:
+    """With one more remark."""
+    return replace(part, remark=" ".join(filter(None, [part.remark, remark])) or None)
 
 
 def part_of(

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import yaml
 
+from fastssl.data.loaders.choose import installed
 from fastssl.errors import UserError
 from fastssl.models import hub
 from fastssl.pretrained.export.use import literal
-from fastssl.pretrained.export.weights import hub_model_of, own_lines, plain, save, tensors_of
+from fastssl.pretrained.export.weights import hub_model_of, own_lines, plain, save, tensors_of, try_on
 from fastssl.pretrained.load import EXPORTED, Pretrained
 
 RESAMPLE = {"bilinear": 2, "bicubic": 3}  # Pillow's numbers
@@ -21,6 +22,8 @@ RESAMPLE = {"bilinear": 2, "bicubic": 3}  # Pillow's numbers
 
 def write_folder(net: Pretrained, path: Path, record: dict[str, Any]) -> dict[str, Any]:
     hub_model = timm_model(net)
+    if hub_model and installed("timm"):  # which reads the folder by itself
+        try_on(hub_model, net)
     record = record | {"loading": loading(record, hub_model)}
     path.mkdir()
     save(path / EXPORTED, tensors_of(plain(net.backbone)), record, suffix=".safetensors")

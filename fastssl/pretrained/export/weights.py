@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fastssl import build
@@ -48,14 +48,25 @@ def compare(ours: nn.Module, theirs_NF: Tensor, images_NCHW: Tensor, *, what: st
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().contiguous() for name, tensor in module.state_dict().items()}
+    # cloned: safetensors takes no tensors that share memory, as tied weights do
+    return {name: tensor.detach().contiguous().clone() for name, tensor in module.state_dict().items()}
 
 
 def save(path: Path, tensors: dict[str, Tensor], record: dict[str, Any], *, suffix: str) -> None:
+    """Writes the tensors and reads them back.
+
+    Raises:
+        UserError: when the file holds other tensors.
+    """
     if suffix == ".pth":
         torch.save(tensors, path)
+        written = torch.load(path, weights_only=True)
     else:
         save_file(tensors, path, metadata={"format": "pt", METADATA_KEY: json.dumps(record)})
+        written = load_file(path)
+    same = written.keys() == tensors.keys() and all(torch.equal(written[name], tensors[name]) for name in tensors)
+    if not same:
+        raise UserError(f"{path.name} does not hold what was written to it.", "Export again, to another disk.")
 
 
 def write_own(net: Pretrained, path: Path, record: dict[str, Any]) -> dict[str, Any]:
@@ -71,11 +82,8 @@ def own_lines(record: dict[str, Any]) -> list[str]:
 
 def write_hub(net: Pretrained, path: Path, record: dict[str, Any], *, library: str, suffix: str) -> dict[str, Any]:
     """The backbone under the names of a library's own model, after loading it there."""
-    hub_model, ours, images = hub_model_of(net, library), plain(net.backbone), examples(net)
-    theirs, tensors = hub_model.build(), tensors_of(ours)
-    theirs.load_state_dict(tensors, strict=True)
-    with torch.no_grad():
-        worst = compare(ours, theirs.eval()(images), images, what=library)
+    hub_model = hub_model_of(net, library)
+    tensors, worst = try_on(hub_model, net)
     record = record | {
         "loading": [*hub_model.code(), *loading_lines(str(record["file"]), suffix)],
         "changes": changes(hub_model),
@@ -83,6 +91,19 @@ def write_hub(net: Pretrained, path: Path, record: dict[str, Any], *, library: s
     }
     save(path, tensors, record, suffix=suffix)
     return record
+
+
+def try_on(hub_model: hub.HubModel, net: Pretrained) -> tuple[dict[str, Tensor], float]:
+    """The backbone's tensors, loaded into a library's own model, and the largest difference of features there.
+
+    Raises:
+        UserError: when features differ.
+    """
+    ours, images, theirs = plain(net.backbone), examples(net), hub_model.build()
+    tensors = tensors_of(ours)
+    theirs.load_state_dict(tensors, strict=True)
+    with torch.no_grad():
+        return tensors, compare(ours, theirs.eval()(images), images, what=hub_model.library)
 
 
 def loading_lines(name: str, suffix: str) -> list[str]:
