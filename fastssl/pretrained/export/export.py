@@ -1,6 +1,7 @@
 """A trained backbone in others' formats, each with a record of where it comes from and how its images are prepared.
 
-Choice made: what is written has been read back and compared with our own features before it gets its name.
+Choice made: before a file gets its name, its weights are read back and compared with ours, and its features where
+something else than fastssl computes them.
 """
 
 from collections.abc import Iterator

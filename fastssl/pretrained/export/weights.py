@@ -64,7 +64,9 @@ def save(path: Path, tensors: dict[str, Tensor], record: dict[str, Any], *, suff
     else:
         save_file(tensors, path, metadata={"format": "pt", METADATA_KEY: json.dumps(record)})
         written = load_file(path)
-    same = written.keys() == tensors.keys() and all(torch.equal(written[name], tensors[name]) for name in tensors)
+    same = written.keys() == tensors.keys() and all(
+        torch.allclose(written[name], tensor, rtol=0, atol=0, equal_nan=True) for name, tensor in tensors.items()
+    )
     if not same:
         raise UserError(f"{path.name} does not hold what was written to it.", "Export again, to another disk.")
 
