@@ -64,9 +64,13 @@ if [ -n "${PYTHON:-}" ] && [ -x .venv/bin/python ]; then
   [ "$(.venv/bin/python -c "$version")" = "$("$python" -c "$version")" ] ||
     say ".venv has another Python than $python and is used as it is; remove it to change that."
 fi
-# a venv that was interrupted, or made without ensurepip, has a python without pip
-if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
-  rm -rf .venv
+# one that was interrupted, or made without ensurepip or by uv, has no pip
+if ! .venv/bin/python -m pip --version >/dev/null 2>&1 && ! .venv/bin/python -m ensurepip --upgrade >/dev/null 2>&1; then
+  if [ -e .venv ]; then
+    rm -rf .venv.old
+    mv .venv .venv.old
+    say ".venv has no pip and is now .venv.old."
+  fi
   if ! "$python" -m venv .venv; then
     rm -rf .venv
     say "$python cannot make an environment. Install python3-venv, or set PYTHON to another Python."

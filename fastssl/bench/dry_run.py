@@ -13,6 +13,7 @@ from fastssl.recipe import progressive
 from fastssl.recipe.load import dump
 from fastssl.recipe.presets import view_table
 from fastssl.recipe.schema import Recipe
+from fastssl.training.guards import out_of_memory
 from fastssl.training.step import step_of
 
 ESTIMATE_IMAGES = 16
@@ -32,10 +33,10 @@ def describe(recipe: Recipe) -> dict[str, Any]:
     images = images_of(recipe)
     whole, rest = divmod(images or 0, recipe.data.batch_size)
     steps = whole + (rest > 0 and not recipe.data.drop_last) if images else None
-    seconds = seconds_per_image(recipe, network, channels, device)
+    seconds, timed = seconds_per_image(recipe, network, channels, device)
     total_s = seconds * recipe.data.batch_size * steps * recipe.train.epochs if steps else None
     features_dim = pretrainer.features_dim(network.backbone, side_px=rows[0].side_px, in_channels=channels)
-    projector_s = projector_seconds_per_image(recipe, network, features_dim, device)
+    projector_s = projector_seconds_per_image(recipe, network, features_dim, device, batch=timed)
     dim = recipe.model.projector[-1] if recipe.model.projector else features_dim
     record = {
         "recipe": recipe.model_dump(mode="json"),
@@ -57,6 +58,7 @@ def describe(recipe: Recipe) -> dict[str, Any]:
         "projector_parameters": pretrainer.parameter_count(network.projector),
         "projector_pct": round(100 * min(1.0, projector_s / seconds), 1),
         "estimated_train_s": round(total_s, 4) if total_s else None,
+        "estimate_images": timed,
     }
     return record | {"text": f"{text_of(record, recipe)}\n\n{dump(recipe).rstrip()}"}
 
@@ -73,27 +75,27 @@ def images_of(recipe: Recipe) -> int | None:
 def images_per_second(recipe: Recipe, channels: int) -> float:
     """Measured here: images per second of the recipe's step, loading and making views apart."""
     device = build.hardware.device(recipe)
-    return 1 / seconds_per_image(
-        recipe, build.model.network(recipe, in_channels=channels, device=device), channels, device
-    )
+    network = build.model.network(recipe, in_channels=channels, device=device)
+    return 1 / seconds_per_image(recipe, network, channels, device)[0]
 
 
-def seconds_per_image(recipe: Recipe, network: pretrainer.Pretrainer, channels: int, device: torch.device) -> float:
-    """Seconds of a step (not loading) for one image's views: the fastest of three steps after one unmeasured."""
-    batch = estimate_images(recipe, device)
+def seconds_per_image(
+    recipe: Recipe, network: pretrainer.Pretrainer, channels: int, device: torch.device
+) -> tuple[float, int]:
+    """Seconds of a step (not loading) for one image's views, and the images of the steps that were timed.
+
+    The fastest of three steps after one unmeasured. On a CPU of a few images; on a GPU, which a few leave idle, of as
+    many as in training, or as fit.
+    """
+    batch = build.model.few_images(recipe, ESTIMATE_IMAGES if device.type == "cpu" else recipe.data.batch_size)
     while True:
         try:
-            return seconds_of_step(recipe, network, channels, device, batch=batch) / batch
-        except torch.OutOfMemoryError:
+            return seconds_of_step(recipe, network, channels, device, batch=batch) / batch, batch
+        except RuntimeError as error:
             smaller = build.model.few_images(recipe, batch // 2)
-            if smaller >= batch:
+            if smaller >= batch or not out_of_memory(error):
                 raise
             batch = smaller
-
-
-def estimate_images(recipe: Recipe, device: torch.device) -> int:
-    """Images of a step that is timed: a few on a CPU; as many as in training on a GPU, which a few leave idle."""
-    return build.model.few_images(recipe, ESTIMATE_IMAGES if device.type == "cpu" else recipe.data.batch_size)
 
 
 def seconds_of_step(
@@ -108,10 +110,9 @@ def seconds_of_step(
 
 
 def projector_seconds_per_image(
-    recipe: Recipe, network: pretrainer.Pretrainer, features_dim: int, device: torch.device
+    recipe: Recipe, network: pretrainer.Pretrainer, features_dim: int, device: torch.device, *, batch: int
 ) -> float:
     """Of those, the projector's forward and backward pass over the features of one image's views."""
-    batch = estimate_images(recipe, device)
     h_NF = torch.randn(len(view_table(recipe.augment)) * batch, features_dim, device=device, requires_grad=True)
     autocast = build.hardware.autocast(recipe)
 
@@ -151,8 +152,7 @@ def text_of(record: dict[str, Any], recipe: Recipe) -> str:
         "steps": f"{record['steps']} ({record['steps_per_epoch']} in each of {recipe.train.epochs} epochs)"
         if record["steps"]
         else "known once the data is converted",
-        "estimate": f"about {estimate / 60:.0f} min of training (rough: from a batch of "
-        f"{estimate_images(recipe, torch.device(record['device']))})"
+        "estimate": f"about {estimate / 60:.0f} min of training (rough: from a batch of {record['estimate_images']})"
         if estimate
         else "known once the data is converted",
     }

@@ -15,7 +15,7 @@ from fastssl.bench.new_recipe import TEMPLATES, Device, write_new
 from fastssl.data.convert.convert import convert
 from fastssl.data.sources import open_source
 from fastssl.errors import UserError
-from fastssl.recipe.load import apply_override, find, load, parse
+from fastssl.recipe.load import apply_override, load
 
 SIDE_PX = 64  # of the squares that images become: what a CPU trains on in minutes
 OF_CONVERSION = ("side_px", "split", "on_error", "workers")  # fields of `data` that decide how images are converted
@@ -91,7 +91,7 @@ def data_changes(data: Path, recipe: Path, changes: list[str]) -> dict[str, Any]
     """
     device: Device = "cuda" if torch.cuda.is_available() else "cpu"
     written = recipe.exists()  # until it is, a shipped one stands for it: its sides and epochs will be others
-    base = parse(recipe if written else find(Path(TEMPLATES[device][0].recipe)))
+    base = str(recipe) if written else TEMPLATES[device][0].recipe
     merged = load(base, [f"data.path={json.dumps(str(data))}", *changes], each_alone=not written).data
     tree: dict[str, Any] = {}
     for change in changes:

@@ -187,12 +187,17 @@ def warm_up(recipe: Recipe) -> None:
 def check_data(folder: Path, recipe: Recipe, seed: int) -> None:
     """Refuses a run of an earlier call that learned from other images under the same name."""
     run_dir = folder / f"{recipe.name}-s{recipe.seed + seed}"
-    before = reading.read_mapping(run_dir / "data.json").get("digest")
-    if before is not None and before != build.data.manifest_of(recipe.data.path).digest:
-        raise UserError(
-            f"{run_dir} was trained on other images than {recipe.data.path} holds now.",
-            f"Choose another {option('run_dir')}, or remove that folder.",
-        )
+    data = reading.read_mapping(run_dir / "data.json")
+    files = data.get("files") or {}
+    for path, before in (
+        (recipe.data.path, data.get("digest")),
+        (recipe.data.probe_path, files.get("probe_path", {}).get("digest")),
+    ):
+        if path is not None and before not in (None, build.data.manifest_of(path).digest):
+            raise UserError(
+                f"{run_dir} was made with other images than {path} holds now.",
+                f"Choose another {option('run_dir')}, or remove that folder.",
+            )
 
 
 def finished(run_dir: Path, recipe: Recipe, targets: dict[str, float], *, stop_at_target: bool) -> bool:

@@ -112,7 +112,8 @@ def made_earlier(result: dict[str, Any]) -> list[str]:
         hardware = of.get("hardware") or {}
         return of.get("commit"), hardware.get("cpu"), hardware.get("gpus")
 
-    runs = [(name, trial) for name, trials in result["curves"].items() for trial in trials if trial.get("made_by")]
+    runs = [(name, trial) for name, trials in result["curves"].items() for trial in trials]
+    runs = [(name, trial) for name, trial in runs if any((trial.get("made_by") or {}).values())]
     other = [f"{name}, seed {trial['seed']}" for name, trial in runs if maker(trial["made_by"]) != maker(result)]
     if not other:
         return []

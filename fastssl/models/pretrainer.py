@@ -110,6 +110,17 @@ def changing_buffer(module: nn.Module, images_NCHW: Tensor) -> str:
     return next((name for name, buffer in before.items() if not torch.equal(buffer, after[name])), "")
 
 
+def has_unused(module: nn.Module, images_NCHW: Tensor) -> bool:
+    """Whether a call in training mode leaves a parameter that is trained without a gradient. Nothing is changed."""
+    wanted = {name: p.detach().clone().requires_grad_() for name, p in module.named_parameters() if p.requires_grad}
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    with evaluating(module), torch.random.fork_rng():
+        module.train()
+        features = torch.func.functional_call(module, wanted | buffers, (images_NCHW,))
+    found = torch.autograd.grad(features.float().sum(), list(wanted.values()), allow_unused=True)
+    return any(gradient is None for gradient in found)
+
+
 def check_pooled(h_NF: Any, count: int, fix: str) -> None:
     """UserError unless these are features (N, F) of `count` images, of a dtype that a projector takes."""
     if not isinstance(h_NF, Tensor) or h_NF.ndim != 2 or len(h_NF) != count:

@@ -44,6 +44,7 @@ def duplicates(
     threshold: float = 0.95,
     most: int = 100,
     split: str = "train",
+    batch_size: int = 256,
     device: str = "auto",
     on_error: Literal["fail", "skip"] = "fail",
     count: int | None = None,
@@ -63,6 +64,7 @@ def duplicates(
         threshold: smallest cosine similarity of a pair, in [-1, 1].
         most: of the pairs and of the outliers, >= 1.
         split: as for `embed`.
+        batch_size: as for `embed`.
         device: as for `embed`.
         on_error: as for `embed`.
         count: as for `embed`.
@@ -89,6 +91,7 @@ def duplicates(
             source,
             path,
             split=split,
+            batch_size=batch_size,
             on_error=on_error,
             count=count,
             root=root,

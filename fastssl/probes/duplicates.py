@@ -41,15 +41,31 @@ def near_duplicates(features_NF: Tensor, *, threshold: float, most: int) -> tupl
         cosine_BN = (block_BF @ rows_NF[start:].T).clamp(-1.0, 1.0)
         # Each pair once, and no image with itself.
         cosine_BN.masked_fill_(torch.ones_like(cosine_BN, dtype=torch.bool).tril(), -2.0)
-        # Of a block, no more pairs than can be among the most similar: a low threshold would keep B x N of them.
-        found = cosine_BN.flatten().topk(min(most, cosine_BN.numel()))
-        at = found.indices[found.values >= threshold - ROUNDING].sort().values
-        first, second = at // cosine_BN.shape[1], at % cosine_BN.shape[1]
+        floor = max(threshold - ROUNDING, float(similarity[-1]) if len(similarity) == most else -1.0 - ROUNDING)
+        is_pair_BN = cosine_BN >= floor
+        if int(is_pair_BN.sum()) > most:  # a low threshold would list B x N of them
+            is_pair_BN = largest(cosine_BN, most)
+        first, second = is_pair_BN.nonzero(as_tuple=True)
         values = torch.cat([similarity, cosine_BN[first, second]])
         pairs = torch.cat([pairs, torch.stack([first, second], dim=1) + start])
         order = values.argsort(descending=True, stable=True)[:most]
         pairs, similarity = pairs[order], values[order]
     return pairs, similarity
+
+
+def largest(values_BN: Tensor, count: int) -> Tensor:
+    """Which are the `count` largest; of equal ones, the first in the order of rows."""
+    by_row = values_BN.topk(min(count, values_BN.shape[1]), dim=1).values
+    least = by_row.flatten().topk(count).values[-1]
+    chosen_BN, equal_BN = values_BN > least, values_BN == least
+    wanted = count - int(chosen_BN.sum())
+    until_B = equal_BN.sum(1).cumsum(0)
+    whole = int((until_B <= wanted).sum())  # rows of which all equal ones belong to them
+    chosen_BN[:whole] |= equal_BN[:whole]
+    if whole < len(values_BN):
+        before = int(until_B[whole - 1]) if whole else 0
+        chosen_BN[whole] |= equal_BN[whole] & (equal_BN[whole].cumsum(0) <= wanted - before)
+    return chosen_BN
 
 
 def outliers(features_NF: Tensor, *, k: int, most: int) -> tuple[Tensor, Tensor]:

@@ -225,7 +225,8 @@ def choose(path: Path, which: str | Path) -> Path:
     fix = f"Choose last, best or one of {names}." if names else "Give the folder of a run that saved at least once."
     if not named.exists():
         raise UserError(f"There is no checkpoint {which}.", fix)
-    if folder.resolve() not in (parent := named.parent.resolve(), *parent.parents):
+    places = (named.resolve(), named.parent.resolve() / named.name)  # a link may lie inside, or lead there
+    if not any(folder.resolve() in place.parents for place in places):
         raise UserError(f"{named} is not a checkpoint of {path}.", fix)
     return named
 

@@ -24,6 +24,7 @@ FAILURE = "failure.json"
 DUPLICATES = "duplicates.json"  # what `fastssl duplicates` keeps of a run
 LOCK = ".lock"
 DATA_FILES = ("path", "probe_path", "test_path")  # of a recipe's `data`
+JUDGED_ANYHOW = {"batch_size", "baselines"}  # of a recipe's `evaluate`: they change nothing in training
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # of file systems that cannot lock
 START_WAIT_S = 2.0  # `is_locked` of another process holds a lock for an instant
 
@@ -61,9 +62,7 @@ def same_recipe(before: Recipe, now: Recipe, what: str) -> None:
 
 def comparable(recipe: Recipe) -> dict[str, Any]:
     """What may not change: of data files whether there is one, since they may move and their digests tell them."""
-    tree = recipe.model_dump(
-        mode="json", exclude={"log": True, "train": {"threads"}, "evaluate": {"baselines", "batch_size"}}
-    )
+    tree = recipe.model_dump(mode="json", exclude={"log": True, "train": {"threads"}, "evaluate": JUDGED_ANYHOW})
     return tree | {"data": tree["data"] | {field: tree["data"][field] is not None for field in DATA_FILES}}
 
 

@@ -1,5 +1,6 @@
 """The machine and the versions that a result was measured with."""
 
+import functools
 import importlib.metadata
 import platform
 import shlex
@@ -53,6 +54,7 @@ def versions() -> dict[str, str]:
     return installed
 
 
+@functools.cache  # of the code that this process has imported, whatever is committed meanwhile
 def commit() -> str | None:
     """The repository's commit when the package runs from one, with + when files differ from it; else git archive's."""
     root = Path(__file__).resolve().parents[2]

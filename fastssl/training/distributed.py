@@ -7,7 +7,6 @@ Everything here is the obvious no-op in a single process.
 
 import contextlib
 import inspect
-import warnings
 from typing import Any
 
 import torch
@@ -152,8 +151,6 @@ def data_parallel(
     is_new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # since torch 2.14
     sync_buffers = "forward_sync_buffers" if is_new else "broadcast_buffers"
     device_ids = [device] if device.type == "cuda" else None
-    if may_leave_out:  # torch's advice to turn this off where it was not needed
-        warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
     each_step: dict[str, Any] = {sync_buffers: False}  # synchronized statistics are already equal
     parallel = DistributedDataParallel(
         network,

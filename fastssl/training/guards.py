@@ -148,12 +148,13 @@ def memory_explained(recipe: Recipe) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def evaluation_explained(recipe: Recipe, *, where: str = "") -> Iterator[None]:
+def evaluation_explained(recipe: Recipe, *, where: str = "", more: str = "") -> Iterator[None]:
     """The same in an evaluation.
 
     Args:
         recipe: of the network that is evaluated.
         where: of a finished run, the file that holds its settings.
+        more: another remedy.
 
     Raises:
         UserError: in place of torch's and Python's out-of-memory errors.
@@ -161,7 +162,7 @@ def evaluation_explained(recipe: Recipe, *, where: str = "") -> Iterator[None]:
     batch = recipe.evaluate.batch_size
     with lack_explained(
         f"in an evaluation with evaluate.batch_size {batch}",
-        f"Set evaluate.batch_size to {max(1, batch // 2)}{where}, or evaluate.max_train to fewer images.",
+        f"Set evaluate.batch_size to {max(1, batch // 2)}{where}{more}.",
     ):
         yield
 

@@ -375,7 +375,7 @@ def log_step(run: Run, terms: Terms) -> None:
 def evaluate_now(run: Run, alive: Callable[[], None]) -> bool:
     """Measures the features, on held-out images too where there are labels; whether accuracy is better than ever."""
     stop_if_bad(run)  # names the step and what to set; features that are not finite would not
-    with guards.evaluation_explained(run.recipe):
+    with guards.evaluation_explained(run.recipe, more=", or evaluate.max_train to fewer images in a new run"):
         metrics = run.prober.while_training(run.evaluated.backbone, alive=alive)
     if not metrics:
         return False

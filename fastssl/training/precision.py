@@ -5,6 +5,7 @@ from pathlib import Path
 from fastssl import build
 from fastssl.recipe.load import load
 from fastssl.recipe.schema import Recipe
+from fastssl.runs.directory import JUDGED_ANYHOW
 
 
 def choose(recipe: Recipe, folder: Path) -> tuple[Recipe, str]:
@@ -30,4 +31,9 @@ def choose(recipe: Recipe, folder: Path) -> tuple[Recipe, str]:
 def holds_another(folder: Path, recipe: Recipe) -> bool:
     """Whether a run of another recipe has begun in a folder; a precision of auto stands for that of the run."""
     written = folder / "recipe.yaml"
-    return written.exists() and load(written) != choose(recipe, folder)[0]
+    if not written.exists():
+        return False
+    before, now = (
+        of.model_dump(exclude={"evaluate": JUDGED_ANYHOW}) for of in (load(written), choose(recipe, folder)[0])
+    )
+    return before != now

@@ -13,7 +13,7 @@ from fastssl import build
 from fastssl.augment.augment import Augment
 from fastssl.build import ranks
 from fastssl.data.manifest import Manifest
-from fastssl.models.pretrainer import Pretrainer, features_dim
+from fastssl.models.pretrainer import Pretrainer, features_dim, has_unused
 from fastssl.recipe.presets import view_table
 from fastssl.recipe.schema import Recipe
 from fastssl.runs.directory import Records
@@ -128,6 +128,14 @@ class Run:
         self.observe(record)
 
 
+def leaves_out(recipe: Recipe, network: Pretrainer, channels: int, device: torch.device) -> bool:
+    """Whether ranks must expect parameters of a backbone from Python that get no gradient."""
+    if ranks.world() == 1:
+        return False
+    side_px = build.model.sides_px(recipe)[0]
+    return has_unused(network.backbone, torch.randn(2, channels, side_px, side_px, device=device))
+
+
 def assemble(
     recipe: Recipe,
     folder: Path,
@@ -186,7 +194,7 @@ def assemble(
                 data_parallel,
                 device=device,
                 compression=recipe.train.gradient_compression,
-                may_leave_out=backbone is not None,
+                may_leave_out=backbone is not None and leaves_out(recipe, network, manifest.channels, device),
             ),
             may_compile=True,
         ),

@@ -41,6 +41,17 @@ def test_pairs_are_those_of_the_double_loop(block: int) -> None:
     assert near_duplicates(x, threshold=1.0, most=5)[0].shape == (0, 2) or similarity[0] >= 1 - 1e-6
 
 
+@pytest.mark.parametrize("most", [1, 5, 20, 60])
+def test_of_equal_pairs_the_first_are_kept(most: int, block: int) -> None:
+    half = torch.randint(0, 2, (24, 16), generator=torch.Generator().manual_seed(0)).float() * 2 - 1
+    x = torch.cat([half, -half])  # centered, of length 4: cosines are exact eighths, many equal
+    expected = [
+        (c, i, j) for i, row in enumerate(cosines(x)) for j, c in enumerate(row.mul(16).round().tolist()) if i < j
+    ]
+    wanted = sorted(expected, key=lambda pair: -pair[0])[:most]  # stable: in the order of rows
+    assert near_duplicates(x, threshold=-1.0, most=most)[0].tolist() == [[i, j] for _, i, j in wanted]
+
+
 @pytest.mark.parametrize("count", [2, 3, 4, 5, 8])
 def test_equal_images_are_pairs_however_few_there_are(count: int, block: int) -> None:
     x = torch.randn(1, 64, generator=torch.Generator().manual_seed(0)).expand(count, -1)

@@ -95,8 +95,10 @@ def embed(
     start = time.perf_counter()
     refused: list[tuple[str, str]] = []
     read, notices, shape = 0, Notices(), shape_of(pretrained.manifest)
-    fewer = f"Set {option('batch_size')} to {max(1, batch_size // 2)}, or {option('device', 'cpu')}."
-    lack = lack_explained(f"with {option('batch_size')} {batch_size}", fewer)
+    fixes = [f"{option('batch_size')} to {batch_size // 2}"] if batch_size > 1 else []
+    fixes += [f"{option('device')} to cpu"] if pretrained.device.type != "cpu" else []
+    fix = f"Set {' or '.join(fixes)}." if fixes else "Leave more memory free."
+    lack = lack_explained(f"with {option('batch_size')} {batch_size}", fix)
     with lack, parents(out.parent), Table(out, opened) as table:
         for run in runs_of(opened, shape, workers or cores().count):
             refused += run.refused

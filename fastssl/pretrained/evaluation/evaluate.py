@@ -106,15 +106,17 @@ def evaluate(
         )
     on = on or default_on(net, data=data, test=test)
     folder = net.run_dir / "features" if net.run_dir else None
+    lack = evaluation_explained(net.recipe, where=f" in {net.run_dir / 'recipe.yaml'}" if net.run_dir else "")
     if on == "pretraining":
         refuse_labels(data=data, test=test, probe=probes, views=views, few_label=few_label_pct)
         part = pretraining_part(net)
-        figures = figures_by_layer(net, part, layers=layers, folder=folder, progress=progress)
+        with lack:
+            figures = figures_by_layer(net, part, layers=layers, folder=folder, progress=progress)
         return remembered(net, record_of(net, run, on=on, judged=part, figures=figures))
     train, judged = splits(net, data=data, test=test, on=on, folder=folder, on_error=on_error, download=download)
     frozen = [probe for probe in probes if probe != FINETUNE]
     with_clean = sorted({1, *views})
-    with evaluation_explained(net.recipe, where=f" in {net.run_dir / 'recipe.yaml'}" if net.run_dir else ""):
+    with lack:
         learned, tested = (
             features(net, part, views=counts, layers=layers, folder=folder, progress=progress)
             for part, counts in ((train, views), (judged, with_clean))
@@ -148,7 +150,7 @@ def evaluate(
     useless = without_effect(
         rows, linear_epochs=linear_epochs, finetune_epochs=finetune_epochs, finetune_lr=finetune_lr
     )
-    remarks = [*filter(None, [train.remark, judged.remark]), *remarks, *useless]
+    remarks = [*dict.fromkeys((*train.remarks, *judged.remarks)), *remarks, *useless]
     return remembered(net, record | {"warnings": list(dict.fromkeys([*remarks, *record["warnings"]]))})
 
 

@@ -38,7 +38,7 @@ class Part:
         labels_N: int64 classes.
         manifest: of the file.
         source, split: what the file was converted from for this evaluation, None for a .beton as given.
-        remark: what has to be said of the choice of images.
+        remarks: what has to be said of the choice of images, a sentence each.
     """
 
     path: Path
@@ -47,7 +47,7 @@ class Part:
     manifest: Manifest
     source: str | None = None
     split: str | None = None
-    remark: str | None = None
+    remarks: tuple[str, ...] = ()
 
     def pick(self, positions: Tensor) -> "Part":
         """The images at these positions of the part."""
@@ -99,7 +99,7 @@ def splits(
         fit, held = build.data.labeled_parts(net.recipe, labels_N)
         known, left_out = build.data.of_known_classes(labels_N, fit, held)
         labeled, tested = (labeled.pick(torch.searchsorted(labeled.rows_N, rows)) for rows in (fit, known))
-        tested = remarked(tested, left_out)
+        tested = remarked(replace(tested, remarks=()), left_out)  # those of the file are said of what is learned from
     else:
         fit, held = measures.hold_out(labeled.labels_N, measures.HELD_OUT_SHARE, seed=HELD_OUT_SEED)
         labeled, tested = labeled.pick(fit), labeled.pick(held)
@@ -154,7 +154,7 @@ def test_part(name: str | Path, read: Callable[..., Part], *, whole: bool) -> Pa
 
 def remarked(part: Part, remark: str | None) -> Part:
     """With one more remark."""
-    return replace(part, remark=" ".join(filter(None, [part.remark, remark])) or None)
+    return replace(part, remarks=(*part.remarks, remark)) if remark else part
 
 
 def part_of(
@@ -235,7 +235,7 @@ def labeled_part(path: Path) -> Part:
     if not len(rows_N):
         raise UserError(f"None of the {unlabeled} images of {path} has a label.", "Name a labeled .beton instead.")
     remark = f"{unlabeled} images of {path} have no label, and are left out." if unlabeled else None
-    return Part(path, rows_N, labels_N[rows_N], build.data.manifest_of(path), remark=remark)
+    return remarked(Part(path, rows_N, labels_N[rows_N], build.data.manifest_of(path)), remark)
 
 
 def numbered_as(labeled: Part, tested: Part) -> Part:

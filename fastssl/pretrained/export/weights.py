@@ -68,7 +68,7 @@ def save(path: Path, tensors: dict[str, Tensor], record: dict[str, Any], *, suff
         torch.allclose(written[name], tensor, rtol=0, atol=0, equal_nan=True) for name, tensor in tensors.items()
     )
     if not same:
-        raise UserError(f"{path.name} does not hold what was written to it.", "Export again, to another disk.")
+        raise UserError(f"{record['file']} does not hold what was written to it.", "Export again, to another disk.")
 
 
 def write_own(net: Pretrained, path: Path, record: dict[str, Any]) -> dict[str, Any]:
