@@ -1,10 +1,12 @@
 """The locks: every dependency and extra is pinned, within bounds, once, and torch's stack is of one CUDA."""
 
+import importlib.metadata
 import sys
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
@@ -55,3 +57,17 @@ def test_each_lock_has_the_stack_of_one_cuda() -> None:
 def test_pins_hold_for_torchs_builds_for_a_cpu() -> None:
     torch = pins("constraints.txt")["torch"]
     assert Requirement(f"torch=={torch}").specifier.contains(f"{torch}+cpu")
+
+
+def test_pins_install_on_debians_own_python() -> None:
+    """Debian 12 has Python 3.11.2; a pin that needs a later 3.11 leaves pip without a solution there."""
+    found, refused, seen = pins("constraints.txt"), dict[str, str](), 0
+    for there in importlib.metadata.distributions():
+        name = canonicalize_name(there.metadata["Name"] or "")
+        if found.get(name) == there.version.partition("+")[0]:
+            seen += 1
+            needed = there.metadata["Requires-Python"] or ""
+            if not SpecifierSet(needed).contains("3.11.2"):
+                refused[name] = needed
+    assert not refused
+    assert seen > 50
