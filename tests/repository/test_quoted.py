@@ -299,8 +299,15 @@ def test_the_seconds_of_resnet50_are_those_of_its_record():
     assert f"for {sum(run['clock_s'] for done in runs.values() for run in done) / 3600:.1f} hours in all" in text
     (target,) = {one["target_pct"] for one in record("resnet50")["speed_ups"]}
     assert f"{target:.1f} % by ridge regression" in text
-    (four,) = [one for one in record("resnet50")["speed_ups"] if one["recipe"] == "V4-D256-scaled-f1"]
+    found = {one["recipe"]: one for one in record("resnet50")["speed_ups"]}
+    four, eight = found["V4-D256-scaled-f1"], found["V8-D256-scaled-f0.25"]
     assert f"{times(four)} times sooner ({four['low']:.2f} to {four['high']:.2f} by bootstrap over seeds)" in text
+    assert f"{times(eight)} times ({eight['low']:.2f} to {eight['high']:.2f})" in text
+    assert f"{times(found['V2-D2048-scaled-f1'])} times sooner with the rule's weight" in text
+    assert f"{found['V2-D2048-fixed-f1']['ratio']:.2f} times with the fixed one" in text
+    ridge = means("resnet50", "test_ridge_pct")
+    ahead = [ridge[one["recipe"]] - ridge["V2-D2048-scaled-f1"] for one in (four, eight)]
+    assert "four are {:.1f} points ahead of two with D = 2048 on test, eight {:.1f}".format(*ahead) in text
     ends = [run["curve"][-1]["ridge_pct"] for run in runs["V2-D8192-fixed-f1"]]
     assert f"the second ends below it at {ends[1]:.1f} %" in text
 
