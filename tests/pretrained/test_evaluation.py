@@ -325,7 +325,7 @@ def test_the_head_of_fine_tuning_has_as_many_outputs_as_there_are_classes(
         relabel(path, np.array(labels))
         part = labeled_part(path)
         assert part.labels_N.tolist() == labels
-        results.append(finetune(net, part, part, epochs=1, lr=3e-3))
+        results.append(finetune(net, part, part, epochs=1, lr=3e-3)[0])
     assert outputs == [2, 2]
     assert results[0] == results[1] > 50
 

@@ -47,7 +47,13 @@ def trained(
     resolved = load(recipe | {"log": dict.fromkeys(fakes, True)})
     records: list[dict[str, Any]] = []
     summary = loop.train(resolved, run_dir=folder, observe=records.append)
-    return summary, records, [r["message"] for r in records if r["event"] == "warning"]
+    return summary, records, warnings_of(records)
+
+
+def warnings_of(records: list[dict[str, Any]]) -> list[str]:
+    """Of writers; the tiny set has fewer neighbors than are asked for, which is said, too."""
+    said = [record["message"] for record in records if record["event"] == "warning"]
+    return [message for message in said if not message.startswith("kNN uses k = ")]
 
 
 def test_everything_is_written_once_with_its_step(
@@ -100,7 +106,7 @@ def test_tensorboards_files_hold_the_runs_numbers(tiny_recipe: dict[str, Any], t
     loader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     records = list[dict[str, Any]]()
     loop.train(tiny_recipe | {"log": {"tensorboard": True}}, run_dir=tmp_path / "run", observe=records.append)
-    assert not [r for r in records if r["event"] == "warning"]
+    assert not warnings_of(records)
     events = loader.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()
     losses = {event.step: event.value for event in events.Scalars("train/loss")}
