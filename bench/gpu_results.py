@@ -6,6 +6,8 @@ Figures, logs and the text of runs are in it. Images, checkpoints and caches are
 import tarfile
 from pathlib import Path
 
+from fastssl.errors import UserError
+
 SUFFIXES = {".json", ".jsonl", ".html", ".log", ".yaml", ".csv", ".svg", ".txt"}
 ELSEWHERE = {"data", "checkpoints"}  # folders of which nothing travels: their text means nothing without the rest
 LIMIT_BYTES = 16 << 20  # what a rented machine hands back as one file
@@ -32,13 +34,17 @@ def unpack(archive: Path, folder: Path) -> None:
     """Put the results of an earlier call where the next one looks for them.
 
     Raises:
-        ValueError: for an archive with anything but files and folders inside of it.
+        UserError: for what is no archive, or has anything but files and folders inside of it.
     """
+    fix = "Give --results the archive that an earlier call wrote, or remove it."
     folder.mkdir(parents=True, exist_ok=True)
     inside, has_filter = folder.resolve(), hasattr(tarfile, "data_filter")  # since Python 3.11.4; Debian 12 has 3.11.2
-    with tarfile.open(archive) as tar:
-        for member in tar:
-            place = (inside / member.name).resolve()
-            if not (member.isfile() or member.isdir()) or not place.is_relative_to(inside):
-                raise ValueError(f"{archive} holds {member.name}, which is no file inside of it")
-        tar.extractall(folder, **({"filter": "data"} if has_filter else {}))
+    try:
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                place = (inside / member.name).resolve()
+                if not (member.isfile() or member.isdir()) or not place.is_relative_to(inside):
+                    raise UserError(f"{archive} holds {member.name}, which is no file inside of it.", fix)
+            tar.extractall(folder, **({"filter": "data"} if has_filter else {}))
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise UserError(f"{archive} cannot be unpacked: {error}.", fix) from error

@@ -30,6 +30,7 @@ from gpu_stages import Setting, Stage, stages  # noqa: E402
 from gpu_summary import page, text  # noqa: E402
 
 from fastssl.bench.record import record, save  # noqa: E402
+from fastssl.errors import UserError  # noqa: E402
 from fastssl.training.guards import EXIT_CODE, Interrupts  # noqa: E402
 
 IMAGES = ROOT.parent / "shared" / "data" / "cifar10_jpeg.tar.xz"  # where tools/pack_gpu_suite.py puts them
@@ -219,7 +220,11 @@ def main(argv: list[str] | None = None) -> int:
     with Interrupts() as interrupts:
         budget_s = 60 * arguments.budget_min
         suite = Suite(setting, results, budget_s=budget_s, only=arguments.only, interrupts=interrupts)
-        outcomes = suite.run()
+        try:
+            outcomes = suite.run()
+        except UserError as error:
+            print(f"Error: {error}", file=sys.stderr)
+            return 2
     print(text([vars(outcome) for outcome in outcomes]))
     print(suite.packed)
     return EXIT_CODE if interrupts.caught else int(any(outcome.state == "failed" for outcome in outcomes))

@@ -133,7 +133,8 @@ def leaves_out(recipe: Recipe, network: Pretrainer, channels: int, device: torch
     if ranks.world() == 1:
         return False
     side_px = build.model.sides_px(recipe)[0]
-    return has_unused(network.backbone, torch.randn(2, channels, side_px, side_px, device=device))
+    images = torch.randn(2, channels, side_px, side_px, generator=torch.Generator().manual_seed(0))
+    return has_unused(network.backbone, images.to(device))
 
 
 def assemble(

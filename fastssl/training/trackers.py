@@ -189,7 +189,7 @@ def observers(
     observe: Observer | None,
     convert_progress: ConversionProgress | None,
 ) -> Iterator[tuple[Observer, ConversionProgress | None, Writers]]:
-    """Who is told what happens: the observers given, the progress shown, and the recipe's writers (`log`)."""
+    """What a run reports to: the observers given, the progress shown, and the recipe's writers (`log`)."""
     with shown(progress, observe, convert_progress) as (observer, converting):
 
         def warn(message: str) -> None:

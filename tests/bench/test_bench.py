@@ -21,7 +21,7 @@ from fastssl.bench.parts import parts
 from fastssl.bench.record import record, row, save
 from fastssl.bench.timing import Laps, rate, side_by_side
 from fastssl.cli import app
-from fastssl.cli.bench_tables import compare_text, machine_text, tta_text, variants_text
+from fastssl.cli.bench_tables import compare_text, machine_text, made_earlier, tta_text, variants_text
 from fastssl.errors import UserError
 from fastssl.recipe.load import load
 from fastssl.runs import reading
@@ -446,6 +446,40 @@ def test_a_cut_off_keeps_what_is_finished(pair: list[Any], tmp_path: Path):
     counts = [{r["impl"]: r["n"] for r in made["rows"] if r["metric"] == "train_s"} for made in kept]
     assert counts == [{"two": 1, "three": 0}, {"two": 1, "three": 1}, {"two": 2, "three": 1}]
     assert [made["speed_ups"][0]["bound"] for made in kept] == ["unknown", "exact", "exact"]
+
+
+def test_finished_runs_of_other_images_are_refused(pair: list[Any], tmp_path: Path):
+    seeded = tmp_path / f"two-s{pair[0].seed}"
+    seeded.mkdir()
+    (seeded / "data.json").write_text(json.dumps({"digest": "sha256:other"}))
+    with pytest.raises(UserError, match="made with other images than"):
+        tta.tta(pair, {"knn5_pct": 1.0}, seeds=1, folder=tmp_path)
+
+
+def test_runs_of_an_earlier_commit_are_named():
+    now = {"commit": "b", "hardware": {"cpu": "x", "gpus": []}}
+    trials = [{"seed": 0, "made_by": now}, {"seed": 1, "made_by": now | {"commit": "a"}}, {"seed": 2, "made_by": {}}]
+    (said,) = made_earlier(now | {"curves": {"two": trials}})
+    assert "two, seed 1." in said
+    assert "seed 0" not in said
+    assert "seed 2" not in said
+    assert made_earlier(now | {"curves": {"two": trials[:1]}}) == []
+
+
+def test_a_step_that_does_not_fit_is_timed_with_fewer_images(
+    tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    tried = []
+
+    def step(recipe: Any, network: Any, channels: int, device: Any, *, batch: int) -> float:
+        tried.append(batch)
+        if batch > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return 8.0
+
+    monkeypatch.setattr(dry_run, "seconds_of_step", step)
+    found = dry_run.seconds_per_image(load(tiny_recipe), None, 3, torch.device("cuda"))  # type: ignore[arg-type]
+    assert (tried, found) == ([32, 16, 8, 4], (2.0, 4))
 
 
 def test_not_reached_is_a_result(pair: list[Any], tmp_path: Path):

@@ -15,6 +15,7 @@ import pytest
 import typer
 
 from fastssl.cli.app import app
+from fastssl.errors import UserError
 from fastssl.training.guards import EXIT_CODE, Interrupts
 
 sys.path.append(str(Path(__file__).parents[2] / "bench"))
@@ -219,9 +220,12 @@ def test_the_archive_of_results_refuses_paths_outside(tmp_path: Path):
     (tmp_path / "evil.json").write_text("{}")
     with tarfile.open(tmp_path / "results.tar.gz", "w:gz") as archive:
         archive.add(tmp_path / "evil.json", "../../evil.json")
-    with pytest.raises(ValueError, match="no file inside of it"):
+    with pytest.raises(UserError, match="no file inside of it"):
         gpu_results.unpack(tmp_path / "results.tar.gz", tmp_path / "a" / "b")
     assert not list(tmp_path.rglob("a/**/*.json"))
+    (tmp_path / "results.tar.gz").write_bytes(b"no archive")
+    with pytest.raises(UserError, match="cannot be unpacked"):
+        gpu_results.unpack(tmp_path / "results.tar.gz", tmp_path / "a" / "b")
 
 
 def test_the_commands_for_a_gpu_name_files_and_recipes_that_exist(tmp_path: Path):

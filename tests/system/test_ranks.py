@@ -21,13 +21,16 @@ import yaml
 from command import fastssl, start
 from tiny import tiny
 
+import fastssl as package
 from fastssl import build, losses
 from fastssl.build import ranks
+from fastssl.errors import UserError
 from fastssl.models import backbones, pretrainer
 from fastssl.recipe.load import load
 from fastssl.runs import checkpoint
 from fastssl.training import distributed
 from fastssl.training.guards import EXIT_CODE
+from fastssl.training.loop import train as train_here
 from fastssl.training.step import Step
 
 STEPS, BATCH = 10, 8
@@ -101,6 +104,27 @@ def trained_partial() -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in network.state_dict().items()}
 
 
+class Flattened(torch.nn.Module):
+    """A backbone from Python with a layer that its forward does not use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.used, self.unused = torch.nn.Linear(768, 8), torch.nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h_NF: torch.Tensor = self.used(x.flatten(1))
+        return h_NF
+
+
+def own_backbone_losses(recipe: dict[str, Any], run: Path) -> list[float]:
+    """Of the steps of one epoch, as rank 0 logs them."""
+    short = recipe | {"train": recipe["train"] | {"epochs": 1}, "model": {"projector": [8]}}
+    seen = list[dict[str, Any]]()
+    train_here(short, run_dir=run, backbone=Flattened(), observe=seen.append)
+    return [record["loss"] for record in seen if record["event"] == "step"]
+
+
 def samples(recipe: dict[str, Any]) -> list[list[int]]:
     """Which images each step of two epochs trains on, over all ranks."""
     made = load(recipe)
@@ -113,11 +137,20 @@ def worker(rank: int, world: int, port: int, folder: str, recipe: dict[str, Any]
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
+    early = package.views(recipe["data"]["path"], batch_size=BATCH, views=2, device="cpu")
     ranks.start("cpu", timeout_s=240)
     found: dict[str, Any] = {
         name: trained(partial(loss, all_sum=ranks.all_sum), parts) for name, (loss, parts) in JOBS.items()
     }
-    more = {"samples": samples(recipe), "gradients": gradients(), "partial": trained_partial()}
+    try:
+        next(iter(early))
+        refused = ""
+    except UserError as error:
+        refused = error.what
+    run = Path(folder) / "run"
+    losses_of_own = own_backbone_losses(recipe, run)
+    more = {"refused": refused, "own": losses_of_own}
+    more |= {"samples": samples(recipe), "gradients": gradients(), "partial": trained_partial()}
     torch.save({**found, **more}, Path(folder) / f"{rank}.pt")
     ranks.stop()
 
@@ -149,6 +182,19 @@ def test_ten_float64_steps_and_their_samples_are_one_processs(
             for key, tensor in rank[name][1].items():
                 torch.testing.assert_close(tensor, expected[key], rtol=1e-10, atol=1e-10)
     assert all(rank["samples"] == samples(tiny_recipe) for rank in of_ranks)
+
+
+def test_views_made_before_the_group_are_refused_by_every_rank(of_ranks: list[dict[str, Any]]) -> None:
+    for rank, found in enumerate(of_ranks):
+        assert found["refused"].startswith(f"This is rank {rank} of {len(of_ranks)}, and fastssl.views(...) was called")
+
+
+def test_a_backbone_from_python_with_an_unused_layer_trains_as_in_one_process(
+    of_ranks: list[dict[str, Any]], tiny_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    expected = own_backbone_losses(tiny_recipe, tmp_path / "run")
+    assert len(expected) > 3
+    assert of_ranks[0]["own"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_unused_layers_and_norms_without_momentum_train_as_in_one_process(of_ranks: list[dict[str, Any]]) -> None:

@@ -248,8 +248,8 @@ def test_lines_that_cannot_be_written_end_a_run_as_a_checkpoint_does(
             if record["event"] == "step" and record["step"] == stop:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-        told = f"checkpoint of step {steps} cannot be written: metrics.jsonl cannot be written: No space left"
-        with pytest.raises(UserError, match=told):
+        problem = f"checkpoint of step {steps} cannot be written: metrics.jsonl cannot be written: No space left"
+        with pytest.raises(UserError, match=problem):
             fastssl.train(tiny_recipe, run_dir=tmp_path / f"{steps}", observe=observe)
         assert not (tmp_path / f"{steps}" / "summary.json").exists()
 
