@@ -1,6 +1,7 @@
 """pytest as a stage of bench/gpu_suite.py, which keeps counts: python bench/gpu_tests.py OUT.json [pytest's options].
 
-Versions differ on a rented machine, so warnings are not errors, and tests that load the machine for minutes stay away.
+Versions differ on a rented machine, so warnings are not errors, tests that load the machine for minutes stay away, and
+several processes share the rest where there are cores.
 """
 
 import importlib.util
@@ -16,6 +17,7 @@ from fastssl.bench.record import record, row, save
 from fastssl.training.guards import EXIT_CODE
 
 HANG_S = 60  # no test that belongs here takes as long
+MOST_WORKERS = 8  # each compiles kernels and holds a context of the GPU
 
 
 class Counts:
@@ -42,8 +44,10 @@ def main(out: Path, words: list[str]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # pytest ends with its report
     os.environ["PYTEST_ADDOPTS"] = "-o filterwarnings=default"  # for the pytest that a test starts, too
     hang = [f"--timeout={HANG_S}"] if importlib.util.find_spec("pytest_timeout") else []
+    workers = min(MOST_WORKERS, (os.cpu_count() or 1) // 2) if importlib.util.find_spec("xdist") else 1
+    shared = ["-n", str(workers), "--dist", "worksteal"] if workers > 1 else []
     counts = Counts(out)
-    code = int(pytest.main(["-m", "not slow", *hang, *words], plugins=[counts]))
+    code = int(pytest.main(["-m", "not slow", *hang, *shared, *words], plugins=[counts]))
     counts.save()
     return EXIT_CODE if code == pytest.ExitCode.INTERRUPTED else code
 

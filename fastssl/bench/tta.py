@@ -4,6 +4,7 @@ The clock is training's own (`train_s` of metrics.jsonl): evaluation, checkpoint
 reported apart. Finished runs are read from their run directories, unfinished ones continue from their checkpoints.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +36,22 @@ ALIKE = (
 
 
 class Reached(BaseException):
-    """Ends a run at its targets: raised in an observer, between two steps. No Exception, which a run records."""
+    """Ends a run before its last epoch: raised in an observer, between two steps. No Exception, which a run records."""
+
+
+@dataclass(frozen=True)
+class Ends:
+    """What ends a run at an evaluation: all targets where that is asked for, or so many seconds of training."""
+
+    targets: Mapping[str, float]
+    stop_at_target: bool = False
+    budget_s: float = math.inf
+
+    def reached(self, seen: Sequence[dict[str, Any]]) -> bool:
+        """Whether the evaluations seen so far end the run."""
+        if seen and seen[-1]["train_s"] >= self.budget_s:
+            return True
+        return self.stop_at_target and all(first_crossing(seen, m, pct, views=1) for m, pct in self.targets.items())
 
 
 @dataclass(frozen=True)
@@ -65,6 +81,7 @@ def tta(
     seeds: int,
     folder: Path,
     stop_at_target: bool = False,
+    budget_s: float = math.inf,
     observe: Observer = lambda record: None,
     say: Callable[[str], None] = lambda text: None,
     keep: Observer = lambda record: None,
@@ -77,6 +94,7 @@ def tta(
         seeds: n; seed i of a recipe is its own seed plus i.
         folder: a run directory for each recipe and seed goes here.
         stop_at_target: end a run once all targets are reached.
+        budget_s: end a run at the first evaluation after so many seconds of training.
         observe: called with each run's records.
         say: called with what happens.
         keep: gets the record of what is finished after every run, so that a cut-off loses nothing.
@@ -86,6 +104,7 @@ def tta(
         Interrupted: after a signal; the same call continues from there.
     """
     digest = same_work(recipes)
+    ends = Ends(targets, stop_at_target, budget_s)
     raise_all(errors_of(*(partial(check_data, folder, recipe, seed) for recipe in recipes for seed in range(seeds))))
     check_targets(targets, recipes[0])
     trials: dict[str, list[Trial]] = {recipe.name: [] for recipe in recipes}
@@ -95,13 +114,13 @@ def tta(
         for recipe in recipes:
             seeded = load(recipe, [f"seed={recipe.seed + seed}"])
             run_dir = folder / f"{recipe.name}-s{seeded.seed}"
-            if not finished(run_dir, seeded, targets, stop_at_target=stop_at_target):
+            if not finished(run_dir, seeded, ends):
                 if recipe.name not in warm:
                     say(f"Warm-up of {recipe.name}: {WARMUP_STEPS} steps, not timed")
                     warm_up(recipe)
                     warm.add(recipe.name)
                 say(f"{recipe.name}, seed {seeded.seed}")
-                run(seeded, run_dir, targets, stop_at_target=stop_at_target, observe=observe)
+                run(seeded, run_dir, ends, observe=observe)
             trials[recipe.name].append(trial(run_dir, seeded.seed))
             latest = result(recipes, targets, trials, digest)
             keep(latest)
@@ -200,7 +219,7 @@ def check_data(folder: Path, recipe: Recipe, seed: int) -> None:
             )
 
 
-def finished(run_dir: Path, recipe: Recipe, targets: dict[str, float], *, stop_at_target: bool) -> bool:
+def finished(run_dir: Path, recipe: Recipe, ends: Ends) -> bool:
     """Whether a run directory holds all that is wanted.
 
     Raises:
@@ -214,14 +233,13 @@ def finished(run_dir: Path, recipe: Recipe, targets: dict[str, float], *, stop_a
         )
     if (run_dir / "summary.json").exists():
         return True
-    seen = evaluations_of(run_dir)
-    return stop_at_target and all(first_crossing(seen, m, pct, views=1) for m, pct in targets.items())
+    return ends.reached(evaluations_of(run_dir))
 
 
-def run(recipe: Recipe, run_dir: Path, targets: dict[str, float], *, stop_at_target: bool, observe: Observer) -> None:
-    """Trains to the end or to the targets; records the seconds that were not training in the run's folder."""
+def run(recipe: Recipe, run_dir: Path, ends: Ends, *, observe: Observer) -> None:
+    """Trains to what ends it; records the seconds that were not training in the run's folder."""
     start, before_s = time.perf_counter(), apart_of(run_dir) or 0.0
-    watch = Watch(run_dir, targets, stop_at_target=stop_at_target, observe=observe)
+    watch = Watch(run_dir, ends, observe=observe)
     try:
         loop.train(recipe, run_dir=run_dir, resume=True, observe=watch)
     except Reached:
@@ -235,31 +253,25 @@ def run(recipe: Recipe, run_dir: Path, targets: dict[str, float], *, stop_at_tar
 class Watch:
     """Passes records on, counts the sitting's training seconds, and raises Reached when that is asked for."""
 
-    def __init__(self, run_dir: Path, targets: dict[str, float], *, stop_at_target: bool, observe: Observer) -> None:
-        self.run_dir, self.targets, self.missing = run_dir, targets, dict(targets)
-        self.stop_at_target, self.observe = stop_at_target, observe
+    def __init__(self, run_dir: Path, ends: Ends, *, observe: Observer) -> None:
+        self.run_dir, self.ends, self.observe = run_dir, ends, observe
+        self.seen: list[dict[str, Any]] = []
         self.trained_s = self.resumed_s = 0.0
 
     def __call__(self, line: dict[str, Any]) -> None:
         self.observe(line)
         if line["event"] == "start" and line["step"]:  # metrics.jsonl now ends where the checkpoint was made
             self.resumed_s = last_train_s(self.run_dir)
-            for done in evaluations_of(self.run_dir):
-                self.check(done)
+            self.seen = evaluations_of(self.run_dir)
         if "train_s" in line:
             self.trained_s = line["train_s"] - self.resumed_s
         if line["event"] == "evaluation":
-            self.check(line)
-            if self.stop_at_target and not self.missing:
+            for metric in self.ends.targets:
+                if metric not in line:
+                    raise not_measured(metric, [key for key in line if key.endswith("_pct")])
+            self.seen.append(line)
+            if self.ends.reached(self.seen):
                 raise Reached
-
-    def check(self, line: dict[str, Any]) -> None:
-        """Crosses off the targets that an evaluation reaches; refuses those that are not measured."""
-        for metric, pct in self.targets.items():
-            if metric not in line:
-                raise not_measured(metric, [key for key in line if key.endswith("_pct")])
-            if line[metric] >= pct:
-                self.missing.pop(metric, None)
 
 
 def apart_of(run_dir: Path) -> float | None:

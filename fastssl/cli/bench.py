@@ -1,5 +1,6 @@
 """`fastssl bench`: measure this machine, one stage's variants, or the time to an accuracy; compare two results."""
 
+import math
 import os
 import sys
 from pathlib import Path
@@ -89,6 +90,9 @@ def tta(
     stop_at_target: Annotated[
         bool, typer.Option("--stop-at-target", help="End a run once all targets are reached.")
     ] = False,
+    budget_s: Annotated[
+        float, typer.Option(min=0, help="End a run at the first evaluation after so many seconds of training.")
+    ] = math.inf,
     out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -113,6 +117,7 @@ def tta(
                 seeds=seeds,
                 folder=run_dir,
                 stop_at_target=stop_at_target,
+                budget_s=budget_s,
                 observe=progress,
                 say=say,
                 keep=lambda record: save(out, record) if out else None,

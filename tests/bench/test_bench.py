@@ -413,6 +413,19 @@ def test_time_to_accuracy_stops_reuses_and_tells(pair: list[Any], tmp_path: Path
     assert again["rows"] == made["rows"]
 
 
+def test_a_budget_of_seconds_ends_a_run_at_the_next_evaluation(
+    pair: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    options: dict[str, Any] = {"seeds": 1, "folder": tmp_path, "budget_s": 1e-3}
+    made = tta.tta(pair, {"knn5_pct": 101.0}, **options)
+    for name, steps in (("two", 5), ("three", 5)):
+        (curve,) = made["curves"][name]
+        assert [one["step"] for one in curve["evaluations"]] == [steps]
+    assert made["speed_ups"][0]["bound"] == "unknown"
+    monkeypatch.setattr(tta.loop, "train", lambda *_, **__: pytest.fail("the budget is spent"))
+    assert tta.tta(pair, {"knn5_pct": 101.0}, **options)["rows"] == made["rows"]
+
+
 def test_evaluations_between_epochs_make_crossings_sharper_and_stay_off_the_clock(
     pair: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -504,7 +517,7 @@ def test_trials_leave_every_group_of_images_its_statistics(pair: list[Any]):
 
 def test_a_stopped_run_is_whole_and_goes_on(pair: list[Any], tmp_path: Path):
     """The target ends it inside an evaluation; the same folder then trains to its end as if nothing had been."""
-    tta.run(pair[0], tmp_path / "a", {"knn5_pct": 1.0}, stop_at_target=True, observe=lambda one: None)
+    tta.run(pair[0], tmp_path / "a", tta.Ends({"knn5_pct": 1.0}, True), observe=lambda one: None)
     assert not (tmp_path / "a" / "summary.json").exists()
     assert reading.state_of(tmp_path / "a") == "interrupted"
     fastssl.train(pair[0], run_dir=tmp_path / "a", resume=True)
@@ -553,8 +566,7 @@ def test_targets_that_are_not_measured_are_refused_before_anything_runs(
 
 def test_a_half_written_last_line_is_left_out(pair: list[Any], tmp_path: Path):
     folder = tmp_path / "two-s0"
-    options: dict[str, Any] = {"stop_at_target": True, "observe": lambda line: None}
-    tta.run(pair[0], folder, {"knn5_pct": 1.0}, **options)
+    tta.run(pair[0], folder, tta.Ends({"knn5_pct": 1.0}, True), observe=lambda line: None)
     seen = tta.evaluations_of(folder)
     with (folder / "metrics.jsonl").open("a") as lines:
         lines.write('{"event": "evaluation", "st')

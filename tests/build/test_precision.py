@@ -84,10 +84,10 @@ def test_a_resume_on_another_machine_keeps_the_precision(
     assert seen[0]["precision"] == "fp32: cpu has no instructions for bfloat16"
     assert build.hardware.autocast(load(tmp_path / "recipe.yaml")) is None
     cpu_with(monkeypatch, "amx-bf16")
-    assert tta.finished(tmp_path, load(asked), {}, stop_at_target=False)  # and is not trained, nor refused, again
+    assert tta.finished(tmp_path, load(asked), tta.Ends({}))  # and is not trained, nor refused, again
     for change in ("seed=1", "train.precision=bf16"):
         with pytest.raises(UserError, match="holds a run of another recipe"):
-            tta.finished(tmp_path, load(asked, [change]), {}, stop_at_target=False)
+            tta.finished(tmp_path, load(asked, [change]), tta.Ends({}))
     asked["train"]["epochs"] = 2
     fastssl.train(asked, run_dir=tmp_path, resume=True, observe=seen.append)
     starts = [record for record in seen if record["event"] == "start"]
