@@ -20,6 +20,7 @@ TESTS = [
     "augment/test_cuda*.py",
     "training/test_no_sync.py",
     "training/test_step_graph.py",
+    "training/test_on_cuda.py",
     "training/test_loop.py",
     "data/test_loaders.py",
 ]
