@@ -201,6 +201,9 @@ def warm_up(recipe: Recipe) -> None:
     training = parts(load(recipe, ["train.compile=false"]))
     for _, (batch, epoch) in zip(range(WARMUP_STEPS), training.batches(), strict=False):
         training.step(training.views(batch, epoch))
+    if not recipe.data.drop_last:  # for a batch of another size cuDNN chooses its kernels anew, which takes seconds
+        for batch in training.loader.epoch(0, len(training.loader) - 1):
+            training.step(training.views(batch, 0))
 
 
 def check_data(folder: Path, recipe: Recipe, seed: int) -> None:
@@ -324,7 +327,7 @@ def result(
         targets=targets,
         recipes={recipe.name: recipe.model_dump(mode="json") for recipe in recipes},
         clock="training only: evaluation, checkpoints and compilation apart",
-        warmup=f"{WARMUP_STEPS} untimed steps of each recipe in this process",
+        warmup=f"{WARMUP_STEPS} untimed steps of each recipe in this process, and one of a short last batch",
         speed_ups=speed_ups,
         curves={name: [vars(trial) for trial in done] for name, done in trials.items()},
     )

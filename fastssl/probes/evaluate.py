@@ -276,10 +276,10 @@ def fit_linear(
         order_N = torch.randperm(len(x_NF), generator=generator).to(x_NF.device)
         for rows in torch.split(order_N, batch_size):
             table = torch.cat(heads, 1)
-            score_BLC = (x_NF[rows] @ table[:F] + table[F]).view(-1, L, classes)
-            goal_BL = y_N[rows, None].expand(-1, L)
+            score_MC = (x_NF[rows] @ table[:F] + table[F]).view(-1, classes)  # M = B L; CUDA's kernel for more
+            goal_M = y_N[rows].repeat_interleave(L, output_size=L * len(rows))  # dimensions is not deterministic
             # Summed over L, so that each classifier's gradient is its own.
-            loss = L * nnf.cross_entropy(score_BLC.transpose(1, 2), goal_BL, label_smoothing=label_smoothing)
+            loss = L * nnf.cross_entropy(score_MC, goal_M, label_smoothing=label_smoothing)
             adam.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             adam.step()

@@ -16,11 +16,11 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from fastssl.errors import DamagedWarning, UserError, option
 from fastssl.runs.files import atomic_path
+from fastssl.runs.tensors import write_tensors
 
 FORMAT = 1
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
@@ -115,7 +115,7 @@ def save(
     Args:
         folder: the run's checkpoint folder; made when absent.
         step: steps done.
-        weights, optimizer: host tensors.
+        weights, optimizer: contiguous host tensors.
         average: averaged weights, likewise; None without them.
         state: JSON values that a resume needs.
 
@@ -126,14 +126,11 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(final) as temporary:
         temporary.mkdir()
-        files = {WEIGHTS: save_tensors(dict(weights)), OPTIMIZER: save_tensors(dict(optimizer))}
-        if average is not None:
-            files[AVERAGE] = save_tensors(dict(average))
-        sums = {name: digest(data) for name, data in files.items()}
+        files = {WEIGHTS: weights, OPTIMIZER: optimizer} | ({} if average is None else {AVERAGE: average})
+        sums = {name: write_tensors(temporary / name, tensors) for name, tensors in files.items()}
         record = {"format": FORMAT, "step": step, **state, "sha256": sums}
         record["self"] = digest(canonical(record))
-        for name, data in {**files, STATE: json.dumps(record, indent=1).encode()}.items():
-            (temporary / name).write_bytes(data)
+        (temporary / STATE).write_bytes(json.dumps(record, indent=1).encode())
     return final
 
 

@@ -179,7 +179,8 @@ def choose_parallel(run: Run) -> str:
 
 def loop(run: Run, interrupts: Interrupts) -> None:
     """All remaining steps. What is due at a step comes before its checkpoint: a resume skips and repeats nothing."""
-    compile_kernels(run)
+    with guards.memory_explained(run.recipe):
+        compile_kernels(run)
     skipped_in_a_row, sides_seen = 0, set[int]()
     with guards.memory_explained(run.recipe), guards.Watchdog(run.recipe.train.step_timeout_s) as watchdog:
         mark, counted = watchdog.clock(), run.step

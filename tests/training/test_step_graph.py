@@ -179,7 +179,7 @@ def test_on_cuda_replayed_steps_are_those_of_the_operators(tiny_recipe: dict[str
         on_device = tuple(group.to(device) for group in views(number))
         expected, found = (step(on_device, 2.0 ** -(8 + number), number=number) for step in (plain, graphed))
         for name, term in expected.items():
-            torch.testing.assert_close(found[name], term.float(), rtol=2e-3, atol=1e-4)
+            torch.testing.assert_close(found[name], term.float(), rtol=2e-2, atol=1e-4)
 
 
 @pytest.mark.gpu
