@@ -96,6 +96,7 @@ def stages(setting: Setting) -> list[Stage]:
         Stage("gpu-tests", "the tests that need a GPU", tests, 0.3, 2, ("pytest",)),
         Stage("machine", "every stage of a step against the ceilings", machine, 0.3, 1.5),
         Stage("resnet50", "ResNet-50: low-dimensional, baseline and the authors', for equal seconds", resnet50, 5, 9),
+        Stage("epoch", "an epoch of ResNet-50, one setting changed at a time", epoch, 2, 6),
         Stage("step-resnet18", f"the step of ResNet-18 at 32 px{by_torch}", step("resnet18"), 0.5, 2),
         Stage("step-resnet50", "the step of ResNet-50 at 32 px", step("resnet50"), 0.7, 2.5),
         Stage("augment-32", "augmentation against its peers at 32 px", augment(32), 0.7, 3),
@@ -112,7 +113,15 @@ def stages(setting: Setting) -> list[Stage]:
         Stage("tta-resnet50", "time to accuracy of ResNet-50", tta("resnet50", seeds=3), 10, 180),
         Stage("claims-full", "the paper's claims at full size", claims(full=True), 60, 600),
     ]
-    only_larger = {"step-resnet50", "augment-224", "step-vit_small-224", "tta-seeds", "tta-resnet50", "claims-full"}
+    only_larger = {
+        "epoch",
+        "step-resnet50",
+        "augment-224",
+        "step-vit_small-224",
+        "tta-seeds",
+        "tta-resnet50",
+        "claims-full",
+    }
     return [stage for stage in every if not setting.dry or stage.name not in only_larger]
 
 
@@ -239,6 +248,11 @@ def resnet50(setting: Setting, out: Path) -> list[str]:
     if setting.dry:
         return [*command, "--target", "knn=1"]
     return [*command, "-s", "data.val_count=5000", "-s", "evaluate.every_epochs=1", "--target", "knn=40,ridge=45"]
+
+
+def epoch(setting: Setting, out: Path) -> list[str]:
+    script = [str(ROOT / "bench" / "gpu_epoch.py"), str(out), "cifar10_lowdim", *setting.changes()]
+    return [*script, "--runs", str(setting.out / "epoch"), "--limit-min", f"{0.9 * setting.limit_min:.1f}"]
 
 
 def side_by_side(setting: Setting, out: Path, folder: str, *names: str) -> list[str]:

@@ -87,7 +87,6 @@ def train(
     recipe = build.run_data.resumed(given, folder) if resume else given
     ranks.start(build.hardware.device(recipe).type, timeout_s=GROUP_TIMEOUT_S)
     build.checks.check_parts(recipe)
-    step_graph.check(recipe)
     with observers(given, folder, progress, observe, convert_progress) as (observing, converting, writers):
         build.data.ensure_data_once(recipe, progress=converting)
         with torch_settings(recipe), threads(recipe) as threads_taken:

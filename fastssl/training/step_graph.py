@@ -117,21 +117,18 @@ def capture_on_cuda(run: Run) -> tuple[Callable[[], None], Tensor]:
     return graph.replay, values
 
 
-def check(recipe: Recipe) -> None:
-    """UserError where the device or the ranks hinder what the recipe allows."""
-    if not recipe.train.cuda_graph:
-        return
+def hindrance(recipe: Recipe, device: torch.device) -> str:
+    """What keeps the device from replaying the recipe's steps; empty where nothing does."""
+    if device.type != "cuda":
+        return f"on {device.type}"
     if ranks.world() > 1:
-        raise UserError("train.cuda_graph is true, but several ranks train.", "Set train.cuda_graph to false.")
+        return "with several ranks"
     if hardware.precision(recipe) == "fp16":
-        raise UserError(
-            "train.cuda_graph is true, but this device trains in fp16, whose gradients the host looks at.",
-            "Set train.precision to fp32, or train.cuda_graph to false.",
-        )
+        return "in fp16, whose gradients the host looks at"
+    return ""
 
 
 def not_used(recipe: Recipe, device: torch.device) -> str:
-    """What to say where the recipe asks for a graph and the device has none; empty elsewhere."""
-    if not recipe.train.cuda_graph or device.type == "cuda":
-        return ""
-    return f"train.cuda_graph has no effect on {device.type}: operators are launched one by one."
+    """What to say where the recipe asks for a graph and there is none; empty elsewhere."""
+    why = hindrance(recipe, device) if recipe.train.cuda_graph else ""
+    return f"train.cuda_graph has no effect {why}: operators are launched one by one." if why else ""

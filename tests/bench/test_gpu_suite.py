@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import typer
+import yaml
 
 from fastssl.cli.app import app
 from fastssl.errors import UserError
@@ -21,6 +22,7 @@ from fastssl.training.guards import EXIT_CODE, Interrupts
 sys.path.append(str(Path(__file__).parents[2] / "bench"))
 import augment
 import claims
+import gpu_epoch
 import gpu_results
 import gpu_suite
 import tta_peers
@@ -226,6 +228,28 @@ def test_the_archive_of_results_refuses_paths_outside(tmp_path: Path):
     (tmp_path / "results.tar.gz").write_bytes(b"no archive")
     with pytest.raises(UserError, match="cannot be unpacked"):
         gpu_results.unpack(tmp_path / "results.tar.gz", tmp_path / "a" / "b")
+
+
+def test_an_epoch_with_one_change_at_a_time_is_kept_when_it_is_done(
+    tmp_path: Path, tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    recipe, table, out = tmp_path / "tiny.yaml", tmp_path / "table.yaml", tmp_path / "epoch.json"
+    recipe.write_text(yaml.safe_dump(tiny_recipe))
+    table.write_text("as it is: []\nlarger batch: [data.batch_size=64]\n")
+    words = [str(out), str(recipe), "--table", str(table), "--runs", str(tmp_path / "runs")]
+    gpu_epoch.main(words)
+    made = json.loads(out.read_text())
+    rows = {(one["impl"], one["metric"]): one for one in made["rows"]}
+    assert {impl for impl, _ in rows} == {"as it is", "larger batch"}
+    assert rows["as it is", "knn20_pct"]["n"] == 1
+    assert rows["as it is", "ms_per_step"]["n"] == 4  # between five steps of 32 of 160 images
+    assert rows["larger batch", "ridge_pct"]["work"] == {"views": 256, "precision": "fp32"}
+    assert made["table"] == {"as it is": [], "larger batch": ["data.batch_size=64"]}
+
+    table.write_text("as it is: []\nlarger batch: [data.batch_size=64]\ntoo late: [seed=1]\n")
+    monkeypatch.setattr(gpu_epoch.fastssl, "train", lambda *_, **__: pytest.fail("finished runs are kept"))
+    gpu_epoch.main([*words, "--limit-min", "-1"])
+    assert json.loads(out.read_text())["rows"] == made["rows"]
 
 
 def test_the_commands_for_a_gpu_name_files_and_recipes_that_exist(tmp_path: Path):

@@ -16,6 +16,7 @@ import fastssl
 from fastssl import build
 from fastssl.errors import UserError
 from fastssl.recipe.load import load
+from fastssl.training import step_graph
 from fastssl.training.step import Step, step_of
 from fastssl.training.step_graph import WARM_UP_STEPS, StepGraphs
 
@@ -140,6 +141,21 @@ def test_without_cuda_it_is_said_to_have_no_effect(tiny_recipe: dict[str, Any], 
     fastssl.train(recipe, run_dir=tmp_path / "run", observe=events.append)
     said = [event["message"] for event in events if event["event"] == "warning"]
     assert [message for message in said if "train.cuda_graph has no effect on cpu" in message]
+
+
+@pytest.mark.parametrize(
+    ("world", "precision", "said"),
+    [(1, "bf16", ""), (2, "bf16", "with several ranks"), (1, "fp16", "in fp16, whose gradients the host looks at")],
+)
+def test_where_cuda_cannot_replay_operators_are_launched_and_it_is_said(
+    tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch, world: int, precision: str, said: str
+) -> None:
+    recipe, device = load(tiny_recipe, ["train.cuda_graph=true"]), torch.device("cuda")
+    monkeypatch.setattr(step_graph.ranks, "world", lambda: world)
+    monkeypatch.setattr(step_graph.hardware, "precision", lambda recipe: precision)
+    why = f"train.cuda_graph has no effect {said}: operators are launched one by one." if said else ""
+    assert step_graph.not_used(recipe, device) == why
+    assert step_graph.not_used(load(tiny_recipe), device) == ""
 
 
 class Launches(TorchDispatchMode):
