@@ -251,7 +251,7 @@ def resnet50(setting: Setting, out: Path) -> list[str]:
 
 
 def epoch(setting: Setting, out: Path) -> list[str]:
-    script = [str(ROOT / "bench" / "gpu_epoch.py"), str(out), "cifar10_lowdim", *setting.changes()]
+    script = [str(ROOT / "bench" / "epoch.py"), str(out), "cifar10_lowdim", *setting.changes()]
     return [*script, "--runs", str(setting.out / "epoch"), "--limit-min", f"{0.9 * setting.limit_min:.1f}"]
 
 

@@ -269,6 +269,7 @@ def written(
     optim, loss = base.optim, base.loss
     command, asked = f"fastssl train {shlex.quote(str(out))}", "  # as asked for" if own_backbone else ""
     compiled = f"\n  compile: {str(base.train.compile).lower()}" if base.train.compile else ""
+    compiled += "\n  cuda_graph: true  # the whole step is launched at once" if base.train.cuda_graph else ""
     return f"""\
 # yaml-language-server: $schema={FILE_NAME}
 # Images: {facts.count:,}, {sizes}, {channels}; labels: {labels}.

@@ -22,7 +22,7 @@ from fastssl.training.guards import EXIT_CODE, Interrupts
 sys.path.append(str(Path(__file__).parents[2] / "bench"))
 import augment
 import claims
-import gpu_epoch
+import epoch
 import gpu_results
 import gpu_suite
 import tta_peers
@@ -237,7 +237,7 @@ def test_an_epoch_with_one_change_at_a_time_is_kept_when_it_is_done(
     recipe.write_text(yaml.safe_dump(tiny_recipe))
     table.write_text("as it is: []\nlarger batch: [data.batch_size=64]\n")
     words = [str(out), str(recipe), "--table", str(table), "--runs", str(tmp_path / "runs")]
-    gpu_epoch.main(words)
+    epoch.main(words)
     made = json.loads(out.read_text())
     rows = {(one["impl"], one["metric"]): one for one in made["rows"]}
     assert {impl for impl, _ in rows} == {"as it is", "larger batch"}
@@ -247,8 +247,8 @@ def test_an_epoch_with_one_change_at_a_time_is_kept_when_it_is_done(
     assert made["table"] == {"as it is": [], "larger batch": ["data.batch_size=64"]}
 
     table.write_text("as it is: []\nlarger batch: [data.batch_size=64]\ntoo late: [seed=1]\n")
-    monkeypatch.setattr(gpu_epoch.fastssl, "train", lambda *_, **__: pytest.fail("finished runs are kept"))
-    gpu_epoch.main([*words, "--limit-min", "-1"])
+    monkeypatch.setattr(epoch.fastssl, "train", lambda *_, **__: pytest.fail("finished runs are kept"))
+    epoch.main([*words, "--limit-min", "-1"])
     assert json.loads(out.read_text())["rows"] == made["rows"]
 
 

@@ -1,8 +1,8 @@
 """One epoch of a recipe for each change of a table: accuracy on held-out images, views per second, a step's time.
 
-python bench/gpu_epoch.py OUT.json [RECIPE] [-s SECTION.KEY=VALUE]... [--table FILE] [--runs FOLDER] [--limit-min 10]
+python bench/epoch.py OUT.json [RECIPE] [-s SECTION.KEY=VALUE]... [--table FILE] [--runs FOLDER] [--limit-min 10]
 
-The table maps names to changes of the recipe (bench/gpu_epoch.yaml). One run each: differences of a few points between
+The table maps names to changes of the recipe (bench/epoch_gpu.yaml). One run each: differences of a few points between
 two runs are noise, since a rounding in the first steps changes all that follow. Finished runs in --runs are kept, and
 none is begun when the longest so far would not fit.
 """
@@ -46,8 +46,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("out", type=Path)
     parser.add_argument("recipe", nargs="?", default="cifar10_lowdim")
     parser.add_argument("-s", dest="changes", action="append", default=[], metavar="SECTION.KEY=VALUE")
-    parser.add_argument("--table", type=Path, default=ROOT / "bench" / "gpu_epoch.yaml")
-    parser.add_argument("--runs", type=Path, default=Path("runs/gpu-epoch"))
+    parser.add_argument("--table", type=Path, default=ROOT / "bench" / "epoch_gpu.yaml")
+    parser.add_argument("--runs", type=Path, default=Path("runs/epoch"))
     parser.add_argument("--limit-min", type=float, default=10.0)
     return parser.parse_args(argv)
 
@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
         environment = reading.read_mapping(folder / "environment.json")
         made = made or {key: environment[key] for key in MADE_BY}
         base = load(args.recipe, args.changes).model_dump(mode="json")
-        save(args.out, record("gpu_epoch", rows, base, table=table) | made)
+        save(args.out, record("epoch", rows, base, table=table) | made)
 
 
 if __name__ == "__main__":
