@@ -293,7 +293,7 @@ model:
   projector: {flow(list(base.model.projector))}  # the last width is D{why_norm(base)}
 loss:
   name: {loss.name}  # {build.losses.LOSSES[loss.name].label}
-{weights_of(base)}
+{weights_of(base)}{choices_of(base)}
 optim:
   name: {optim.name}
   lr: {number(optim.lr)}
@@ -329,6 +329,13 @@ def weights_of(base: Recipe) -> str:
     names = build.losses.weights(base, base.model.projector[-1])
     lines = [f"  {name}: auto" for name in names]
     return "\n".join([f"{lines[0]}  # scaled to D and to the number of views", *lines[1:]])
+
+
+def choices_of(base: Recipe) -> str:
+    """The loss's other settings that are not its defaults."""
+    usual, weights = type(base.loss)(), build.losses.weights(base, base.model.projector[-1])
+    chosen = {name: value for name, value in base.loss.model_dump().items() if value != getattr(usual, name)}
+    return "".join(f"\n  {flow({name: value})[1:-1]}" for name, value in chosen.items() if name not in weights)
 
 
 def why_val(facts: Facts, held_out: int) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,13 @@ def test_a_new_recipe_fits_its_data(
     assert recipe.augment.side_px <= recipe.evaluate.side_px <= side_px
     assert recipe.data.val_count == (count // 10 if classes > 1 else 0)
     assert all(row.jitter_p == row.gray_p == 0 for row in view_table(recipe.augment)) == (channels != 3)
+    (source,) = re.findall(r"Source: the shipped (\w+\.yaml)", text)
+    shipped = load(source)
+    weights = {"redundancy_weight", "invariance_weight", "variance_weight", "covariance_weight"}
+    ours, theirs = (one.loss.model_dump(exclude=weights) for one in (recipe, shipped))
+    assert ours == theirs
+    for section, name in (("train", "compile"), ("train", "cuda_graph"), ("train", "precision"), ("optim", "name")):
+        assert getattr(getattr(recipe, section), name) == getattr(getattr(shipped, section), name)
     if device == "cpu":
         described = dry_run.describe(recipe)
         assert described["steps_per_epoch"] >= 1

@@ -409,3 +409,22 @@ def test_the_epochs_on_the_gpu_are_those_of_their_record():
     steps = {one["impl"]: one["median"] for one in record("gpu_step")["rows"] if one["metric"] == "images_per_s"}
     assert f"({steps['as trained']:,.0f} images/s against {steps['fixed batch']:,.0f}" in text
     assert f"ResNet-18 trained at {record('gpu_smoke')['summary']['views_per_s']:,.0f} views/s" in text
+
+
+def test_the_settings_of_the_loss_are_those_of_their_record():
+    rows = {(one["impl"], one["metric"]): one["median"] for one in record("epoch_loss")["rows"]}
+    for label, impls in {
+        "leave-one-out form": ("leave-one-out", "leave-one-out, seed 1"),
+        "weight 0.026": ("weight 0.026",),
+        "weight 0.052": ("weight 0.052",),
+        "| `l2_normalize` |": ("l2_normalize",),
+        "| `standardize: joint` |": ("statistics of all views",),
+        "| both |": ("both of these",),
+        "`form: authors`, the rule's weight": ("authors' form",),
+        "the same with both": ("these three",),
+        "these three and weight 0.01": ("the authors' loss", "the authors' loss, seed 1"),
+    }.items():
+        cells = [", ".join(f"{rows[impl, m]:.1f}" for impl in impls) + " %" for m in ("knn20_pct", "ridge_pct")]
+        wanted = f"| {' | '.join(cells)} |"
+        lines = [line for line in page_text("docs/measured.md").splitlines() if label in line]
+        assert [line for line in lines if line.endswith(wanted)], label
