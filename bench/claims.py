@@ -77,9 +77,9 @@ def cells(grid: Grid) -> list[Cell]:
 
 def recipe_of(base: Recipe, cell: Cell, seed: int, grid: Grid, schedule: str) -> Recipe:
     """The base with the cell's views, projector, weight and fraction, at the base's number of views in all."""
-    two_views = load(base, ["augment.views=2"])
-    weights: dict[str, Any] = dict.fromkeys(build.losses.weights(two_views, max(grid.dims)), "auto")
+    weights: dict[str, Any] = dict.fromkeys(build.losses.weights(base, max(grid.dims)), "auto")
     if cell.weight == "fixed":
+        two_views = load(base, ["augment.views=2", *(f"loss.{name}=auto" for name in weights)])
         weights = build.losses.weights(two_views, max(grid.dims))
     epochs = max(1, round(base.train.epochs * base.augment.views / (cell.views * cell.fraction)))
     every = max(1, epochs // 12)

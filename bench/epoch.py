@@ -18,12 +18,16 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
+
+from claims import as_command  # noqa: E402
 
 import fastssl  # noqa: E402
 from fastssl.bench.record import record, row, save  # noqa: E402
+from fastssl.errors import UserError  # noqa: E402
 from fastssl.recipe.load import load  # noqa: E402
 from fastssl.runs import reading  # noqa: E402
+from fastssl.training.precision import holds_another  # noqa: E402
 
 ONE_EPOCH = ["train.epochs=1", "evaluate.every_epochs=1", "evaluate.linear_epochs=0", "data.test_path=null"]
 METRICS = ("knn20_pct", "ridge_pct")
@@ -57,21 +61,22 @@ def main(argv: list[str] | None = None) -> None:
     begun, longest_s, rows, made = time.monotonic(), 0.0, list[dict[str, Any]](), dict[str, Any]()
     table: dict[str, list[str]] = yaml.safe_load(args.table.read_text(encoding="utf-8"))
     for name, changes in table.items():
-        folder = args.runs / name.replace(" ", "-")
-        start = time.monotonic()
+        folder, start = args.runs / name.replace("/", "-").replace(" ", "-"), time.monotonic()
+        recipe = load(args.recipe, [*args.changes, *ONE_EPOCH, *changes])
+        if holds_another(folder, recipe):
+            raise UserError(f"{folder} holds a run of another recipe.", "Choose another --runs, or remove that folder.")
         if not (folder / "summary.json").exists():
             if start - begun + longest_s > 60 * args.limit_min:
                 print(f"{name}: left out, {args.limit_min:g} minutes are over", file=sys.stderr)
                 continue
-            recipe = load(args.recipe, [*ONE_EPOCH, *args.changes, *changes])
             fastssl.train(recipe, run_dir=folder, resume=True)
             longest_s = max(longest_s, time.monotonic() - start)
-        rows += rows_of(name, folder)
         environment = reading.read_mapping(folder / "environment.json")
+        rows += [one | {"commit": environment["commit"]} for one in rows_of(name, folder)]
         made = made or {key: environment[key] for key in MADE_BY}
         base = load(args.recipe, args.changes).model_dump(mode="json")
         save(args.out, record("epoch", rows, base, table=table) | made)
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

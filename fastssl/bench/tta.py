@@ -121,8 +121,8 @@ def tta(
                     warm.add(recipe.name)
                 say(f"{recipe.name}, seed {seeded.seed}")
                 run(seeded, run_dir, ends, observe=observe)
-            trials[recipe.name].append(trial(run_dir, seeded.seed))
-            latest = result(recipes, targets, trials, digest)
+            trials[recipe.name].append(trial(run_dir, seeded.seed, ends.budget_s))
+            latest = result(recipes, ends, trials, digest)
             keep(latest)
     return latest
 
@@ -292,19 +292,20 @@ def evaluations_of(run_dir: Path) -> list[dict[str, Any]]:
     return [{"event": event} | line for event, line in lines if event == "evaluation"]
 
 
-def trial(run_dir: Path, seed: int) -> Trial:
-    """A finished run, read from its directory."""
+def trial(run_dir: Path, seed: int, budget_s: float) -> Trial:
+    """A finished run, read from its directory, up to its first evaluation after the budget."""
+    seen = evaluations_of(run_dir)
+    spent = next((number for number, one in enumerate(seen, 1) if one["train_s"] >= budget_s), None)
+    trained_s = last_train_s(run_dir) if spent is None else seen[spent - 1]["train_s"]
     compile_s = reading.read_mapping(run_dir / "summary.json").get("compile_s")
     made = reading.read_mapping(run_dir / "environment.json")
     made_by = {key: made.get(key) for key in MADE_BY}
-    return Trial(seed, evaluations_of(run_dir), last_train_s(run_dir), compile_s, apart_of(run_dir), made_by)
+    return Trial(seed, seen[:spent], trained_s, compile_s, apart_of(run_dir), made_by)
 
 
-def result(
-    recipes: Sequence[Recipe], targets: dict[str, float], trials: dict[str, list[Trial]], digest: str
-) -> dict[str, Any]:
+def result(recipes: Sequence[Recipe], ends: Ends, trials: dict[str, list[Trial]], digest: str) -> dict[str, Any]:
     """The record of all trials."""
-    rows, speed_ups = [], []
+    targets, rows, speed_ups = ends.targets, [], []
     for metric, pct in targets.items():
         timed = {recipe.name: times(trials[recipe.name], metric, pct) for recipe in recipes}
         for recipe in recipes:
@@ -325,9 +326,10 @@ def result(
         recipes[0].model_dump(mode="json"),
         data_digest=digest,
         targets=targets,
+        budget_s=None if math.isinf(ends.budget_s) else ends.budget_s,
         recipes={recipe.name: recipe.model_dump(mode="json") for recipe in recipes},
         clock="training only: evaluation, checkpoints and compilation apart",
-        warmup=f"{WARMUP_STEPS} untimed steps of each recipe in this process, and one of a short last batch",
+        warmup=f"{WARMUP_STEPS} untimed steps of each recipe in this process, and one of any short last batch",
         speed_ups=speed_ups,
         curves={name: [vars(trial) for trial in done] for name, done in trials.items()},
     )

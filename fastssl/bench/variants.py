@@ -109,7 +109,7 @@ def settings(recipe: Recipe, device: torch.device) -> dict[str, list[str]]:
         f"{name}={str(value).lower()}": [f"train.{name}={str(value).lower()}"] for name, value in flipped.items()
     }
     if device.type == "cuda" and train.compile != "reduce-overhead":  # what it adds to compiling is CUDA graphs
-        changes["compile=reduce-overhead"] = ["train.compile=reduce-overhead"]
+        changes["compile=reduce-overhead"] = ["train.compile=reduce-overhead", "train.cuda_graph=false"]
     if device.type == "cuda" and not isinstance(train.compile, str):
         changes[f"cuda_graph={str(not train.cuda_graph).lower()}"] = [f"train.cuda_graph={not train.cuda_graph}"]
     return {"fixed batch": [], "as trained": [], f"precision={other}": [f"train.precision={other}"], **changes}

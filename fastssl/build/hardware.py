@@ -133,3 +133,14 @@ def wait(device: torch.device) -> None:
             torch.cuda.synchronize(device)
         case "mps":
             torch.mps.synchronize()
+
+
+def graph_hindrance(recipe: Recipe, device: torch.device) -> str:
+    """What keeps the device from replaying the recipe's steps as one graph; empty where nothing does."""
+    if device.type != "cuda":
+        return f"on {device.type}"
+    if ranks.world() > 1:
+        return "with several ranks"
+    if precision(recipe) == "fp16":
+        return "in fp16, whose gradients the host looks at"
+    return ""

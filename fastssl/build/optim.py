@@ -9,6 +9,7 @@ from typing import Any, assert_never
 import torch
 from torch import Tensor, nn
 
+from fastssl.build import hardware
 from fastssl.build.muon import Muon, subtract
 from fastssl.errors import UserError
 from fastssl.recipe.schema import Optimizer, Recipe, Schedule
@@ -26,7 +27,7 @@ def optimizer(recipe: Recipe, module: nn.Module, *, device: torch.device) -> tor
         betas=spec.betas,
         trust=spec.trust,
         rate_in_momentum=spec.rate_in_momentum,
-        capturable=recipe.train.cuda_graph and device.type == "cuda",
+        capturable=recipe.train.cuda_graph and not hardware.graph_hindrance(recipe, device),
         device=device,
     )
 

@@ -306,7 +306,8 @@ class Train(Section):
     )
     cuda_graph: bool = Field(
         False,
-        description="CUDA: replay the whole step, optimizer included, as one graph; for steps of a few milliseconds.",
+        description="CUDA: replay the whole step, optimizer included, as one graph; for steps whose operators take as "
+        "long to launch as to run.",
     )
     gradient_compression: Literal["none", "bf16"] = Field(
         "none", description="What ranks send of their gradients: all bits, or bfloat16, half the bytes of float32."

@@ -114,7 +114,8 @@ def not_finite(step: int, terms: dict[str, float], network: nn.Module, *, last_g
     listed = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
     return UserError(
         f"The loss or its gradient is not finite at step {step}: {listed}; {largest_weight(network)}.",
-        f"Lower optim.lr, set optim.clip_norm, or set train.on_nonfinite to skip; {last_good}.",
+        "Lower optim.lr, set optim.clip_norm, or set train.on_nonfinite to skip (and train.cuda_graph to false); "
+        f"{last_good}.",
     )
 
 

@@ -17,7 +17,7 @@ from fastssl.losses.loss import Terms
 from fastssl.recipe.schema import Recipe
 from fastssl.training.distributed import agree, without_sync
 from fastssl.training.objective import Objective, Views, objective
-from fastssl.training.step_graph import StepGraphs, hindrance
+from fastssl.training.step_graph import StepGraphs
 from fastssl.training.view_parallel import intra_op_threads
 
 
@@ -202,5 +202,5 @@ def step_of(
         skip_nonfinite=recipe.train.on_nonfinite == "skip",
         replays_graphs=build.model.replays_graphs(recipe),
         compiled=compiled,
-        graphs=StepGraphs() if recipe.train.cuda_graph and not hindrance(recipe, device) else None,
+        graphs=StepGraphs() if recipe.train.cuda_graph and not build.hardware.graph_hindrance(recipe, device) else None,
     )

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastssl.build import hardware, ranks
+from fastssl.build import hardware
 from fastssl.errors import UserError
 from fastssl.losses.loss import Terms
 from fastssl.recipe.schema import Recipe
@@ -117,18 +117,7 @@ def capture_on_cuda(run: Run) -> tuple[Callable[[], None], Tensor]:
     return graph.replay, values
 
 
-def hindrance(recipe: Recipe, device: torch.device) -> str:
-    """What keeps the device from replaying the recipe's steps; empty where nothing does."""
-    if device.type != "cuda":
-        return f"on {device.type}"
-    if ranks.world() > 1:
-        return "with several ranks"
-    if hardware.precision(recipe) == "fp16":
-        return "in fp16, whose gradients the host looks at"
-    return ""
-
-
 def not_used(recipe: Recipe, device: torch.device) -> str:
     """What to say where the recipe asks for a graph and there is none; empty elsewhere."""
-    why = hindrance(recipe, device) if recipe.train.cuda_graph else ""
+    why = hardware.graph_hindrance(recipe, device) if recipe.train.cuda_graph else ""
     return f"train.cuda_graph has no effect {why}: operators are launched one by one." if why else ""

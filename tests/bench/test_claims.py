@@ -88,6 +88,13 @@ def test_every_cell_forwards_the_same_views(tiny_recipe):
         assert recipe.loss.redundancy_weight == ("auto" if cell.weight == "scaled" else pytest.approx(fixed))
 
 
+def test_the_fixed_weight_is_the_rules_of_the_largest_projector_whatever_the_base_has():
+    base = load("cifar10_lowdim", ["loss.redundancy_weight=0.5"])
+    for cell, weight in ((REFERENCE, redundancy_rule(1024, 2, form="authors")), (Cell(4, 64, "scaled", 1.0), "auto")):
+        recipe = claims.recipe_of(base, cell, 0, GRID, "constant")
+        assert recipe.loss.redundancy_weight == weight
+
+
 def test_cells_are_evaluated_as_often_as_each_other_where_the_base_counts_steps(tiny_recipe):
     base = load(tiny_recipe, ["train.epochs=16", "evaluate.every_steps=5"])
     rhythms = {

@@ -18,7 +18,8 @@ def test_the_file_is_the_librarys_byte_for_byte(tmp_path: Path):
         for name, shape in shapes.items()
     }
     tensors["columns"] = torch.rand(4, 3, generator=generator).T.contiguous()
-    for some in (tensors, {"one": torch.ones(2)}, {}):
+    rare = {"rare": torch.zeros(3, dtype=torch.float8_e4m3fnuz)}
+    for some in (tensors, {"one": torch.ones(2)}, {}, tensors | rare):
         checksum = write_tensors(tmp_path / "file", some)
         written = (tmp_path / "file").read_bytes()
         assert written == save(some)

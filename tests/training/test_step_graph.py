@@ -151,8 +151,8 @@ def test_where_cuda_cannot_replay_operators_are_launched_and_it_is_said(
     tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch, world: int, precision: str, said: str
 ) -> None:
     recipe, device = load(tiny_recipe, ["train.cuda_graph=true"]), torch.device("cuda")
-    monkeypatch.setattr(step_graph.ranks, "world", lambda: world)
-    monkeypatch.setattr(step_graph.hardware, "precision", lambda recipe: precision)
+    monkeypatch.setattr(build.ranks, "world", lambda: world)
+    monkeypatch.setattr(build.hardware, "precision", lambda recipe: precision)
     why = f"train.cuda_graph has no effect {said}: operators are launched one by one." if said else ""
     assert step_graph.not_used(recipe, device) == why
     assert step_graph.not_used(load(tiny_recipe), device) == ""
