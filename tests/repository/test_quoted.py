@@ -218,10 +218,9 @@ def test_what_weakens_the_table_of_changes_follows_from_the_record():
     assert f"the later code the recipe has {later[0]:.1f} % and {later[1]:.1f} % with this seed" in text
     assert f"may be {knn_0 - later[0]:.1f} points of kNN and {ridge_0 - later[1]:.1f} of ridge better" in text
     assert f"lie up to {knn[1]['max'] - knn[1]['min']:.1f} points of kNN apart" in text
-    alike = [
-        of["levers", name, "views_per_s_ratio"]["median"] for name in ("momentum 0.95", "rate 0.03", "smaller crops")
-    ]
-    assert "momentum {:.2f}, rate {:.2f}, smaller crops {:.2f}".format(*alike) in text
+    same_work = ("momentum 0.95", "rate 0.03", "smaller crops", "weaker color")
+    alike = [of["levers", name, "views_per_s_ratio"]["median"] for name in same_work]
+    assert "momentum {:.2f}, rate {:.2f}, smaller crops {:.2f}, weaker color {:.2f}".format(*alike) in text
     assert max(abs(ratio - 1) for ratio in alike) < 0.1
     ahead = [
         name for part, name, m in of if (part, m) == ("levers", "gain_knn20_pct") and of[part, name, m]["mean"] > 1
