@@ -32,6 +32,7 @@ WRITERS = {
     "pretrained/export/graphs.py",
     "pretrained/export/huggingface.py",
     "runs/checkpoint.py",
+    "runs/tensors.py",  # of a checkpoint, under its hidden name
 }
 linux = pytest.mark.skipif(sys.platform != "linux", reason="SIGKILL and renameat2")
 
