@@ -109,13 +109,15 @@ class FirstBadStep:
         return int(step), dict(zip(self.names, values, strict=True))
 
 
-def not_finite(step: int, terms: dict[str, float], network: nn.Module, *, last_good: str) -> UserError:
+def not_finite(
+    step: int, terms: dict[str, float], network: nn.Module, *, last_good: str, graph: bool = False
+) -> UserError:
     """What to say when a run met a value that is not finite."""
     listed = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
+    no_graph = " and train.cuda_graph to false" if graph else ""
     return UserError(
         f"The loss or its gradient is not finite at step {step}: {listed}; {largest_weight(network)}.",
-        "Lower optim.lr, set optim.clip_norm, or set train.on_nonfinite to skip (and train.cuda_graph to false); "
-        f"{last_good}.",
+        f"Lower optim.lr, set optim.clip_norm, or set train.on_nonfinite to skip{no_graph}; {last_good}.",
     )
 
 

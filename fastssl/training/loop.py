@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fastssl import build
 from fastssl.build import ranks
 from fastssl.data.batch import Batch
-from fastssl.errors import Interrupted
+from fastssl.errors import Interrupted, UserError
 from fastssl.losses.loss import Terms
 from fastssl.probes import table
 from fastssl.recipe import progressive
@@ -282,19 +282,24 @@ def watch(run: Run, terms: Terms, skipped_in_a_row: int) -> int:
         shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         run.warn(f"Step {run.step} is left out: its loss or gradient is not finite ({shown}).")
     if skipped_in_a_row + 1 >= MOST_SKIPPED_IN_A_ROW:
-        raise guards.not_finite(run.step, values, run.network, last_good=run.saver.last_good())
+        raise not_finite(run, run.step, values)
     return skipped_in_a_row + 1
+
+
+def not_finite(run: Run, step: int, values: dict[str, float]) -> UserError:
+    graph = run.recipe.train.cuda_graph
+    return guards.not_finite(step, values, run.network, last_good=run.saver.last_good(), graph=graph)
 
 
 def stop_if_bad(run: Run) -> None:
     """Ends the run, before anything bad is saved, when a step since the last look had a value that is not finite."""
     bad = run.bad.values()
     if bad:
-        raise guards.not_finite(*bad, run.network, last_good=run.saver.last_good())
+        raise not_finite(run, *bad)
     left_out = run.bad.in_a_row()
     if left_out >= MOST_SKIPPED_IN_A_ROW:
         norm = {"gradient_norm": run.bad.last_norm()}
-        raise guards.not_finite(run.step, norm, run.network, last_good=run.saver.last_good())
+        raise not_finite(run, run.step, norm)
 
 
 def count_seconds(run: Run, watchdog: guards.Watchdog, mark: float, *, steps: int, compiling: bool) -> None:

@@ -25,6 +25,7 @@ import claims
 import epoch
 import gpu_results
 import gpu_suite
+import record
 import tta_peers
 from gpu_stages import Setting, Stage, stages
 from gpu_summary import page
@@ -235,7 +236,7 @@ def test_an_epoch_with_one_change_at_a_time_is_kept_when_it_is_done(
 ):
     recipe, table, out = tmp_path / "tiny.yaml", tmp_path / "table.yaml", tmp_path / "epoch.json"
     recipe.write_text(yaml.safe_dump(tiny_recipe))
-    table.write_text("as it is: []\nlarger batch: [data.batch_size=64]\n")
+    table.write_text("short: [train.epochs=1]\nlevers: {as it is: [], larger batch: [data.batch_size=64]}\n")
     words = [str(out), str(recipe), "--table", str(table), "--runs", str(tmp_path / "runs")]
     epoch.main(words)
     made = json.loads(out.read_text())
@@ -244,12 +245,21 @@ def test_an_epoch_with_one_change_at_a_time_is_kept_when_it_is_done(
     assert rows["as it is", "knn20_pct"]["n"] == 1
     assert rows["as it is", "ms_per_step"]["n"] == 4  # between five steps of 32 of 160 images
     assert rows["larger batch", "ridge_pct"]["work"] == {"views": 256, "precision": "fp32"}
-    assert made["table"] == {"as it is": [], "larger batch": ["data.batch_size=64"]}
+    assert made["levers"] == {"as it is": [], "larger batch": ["data.batch_size=64"]}
 
-    table.write_text("as it is: []\nlarger batch: [data.batch_size=64]\ntoo late: [seed=1]\n")
-    monkeypatch.setattr(epoch.fastssl, "train", lambda *_, **__: pytest.fail("finished runs are kept"))
+    table.write_text(table.read_text().replace("{", "{too late: [seed=1], "))
+    monkeypatch.setattr(record.fastssl, "train", lambda *_, **__: pytest.fail("finished runs are kept"))
     epoch.main([*words, "--limit-min", "-1"])
     assert json.loads(out.read_text())["rows"] == made["rows"]
+
+    table.write_text(table.read_text().replace("size=64", "size=80"))
+    with pytest.raises(UserError, match="another recipe"):
+        epoch.main([*words, "--limit-min", "-1"])
+    table.write_text("as it is: []\n")
+    with pytest.raises(UserError, match="not a table of levers"):
+        epoch.main(words)
+    with pytest.raises(UserError, match="does not measure"):
+        epoch.main([str(out), str(recipe), "-s", "data.val_count=0"])
 
 
 def test_the_commands_for_a_gpu_name_files_and_recipes_that_exist(tmp_path: Path):
