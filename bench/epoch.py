@@ -1,6 +1,6 @@
 """One epoch of a recipe for each change of a table: accuracy on held-out images, views per second, a step's time.
 
-python bench/epoch.py OUT.json [RECIPE] [-s SECTION.KEY=VALUE]... [--table FILE] [--runs FOLDER] [--limit-min 10]
+python bench/epoch.py OUT.json [RECIPE] [-s SECTION.KEY=VALUE]... [--levers FILE] [--runs FOLDER] [--limit-min 10]
 
 The table is one of bench/record.py's (bench/epoch_gpu.yaml). One run each: differences of a few points between two runs
 are noise, since a rounding in the first steps changes all that follow. Finished runs in --runs are kept, and none is
@@ -43,7 +43,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("out", type=Path)
     parser.add_argument("recipe", nargs="?", default="cifar10_lowdim")
     parser.add_argument("-s", dest="changes", action="append", default=[], metavar="SECTION.KEY=VALUE")
-    parser.add_argument("--table", type=Path, default=ROOT / "bench" / "epoch_gpu.yaml")
+    parser.add_argument("--levers", type=Path, default=ROOT / "bench" / "epoch_gpu.yaml")
     parser.add_argument("--runs", type=Path, default=Path("runs/epoch"))
     parser.add_argument("--limit-min", type=float, default=10.0)
     return parser.parse_args(argv)
@@ -52,7 +52,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     begun, longest_s, rows, made = time.monotonic(), 0.0, list[dict[str, Any]](), dict[str, Any]()
-    short, levers = levers_of(args.table)
+    short, levers = levers_of(args.levers)
     base = load(args.recipe, [*args.changes, *short])
     refuse_unmeasured(base, on_test=False)
     recipes = {name: load(base, changes) for name, changes in levers.items()}

@@ -237,7 +237,7 @@ def test_an_epoch_with_one_change_at_a_time_is_kept_when_it_is_done(
     recipe, table, out = tmp_path / "tiny.yaml", tmp_path / "table.yaml", tmp_path / "epoch.json"
     recipe.write_text(yaml.safe_dump(tiny_recipe))
     table.write_text("short: [train.epochs=1]\nlevers: {as it is: [], larger batch: [data.batch_size=64]}\n")
-    words = [str(out), str(recipe), "--table", str(table), "--runs", str(tmp_path / "runs")]
+    words = [str(out), str(recipe), "--levers", str(table), "--runs", str(tmp_path / "runs")]
     epoch.main(words)
     made = json.loads(out.read_text())
     rows = {(one["impl"], one["metric"]): one for one in made["rows"]}
