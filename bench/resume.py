@@ -29,7 +29,7 @@ def record_at(path: Path, bench: str) -> dict[str, Any] | None:
     except (ValueError, KeyError, TypeError):
         is_one = False
     if not is_one:
-        raise UserError(f"{path} is not a record of bench/{bench}.py.", "Choose another --json.")
+        raise UserError(f"{path} is not a record of bench/{bench}.py.", "Choose another file for the record.")
     return before
 
 
@@ -73,7 +73,9 @@ def refuse_another_grid(
 
 
 def another(path: Path, what: str) -> UserError:
-    return UserError(f"{path} is of another {what} than this command's.", "Choose another --json, or omit --resume.")
+    return UserError(
+        f"{path} is of another {what} than this command's.", "Choose another file for the record, or omit --resume."
+    )
 
 
 def say_kept(path: Path, kept: int, held: int) -> None:

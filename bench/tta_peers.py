@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "bench" / "peers")]
+sys.path[:0] = [str(ROOT), str(ROOT / "bench"), str(ROOT / "bench" / "peers")]
 
 import torch  # noqa: E402
+from claims import as_command  # noqa: E402
 from loops import LOOPS, job_of, note_of  # noqa: E402
+from resume import another, earlier, here  # noqa: E402
 
 from fastssl import build  # noqa: E402
 from fastssl.bench.crossing import Timed, median_or_none, speed_up  # noqa: E402
@@ -89,7 +91,7 @@ def knn_of(recipe: Recipe) -> Any:
 def in_a_process(name: str, recipe: Recipe, arguments: argparse.Namespace) -> dict[str, Any] | None:
     """`follow` in a fresh process; None, with a word why, where the peer is missing or fails."""
     job = {"name": name, "recipe": recipe.model_dump(mode="json"), "target_pct": arguments.target}
-    job |= {"every_steps": arguments.every_steps, "budget_s": arguments.budget_s, "workers": arguments.workers}
+    job |= limits_of(arguments)
     command = [sys.executable, __file__, "--one", json.dumps(job)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -102,13 +104,27 @@ def in_a_process(name: str, recipe: Recipe, arguments: argparse.Namespace) -> di
     return found
 
 
-def runs_of(path: Path, recipe: Recipe) -> dict[str, list[dict[str, Any]]]:
-    """The finished runs of an earlier call with this recipe."""
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"recipe": None}
-    runs: dict[str, list[dict[str, Any]]] = (
-        before["curves"] if before["recipe"] == recipe.model_dump(mode="json") else {}
-    )
+def runs_of(path: Path, recipe: Recipe, arguments: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+    """The finished runs of an earlier call like this one.
+
+    Raises:
+        UserError: when they are of another recipe, machine, target, budget or distance of evaluations.
+    """
+    before = earlier(path, "tta_peers", recipe)
+    if before is None:
+        return {}
+    same = {"machine": here(before), "target": before["targets"] == {"knn_pct": arguments.target}}
+    same["budget, distance of evaluations or number of workers"] = before.get("limits") == limits_of(arguments)
+    for what, is_same in same.items():
+        if not is_same:
+            raise another(path, what)
+    runs: dict[str, list[dict[str, Any]]] = before["curves"]
     return runs
+
+
+def limits_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What every run is given."""
+    return {"every_steps": arguments.every_steps, "budget_s": arguments.budget_s, "workers": arguments.workers}
 
 
 def rows_of(name: str, runs: list[dict[str, Any]], recipe: Recipe, target_pct: float) -> list[dict[str, Any]]:
@@ -142,8 +158,11 @@ def fixed_rows(recipe: Recipe, seconds: float) -> list[dict[str, Any]]:
     return rows
 
 
-def report(runs: dict[str, list[dict[str, Any]]], recipe: Recipe, target_pct: float, fixed: list[Any]) -> Any:
+def report(
+    runs: dict[str, list[dict[str, Any]]], recipe: Recipe, arguments: argparse.Namespace, fixed: list[dict[str, Any]]
+) -> dict[str, Any]:
     """The record, with the speed-ups of ours over every peer."""
+    target_pct = arguments.target
     rows = [one for name, done in runs.items() for one in rows_of(name, done, recipe, target_pct)] + fixed
     ours = [name for name in runs if name.startswith("fastssl")]
     speed_ups = [
@@ -160,6 +179,7 @@ def report(runs: dict[str, list[dict[str, Any]]], recipe: Recipe, target_pct: fl
         recipe.model_dump(mode="json"),
         data_digest=build.data.manifest_of(recipe.data.path).digest,
         targets={"knn_pct": target_pct},
+        limits=limits_of(arguments),
         warmup=f"the first {WARMUP} steps are not timed",
         clock="training only: the accuracy is measured with the clock stopped",
         speed_ups=speed_ups,
@@ -212,7 +232,7 @@ def main(argv: list[str] | None = None) -> None:
         print(json.dumps(follow(job.pop("name"), load(job.pop("recipe")), **job)))
         return
     recipe = job_of(arguments.recipe, arguments.changes)
-    runs = runs_of(arguments.out, recipe) if arguments.resume else {}
+    runs = runs_of(arguments.out, recipe, arguments) if arguments.resume else {}
     missing: set[str] = set()
     for seed in range(arguments.seeds):
         for name in arguments.peers:
@@ -223,14 +243,14 @@ def main(argv: list[str] | None = None) -> None:
                 missing.add(name)
             else:
                 runs.setdefault(name, []).append(found)
-                save(arguments.out, report(runs, recipe, arguments.target, []))  # a cut-off loses one run
+                save(arguments.out, report(runs, recipe, arguments, []))  # a cut-off loses one run
     if not runs:
         sys.exit("No loop has run.")
     fixed = fixed_rows(recipe, arguments.fixed_s) if arguments.fixed_s else []
-    made = report(runs, recipe, arguments.target, fixed)
+    made = report(runs, recipe, arguments, fixed)
     save(arguments.out, made)
     print(text(made))
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

@@ -16,6 +16,7 @@ import loops
 import tta_peers
 
 from fastssl import build, losses
+from fastssl.errors import UserError
 from fastssl.recipe.load import load
 
 
@@ -139,10 +140,17 @@ def test_a_cut_off_costs_one_run_and_resume_measures_the_rest(
     before, measured[:] = list(measured), []
     tta_peers.main(words)
     assert sorted(before + measured) == [(name, seed) for name in ("fastssl", "plain torchvision") for seed in (0, 1)]
-    measured[:] = []
-    with pytest.raises(KeyboardInterrupt):  # another recipe: nothing is kept
-        tta_peers.main([*words, "-s", "train.epochs=3"])
-    assert len(measured) == 2
+    for change, what in (
+        (["-s", "train.epochs=3"], "recipe"),
+        (["--target", "2"], "target"),
+        (["--budget-s", "7"], "budget"),
+    ):
+        with pytest.raises(UserError, match=f"another {what}"):
+            tta_peers.main([*words, *change])
+    made = json.loads(out.read_text())
+    out.write_text(json.dumps(made | {"hardware": made["hardware"] | {"cpu": "another"}}))
+    with pytest.raises(UserError, match="another machine"):  # seconds of two machines are no speed-up
+        tta_peers.main(words)
 
 
 def test_a_missing_peer_is_said(tiny_recipe: dict[str, Any], capsys: pytest.CaptureFixture[str]):
