@@ -153,6 +153,15 @@ def test_a_cut_off_costs_one_run_and_resume_measures_the_rest(
         tta_peers.main(words)
 
 
+def test_one_seed_has_no_interval_and_a_bound_is_called_one():
+    one: dict[str, Any] = {"bound": "exact", "ratio": 6.052, "low": None, "high": None, "n": 1}
+    assert tta_peers.sooner(one) == "at the target 6.05 times sooner (n = 1)"
+    some = one | {"bound": "at least", "low": 5.0, "high": 7.0, "n": 3}
+    assert tta_peers.sooner(some) == "at the target at least 6.05 times sooner (n = 3, 5.00 to 7.00 by bootstrap)"
+    none = one | {"bound": "unknown", "ratio": None}
+    assert tta_peers.sooner(none) == "neither reached the target with every seed"
+
+
 def test_a_missing_peer_is_said(tiny_recipe: dict[str, Any], capsys: pytest.CaptureFixture[str]):
     arguments = tta_peers.parse(["--workers", "0", "--every-steps", "1"])
     assert tta_peers.in_a_process("nobody's", load(tiny_recipe), arguments) is None

@@ -111,6 +111,21 @@ def test_the_speed_ups_over_the_peers_are_those_of_the_record():
         assert f"| {own} | {' | '.join(cells)} |" in text
 
 
+def test_the_times_to_60_pct_are_those_of_the_record():
+    def shown(metric: str, pattern: str) -> list[str]:
+        return [pattern.format(median("tta_peers_60", metric, impl)) for impl in LOOPS]
+
+    assert row_of("docs/measured.md", "seconds to 60 % kNN, 1 seed") == shown("train_s", "{:,.1f}")
+    assert row_of("docs/measured.md", "views to 60 % kNN") == shown("views", "{:,.0f}")
+    assert f"| {' | '.join(shown('views_per_s', '{:,.0f}'))} |" in page_text("docs/measured.md")
+    of = {(one["recipe"], one["against"]): f"{one['ratio']:.1f}" for one in record("tta_peers_60")["speed_ups"]}
+    muon, adamw = ([of[own, peer] for peer in PEERS] for own in LOOPS[:2])
+    said = "With Muon that is {} and {} times sooner, with the same optimizer {} and {} times."
+    assert said.format(*muon, *adamw) in " ".join(page_text("docs/measured.md").split())
+    said = "ours with Muon is {} and {} times and with AdamW {} and {} times sooner"
+    assert said.format(*muon, *adamw) in " ".join(page_text("README.md").split())
+
+
 def test_the_figure_of_the_readme_shows_the_medians_of_its_record():
     drawn = page_text("docs/figures/time-to-accuracy.svg")
     assert all(f"{median('tta_peers', 'train_s', impl):.4g} s" in drawn for impl in LOOPS)
