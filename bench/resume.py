@@ -51,6 +51,8 @@ def refuse_another_grid(
     asked: Namespace,
     parse: Callable[[Sequence[str]], Namespace],
     grid: Callable[[Namespace], Any],
+    *,
+    what: str = "grid",
 ) -> None:
     """
     Args:
@@ -59,6 +61,7 @@ def refuse_another_grid(
         asked: this command's arguments.
         parse: of a command's words, without the program.
         grid: what of the arguments decides which runs there are.
+        what: a word for it.
 
     Raises:
         UserError: when the record's command asked for other runs.
@@ -69,7 +72,7 @@ def refuse_another_grid(
     except SystemExit:  # an option that is no more
         theirs = None
     if theirs != grid(asked):
-        raise another(path, "grid")
+        raise another(path, what)
 
 
 def another(path: Path, what: str) -> UserError:

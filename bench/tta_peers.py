@@ -21,9 +21,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench"), str(ROOT / "bench" / "peers")]
 
 import torch  # noqa: E402
-from claims import as_command  # noqa: E402
+from claims import as_command, at_least_one  # noqa: E402
 from loops import LOOPS, job_of, note_of  # noqa: E402
-from resume import another, earlier, here  # noqa: E402
+from resume import another, earlier, here, refuse_another_grid, say_kept  # noqa: E402
 
 from fastssl import build  # noqa: E402
 from fastssl.bench.crossing import Timed, median_or_none, speed_up  # noqa: E402
@@ -31,6 +31,7 @@ from fastssl.bench.parts import work  # noqa: E402
 from fastssl.bench.record import record, row, save  # noqa: E402
 from fastssl.bench.variants import step as step_variants  # noqa: E402
 from fastssl.cli.bench_tables import rendered, table_of  # noqa: E402
+from fastssl.errors import UserError  # noqa: E402
 from fastssl.probes import evaluate  # noqa: E402
 from fastssl.recipe.load import load  # noqa: E402
 from fastssl.recipe.schema import Recipe  # noqa: E402
@@ -90,8 +91,7 @@ def knn_of(recipe: Recipe) -> Any:
 
 def in_a_process(name: str, recipe: Recipe, arguments: argparse.Namespace) -> dict[str, Any] | None:
     """`follow` in a fresh process; None, with a word why, where the peer is missing or fails."""
-    job = {"name": name, "recipe": recipe.model_dump(mode="json"), "target_pct": arguments.target}
-    job |= limits_of(arguments)
+    job = {"name": name, "recipe": recipe.model_dump(mode="json")} | limits_of(arguments)
     command = [sys.executable, __file__, "--one", json.dumps(job)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -113,18 +113,24 @@ def runs_of(path: Path, recipe: Recipe, arguments: argparse.Namespace) -> dict[s
     before = earlier(path, "tta_peers", recipe)
     if before is None:
         return {}
-    same = {"machine": here(before), "target": before["targets"] == {"knn_pct": arguments.target}}
-    same["budget, distance of evaluations or number of workers"] = before.get("limits") == limits_of(arguments)
-    for what, is_same in same.items():
-        if not is_same:
-            raise another(path, what)
+    if not here(before):
+        raise another(path, "machine")
+    limits = "target, budget, distance of evaluations or number of workers"
+    refuse_another_grid(path, before, arguments, parse, limits_of, what=limits)
     runs: dict[str, list[dict[str, Any]]] = before["curves"]
+    kept = sum(map(len, runs.values()))
+    say_kept(path, kept, kept)
     return runs
 
 
 def limits_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What every run is given."""
-    return {"every_steps": arguments.every_steps, "budget_s": arguments.budget_s, "workers": arguments.workers}
+    """What every run is given, as arguments of `follow`."""
+    return {
+        "target_pct": arguments.target,
+        "every_steps": arguments.every_steps,
+        "budget_s": arguments.budget_s,
+        "workers": arguments.workers,
+    }
 
 
 def rows_of(name: str, runs: list[dict[str, Any]], recipe: Recipe, target_pct: float) -> list[dict[str, Any]]:
@@ -179,7 +185,6 @@ def report(
         recipe.model_dump(mode="json"),
         data_digest=build.data.manifest_of(recipe.data.path).digest,
         targets={"knn_pct": target_pct},
-        limits=limits_of(arguments),
         warmup=f"the first {WARMUP} steps are not timed",
         clock="training only: the accuracy is measured with the clock stopped",
         speed_ups=speed_ups,
@@ -219,8 +224,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("recipe", nargs="?", default=str(ROOT / "bench" / "peers" / "small.yaml"))
     parser.add_argument("-s", dest="changes", action="append", default=[], metavar="SECTION.KEY=VALUE")
     parser.add_argument("--target", type=float, default=38.0, help="kNN accuracy in percent")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--every-steps", type=int, default=50, help="between measurements of the accuracy")
+    parser.add_argument("--seeds", type=at_least_one, default=3)
+    parser.add_argument("--every-steps", type=at_least_one, default=50, help="between measurements of the accuracy")
     parser.add_argument("--budget-s", type=float, default=200.0, help="of training, for each run")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--peers", nargs="+", default=NAMES, choices=NAMES)
@@ -239,6 +244,8 @@ def main(argv: list[str] | None = None) -> None:
         job = json.loads(arguments.one)
         print(json.dumps(follow(job.pop("name"), load(job.pop("recipe")), **job)))
         return
+    if not arguments.budget_s > 0:
+        raise UserError(f"--budget-s is {arguments.budget_s:g}.", "Set --budget-s above 0, to 200 for example.")
     recipe = job_of(arguments.recipe, arguments.changes)
     runs = runs_of(arguments.out, recipe, arguments) if arguments.resume else {}
     missing: set[str] = set()

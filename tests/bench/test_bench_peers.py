@@ -131,6 +131,7 @@ def test_a_cut_off_costs_one_run_and_resume_measures_the_rest(
     words = [str(path), "--target", "1", "--seeds", "2", "--fixed-s", "0", "--out", str(out), "--resume"]
     words += ["--peers", "plain torchvision", "fastssl"]
     monkeypatch.setattr(tta_peers, "in_a_process", two_runs)
+    monkeypatch.setattr(sys, "argv", ["tta_peers.py", *words])  # a record names its command
     with pytest.raises(KeyboardInterrupt):
         tta_peers.main(words)
     assert {name: len(runs) for name, runs in json.loads(out.read_text())["curves"].items()} == {
@@ -142,8 +143,9 @@ def test_a_cut_off_costs_one_run_and_resume_measures_the_rest(
     assert sorted(before + measured) == [(name, seed) for name in ("fastssl", "plain torchvision") for seed in (0, 1)]
     for change, what in (
         (["-s", "train.epochs=3"], "recipe"),
-        (["--target", "2"], "target"),
-        (["--budget-s", "7"], "budget"),
+        (["--target", "2"], "target, budget"),
+        (["--budget-s", "7"], "target, budget"),
+        (["--every-steps", "7"], "target, budget"),
     ):
         with pytest.raises(UserError, match=f"another {what}"):
             tta_peers.main([*words, *change])
@@ -160,6 +162,12 @@ def test_one_seed_has_no_interval_and_a_bound_is_called_one():
     assert tta_peers.sooner(some) == "at the target at least 6.05 times sooner (n = 3, 5.00 to 7.00 by bootstrap)"
     none = one | {"bound": "unknown", "ratio": None}
     assert tta_peers.sooner(none) == "neither reached the target with every seed"
+
+
+@pytest.mark.parametrize("budget", ["0", "nan"])
+def test_a_budget_in_which_nothing_trains_is_refused(budget: str):
+    with pytest.raises(UserError, match=f"--budget-s is {budget}"):
+        tta_peers.main(["--budget-s", budget])
 
 
 def test_a_missing_peer_is_said(tiny_recipe: dict[str, Any], capsys: pytest.CaptureFixture[str]):
