@@ -1,7 +1,7 @@
 """ResNets. Parameter names are torchvision's, so weights load there unchanged.
 
-The network is torchvision's with three choices it does not offer: a small-image stem, a width factor and any number
-of stages. N images (views times batch), C channels, H W pixels, F features.
+The network is torchvision's with four choices it does not offer: a small-image stem, a width factor, any number of
+stages and pooling between them. N images (views times batch), C channels, H W pixels, F features.
 """
 
 from collections.abc import Sequence
@@ -73,6 +73,7 @@ class ResNet(nn.Module):
         widths: channels of each stage before the block's expansion; the stem has the first of them.
         stem: "imagenet" (7x7 stride 2, then max-pool), "cifar" (3x3 stride 1, no pool) or "patchN" (NxN stride N).
         in_channels: C.
+        pooled: halve the resolution between stages by averaging 2x2 pixels, in place of strided convolutions.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class ResNet(nn.Module):
         widths: Sequence[int],
         stem: str,
         in_channels: int,
+        pooled: bool = False,
     ) -> None:
         super().__init__()
         side = patch_px(stem)
@@ -91,12 +93,13 @@ class ResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if stem == "imagenet" else nn.Identity()
+        self.pool = nn.AvgPool2d(2, ceil_mode=True) if pooled else nn.Identity()  # one pixel stays one pixel
         inputs = widths[0]
         self.stages = [f"layer{i + 1}" for i in range(len(depths))]
         for i, (name, depth, width) in enumerate(zip(self.stages, depths, widths, strict=True)):
             blocks = []
             for j in range(depth):
-                blocks.append(block(inputs, width, stride=2 if i > 0 and j == 0 else 1))
+                blocks.append(block(inputs, width, stride=2 if i > 0 and j == 0 and not pooled else 1))
                 inputs = width * block.expansion
             self.add_module(name, nn.Sequential(*blocks))
         self.features_dim = inputs
@@ -104,8 +107,8 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        for name in self.stages:
-            x = getattr(self, name)(x)
+        for i, name in enumerate(self.stages):
+            x = getattr(self, name)(self.pool(x) if i > 0 else x)
         return x.mean(dim=(2, 3))
 
 
@@ -123,10 +126,12 @@ RESNETS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...], t
     "resnet_tiny": (BasicBlock, (1, 1, 1), (32, 64, 128)),
     "resnet_small": (BasicBlock, (1, 1, 1), (64, 128, 256)),
     "resnet_slim": (BasicBlock, (1, 1, 1), (32, 96, 256)),  # its early stages, whose pixels cost most, are narrower
+    "resnet_pool": (BasicBlock, (1, 1, 1), (64, 128, 256)),  # resnet_small that averages pixels between stages
     "resnet18": (BasicBlock, (2, 2, 2, 2), (64, 128, 256, 512)),
     "resnet34": (BasicBlock, (3, 4, 6, 3), (64, 128, 256, 512)),
     "resnet50": (Bottleneck, (3, 4, 6, 3), (64, 128, 256, 512)),
 }
+POOLED = {"resnet_pool"}
 
 
 def resnet(name: str, *, stem: str, width: float = 1.0, in_channels: int = 3) -> ResNet:
@@ -140,7 +145,7 @@ def resnet(name: str, *, stem: str, width: float = 1.0, in_channels: int = 3) ->
     """
     block, depths, widths = RESNETS[name]
     scaled = [max(8, round(channels * width / 8) * 8) for channels in widths]
-    return ResNet(block, depths=depths, widths=scaled, stem=stem, in_channels=in_channels)
+    return ResNet(block, depths=depths, widths=scaled, stem=stem, in_channels=in_channels, pooled=name in POOLED)
 
 
 def in_hubs(name: str) -> bool:

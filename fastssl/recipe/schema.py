@@ -174,13 +174,13 @@ class Augment(Section):
 class Model(Section):
     backbone: str = Field(
         "resnet18",
-        description="resnet_tiny, resnet_slim, resnet_small, resnet18, resnet34, resnet50, torchvision/NAME or "
-        "timm/NAME.",
+        description="resnet_tiny, resnet_slim, resnet_small, resnet_pool, resnet18, resnet34, resnet50, "
+        "torchvision/NAME or timm/NAME.",
     )
     stem: Literal["auto", "cifar", "imagenet", "patch2", "patch4", "patch8"] = Field(
-        "auto", description="First convolution; auto is cifar for the six ResNets, imagenet (as published) for others."
+        "auto", description="First convolution; auto is cifar for the package's ResNets, else imagenet (as published)."
     )
-    width: Annotated[float, Field(gt=0, le=8)] = Field(1.0, description="Factor on the channels of the six ResNets.")
+    width: Annotated[float, Field(gt=0, le=8)] = Field(1.0, description="Factor on the channels of those ResNets.")
     weights: ExpandedText | None = Field(
         None,
         description="Start from a run folder, a .safetensors or .pth file, or torchvision's or timm's own weights.",
