@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
 import torch  # noqa: E402
-from claims import at_least_one  # noqa: E402
+from claims import as_command, at_least_one  # noqa: E402
 from record import BASE, Done, folder_of, lever_rows, text, trained  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
@@ -204,4 +204,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)
