@@ -1,6 +1,6 @@
 """Changes of the CPU recipe's network that no setting expresses, each for half an epoch next to the network as it was.
 
-python bench/networks.py [--seeds 3] [--only NAME ...]
+python bench/networks.py [RECIPE] [--seeds 3] [--only NAME ...]
 
 The network is `resnet_small` with the `patch2` stem. Accuracy on 5,000 held-out images at equal views and equal seeds,
 so runs may share the machine. Finished runs are not repeated. Writes bench/results/networks.json.
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
 import torch  # noqa: E402
-from claims import as_command, at_least_one  # noqa: E402
+from claims import as_command, at_least_one, refuse_unmeasured  # noqa: E402
 from record import BASE, Done, folder_of, lever_rows, text, trained  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
@@ -188,6 +188,7 @@ def measured(base: Recipe, seeds: int, *, only: Sequence[str], out: Path) -> Map
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", nargs="?", default=str(ROOT / "recipes" / "cifar10_cpu.yaml"))
     parser.add_argument("--seeds", type=at_least_one, default=1)
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="NAME", choices=TRIALS, help="train these, and the recipe"
@@ -195,7 +196,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/networks"))
     parser.add_argument("--json", type=Path, default=ROOT / "bench/results/networks.json")
     args = parser.parse_args(arguments)
-    base = load(str(ROOT / "recipes" / "cifar10_cpu.yaml"), [*AS_IT_WAS, *SHORT])
+    base = load(args.recipe, [*AS_IT_WAS, *SHORT])
+    refuse_unmeasured(base, on_test=False)
     runs = measured(base, args.seeds, only=args.only, out=args.out)
     rows = lever_rows(runs, {}, {})
     found = sorted({done["commit"] for some in runs.values() for done in some})

@@ -1,10 +1,12 @@
-"""ResNets. Parameter names are torchvision's, so weights load there unchanged.
+"""ResNets. Without pooling, parameter names are torchvision's, so weights load there unchanged.
 
 The network is torchvision's with four choices it does not offer: a small-image stem, a width factor, any number of
-stages and pooling between them. N images (views times batch), C channels, H W pixels, F features.
+stages and pooling between them, which numbers a stage's blocks from 1. N images (views times batch), C channels, H W
+pixels, F features.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -93,22 +95,23 @@ class ResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if stem == "imagenet" else nn.Identity()
-        self.pool = nn.AvgPool2d(2, ceil_mode=True) if pooled else nn.Identity()  # one pixel stays one pixel
         inputs = widths[0]
         self.stages = [f"layer{i + 1}" for i in range(len(depths))]
         for i, (name, depth, width) in enumerate(zip(self.stages, depths, widths, strict=True)):
-            blocks = []
+            parts: list[nn.Module] = []
+            if pooled and i > 0:
+                parts.append(nn.AvgPool2d(2, ceil_mode=True))  # one pixel stays one pixel
             for j in range(depth):
-                blocks.append(block(inputs, width, stride=2 if i > 0 and j == 0 and not pooled else 1))
+                parts.append(block(inputs, width, stride=2 if i > 0 and j == 0 and not pooled else 1))
                 inputs = width * block.expansion
-            self.add_module(name, nn.Sequential(*blocks))
+            self.add_module(name, nn.Sequential(*parts))
         self.features_dim = inputs
         self.apply(initialize)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        for i, name in enumerate(self.stages):
-            x = getattr(self, name)(self.pool(x) if i > 0 else x)
+        for name in self.stages:
+            x = getattr(self, name)(x)
         return x.mean(dim=(2, 3))
 
 
@@ -122,16 +125,25 @@ def initialize(module: nn.Module) -> None:
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
-RESNETS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...], tuple[int, ...]]] = {
-    "resnet_tiny": (BasicBlock, (1, 1, 1), (32, 64, 128)),
-    "resnet_small": (BasicBlock, (1, 1, 1), (64, 128, 256)),
-    "resnet_slim": (BasicBlock, (1, 1, 1), (32, 96, 256)),  # its early stages, whose pixels cost most, are narrower
-    "resnet_pool": (BasicBlock, (1, 1, 1), (64, 128, 256)),  # resnet_small that averages pixels between stages
-    "resnet18": (BasicBlock, (2, 2, 2, 2), (64, 128, 256, 512)),
-    "resnet34": (BasicBlock, (3, 4, 6, 3), (64, 128, 256, 512)),
-    "resnet50": (Bottleneck, (3, 4, 6, 3), (64, 128, 256, 512)),
+class Architecture(NamedTuple):
+    """See ResNet."""
+
+    block: type[BasicBlock] | type[Bottleneck]
+    depths: tuple[int, ...]
+    widths: tuple[int, ...]
+    pooled: bool = False
+
+
+RESNETS = {
+    "resnet_tiny": Architecture(BasicBlock, (1, 1, 1), (32, 64, 128)),
+    "resnet_small": Architecture(BasicBlock, (1, 1, 1), (64, 128, 256)),
+    # resnet_small with narrower early stages, whose pixels cost most
+    "resnet_slim": Architecture(BasicBlock, (1, 1, 1), (32, 96, 256)),
+    "resnet_pool": Architecture(BasicBlock, (1, 1, 1), (64, 128, 256), pooled=True),
+    "resnet18": Architecture(BasicBlock, (2, 2, 2, 2), (64, 128, 256, 512)),
+    "resnet34": Architecture(BasicBlock, (3, 4, 6, 3), (64, 128, 256, 512)),
+    "resnet50": Architecture(Bottleneck, (3, 4, 6, 3), (64, 128, 256, 512)),
 }
-POOLED = {"resnet_pool"}
 
 
 def resnet(name: str, *, stem: str, width: float = 1.0, in_channels: int = 3) -> ResNet:
@@ -143,9 +155,9 @@ def resnet(name: str, *, stem: str, width: float = 1.0, in_channels: int = 3) ->
         width: factor on every stage's channels, rounded to multiples of 8.
         in_channels: C of the images.
     """
-    block, depths, widths = RESNETS[name]
-    scaled = [max(8, round(channels * width / 8) * 8) for channels in widths]
-    return ResNet(block, depths=depths, widths=scaled, stem=stem, in_channels=in_channels, pooled=name in POOLED)
+    made = RESNETS[name]
+    scaled = [max(8, round(channels * width / 8) * 8) for channels in made.widths]
+    return ResNet(made.block, depths=made.depths, widths=scaled, stem=stem, in_channels=in_channels, pooled=made.pooled)
 
 
 def in_hubs(name: str) -> bool:

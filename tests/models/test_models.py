@@ -9,6 +9,7 @@ from fastssl.errors import UserError
 from fastssl.models.backbones import backbone
 from fastssl.models.pretrainer import Pretrainer, embed, features_dim, projector
 from fastssl.models.resnet import RESNETS
+from fastssl.models.starting_weights import load_pretrained
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
@@ -40,17 +41,25 @@ def test_small_image_stem_keeps_the_resolution() -> None:
 
 
 def test_pooled_stages_see_means_of_what_strided_ones_skip() -> None:
-    """Averaged pixels, then the unstrided block: no pixel is left out, whatever the side, and one pixel stays one."""
+    """The same convolutions without strides behind means of 2x2 pixels: none is left out, and one pixel stays one."""
     pooled, strided = (backbone(name, stem="patch2", width=0.25).eval() for name in ("resnet_pool", "resnet_small"))
-    assert {k: v.shape for k, v in pooled.state_dict().items()} == {k: v.shape for k, v in strided.state_dict().items()}
+    shapes = [[parameter.shape for parameter in net.parameters()] for net in (pooled, strided)]
+    assert shapes[0] == shapes[1]
     assert all(m.stride == (1, 1) for n, m in pooled.named_modules() if isinstance(m, nn.Conv2d) and n != "conv1")
     for side, expected in ((6, 3), (7, 4), (1, 1)):
         x = torch.randn(2, 3, side, side)
         padded = nn.functional.pad(x, (0, side % 2, 0, side % 2), value=float("nan"))
         cells = padded.unfold(2, 2, 2).unfold(3, 2, 2).flatten(4)
-        assert pooled.pool(x).shape[-1] == expected
-        torch.testing.assert_close(pooled.pool(x), cells.nanmean(-1))
+        assert pooled.layer2[0](x).shape[-1] == expected
+        torch.testing.assert_close(pooled.layer2[0](x), cells.nanmean(-1))
     assert pooled(torch.zeros(1, 3, 2, 2)).shape == (1, 64)
+
+
+def test_weights_of_strided_stages_are_not_taken_for_pooled_ones() -> None:
+    pooled, strided = (backbone(name, stem="patch2", width=0.25) for name in ("resnet_pool", "resnet_small"))
+    for one, other in ((pooled, strided), (strided, pooled)):
+        with pytest.raises(UserError):
+            load_pretrained(one, other.state_dict(), origin="w.pth")
 
 
 def test_projector_is_linear_norm_relu_without_biases_before_norms() -> None:
