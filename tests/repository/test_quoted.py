@@ -271,6 +271,20 @@ def test_the_records_own_figures_are_those_of_its_record():
         assert f"{name} {median} % {spread}" in page_text("recipes/cifar10_cpu.yaml")
 
 
+def test_the_table_of_networks_is_that_of_its_record():
+    of = {(row["impl"], row["metric"]): row for row in record("networks")["rows"]}
+    for name in {impl for impl, _ in of} - {"the recipe"}:
+        gains = [of[name, f"gain_{metric}_pct"] for metric in ("knn20", "ridge")]
+        cells = [*(f"{gain['mean']:+.1f}" for gain in gains), str(gains[0]["n"])]
+        assert f"| {name} | {' | '.join(cells)} |" in page_text("docs/record.md")
+    text = " ".join(page_text("docs/record.md").split())
+    values = [[f"{v:.1f}" for v in of["the recipe", f"val_{m}_pct"]["values"]] for m in ("knn20", "ridge")]
+    assert "kNN {}, {} and {} and ridge {}, {} and {} % with seeds 0, 1 and 2".format(*values[0], *values[1]) in text
+    names = ("stem 4x4, averaging between stages", "averaging between stages")
+    pairs = [[of[name, f"gain_{metric}_pct"]["mean"] for name in names] for metric in ("knn20", "ridge")]
+    assert "adds {:.1f} points of kNN and {:.1f} of ridge".format(*(more - less for more, less in pairs)) in text
+
+
 RECORD_LABELS = (
     "kNN (k = 20) on test, %",
     "ridge regression on test, %",
