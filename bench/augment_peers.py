@@ -150,8 +150,9 @@ def kornia(case: Case, *, compiled: bool) -> Iterator[Step]:
     view = policy(case)
     size, sigmas = (view.side_px, view.side_px), (view.blur_sigma_min_px, view.blur_sigma_max_px)
     jitter = (view.brightness, view.contrast, view.saturation, view.hue)
+    mode = "slice" if case.device == "cpu" else "resample"  # image by image, or a batch at once
     chain: list[Any] = [
-        K.RandomResizedCrop(size, (view.area_min, view.area_max), align_corners=False),
+        K.RandomResizedCrop(size, (view.area_min, view.area_max), align_corners=False, cropping_mode=mode),
         K.RandomHorizontalFlip(p=view.hflip_p),
         K.ColorJitter(*jitter, p=view.jitter_p, order=(0, 1, 2, 3)),  # the order that it can compile
         K.RandomGrayscale(p=view.gray_p),

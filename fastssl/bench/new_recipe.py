@@ -55,7 +55,7 @@ class Template:
 TEMPLATES: dict[Device, tuple[Template, ...]] = {
     "cpu": (Template(float("inf"), "cifar10_cpu.yaml", view_px=48, view_share=0.75),),
     "cuda": (
-        Template(40, "cifar10_lowdim.yaml", view_px=40),
+        Template(40, "cifar10_lowdim_muon.yaml", view_px=40),
         Template(128, "stl10_lowdim.yaml", view_px=64),
         Template(float("inf"), "imagenet100_lowdim.yaml", view_px=224),
     ),

@@ -411,45 +411,6 @@ def test_the_table_of_the_losses_is_that_of_the_record():
     assert f"takes {ours:.1f} ms, and the two-view formula over all pairs of them {pairs:.1f} ms" in text
 
 
-def test_the_table_of_the_gpu_is_that_of_its_record():
-    curves = record("gpu_resnet50")["curves"]
-    last = {name: curve[0]["evaluations"][-1] for name, curve in curves.items()}
-    for name, end in last.items():
-        views = f"{end['images'] * (2 if name == 'cifar10_baseline' else 4):,}"
-        cells = [f"{end['train_s']:.1f}", views, f"{end['ridge_pct']:.1f} %", f"{end['knn20_pct']:.1f} %"]
-        assert row_of("docs/measured.md", f"`{name}`") == cells
-    best = max(curves["cifar10_baseline"][0]["evaluations"], key=lambda one: one["ridge_pct"])
-    sooner = next(e for e in curves["cifar10_lowdim"][0]["evaluations"] if e["ridge_pct"] > best["ridge_pct"])
-    text = " ".join(page_text("docs/measured.md").split())
-    assert f"({best['ridge_pct']:.1f} % after {best['train_s']:.1f} s)" in text
-    before = max(one["train_s"] for one in curves["cifar10_baseline"][0]["evaluations"] if one["step"] < best["step"])
-    assert f"after {sooner['train_s']:.1f} s: at least {before / sooner['train_s']:.1f} times" in text
-    asked = next(e for e in curves["cifar10_baseline"][0]["evaluations"] if e["ridge_pct"] >= 45)
-    assert f"45 % ridge after {asked['train_s']:.1f} s" in text
-    assert f"passes in {sooner['train_s']:.1f} s the best" in page_text("README.md")
-
-
-def test_the_epochs_on_the_gpu_are_those_of_their_record():
-    rows = {(one["impl"], one["metric"]): one for one in record("gpu_epoch")["rows"]}
-    labels = {
-        "operators, compiled": "compiled, one operator after another",
-        "one graph, compiled": "compiled, one CUDA graph",
-        "authors' loss": "not compiled, one operator after another",
-    }
-    table = [line for line in page_text("docs/measured.md").splitlines() if line.startswith("|")]
-    for impl, label in labels.items():
-        step, rate = rows[impl, "ms_per_step"], rows[impl, "views_per_s"]["median"]
-        wanted = f"| {rate:,.0f} | {step['median']:.1f} ({step['min']:.1f} to {step['max']:.1f}) |"
-        assert [line for line in table if line.startswith(f"| {label}") and line.endswith(wanted)], impl
-    ours, theirs = (rows[impl, "knn20_pct"]["median"] for impl in ("operators, compiled", "authors' loss"))
-    text = " ".join(page_text("docs/measured.md").split())
-    assert f"together reach {theirs:.1f} % kNN after one epoch in place of {ours:.1f} %" in text
-    assert f"{rows['one graph, compiled', 'views_per_s']['median']:,.0f} views/s" in page_text("README.md")
-    steps = {one["impl"]: one["median"] for one in record("gpu_step")["rows"] if one["metric"] == "images_per_s"}
-    assert f"({steps['as trained']:,.0f} images/s against {steps['fixed batch']:,.0f}" in text
-    assert f"ResNet-18 trained at {record('gpu_smoke')['summary']['views_per_s']:,.0f} views/s" in text
-
-
 def test_the_settings_of_the_loss_are_those_of_their_record():
     rows = {(one["impl"], one["metric"]): one["median"] for one in record("epoch_loss")["rows"]}
     for label, impls in {
