@@ -1,13 +1,14 @@
 """ResNets. Without pooling, parameter names are torchvision's, so weights load there unchanged.
 
-The network is torchvision's with four choices it does not offer: a small-image stem, a width factor, any number of
-stages and pooling between them, which numbers a stage's blocks from 1. N images (views times batch), C channels, H W
-pixels, F features.
+The network is torchvision's with choices it does not offer: a small-image stem, a width factor, any number of stages,
+pooling between them, which numbers a stage's blocks from 1, overlapping patches and features of two stages. N images
+(views times batch), C channels, H W pixels, F features.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 
@@ -76,6 +77,9 @@ class ResNet(nn.Module):
         stem: "imagenet" (7x7 stride 2, then max-pool), "cifar" (3x3 stride 1, no pool) or "patchN" (NxN stride N).
         in_channels: C.
         pooled: halve the resolution between stages by averaging 2x2 pixels, in place of strided convolutions.
+        overlapping: patches of the stem reach N/2 pixels into their neighbors.
+        joined: features are those of the last two stages next to each other, then batch norm, which centers what a
+            cosine compares.
     """
 
     def __init__(
@@ -87,15 +91,19 @@ class ResNet(nn.Module):
         stem: str,
         in_channels: int,
         pooled: bool = False,
+        overlapping: bool = False,
+        joined: bool = False,
     ) -> None:
         super().__init__()
-        side = patch_px(stem)
-        kernel, stride, padding = (side, side, 0) if side else {"imagenet": (7, 2, 3), "cifar": (3, 1, 1)}[stem]
+        side = patch_px(stem) or 0
+        kernel, stride, padding = {"imagenet": (7, 2, 3), "cifar": (3, 1, 1)}.get(stem, (side, side, 0))
+        if side and overlapping:
+            kernel, padding = side + 2 * (side // 2), side // 2
         self.conv1 = nn.Conv2d(in_channels, widths[0], kernel, stride=stride, padding=padding, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if stem == "imagenet" else nn.Identity()
-        inputs = widths[0]
+        inputs, self.joined = widths[0], joined
         self.stages = [f"layer{i + 1}" for i in range(len(depths))]
         for i, (name, depth, width) in enumerate(zip(self.stages, depths, widths, strict=True)):
             parts: list[nn.Module] = []
@@ -105,14 +113,20 @@ class ResNet(nn.Module):
                 parts.append(block(inputs, width, stride=2 if i > 0 and j == 0 and not pooled else 1))
                 inputs = width * block.expansion
             self.add_module(name, nn.Sequential(*parts))
-        self.features_dim = inputs
+        self.features_dim = sum(widths[-2:]) * block.expansion if joined else inputs
+        if joined:
+            self.norm = nn.BatchNorm1d(self.features_dim)
         self.apply(initialize)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        before = x
         for name in self.stages:
-            x = getattr(self, name)(x)
-        return x.mean(dim=(2, 3))
+            before, x = x, getattr(self, name)(x)
+        features_NF = x.mean(dim=(2, 3))
+        if self.joined:
+            features_NF = self.norm(torch.cat([before.mean(dim=(2, 3)), features_NF], dim=1))
+        return features_NF
 
 
 def patch_px(stem: str) -> int | None:
@@ -132,6 +146,8 @@ class Architecture(NamedTuple):
     depths: tuple[int, ...]
     widths: tuple[int, ...]
     pooled: bool = False
+    overlapping: bool = False
+    joined: bool = False
 
 
 RESNETS = {
@@ -140,6 +156,8 @@ RESNETS = {
     # resnet_small with narrower early stages, whose pixels cost most
     "resnet_slim": Architecture(BasicBlock, (1, 1, 1), (32, 96, 256)),
     "resnet_pool": Architecture(BasicBlock, (1, 1, 1), (64, 128, 256), pooled=True),
+    # accuracy per operation: at 32 px and below what each of them gains is in docs/record.md
+    "resnet_compact": Architecture(BasicBlock, (1, 1, 1), (64, 128, 256), pooled=True, overlapping=True, joined=True),
     "resnet18": Architecture(BasicBlock, (2, 2, 2, 2), (64, 128, 256, 512)),
     "resnet34": Architecture(BasicBlock, (3, 4, 6, 3), (64, 128, 256, 512)),
     "resnet50": Architecture(Bottleneck, (3, 4, 6, 3), (64, 128, 256, 512)),
@@ -156,8 +174,8 @@ def resnet(name: str, *, stem: str, width: float = 1.0, in_channels: int = 3) ->
         in_channels: C of the images.
     """
     made = RESNETS[name]
-    scaled = [max(8, round(channels * width / 8) * 8) for channels in made.widths]
-    return ResNet(made.block, depths=made.depths, widths=scaled, stem=stem, in_channels=in_channels, pooled=made.pooled)
+    scaled = tuple(max(8, round(channels * width / 8) * 8) for channels in made.widths)
+    return ResNet(**made._replace(widths=scaled)._asdict(), stem=stem, in_channels=in_channels)
 
 
 def in_hubs(name: str) -> bool:

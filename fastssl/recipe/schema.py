@@ -174,8 +174,8 @@ class Augment(Section):
 class Model(Section):
     backbone: str = Field(
         "resnet18",
-        description="resnet_tiny, resnet_slim, resnet_small, resnet_pool, resnet18, resnet34, resnet50, "
-        "torchvision/NAME or timm/NAME.",
+        description="resnet_tiny, resnet_slim, resnet_small, resnet_pool, resnet_compact, resnet18, resnet34, "
+        "resnet50, torchvision/NAME or timm/NAME.",
     )
     stem: Literal["auto", "cifar", "imagenet", "patch2", "patch4", "patch8"] = Field(
         "auto", description="First convolution; auto is cifar for the package's ResNets, else imagenet (as published)."

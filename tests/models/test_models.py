@@ -55,6 +55,24 @@ def test_pooled_stages_see_means_of_what_strided_ones_skip() -> None:
     assert pooled(torch.zeros(1, 3, 2, 2)).shape == (1, 64)
 
 
+def test_compact_features_are_those_of_two_stages_normed() -> None:
+    """Against the same weights in a network without: means of both, centered and scaled over the batch."""
+    compact, pooled = (backbone(name, stem="patch2", width=0.25) for name in ("resnet_compact", "resnet_pool"))
+    assert compact.conv1.kernel_size == (4, 4)
+    pooled.conv1 = compact.conv1
+    pooled.load_state_dict(compact.state_dict(), strict=False)
+    x = torch.randn(6, 3, 16, 16)
+    assert pooled.conv1(x).shape[-2:] == (8, 8)
+    seen: list[torch.Tensor] = []
+    for stage in (pooled.layer2, pooled.layer3):
+        stage.register_forward_hook(lambda module, given, out: seen.append(out.mean((2, 3))))
+    pooled(x)
+    both = torch.cat(seen, dim=1)
+    expected = (both - both.mean(0)) / (both.var(0, correction=0) + 1e-5).sqrt()
+    torch.testing.assert_close(compact(x), expected)
+    assert compact.features_dim == compact.eval()(x).shape[1] == 96
+
+
 def test_weights_of_strided_stages_are_not_taken_for_pooled_ones() -> None:
     pooled, strided = (backbone(name, stem="patch2", width=0.25) for name in ("resnet_pool", "resnet_small"))
     for one, other in ((pooled, strided), (strided, pooled)):

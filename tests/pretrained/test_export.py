@@ -66,6 +66,7 @@ CIFAR18 = {"backbone": "resnet18", "stem": "cifar"}
 RESNET50 = {"backbone": "resnet50", "stem": "imagenet"}
 VIT = {"backbone": "timm/vit_tiny_patch16_224", "stem": "patch8"}
 POOL = {"backbone": "resnet_pool", "stem": "patch2"}
+COMPACT = POOL | {"backbone": "resnet_compact"}
 CONVNEXT4 = {"backbone": "timm/convnext_atto", "channels": 4}
 CONVNEXT4_TV = {"backbone": "torchvision/convnext_tiny", "channels": 4}
 TRIPS = [
@@ -83,6 +84,8 @@ TRIPS = [
     ("torch-export", ".pt2", VIT),
     ("onnx", ".onnx", RESNET18),
     ("torch-export", ".pt2", POOL),
+    ("torch-export", ".pt2", COMPACT),
+    ("onnx", ".onnx", COMPACT),
     ("onnx", ".onnx", POOL | {"stem": "patch8", "width": 0.5}),  # 4 pixels a side, then 2 and 1
     ("onnx", ".onnx", VIT),
     ("onnx", ".onnx", CONVNEXT4),
