@@ -139,6 +139,32 @@ def normed_features(net: ResNet, recipe: Recipe) -> None:
     net.forward = types.MethodType(forward, net)  # type: ignore[method-assign]
 
 
+def normed_two_stages(net: ResNet, recipe: Recipe) -> None:
+    """The means of the last two stages, then batch norm."""
+    two_stages(net, recipe)
+    joined = net.forward
+    net.add_module("last", nn.BatchNorm1d(sum(getattr(net, name)[-1].bn2.num_features for name in net.stages[-2:])))
+
+    def forward(self: ResNet, x: Tensor) -> Tensor:
+        normed: Tensor = self.last(joined(x))
+        return normed
+
+    net.forward = types.MethodType(forward, net)  # type: ignore[method-assign]
+
+
+def wide_end(channels: int) -> Edit:
+    """A 1x1 convolution with batch norm and ReLU before the mean over pixels."""
+
+    def edit(net: ResNet, recipe: Recipe) -> None:
+        convolution = nn.Conv2d(net.features_dim, channels, 1, bias=False)
+        initialize(convolution)
+        end = nn.Sequential(convolution, nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
+        name = net.stages[-1]
+        setattr(net, name, nn.Sequential(*getattr(net, name), end))
+
+    return edit
+
+
 TRIALS: dict[str, list[Edit]] = {
     BASE: [],
     "averaging between stages": [pooling(nn.AvgPool2d)],
@@ -157,6 +183,8 @@ TRIALS: dict[str, list[Edit]] = {
     "no last ReLU": [linear_end],
     "features of two stages": [two_stages],
     "batch norm of features": [normed_features],
+    "stem 4x4, averaging, normed features of two stages": [stem(4), pooling(nn.AvgPool2d), normed_two_stages],
+    "stem 4x4, averaging, 1,024 channels at the end": [stem(4), pooling(nn.AvgPool2d), wide_end(1024)],
 }
 
 

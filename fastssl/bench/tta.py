@@ -100,9 +100,13 @@ def tta(
         keep: gets the record of what is finished after every run, so that a cut-off loses nothing.
 
     Raises:
-        UserError: when the recipes cannot be compared, or a target is not measured while training.
+        UserError: when the recipes cannot be compared, a target is not measured while training, or the budget is none.
         Interrupted: after a signal; the same call continues from there.
     """
+    if not budget_s > 0:
+        raise UserError(
+            f"{option('budget_s')} is {budget_s:g}, in which nothing trains.", f"Set {option('budget_s')} above 0."
+        )
     digest = same_work(recipes)
     ends = Ends(targets, stop_at_target, budget_s)
     raise_all(errors_of(*(partial(check_data, folder, recipe, seed) for recipe in recipes for seed in range(seeds))))

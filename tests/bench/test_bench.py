@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import statistics
 import time
 import weakref
@@ -413,6 +414,12 @@ def test_time_to_accuracy_stops_reuses_and_tells(pair: list[Any], tmp_path: Path
     monkeypatch.setattr(tta, "warm_up", lambda recipe: pytest.fail("nothing is left to warm up for"))
     again = tta.tta(pair, {"knn5_pct": 1.0}, **options)
     assert again["rows"] == made["rows"]
+
+
+@pytest.mark.parametrize("budget_s", [0.0, -1.0, math.nan])
+def test_a_budget_in_which_nothing_trains_is_refused(tmp_path: Path, budget_s: float):
+    with pytest.raises(UserError, match=f"budget_s is {budget_s:g}"):
+        tta.tta([], {}, seeds=1, folder=tmp_path, budget_s=budget_s)
 
 
 def test_a_budget_of_seconds_ends_a_run_at_the_next_evaluation(

@@ -34,13 +34,26 @@ def features(name: str, trial: str, recipe: dict[str, Any]) -> Tensor:
 @pytest.mark.parametrize("trial", [name for name in networks.TRIALS if name != BASE])
 def test_every_change_has_an_effect(trial: str, tiny_recipe: dict[str, Any]):
     changed, base = (features("resnet_small", name, tiny_recipe) for name in (trial, BASE))
-    assert changed.shape == (6, 128 + 64 * (trial == "features of two stages"))
-    assert not torch.equal(changed[:, -128:], base) or changed.shape != base.shape
+    last, before = (1024 if "1,024" in trial else 128), (64 if "of two stages" in trial else 0)
+    assert changed.shape == (6, before + last)
+    assert changed.shape != base.shape or not torch.equal(changed, base)
 
 
 def test_averaging_between_stages_is_what_the_package_has(tiny_recipe: dict[str, Any]):
     expected = features("resnet_small", "averaging between stages", tiny_recipe)
     assert torch.equal(features("resnet_pool", BASE, tiny_recipe), expected)
+
+
+def test_all_that_was_taken_over_is_what_the_package_has(tiny_recipe: dict[str, Any]):
+    trial = "stem 4x4, averaging, normed features of two stages"
+    assert features("resnet_compact", BASE, tiny_recipe).shape == features("resnet_small", trial, tiny_recipe).shape
+    ours, theirs = backbone("resnet_compact", stem="patch2"), backbone("resnet_small", stem="patch2")
+    for edit in networks.TRIALS[trial]:
+        edit(theirs, load(tiny_recipe))
+    assert [p.shape for p in ours.parameters()] == [p.shape for p in theirs.parameters()]
+    theirs.load_state_dict(dict(zip(theirs.state_dict(), ours.state_dict().values(), strict=True)))
+    images = torch.randn(4, 3, 24, 24)
+    assert torch.equal(ours(images), theirs(images))
 
 
 def test_whitening_filters_see_uncorrelated_directions_of_equal_variance(tiny_recipe: dict[str, Any]):
