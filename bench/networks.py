@@ -115,17 +115,17 @@ def linear_end(net: ResNet, recipe: Recipe) -> None:
     last.forward = types.MethodType(forward, last)  # type: ignore[method-assign]
 
 
+def means_of_two_stages(self: ResNet, x: Tensor) -> Tensor:
+    x, means = self.relu(self.bn1(self.conv1(x))), []
+    for name in self.stages:
+        x = getattr(self, name)(x)
+        means.append(x.mean((2, 3)))
+    return torch.cat(means[-2:], dim=1)
+
+
 def two_stages(net: ResNet, recipe: Recipe) -> None:
     """Features are the means of the last two stages, next to each other."""
-
-    def forward(self: ResNet, x: Tensor) -> Tensor:
-        x, means = self.relu(self.bn1(self.conv1(x))), []
-        for name in self.stages:
-            x = getattr(self, name)(x)
-            means.append(x.mean((2, 3)))
-        return torch.cat(means[-2:], dim=1)
-
-    net.forward = types.MethodType(forward, net)  # type: ignore[method-assign]
+    net.forward = types.MethodType(means_of_two_stages, net)  # type: ignore[method-assign]
 
 
 def normed_features(net: ResNet, recipe: Recipe) -> None:
@@ -141,12 +141,10 @@ def normed_features(net: ResNet, recipe: Recipe) -> None:
 
 def normed_two_stages(net: ResNet, recipe: Recipe) -> None:
     """The means of the last two stages, then batch norm."""
-    two_stages(net, recipe)
-    joined = net.forward
     net.add_module("last", nn.BatchNorm1d(sum(getattr(net, name)[-1].bn2.num_features for name in net.stages[-2:])))
 
     def forward(self: ResNet, x: Tensor) -> Tensor:
-        normed: Tensor = self.last(joined(x))
+        normed: Tensor = self.last(means_of_two_stages(self, x))
         return normed
 
     net.forward = types.MethodType(forward, net)  # type: ignore[method-assign]

@@ -78,8 +78,8 @@ class ResNet(nn.Module):
         in_channels: C.
         pooled: halve the resolution between stages by averaging 2x2 pixels, in place of strided convolutions.
         overlapping: patches of the stem reach N/2 pixels into their neighbors.
-        joined: features are those of the last two stages next to each other, then batch norm, which centers what a
-            cosine compares.
+        joined: features are those of the last two stages next to each other, then batch norm, which gives all of them
+            the same weight in a distance.
     """
 
     def __init__(
