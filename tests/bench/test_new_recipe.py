@@ -176,5 +176,5 @@ def test_the_command_says_what_it_wrote_and_where_the_backbone_cannot_go(tmp_pat
         tmp_path, "new", str(beton(tmp_path, 40, 16, classes=2)), "--out", "my.yaml", "--minutes=0.001"
     )
     assert "recipe.schema.json: the schema" in done.stdout
-    assert "Not for torchvision or timm: resnet_pool" in done.stdout
+    assert "Not for torchvision or timm: resnet_compact" in done.stdout
     assert "(s)" not in done.stdout

@@ -255,14 +255,15 @@ def test_what_weakens_the_table_of_changes_follows_from_the_record():
 
 
 def test_the_records_own_figures_are_those_of_its_record():
-    parts = [[row for row in record("record")["rows"] if row["part"] == part] for part in ("record", "record_strided")]
-    assert [len(rows) for rows in parts] == [len(RECORD_LABELS)] * 2
+    names = ("record", "record_pool", "record_strided")
+    parts = [[row for row in record("record")["rows"] if row["part"] == part] for part in names]
+    assert [len(rows) for rows in parts] == [len(RECORD_LABELS)] * len(names)
     assert {row["n"] for rows in parts for row in rows} == {5}
     for label, *rows in zip(RECORD_LABELS, *parts, strict=True):
         digits = 1 if label.endswith("%") else 0
         figures = [[f"{row[key]:.{digits}f}" for key in ("median", "min", "max")] for row in rows]
         assert row_of("docs/record.md", label) == ["{} ({} to {})".format(*found) for found in figures]
-    for name, which in (("recipes/cifar10_cpu.yaml", 0), ("as it was: `resnet_small`", 1)):
+    for name, which in (("recipes/cifar10_cpu.yaml", 0), ("with `resnet_pool`", 1), ("as it was: `resnet_small`", 2)):
         accuracy, minutes = row_of("docs/record.md", RECORD_LABELS[0])[which], parts[which][3]["median"] / 60
         cells = row_of("docs/measured.md", name)
         assert (accuracy in cells[2], cells[1]) == (True, f"{minutes:.1f} min")
