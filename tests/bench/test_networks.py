@@ -46,7 +46,6 @@ def test_averaging_between_stages_is_what_the_package_has(tiny_recipe: dict[str,
 
 def test_all_that_was_taken_over_is_what_the_package_has(tiny_recipe: dict[str, Any]):
     trial = "stem 4x4, averaging, normed features of two stages"
-    assert features("resnet_compact", BASE, tiny_recipe).shape == features("resnet_small", trial, tiny_recipe).shape
     ours, theirs = backbone("resnet_compact", stem="patch2"), backbone("resnet_small", stem="patch2")
     for edit in networks.TRIALS[trial]:
         edit(theirs, load(tiny_recipe))
