@@ -31,7 +31,7 @@ SIDECAR = "tta.json"
 MADE_BY = ("commit", "hardware", "versions")
 ALIKE = (
     "data.val_count",
-    *(f"evaluate.{name}" for name in ("knn_k", "max_train", "side_px", "linear_epochs_while_training")),
+    *(f"evaluate.{name}" for name in ("knn_k", "max_train", "side_px", "whitened_knn", "linear_epochs_while_training")),
 )
 
 
@@ -144,7 +144,9 @@ def check_targets(targets: Mapping[str, float], recipe: Recipe) -> None:
             "Set data.val_count, in a file with labels.",
         )
     epochs = recipe.evaluate.linear_epochs_while_training
-    known = [f"knn{k}_pct" for k in recipe.evaluate.knn_k] + ["ridge_pct"] + ["linear_pct"] * bool(epochs)
+    of_knn = [f"knn{k}_pct" for k in recipe.evaluate.knn_k]
+    known = [*of_knn, *(f"whitened_{key}" for key in of_knn if recipe.evaluate.whitened_knn), "ridge_pct"]
+    known += ["linear_pct"] * bool(epochs)
     raise_all(not_measured(metric, known) for metric in targets if metric not in known)
 
 

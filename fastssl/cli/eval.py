@@ -19,7 +19,7 @@ def evaluate(
     test: Annotated[str | None, typer.Option(help="That set's test images; implies --on test.")] = None,
     on: Annotated[On | None, typer.Option(help="Judge on held-out labels, on test, or without labels.")] = None,
     probe: Annotated[
-        str, typer.Option(help="Any of knn, ridge, linear, finetune, separated by commas.")
+        str, typer.Option(help="Any of knn, whitened_knn, ridge, linear, finetune, separated by commas.")
     ] = "knn,ridge,linear",
     views: Annotated[str, typer.Option(help="Average features over so many views; 1 is the clean image.")] = "1",
     layers: Annotated[

@@ -38,6 +38,7 @@ class Labeled:
         knn_k: numbers of neighbors that vote.
         linear_epochs: of the linear probe; 0 skips it.
         learning_rates: of the linear probe; with several, a held-out part of train chooses.
+        whitened_knn: also kNN of whitened features.
         progress: called with (what, epochs done, epochs in all) by a probe that takes long.
     """
 
@@ -48,6 +49,7 @@ class Labeled:
     knn_k: Sequence[int] = (20, 200)
     linear_epochs: int = 200
     learning_rates: Sequence[float] = (1e-3,)
+    whitened_knn: bool = False
     progress: Progress | None = None
 
     @property

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fastssl.probes import evaluate, spectrum
+from fastssl.probes import evaluate, spectrum, whitening
 from fastssl.probes.evaluate import Labeled
 from fastssl.probes.spectrum import Features
 
@@ -55,6 +55,7 @@ class Probe:
 # Of labeled images, in the order in which they are shown; the first one is what runs are compared by.
 ACCURACIES = (
     Probe("knn{k}_pct", "kNN", True, evaluate.knn_accuracies),
+    Probe("whitened_knn{k}_pct", "whitened kNN", True, whitening.knn_accuracies),
     Probe("ridge_pct", "ridge", True, evaluate.ridge_accuracy),
     Probe("linear_pct", "linear probe", True, evaluate.linear_accuracy),
 )
@@ -200,7 +201,7 @@ def remarks(metrics: Mapping[str, float], *, done: float = 1.0) -> dict[str, str
         metrics: of one evaluation; a stream's has accuracies alone.
         done: share of the training that is done, (0, 1].
     """
-    capped = [(key, value) for key, value in metrics.items() if key.endswith("_used")]
+    capped = [(key, value) for key, value in metrics.items() if key.endswith("_used") and key.startswith("knn")]
     notes = {
         key: f"kNN uses k = {int(value)} in place of {re.sub(r'[^0-9]', '', key)}: "
         f"there are about {int(value)} labeled images of a class."

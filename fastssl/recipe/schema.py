@@ -336,6 +336,7 @@ class Evaluate(Section):
     knn_k: Annotated[tuple[Count, ...], Field(min_length=1)] = Field(
         (20, 200), description="Neighbors that vote; at most the images of a class are used. Runs compare by the first."
     )
+    whitened_knn: bool = Field(False, description="Also kNN of features whitened on those that vote.")
     max_train: Count | None = Field(
         None, description="Labeled images the probes learn from while training; None is all."
     )

@@ -207,8 +207,15 @@ class Prober:
         progress: evaluate.Progress | None = None,
     ) -> evaluate.Labeled:
         """Features and labels of both parts, with the recipe's settings."""
-        ks = self.recipe.evaluate.knn_k
-        return evaluate.Labeled(*learned, *judged, knn_k=ks, linear_epochs=linear_epochs, progress=progress)
+        spec = self.recipe.evaluate
+        return evaluate.Labeled(
+            *learned,
+            *judged,
+            knn_k=spec.knn_k,
+            linear_epochs=linear_epochs,
+            whitened_knn=spec.whitened_knn,
+            progress=progress,
+        )
 
     def test_part(self, test_path: Path) -> Part:
         return Part(self.recipe, test_path, build.data.labeled_rows(test_path), device=self.device)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastssl.errors import UserError
-from fastssl.probes import evaluate, table
+from fastssl.probes import evaluate, table, whitening
 from fastssl.probes.evaluate import _moments, few_labels, hold_out, interval_pct, knn, knn_predict, linear_probe, ridge
 
 QUICK = {"epochs": 3, "batch_size": 64}
@@ -24,7 +24,18 @@ def blobs(rows: int, *, seed: int, dims: int = 12, classes: int = 5, noise: floa
 
 
 TRAIN, TEST = blobs(400, seed=1), blobs(150, seed=2)
-PROBES = {"knn": partial(knn, ks=(5,)), "ridge": ridge, "linear": partial(linear_probe, **QUICK)}
+
+
+def whitened_knn(*parts: Tensor) -> dict[str, float]:
+    return whitening.knn_accuracies(evaluate.Labeled(*parts, knn_k=(5,), whitened_knn=True))
+
+
+PROBES = {
+    "knn": partial(knn, ks=(5,)),
+    "whitened kNN": whitened_knn,
+    "ridge": ridge,
+    "linear": partial(linear_probe, **QUICK),
+}
 
 
 @pytest.fixture(params=PROBES.values(), ids=PROBES.keys())
@@ -71,7 +82,7 @@ def test_a_low_temperature_does_not_overflow_and_ends_in_the_nearest():
 
 
 @pytest.mark.parametrize("exponent", [-400, -100, 100, 120, 500])
-@pytest.mark.parametrize("name", ["knn", "ridge"])
+@pytest.mark.parametrize("name", ["knn", "whitened kNN", "ridge"])
 def test_features_of_any_size_are_judged_alike(name, exponent):
     kind = torch.float32 if abs(exponent) < 126 else torch.float64
     scaled = [(x.to(kind) * 2.0**exponent, y) for x, y in (TRAIN, TEST)]

@@ -69,7 +69,7 @@ def evaluate(
         test: its labeled test file.
         on: "val", "test", or "pretraining" for the figures that need no label. None is "test" when `test` is given,
             "pretraining" when the run's own images have no labels, else "val": a choice must not see the test set.
-        probes: of "knn", "ridge", "linear" and "finetune".
+        probes: of "knn", "whitened_knn", "ridge", "linear" and "finetune".
         views: numbers of views whose mean feature is used, 1 to 256.
         layers: "backbone", "projector".
         few_label_pct: also learn from these shares of the labels, percent in (0, 100).
@@ -310,6 +310,7 @@ def frozen_rows(
             knn_k=knn_k,
             linear_epochs=linear_epochs,
             learning_rates=LEARNING_RATES,
+            whitened_knn=True,
             progress=progress,
         )
         for probe in probes:
