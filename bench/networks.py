@@ -31,7 +31,12 @@ from fastssl.recipe.load import load  # noqa: E402
 from fastssl.recipe.schema import Recipe  # noqa: E402
 
 Edit = Callable[[ResNet, Recipe], None]
-AS_IT_WAS = ["model.backbone=resnet_small", "optim.schedule=cosine"]
+AS_IT_WAS = [
+    "model.backbone=resnet_small",
+    "optim.schedule=cosine",
+    "evaluate.side_px=null",
+    "evaluate.whitened_knn=false",
+]
 SHORT = ["data.fraction=0.5", "train.epochs=1", "train.threads=1", "evaluate.linear_epochs=0"]
 PATCH_IMAGES, PATCHES = 2_000, 200_000
 
@@ -150,6 +155,21 @@ def normed_two_stages(net: ResNet, recipe: Recipe) -> None:
     net.forward = types.MethodType(forward, net)  # type: ignore[method-assign]
 
 
+def normed_moments(net: ResNet, recipe: Recipe) -> None:
+    """The means and standard deviations of all stages, then batch norm."""
+    net.add_module("last", nn.BatchNorm1d(2 * sum(getattr(net, name)[-1].bn2.num_features for name in net.stages)))
+
+    def forward(self: ResNet, x: Tensor) -> Tensor:
+        x, parts = self.relu(self.bn1(self.conv1(x))), []
+        for name in self.stages:
+            x = getattr(self, name)(x)
+            parts += [x.mean((2, 3)), (x.var((2, 3), correction=0) + 1e-5).sqrt()]
+        normed: Tensor = self.last(torch.cat(parts, dim=1))
+        return normed
+
+    net.forward = types.MethodType(forward, net)  # type: ignore[method-assign]
+
+
 def wide_end(channels: int) -> Edit:
     """A 1x1 convolution with batch norm and ReLU before the mean over pixels."""
 
@@ -182,6 +202,7 @@ TRIALS: dict[str, list[Edit]] = {
     "features of two stages": [two_stages],
     "batch norm of features": [normed_features],
     "stem 4x4, averaging, normed features of two stages": [stem(4), pooling(nn.AvgPool2d), normed_two_stages],
+    "stem 4x4, averaging, normed moments of all stages": [stem(4), pooling(nn.AvgPool2d), normed_moments],
     "stem 4x4, averaging, 1,024 channels at the end": [stem(4), pooling(nn.AvgPool2d), wide_end(1024)],
 }
 

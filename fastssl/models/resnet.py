@@ -1,8 +1,8 @@
 """ResNets. Without pooling, parameter names are torchvision's, so weights load there unchanged.
 
 The network is torchvision's with choices it does not offer: a small-image stem, a width factor, any number of stages,
-pooling between them, which numbers a stage's blocks from 1, overlapping patches and features of two stages. N images
-(views times batch), C channels, H W pixels, F features.
+pooling between them, which numbers a stage's blocks from 1, overlapping patches and features of all stages. N images
+(views times batch), C channels, H W pixels, P = H W, F features.
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+EPSILON = 1e-5  # of variances, as batch norm's
 
 
 def conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
@@ -78,8 +80,8 @@ class ResNet(nn.Module):
         in_channels: C.
         pooled: halve the resolution between stages by averaging 2x2 pixels, in place of strided convolutions.
         overlapping: patches of the stem reach N/2 pixels into their neighbors.
-        joined: features are those of the last two stages next to each other, then batch norm, which gives all of them
-            the same weight in a distance.
+        moments: features are the mean and the standard deviation over the pixels of every stage's maps, then batch
+            norm, which gives all of them the same weight in a distance.
     """
 
     def __init__(
@@ -92,7 +94,7 @@ class ResNet(nn.Module):
         in_channels: int,
         pooled: bool = False,
         overlapping: bool = False,
-        joined: bool = False,
+        moments: bool = False,
     ) -> None:
         super().__init__()
         side = patch_px(stem) or 0
@@ -103,7 +105,7 @@ class ResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if stem == "imagenet" else nn.Identity()
-        inputs, self.joined = widths[0], joined
+        inputs, self.moments = widths[0], moments
         self.stages = [f"layer{i + 1}" for i in range(len(depths))]
         for i, (name, depth, width) in enumerate(zip(self.stages, depths, widths, strict=True)):
             parts: list[nn.Module] = []
@@ -113,20 +115,28 @@ class ResNet(nn.Module):
                 parts.append(block(inputs, width, stride=2 if i > 0 and j == 0 and not pooled else 1))
                 inputs = width * block.expansion
             self.add_module(name, nn.Sequential(*parts))
-        self.features_dim = sum(widths[-2:]) * block.expansion if joined else inputs
-        if joined:
+        self.features_dim = 2 * sum(widths) * block.expansion if moments else inputs
+        if moments:
             self.norm = nn.BatchNorm1d(self.features_dim)
         self.apply(initialize)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        before = x
+        of_stages = []
         for name in self.stages:
-            before, x = x, getattr(self, name)(x)
-        features_NF = x.mean(dim=(2, 3))
-        if self.joined:
-            features_NF = self.norm(torch.cat([before.mean(dim=(2, 3)), features_NF], dim=1))
+            x = getattr(self, name)(x)
+            if self.moments:
+                of_stages.append(moments_of(x))
+        features_NF: Tensor = self.norm(torch.cat(of_stages, dim=1)) if self.moments else x.mean(dim=(2, 3))
         return features_NF
+
+
+def moments_of(maps_NCHW: Tensor) -> Tensor:
+    """Mean and standard deviation over pixels, (N, 2 C), float32."""
+    pixels_NPC = maps_NCHW.float().permute(0, 2, 3, 1).flatten(1, 2)  # rows of memory where channels are last: fast
+    mean_N1C = pixels_NPC.mean(dim=1, keepdim=True)
+    variance_NC = (pixels_NPC - mean_N1C).square().mean(dim=1)
+    return torch.cat([mean_N1C[:, 0], (variance_NC + EPSILON).sqrt()], dim=1)
 
 
 def patch_px(stem: str) -> int | None:
@@ -147,7 +157,7 @@ class Architecture(NamedTuple):
     widths: tuple[int, ...]
     pooled: bool = False
     overlapping: bool = False
-    joined: bool = False
+    moments: bool = False
 
 
 RESNETS = {
@@ -157,7 +167,7 @@ RESNETS = {
     "resnet_slim": Architecture(BasicBlock, (1, 1, 1), (32, 96, 256)),
     "resnet_pool": Architecture(BasicBlock, (1, 1, 1), (64, 128, 256), pooled=True),
     # accuracy per operation: at 32 px and below what each of them gains is in docs/record.md
-    "resnet_compact": Architecture(BasicBlock, (1, 1, 1), (64, 128, 256), pooled=True, overlapping=True, joined=True),
+    "resnet_compact": Architecture(BasicBlock, (1, 1, 1), (64, 128, 256), pooled=True, overlapping=True, moments=True),
     "resnet18": Architecture(BasicBlock, (2, 2, 2, 2), (64, 128, 256, 512)),
     "resnet34": Architecture(BasicBlock, (3, 4, 6, 3), (64, 128, 256, 512)),
     "resnet50": Architecture(Bottleneck, (3, 4, 6, 3), (64, 128, 256, 512)),

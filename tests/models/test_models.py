@@ -8,7 +8,7 @@ from torch import nn
 from fastssl.errors import UserError
 from fastssl.models.backbones import backbone
 from fastssl.models.pretrainer import Pretrainer, embed, features_dim, projector
-from fastssl.models.resnet import RESNETS
+from fastssl.models.resnet import RESNETS, moments_of
 from fastssl.models.starting_weights import load_pretrained
 
 
@@ -55,8 +55,8 @@ def test_pooled_stages_see_means_of_what_strided_ones_skip() -> None:
     assert pooled(torch.zeros(1, 3, 2, 2)).shape == (1, 64)
 
 
-def test_compact_features_are_those_of_two_stages_normed() -> None:
-    """Against the same weights in a network without: means of both, centered and scaled over the batch."""
+def test_compact_features_are_the_moments_of_all_stages_normed() -> None:
+    """Against the same weights in a network without: means and deviations, centered and scaled over the batch."""
     compact, pooled = (backbone(name, stem="patch2", width=0.25) for name in ("resnet_compact", "resnet_pool"))
     assert compact.conv1.kernel_size == (4, 4)
     pooled.conv1 = compact.conv1
@@ -64,13 +64,23 @@ def test_compact_features_are_those_of_two_stages_normed() -> None:
     x = torch.randn(6, 3, 16, 16)
     assert pooled.conv1(x).shape[-2:] == (8, 8)
     seen: list[torch.Tensor] = []
-    for stage in (pooled.layer2, pooled.layer3):
-        stage.register_forward_hook(lambda module, given, out: seen.append(out.mean((2, 3))))
+    for stage in (pooled.layer1, pooled.layer2, pooled.layer3):
+        stage.register_forward_hook(lambda module, given, out: seen.append(out))
     pooled(x)
-    both = torch.cat(seen, dim=1)
-    expected = (both - both.mean(0)) / (both.var(0, correction=0) + 1e-5).sqrt()
+    moments = [part for y in seen for part in (y.mean((2, 3)), (y.var((2, 3), correction=0) + 1e-5).sqrt())]
+    of_all = torch.cat(moments, dim=1)
+    expected = (of_all - of_all.mean(0)) / (of_all.var(0, correction=0) + 1e-5).sqrt()
     torch.testing.assert_close(compact(x), expected)
-    assert compact.features_dim == compact.eval()(x).shape[1] == 96
+    assert compact.features_dim == compact.eval()(x).shape[1] == 224
+
+
+def test_deviations_of_constant_maps_have_a_finite_gradient() -> None:
+    """As after a ReLU that lets nothing through, and of maps of one pixel."""
+    for shape in ((2, 3, 4, 4), (2, 3, 1, 1)):
+        maps = torch.zeros(shape, requires_grad=True)
+        moments_of(maps).sum().backward()
+        assert maps.grad is not None
+        torch.testing.assert_close(maps.grad, torch.full(shape, 1 / (shape[2] * shape[3])))
 
 
 def test_weights_of_strided_stages_are_not_taken_for_pooled_ones() -> None:
