@@ -28,7 +28,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
 from claims import as_command, at_least_one, refuse_another, refuse_unmeasured  # noqa: E402
 from claims_time import ratios  # noqa: E402
-from resume import another, here, record_at, say_kept  # noqa: E402
+from resume import another, here, is_of, record_at, say_kept  # noqa: E402
 
 import fastssl  # noqa: E402
 from fastssl.bench.crossing import first_crossing, median_or_none  # noqa: E402
@@ -104,7 +104,7 @@ def resumed(path: Path, part: str, recipe: Recipe, *, seeds: int, short: Sequenc
     if made is None or part not in made["parts"]:
         return Earlier()
     about = made["parts"][part]
-    same = {"recipe": about["recipe"] == recipe.model_dump(mode="json"), "machine": here(about)}
+    same = {"recipe": is_of(about["recipe"], recipe), "machine": here(about)}
     same["shortening"] = about.get("short", []) == list(short)
     for what, is_same in same.items():
         if not is_same:
@@ -233,7 +233,7 @@ def record_rows(recipe: Recipe, runs: Sequence[Done], target_pct: float) -> list
     work = {"recipe": recipe.name, "views": runs[0]["views"]}
     rows = [
         row(BASE, work, f"test_{metric}", [run[f"test_{metric}"] for run in runs])
-        for metric in (*METRICS, "linear_pct")
+        for metric in (*METRICS, "whitened_knn20_pct", "linear_pct")
         if f"test_{metric}" in runs[0]
     ]
     rows += [row(BASE, work, key, [run[key] for run in runs]) for key in ("train_s", "views_per_s")]

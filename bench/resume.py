@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fastssl.errors import UserError
+from fastssl.recipe.load import load
 from fastssl.recipe.schema import Recipe
 from fastssl.runs.environment import hardware
 
@@ -40,9 +41,17 @@ def earlier(path: Path, bench: str, recipe: Recipe) -> dict[str, Any] | None:
         UserError: when it is of another recipe.
     """
     before = record_at(path, bench)
-    if before and before["recipe"] != recipe.model_dump(mode="json"):
+    if before and not is_of(before["recipe"], recipe):
         raise another(path, "recipe")
     return before
+
+
+def is_of(recorded: dict[str, Any], recipe: Recipe) -> bool:
+    """Whether a record's recipe is this one; a setting that came since has its default there."""
+    try:
+        return load(recorded) == recipe
+    except UserError:
+        return False
 
 
 def refuse_another_grid(
