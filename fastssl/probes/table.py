@@ -213,6 +213,11 @@ def remarks(metrics: Mapping[str, float], *, done: float = 1.0) -> dict[str, str
         for probe, (what, key) in chosen.items()
         if f"{probe}_unchosen" in metrics
     }
+    if per_feature := metrics.get("whitened_images_per_feature"):
+        notes["whitened_few"] = (
+            f"Whitened kNN is of {per_feature:.2g} images for every feature, too few to tell how they vary together, "
+            f"and may be below kNN: it takes {whitening.ENOUGH} and more."
+        )
     return notes | (spectrum.collapse_warnings(metrics, done=done) if "dims" in metrics else {})
 
 

@@ -15,16 +15,22 @@ from fastssl.probes import evaluate
 
 CHUNK_ROWS = 4096
 SHRINKAGE = 1e-2  # of the mean variance of a direction, added to each: weak ones are not blown up
+ENOUGH = 2  # images for every feature: with fewer, the weak directions of the covariance are mostly chance
 
 
 def knn_accuracies(labeled: evaluate.Labeled) -> dict[str, float]:
-    """kNN of whitened features, where it is asked for: {"whitened_knn20_pct": ...}, otherwise as kNN."""
+    """kNN of whitened features, where it is asked for: {"whitened_knn20_pct": ...}, otherwise as kNN.
+
+    Fewer than ENOUGH images for every feature are there as "whitened_images_per_feature".
+    """
     if not labeled.whitened_knn:
         return {}
     evaluate.check(*labeled.parts)
     train_NF, test_MF = whitened(labeled.train_NF, labeled.test_MF)
     measured = evaluate.knn_accuracies(replace(labeled, train_NF=train_NF, test_MF=test_MF))
-    return {f"whitened_{key}": value for key, value in measured.items()}
+    per_feature = len(train_NF) / train_NF.shape[1]
+    few = {"whitened_images_per_feature": per_feature} if per_feature < ENOUGH else {}
+    return {f"whitened_{key}": value for key, value in measured.items()} | few
 
 
 def whitened(train_NF: Tensor, test_MF: Tensor, *, shrinkage: float = SHRINKAGE) -> tuple[Tensor, Tensor]:

@@ -68,3 +68,13 @@ def test_without_asking_there_is_no_such_accuracy_and_a_capped_k_is_said_once():
     assert len(table.remarks(found)) == 2  # k = 20 and 200
     assert table.label_of("test_whitened_knn20_pct") == "whitened kNN (k = 20)"
     assert evaluate.knn(*plain.parts, ks=(2,))["knn2_pct"] == found["knn20_pct"]
+
+
+@pytest.mark.parametrize(("rows", "said"), [(12, False), (11, True), (3, True)])
+def test_too_few_images_for_the_features_are_said(rows, said):
+    labels = torch.arange(rows) % 2
+    found = table.accuracies(Labeled(TRAIN[:rows], labels, TEST, torch.arange(40) % 2, knn_k=(1,), whitened_knn=True))
+    remarks = [text for text in table.remarks(found).values() if "Whitened" in text]
+    assert bool(remarks) == said
+    assert found.get("whitened_images_per_feature") == (rows / 6 if said else None)
+    assert not said or f"{rows / 6:.2g} images for every feature" in remarks[0]
