@@ -30,6 +30,9 @@ def evaluate(
     finetune_epochs: Annotated[int, typer.Option(min=1, help="Epochs of fine-tuning.")] = 10,
     finetune_lr: Annotated[float, typer.Option(help="Learning rate of fine-tuning.")] = 1e-3,
     checkpoint: Annotated[str, typer.Option(metavar="best|last|PATH", help="Which checkpoint of a run.")] = "last",
+    side_px: Annotated[
+        int | None, typer.Option(min=4, max=1024, help="Side of the images judged; the run's own when absent.")
+    ] = None,
     page: Annotated[bool, typer.Option(help="Without labels, also draw neighbors and a map, in RUN/images/.")] = True,
     on_error: OnErrorOption = "fail",
     download: DownloadOption = True,
@@ -59,13 +62,16 @@ def evaluate(
             finetune_lr=finetune_lr,
             device=device,
             checkpoint=checkpoint,
+            side_px=side_px,
             on_error=on_error,
             download=download,
             progress=progress,
             **options,
         )
     text = table(record)
-    if page and record["on"] == "pretraining":
+    if page and record["on"] == "pretraining" and side_px is not None:
+        print("Warning: no page of images: it shows features at the run's own side.", file=sys.stderr)
+    elif page and record["on"] == "pretraining":
         from fastssl.report import image_page
 
         record["page"] = image_page(

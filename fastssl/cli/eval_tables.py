@@ -36,7 +36,8 @@ def table(record: dict[str, Any]) -> str:
     step = f", checkpoint of step {record['step']:,}" if record["step"] is not None else ""
     step += ", averaged weights (optim.ema)" if record["averaged"] else ""
     images = "pretraining images without labels" if record["on"] == "pretraining" else record["on"]
-    console.print(f"On {images}: n = {judged['images']:,} of {judged['path']}{step}", soft_wrap=True)
+    place = f"{judged['path']} at {record['side_px']} px{step}"
+    console.print(f"On {images}: n = {judged['images']:,} of {place}", soft_wrap=True)
     if record["on"] == "pretraining":
         console.print("No accuracy: name labeled images with --data for one.", soft_wrap=True)
     for part in (record["train"], judged):

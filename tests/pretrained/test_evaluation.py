@@ -212,6 +212,26 @@ def test_transfer_to_another_set_of_another_size(run: Path, tmp_path: Path) -> N
     assert (held["on"], held["train"]["images"] + held["judged"]["images"]) == ("val", 120)
 
 
+def test_images_of_another_side_are_judged_as_by_a_run_that_has_it(run: Path, tmp_path: Path) -> None:
+    own = judge(run, probes=["knn"], **QUICK)
+    other = judge(run, probes=["knn"], side_px=24, **QUICK)
+    assert (own["side_px"], other["side_px"]) == (16, 24)
+    assert other["spectrum"] != own["spectrum"]
+    twin = shutil.copytree(run, tmp_path / "twin")
+    shutil.rmtree(twin / "features")
+    (twin / "recipe.yaml").write_text(dump(load(run / "recipe.yaml", ["evaluate.side_px=24"])))
+    twin_own = judge(twin, probes=["knn"], **QUICK)
+    assert (twin_own["rows"], twin_own["spectrum"]) == (other["rows"], other["spectrum"])
+    printed = command.fastssl("eval", str(run), "--probe", "knn", "--side-px", "24")
+    assert " at 24 px, checkpoint of step " in printed.stdout
+
+
+@pytest.mark.parametrize("side_px", [3, 1025, 24.5, "24"])
+def test_a_side_that_is_none_is_named(run: Path, side_px: object) -> None:
+    with pytest.raises(UserError, match=r"side_px=.*\nSet side_px to 4 to 1024"):
+        judge(run, side_px=side_px, **QUICK)
+
+
 def test_a_known_set_is_fetched_only_where_that_is_allowed(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from fastssl import build
 from fastssl.errors import UserError, option, raise_all
-from fastssl.pretrained.evaluation.features import LAYERS, Key, Progress, features
+from fastssl.pretrained.evaluation.features import LAYERS, Key, Progress, at_side, features
 from fastssl.pretrained.evaluation.finetune import finetune
 from fastssl.pretrained.evaluation.splits import On, OnError, Part, splits
 from fastssl.pretrained.evaluation.unlabeled import figures_by_layer, pretraining_part
 from fastssl.pretrained.load import Pretrained, load
 from fastssl.probes import evaluate as measures
 from fastssl.probes import table
-from fastssl.recipe.schema import Recipe
+from fastssl.recipe.schema import MAX_VIEW_PX, Recipe
 from fastssl.runs.environment import environment
 from fastssl.runs.files import json_text
 from fastssl.training.guards import evaluation_explained
@@ -55,6 +55,7 @@ def evaluate(
     finetune_lr: float = TUNED_LR,
     device: str = "auto",
     checkpoint: str | Path = "last",
+    side_px: int | None = None,
     on_error: OnError = "fail",
     download: bool = False,
     progress: Progress | None = None,
@@ -78,6 +79,7 @@ def evaluate(
         finetune_lr: learning rate of fine-tuning.
         device: "auto", "cpu", "cuda" or "mps".
         checkpoint: of a run: "last", "best" or a checkpoint's folder.
+        side_px: of the images that the network is given, 4 to 1024; the run's own, see evaluate.side_px, when absent.
         on_error: "fail" after listing the images of a source that cannot be read, or "skip" them.
         download: allowed to fetch cifar10, cifar100 or stl10 as `data` or `test` when absent.
         progress: called with (file name, images done, images in all) while features are extracted.
@@ -94,12 +96,14 @@ def evaluate(
             *unfit_lists(probes=probes, views=views, layers=layers, few_label_pct=few_label_pct),
             *unfit_training(linear_epochs=linear_epochs, finetune_epochs=finetune_epochs, finetune_lr=finetune_lr),
             *unknown(on=on, on_error=on_error),
+            *unfit_side(side_px),
         ]
     )
     probes, views, layers = [*dict.fromkeys(probes)], [*dict.fromkeys(views)], [*dict.fromkeys(layers)]
     few_label_pct = [*dict.fromkeys(few_label_pct)]
     net = run if isinstance(run, Pretrained) else load(run, device=device, recipe=recipe, checkpoint=checkpoint)
     net = replace(net, recipe=build.run_data.located(net.recipe, net.run_dir))
+    net = net if side_px is None else at_side(net, side_px)
     if "projector" in layers and net.projector is None:
         raise UserError(
             "These weights hold the backbone alone.", f"Leave {option('layers')} at backbone, or give the run."
@@ -266,6 +270,14 @@ def unfit_training(*, linear_epochs: int, finetune_epochs: int, finetune_lr: flo
     if not 0 < finetune_lr < float("inf"):
         yield UserError(
             f"{option('finetune_lr', finetune_lr)}.", f"Set {option('finetune_lr')} above 0, to 0.001 for example."
+        )
+
+
+def unfit_side(side_px: Any) -> Iterator[UserError]:
+    """What is no side of an image."""
+    if side_px is not None and not (isinstance(side_px, Integral) and 4 <= int(side_px) <= MAX_VIEW_PX):
+        yield UserError(
+            f"{option('side_px', side_px)}.", f"Set {option('side_px')} to 4 to {MAX_VIEW_PX}, or leave it out."
         )
 
 

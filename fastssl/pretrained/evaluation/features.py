@@ -26,6 +26,7 @@ from fastssl.errors import UserError, option
 from fastssl.models import pretrainer
 from fastssl.pretrained.evaluation.splits import Part
 from fastssl.pretrained.load import Pretrained
+from fastssl.recipe.load import load as load_recipe
 from fastssl.runs.files import atomic_write
 from fastssl.training.online_probes import views_of
 
@@ -64,6 +65,18 @@ def features(
                 with contextlib.suppress(OSError):  # the next evaluation extracts them again; `evaluate` says so
                     write(file, rows)
     return {key: by_key[key].to(net.device) for key in keys}
+
+
+def at_side(net: Pretrained, side_px: int) -> Pretrained:
+    """The same network, given images of another side.
+
+    Raises:
+        UserError: when the backbone does not take them.
+    """
+    channels = len(net.clean.mean_C)
+    pretrainer.features_dim(net.backbone, side_px=side_px, in_channels=channels, setting=option("side_px"))
+    recipe = load_recipe(net.recipe, [f"evaluate.side_px={side_px}"])
+    return replace(net, recipe=recipe, clean=build.views.clean_view(recipe, net.manifest, device=net.device))
 
 
 def extract(net: Pretrained, part: Part, keys: Sequence[Key], progress: Progress | None) -> dict[Key, Tensor]:
