@@ -215,8 +215,8 @@ def remarks(metrics: Mapping[str, float], *, done: float = 1.0) -> dict[str, str
     }
     if per_feature := metrics.get("whitened_images_per_feature"):
         notes["whitened_few"] = (
-            f"Whitened kNN is of {per_feature:.2g} images for every feature, too few to tell how they vary together, "
-            f"and may be below kNN: it takes {whitening.ENOUGH} and more."
+            f"Whitened kNN learns from {per_feature:.2g} times as many images as features, too few to tell how "
+            f"these vary together, and may be below kNN: it takes {whitening.ENOUGH} times as many."
         )
     return notes | (spectrum.collapse_warnings(metrics, done=done) if "dims" in metrics else {})
 

@@ -77,4 +77,4 @@ def test_too_few_images_for_the_features_are_said(rows, said):
     remarks = [text for text in table.remarks(found).values() if "Whitened" in text]
     assert bool(remarks) == said
     assert found.get("whitened_images_per_feature") == (rows / 6 if said else None)
-    assert not said or f"{rows / 6:.2g} images for every feature" in remarks[0]
+    assert not said or f"{rows / 6:.2g} times as many images as features" in remarks[0]
