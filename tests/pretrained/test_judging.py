@@ -106,3 +106,11 @@ def test_the_command_prints_figures_and_draws_neighbors_without_labels(unlabeled
     page = (unlabeled / "images" / "index.html").read_text()
     assert "Nearest neighbors" in page
     assert "Map of embeddings" in page
+
+
+def test_at_another_side_no_page_is_drawn_and_that_is_said(unlabeled: Path) -> None:
+    done = command.fastssl("eval", str(unlabeled), "--side-px", "24", "--device", "cpu", "--json", timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert "no page of images" in done.stderr
+    record = json.loads(done.stdout.splitlines()[-1])
+    assert (record["side_px"], record["on"], "page" in record) == (24, "pretraining", False)
