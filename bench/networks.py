@@ -34,7 +34,6 @@ Edit = Callable[[ResNet, Recipe], None]
 AS_IT_WAS = [
     "model.backbone=resnet_small",
     "optim.schedule=cosine",
-    "evaluate.side_px=null",
     "evaluate.whitened_knn=false",
 ]
 SHORT = ["data.fraction=0.5", "train.epochs=1", "train.threads=1", "evaluate.linear_epochs=0"]

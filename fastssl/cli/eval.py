@@ -30,9 +30,7 @@ def evaluate(
     finetune_epochs: Annotated[int, typer.Option(min=1, help="Epochs of fine-tuning.")] = 10,
     finetune_lr: Annotated[float, typer.Option(help="Learning rate of fine-tuning.")] = 1e-3,
     checkpoint: Annotated[str, typer.Option(metavar="best|last|PATH", help="Which checkpoint of a run.")] = "last",
-    side_px: Annotated[
-        int | None, typer.Option(min=4, max=1024, help="Side of the images judged; the run's own when absent.")
-    ] = None,
+    side_px: Annotated[int | None, typer.Option(help="Side of the images judged; the run's own when absent.")] = None,
     page: Annotated[bool, typer.Option(help="Without labels, also draw neighbors and a map, in RUN/images/.")] = True,
     on_error: OnErrorOption = "fail",
     download: DownloadOption = True,

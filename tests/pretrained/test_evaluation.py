@@ -232,6 +232,10 @@ def test_a_side_that_is_none_is_named(run: Path, side_px: object) -> None:
         judge(run, side_px=side_px, **QUICK)
 
 
+def test_at_the_command_line_a_side_that_is_none_is_named_by_its_flag(run: Path) -> None:
+    two_lines(command.fastssl("eval", str(run), "--side-px", "3"), "Set --side-px to 4 to 1024")
+
+
 def test_a_known_set_is_fetched_only_where_that_is_allowed(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
