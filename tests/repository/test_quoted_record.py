@@ -77,6 +77,20 @@ def test_what_enlarging_gains_follows_from_the_record():
     assert said.format(*(-value for value in less), more) in " ".join(page_text("docs/record.md").split())
 
 
+def test_the_table_of_means_over_views_is_that_of_its_record():
+    rows = [row for row in record("record")["rows"] if row["part"] == "record_views"]
+    of = {(row["work"]["mean_of_views"], row["metric"]): row["values"] for row in rows}
+    metrics = [f"test_{probe}_pct" for probe in ("knn20", "whitened_knn20", "ridge", "linear")]
+    for count in (1, 2, 4, 16):
+        name = f"{count} views" if count > 1 else "the clean image"
+        cells = [f"{', '.join(f'{value:.1f}' for value in of[count, metric])} %" for metric in metrics]
+        assert f"| {name} | {' | '.join(cells)} |" in page_text("docs/record.md")
+    for metric in metrics[2:]:
+        assert all(
+            many > clean > few for few, clean, many in zip(of[2, metric], of[1, metric], of[16, metric], strict=True)
+        )
+
+
 def test_the_table_of_networks_is_that_of_its_record():
     of = {(row["impl"], row["metric"]): row for row in record("networks")["rows"]}
     for name in {impl for impl, _ in of} - {"the recipe"}:
