@@ -124,6 +124,8 @@ def begin(run: Run, given: Recipe, chosen: dict[str, str]) -> None:
         {
             "event": "start",
             "step": run.step,
+            "images": run.images,
+            "train_s": run.clock.train_s,
             "total_steps": run.total_steps,
             "batch_size": run.recipe.data.batch_size,
             "views": run.views,

@@ -114,8 +114,9 @@ class TrainingProgress:
         self.tasks: dict[str, Any] = {}
         self.plain = PlainLines()
         self.total = self.epoch = 0
-        self.since = (time.monotonic(), 0)  # and the step then, from where the rate is taken
-        self.is_warm = False
+        self.views, self.is_warm = 1, False
+        self.since_s = time.monotonic()  # where rates begin, and the record then
+        self.since: dict[str, Any] = {"step": 0, "images": 0, "train_s": 0.0}
 
     def __enter__(self) -> Self:
         self.progress.__enter__()
@@ -146,7 +147,7 @@ class TrainingProgress:
         for task in self.tasks.values():  # an earlier run of a sweep
             self.progress.remove_task(task)
         self.tasks, self.total, self.epoch = {}, record["total_steps"], 0
-        self.since, self.is_warm = (time.monotonic(), record["step"]), False
+        self.since_s, self.since, self.views, self.is_warm = time.monotonic(), record, record["views"], False
         after = f", continuing after step {record['step']}" if record["step"] else ""
         console.print(
             f"{self.total} steps of {record['batch_size']} images and {record['views']} views"
@@ -161,11 +162,12 @@ class TrainingProgress:
         self.draw("train", record["step"], self.total, [])
 
     def step(self, record: dict[str, Any]) -> None:
-        step, parts = record["step"], step_parts(record)
-        now_s, (since_s, since_step) = time.monotonic(), self.since
-        left_s = (now_s - since_s) / max(1, step - since_step) * (self.total - step)
+        step, now_s, since = record["step"], time.monotonic(), self.since
+        left_s = (now_s - self.since_s) / max(1, step - since["step"]) * (self.total - step)
+        views = self.views * (record["images"] - since["images"])
+        parts = step_parts(record, views_per_s=views / max(1e-9, record["train_s"] - since["train_s"]))
         if not self.is_warm:  # the first steps may have compiled kernels
-            self.since, self.is_warm = (now_s, step), True
+            self.since_s, self.since, self.is_warm = now_s, record, True
         self.draw("train", step, self.total, parts, left_s=left_s)
         new_epoch = int(record["epoch"]) > self.epoch
         self.epoch = int(record["epoch"])
@@ -185,10 +187,10 @@ def clock_text(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest_s:02d}" if hours else f"{minutes}:{rest_s:02d}"
 
 
-def step_parts(record: dict[str, Any]) -> list[str]:
-    """A step's numbers, the most wanted first."""
+def step_parts(record: dict[str, Any], *, views_per_s: float) -> list[str]:
+    """A step's numbers, the most wanted first; the rate is of this process, the record's is since the run began."""
     waiting_pct = record["load_pct"] + record["views_pct"]
-    rates = [f"loss {record['loss']:.4g}", f"{record['views_per_s']:,.0f} views/s", f"epoch {record['epoch']:.3g}"]
+    rates = [f"loss {record['loss']:.4g}", f"{views_per_s:,.0f} views/s", f"epoch {record['epoch']:.3g}"]
     terms = [f"{name} {value:.4g}" for name, value in terms_in(record).items()]
     return [*rates, *terms, f"waiting for data {waiting_pct:.0f} %"]
 

@@ -12,9 +12,9 @@ from terminal import ANSI, COLUMNS, in_terminal
 
 from fastssl.training import progress
 
-STEP = {"event": "step", "loss": 123.456789, "load_pct": 1.0, "views_pct": 2.0, "views_per_s": 98765.4}
+STEP = {"event": "step", "loss": 123.456789, "load_pct": 1.0, "views_pct": 2.0}
 START = {"event": "start", "total_steps": 39100, "batch_size": 512, "views": 4, "device": "cpu", "step": 0}
-START |= {"loader": "resident: it fits", "evaluated": False}
+START |= {"loader": "resident: it fits", "evaluated": False, "images": 0, "train_s": 0.0}
 
 
 def command(folder: Path, recipe: dict[str, Any]) -> list[str]:
@@ -112,8 +112,18 @@ def test_plain_lines_come_every_half_minute_and_every_epoch(
         observe(START)
         for step, seconds, epoch in ((10, 5.0, 0.1), (20, 31.0, 0.2), (30, 40.0, 0.3), (40, 45.0, 1.0)):
             now[0] = 1000.0 + seconds
-            observe(STEP | {"step": step, "epoch": epoch})
+            observe(STEP | {"step": step, "epoch": epoch, "images": 512 * step, "train_s": seconds})
     printed = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
     assert [re.match(r"step (\d+) of 39,100, ", line)[1] for line in printed] == ["20", "40"]  # type: ignore[index]
     # 39,060 to go at 40 s for 30 steps: the first ten may have compiled kernels
     assert "14:28:00 left" in printed[1]
+
+
+def test_the_rate_after_a_resume_is_that_of_the_process_that_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.TrainingProgress() as observe:
+        observe(START | {"step": 1000, "images": 512_000, "train_s": 10.0})
+        for step, seconds in ((1010, 22.0), (1020, 30.0), (1030, 38.0)):
+            observe(STEP | {"step": step, "epoch": float(step), "images": 512 * step, "train_s": seconds})
+    printed = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
+    # 10 steps of 512 images and 4 views in 12 s, and then, without the first ones, in 8 s each; 204,800 views/s before
+    assert [re.search(r", (\S+) views/s", line)[1] for line in printed] == ["1,707", "2,560", "2,560"]  # type: ignore[index]
